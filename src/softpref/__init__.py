@@ -1,0 +1,1 @@
+"""Align language models on preference pairs whose labels cannot be trusted."""

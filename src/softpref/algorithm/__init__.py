@@ -1,0 +1,1 @@
+"""The paper: torch and the standard library, nothing else."""

@@ -1,0 +1,1 @@
+"""From an aligned model to numbers with intervals."""

@@ -1,0 +1,1 @@
+"""Whole experiments, from a world or files to a report."""

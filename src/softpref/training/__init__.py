@@ -1,0 +1,1 @@
+"""From pairs and a model to an aligned model."""
