@@ -1,0 +1,292 @@
+"""The three steps of one MSPO update (section 3.2 and Algorithm 1): look ahead, teach, move.
+
+Shapes: B pairs over all micro-batches of the step; a gradient is a tuple with one tensor for each
+trainable parameter of the policy (see jacobian.py). u_i = ⟨∇h_i, P g⟩ with g the clean loss's gradient
+at θ' and P the look-ahead's preconditioner, the identity in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+
+from softpref.algorithm.jacobian import (
+    Engine,
+    Gradient,
+    GraphJacobian,
+    MarginJacobian,
+    choose_engine,
+    trainable,
+)
+from softpref.algorithm.labeller import Labeller, MetaLearner
+from softpref.algorithm.likelihood import Measured, PairBatch, PplScope
+from softpref.algorithm.objective import (
+    geometric_loss,
+    loss_by_margin,
+    loss_by_margin_and_strength,
+    strength,
+)
+
+Signal = Callable[[Measured], Tensor]
+CURRENT: Signal = attrgetter("ppl_diff")
+STARTING: Signal = attrgetter("starting_ppl_diff")
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is NaN or infinite; raised before θ or φ moves."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Step 3's result: where the loss of Eq. 11 pulls the policy, and the labels it was made with.
+
+    Attributes:
+        gradient: ∇_θ L_main, to be handed to the policy's optimizer (Eq. 12).
+        loss: L_main, nats, shape ().
+        measured: each pair's margin and PPLDiff, (B,).
+        soft_label: the labels the gradient was made with, (B,).
+    """
+
+    gradient: Gradient
+    loss: Tensor
+    measured: Measured
+    soft_label: Tensor
+
+
+def move(
+    jacobians: Iterable[MarginJacobian],
+    labeller: Labeller,
+    *,
+    pairs: int,
+    beta: float,
+    signal: Signal,
+) -> Move:
+    """Return L_main and its gradient, labels from `labeller` (Eq. 7 and 11).
+
+        L_main = (1/B) Σ_i ℓ(h_i, 2p̂_i − 1),    ∇L_main = Jᵀ (∂ℓ/∂h) / B
+
+    Takes the micro-batches one after the other, so that a generator needs to hold only one of them;
+    `pairs` is B over all of them.
+    """
+    gradient: Gradient | None = None
+    measured, soft_labels = [], []
+    for jacobian in jacobians:
+        with torch.no_grad():
+            soft_label = labeller(signal(jacobian.measured)).to(jacobian.measured.margin)
+            pull = loss_by_margin(jacobian.measured.margin, strength(soft_label), beta) / pairs
+        part = jacobian.vjp(pull)
+        gradient = part if gradient is None else add(gradient, part)
+        measured.append(jacobian.measured)
+        soft_labels.append(soft_label)
+    assert gradient is not None, "a step needs at least one micro-batch"
+    whole, soft_label = Measured.concatenate(measured), torch.cat(soft_labels)
+    loss = geometric_loss(whole.margin, strength(soft_label), beta).mean()
+    return Move(gradient, loss, whole, soft_label)
+
+
+def strength_gradient(
+    policy: nn.Module,
+    meta_learner: MetaLearner,
+    jacobians: Sequence[MarginJacobian],
+    clean: Sequence[PairBatch],
+    *,
+    beta: float,
+    lookahead_lr: float,
+    preconditioner: Gradient | None,
+    signal: Signal,
+) -> tuple[Tensor, Tensor]:
+    """Look ahead and return dL_meta/ds_i without its factor α, shape (B,), and L_meta, shape ().
+
+        θ' = θ − α P ∇_θ L_main(θ; φ)                           (Eq. 7, 8)
+        g  = ∇_θ' L_DPO(θ'; clean pairs)                        (Eq. 9)
+        dL_meta/ds_i = −(α/B) [∂²ℓ/∂h∂s]_i ⟨∇h_i, P g⟩          (Eq. 14, 15)
+
+    θ is bit for bit what it was when this returns.
+    """
+    pairs = sum(len(j.measured.margin) for j in jacobians)
+    virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal)
+    require_finite("the loss of the noisy batch or its gradient", virtual.loss, *virtual.gradient)
+    with moved(policy, precondition(virtual.gradient, preconditioner), lookahead_lr):
+        meta_loss, clean_gradient = dpo_gradient(policy, clean, beta)
+    require_finite("the loss of the clean batch or its gradient", meta_loss, *clean_gradient)
+    direction = precondition(clean_gradient, preconditioner)
+    u = torch.cat([jacobian.jvp(direction) for jacobian in jacobians])
+    bend = loss_by_margin_and_strength(virtual.measured.margin, strength(virtual.soft_label), beta)
+    by_strength = -bend * u.to(bend) / pairs
+    require_finite("the meta-gradient", by_strength)
+    return by_strength, meta_loss
+
+
+def mspo_step(
+    policy: nn.Module,
+    meta_learner: MetaLearner,
+    meta_optimizer: torch.optim.Optimizer,
+    jacobians: Sequence[MarginJacobian],
+    clean: Sequence[PairBatch],
+    *,
+    beta: float,
+    lookahead_lr: float,
+    preconditioner: Gradient | None = None,
+    signal: Signal = CURRENT,
+) -> tuple[Move, Tensor]:
+    """Do one update of φ and return the policy's move made with the new φ, and L_meta.
+
+    The meta-gradient's factor α is left out (docs/adr/0004): it places θ' but does not scale φ's step,
+    so that a learning-rate schedule does not weigh φ's history and AdamW's eps cannot swallow it.
+
+    Raises:
+        NonFiniteError: before φ or θ moves.
+    """
+    by_strength, meta_loss = strength_gradient(  # steps 1 and 2: Eq. 7 to 9
+        policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
+        preconditioner=preconditioner, signal=signal,
+    )  # fmt: skip
+    seed_labels(meta_learner, jacobians, by_strength, signal)
+    meta_optimizer.step()  # Eq. 10
+    meta_optimizer.zero_grad()
+    pairs = len(by_strength)
+    return move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal), meta_loss  # Eq. 11
+
+
+def meta_gradient(
+    policy: nn.Module,
+    meta_learner: MetaLearner,
+    noisy: PairBatch | Sequence[PairBatch],
+    clean: PairBatch | Sequence[PairBatch],
+    *,
+    beta: float,
+    lookahead_lr: float,
+    lookahead: str = "sgd",
+    ppl_scope: PplScope = "response",
+    engine: Engine = "auto",
+) -> dict[str, Tensor]:
+    """Return ∇_φ L_meta of Eq. 9, the factor α included, and change nothing.
+
+    Args:
+        policy: any causal language model of transformers, plain or PEFT, in any dtype; dropout is
+            off while its gradients are taken.
+        meta_learner: V(·; φ).
+        noisy: the training pairs, or their micro-batches.
+        clean: the trusted pairs, or their micro-batches.
+        beta: β of the DPO loss, 1/nats.
+        lookahead_lr: α of Eq. 8.
+        lookahead: `sgd`, or `adamw`, which is the same until an optimizer has second moments.
+        ppl_scope: which tokens count in PPLDiff.
+        engine: how J is made; all are exact.
+
+    Returns:
+        φ's parameter names to gradients, in φ's own shapes.
+
+    Raises:
+        ValueError: an unknown `lookahead`.
+        NonFiniteError: a loss or gradient is not finite.
+    """
+    if lookahead not in ("sgd", "adamw"):
+        raise ValueError(f"lookahead must be 'sgd' or 'adamw', not {lookahead!r}")
+    noisy = [noisy] if isinstance(noisy, PairBatch) else noisy
+    clean = [clean] if isinstance(clean, PairBatch) else clean
+    make_jacobian, _ = choose_engine(engine, policy, sum(map(len, noisy)))
+    with evaluating(policy):
+        jacobians = [make_jacobian(policy, batch, ppl_scope) for batch in noisy]
+        by_strength, _ = strength_gradient(
+            policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
+            preconditioner=None, signal=CURRENT,
+        )  # fmt: skip
+    names, parameters = zip(*meta_learner.named_parameters(), strict=True)
+    soft_label = torch.cat([meta_learner(CURRENT(j.measured)) for j in jacobians])
+    gradients = torch.autograd.grad(
+        soft_label, parameters, (lookahead_lr * 2 * by_strength).to(soft_label)
+    )
+    return dict(zip(names, gradients, strict=True))
+
+
+def seed_labels(
+    meta_learner: MetaLearner,
+    jacobians: Sequence[MarginJacobian],
+    by_strength: Tensor,
+    signal: Signal,
+) -> None:
+    """Put φ's gradient into its `.grad`: V's backward, seeded with dL/dp̂ = 2 dL/ds."""
+    soft_label = torch.cat([meta_learner(signal(j.measured)) for j in jacobians])
+    soft_label.backward((2 * by_strength).to(soft_label))
+
+
+def dpo_gradient(
+    policy: nn.Module, batches: Sequence[PairBatch], beta: float
+) -> tuple[Tensor, Gradient]:
+    """Return the mean DPO loss of trusted pairs (Eq. 2, 9), nats, and its gradient."""
+    jacobians = (GraphJacobian(policy, batch, "response") for batch in batches)
+    trusted = move(
+        jacobians, torch.ones_like, pairs=sum(map(len, batches)), beta=beta, signal=CURRENT
+    )
+    return trusted.loss, trusted.gradient
+
+
+@contextmanager
+def moved(policy: nn.Module, direction: Gradient, step_size: float) -> Iterator[None]:
+    """Hold the policy at θ' = θ − α d inside the block.
+
+    The parameters' storage is swapped, not written, so that θ comes back bit for bit and graphs made
+    at θ stay usable.
+    """
+    parameters = trainable(policy)
+    home = [p.data for p in parameters]
+    try:
+        for p, d in zip(parameters, direction, strict=True):
+            p.data = p.data.sub(d.to(p), alpha=step_size)
+        yield
+    finally:
+        for p, data in zip(parameters, home, strict=True):
+            p.data = data
+
+
+@contextmanager
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the block: the three steps must see the same function."""
+    modes = {module: module.training for module in policy.modules()}
+    policy.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def add(a: Gradient, b: Gradient) -> Gradient:
+    """Return a + b."""
+    return tuple(x + y for x, y in zip(a, b, strict=True))
+
+
+def precondition(gradient: Gradient, preconditioner: Gradient | None) -> Gradient:
+    """Return P g, elementwise; no preconditioner is plain gradient descent (Eq. 8)."""
+    if preconditioner is None:
+        return gradient
+    return tuple(p * g for p, g in zip(preconditioner, gradient, strict=True))
+
+
+def require_finite(what: str, *tensors: Tensor) -> None:
+    """Raise NonFiniteError unless every entry is a number."""
+    if not all(bool(t.isfinite().all()) for t in tensors):
+        raise NonFiniteError(f"{what} is not finite")
+
+
+def non_finite_pairs(
+    policy: nn.Module, batches: Sequence[PairBatch], ppl_scope: PplScope
+) -> list[int]:
+    """Return the `index` of every pair whose own margin or gradient is not finite."""
+    culprits = []
+    for batch in batches:
+        for pair in batch.single_pairs():
+            jacobian = GraphJacobian(policy, pair, ppl_scope)
+            numbers = (
+                jacobian.measured.margin,
+                *jacobian.vjp(torch.ones_like(jacobian.measured.margin)),
+            )
+            if not all(bool(t.isfinite().all()) for t in numbers):
+                culprits.append(int(pair.index))
+    return culprits

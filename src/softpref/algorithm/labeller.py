@@ -1,0 +1,107 @@
+"""Who says how far to believe a pair.
+
+Shapes: B pairs; PPLDiff (B,) in nats per token, raw; soft labels (B,) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Labeller(Protocol):
+    """Maps PPLDiff (B,) to the soft label p̂ (B,), the belief that the label is right."""
+
+    def __call__(self, ppl_diff: Tensor) -> Tensor: ...
+
+
+class Constant:
+    """The same soft label for every pair; 1 makes the geometric loss DPO."""
+
+    def __init__(self, soft_label: float) -> None:
+        self.soft_label = soft_label
+
+    def __call__(self, ppl_diff: Tensor) -> Tensor:
+        return torch.full_like(ppl_diff, self.soft_label)
+
+
+class MetaLearner(nn.Module):
+    """V(·; φ): PPLDiff to soft label by an MLP 1 → 128 → 128 → 1 (Eq. 6, Appendix C).
+
+        p̂ = σ(MLP((PPLDiff − mean) / deviation))
+
+    Mean and deviation of the z-score are buffers, 0 and 1 until `standardise` sets them, so that
+    the module is one thing to save, load and call on raw PPLDiff. A fresh one says about 0.5.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, hidden: int = 128) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("deviation", torch.ones(()))
+        self.layers = nn.Sequential(
+            nn.Linear(1, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 1),
+        )
+
+    def standardise(self, ppl_diff: Tensor) -> None:
+        """Take the z-score's mean and deviation from a sample of PPLDiff, shape (n,), n ≥ 2.
+
+        A sample without spread keeps deviation 1.
+        """
+        sample = ppl_diff.to(self.mean)
+        deviation = sample.std()
+        self.mean.copy_(sample.mean())
+        self.deviation.copy_(deviation if deviation > 0 else torch.ones(()))
+
+    def follow(self, ppl_diff: Tensor, momentum: float = 0.9) -> None:
+        """Let the z-score's mean and deviation follow the batches, shape (B,), B ≥ 2."""
+        sample = ppl_diff.to(self.mean)
+        self.mean.lerp_(sample.mean(), 1 - momentum)
+        self.deviation.lerp_(sample.std(), 1 - momentum)
+
+    def logit(self, ppl_diff: Tensor) -> Tensor:
+        """Return the MLP's output before the sigmoid, shape (B,)."""
+        standardised = (ppl_diff.to(self.mean) - self.mean) / self.deviation
+        return self.layers(standardised[:, None]).squeeze(-1)
+
+    def forward(self, ppl_diff: Tensor) -> Tensor:
+        """Return p̂, shape (B,), for raw PPLDiff, shape (B,)."""
+        return self.logit(ppl_diff).sigmoid()
+
+
+def warm_start(
+    meta_learner: MetaLearner, ppl_diff_clean: Tensor, noise_rate: float, steps: int = 200
+) -> None:
+    """Fit V to the clean pairs as given (label 1) and swapped (label 0), before any training.
+
+    The weighted cross-entropy
+
+        −(1 − ε) log V(x) − ε log(1 − V(−x)),   x the clean pairs' PPLDiff, ε the noise rate,
+
+    has its least value where V(x) is the probability that a pair of the *noisy* set with PPLDiff x is
+    labelled rightly. Departs from the paper, whose V starts at random (p̂ ≈ 0.5) and gives the policy
+    no gradient at first.
+
+    Args:
+        meta_learner: changed in place; its z-score is already set.
+        ppl_diff_clean: (n,) PPLDiff of the clean pairs under the starting policy.
+        noise_rate: the estimated share of flipped labels, in [0, 0.5].
+        steps: full-batch AdamW steps at 1e-2.
+    """
+    optimizer = torch.optim.AdamW(meta_learner.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(steps):
+        right = F.softplus(-meta_learner.logit(ppl_diff_clean)).mean()
+        wrong = F.softplus(meta_learner.logit(-ppl_diff_clean)).mean()
+        optimizer.zero_grad()
+        ((1 - noise_rate) * right + noise_rate * wrong).backward()
+        optimizer.step()
+    optimizer.zero_grad()

@@ -1,0 +1,55 @@
+"""The methods as data: whose labels, from which PPLDiff, and which options they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from softpref.algorithm.bilevel import CURRENT, STARTING, Signal
+from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
+
+META_OPTIONS = frozenset(
+    {
+        "engine",
+        "lookahead",
+        "lookahead_lr",
+        "meta_batch_size",
+        "meta_every",
+        "meta_hidden",
+        "meta_lr",
+        "noise_rate",
+        "warm_start",
+        "zscore",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to align: the step of bilevel.py with this labeller.
+
+    Attributes:
+        make_labeller: makes the labeller; its keyword arguments are options of the method.
+        signal: the PPLDiff the labeller sees.
+        options: the options the method reads, of those that only some methods read; setting any
+            other of these is an error.
+        source: where the method comes from.
+    """
+
+    make_labeller: Callable[..., Labeller]
+    signal: Signal
+    options: frozenset[str]
+    source: str
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the labeller learns from the clean pairs while the policy trains."""
+        return self.make_labeller is MetaLearner
+
+
+METHODS = {
+    "mspo": Method(MetaLearner, CURRENT, META_OPTIONS, "Eq. 5 to 12"),
+    "mspo_static": Method(MetaLearner, STARTING, META_OPTIONS, "section 4.3, Table 3"),
+    "dpo": Method(partial(Constant, 1.0), CURRENT, frozenset(), "Rafailov et al. 2023, Eq. 2"),
+}

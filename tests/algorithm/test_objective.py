@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softpref.algorithm.objective import (
+    geometric_loss,
+    loss_by_margin,
+    loss_by_margin_and_strength,
+    strength,
+)
+
+margins = st.floats(-200, 200)
+strengths = st.floats(-1, 1)
+betas = st.floats(0.01, 2)
+
+
+def scalars(*values: float) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in values)
+
+
+@given(margins, strengths, betas)
+def test_derivatives_equal_autograd(h, s, beta):
+    h, s = scalars(h, s)
+    loss = geometric_loss(h, s, beta)
+    (by_margin,) = torch.autograd.grad(loss, h, create_graph=True)
+    torch.testing.assert_close(loss_by_margin(h, s, beta), by_margin)
+    (by_both,) = torch.autograd.grad(by_margin, s)
+    torch.testing.assert_close(loss_by_margin_and_strength(h, s, beta), by_both)
+
+
+@given(margins, st.floats(0, 1), betas)
+def test_swapping_the_responses_and_reversing_the_label_is_the_same_loss(h, soft_label, beta):
+    h, p = scalars(h, soft_label)
+    swapped = geometric_loss(-h, strength(1 - p), beta)
+    torch.testing.assert_close(geometric_loss(h, strength(p), beta), swapped)
+
+
+def test_label_half_has_no_gradient_and_label_one_is_dpo():
+    h = torch.linspace(-5, 5, 11, dtype=torch.float64)
+    assert torch.equal(loss_by_margin(h, strength(torch.tensor(0.5)), 0.1), torch.zeros_like(h))
+    dpo = -torch.log(1 / (1 + torch.exp(-0.1 * h)))
+    torch.testing.assert_close(geometric_loss(h, strength(torch.tensor(1.0)), 0.1), dpo)
+
+
+def test_beyond_its_zero_a_larger_label_weakens_the_pull():
+    zero = torch.tensor(1.27846454, dtype=torch.float64)  # z = 1 + exp(-z)
+    one = torch.ones((), dtype=torch.float64)
+    assert float(loss_by_margin_and_strength(zero, one, 1.0)) == pytest.approx(0, abs=1e-8)
+    assert float(loss_by_margin_and_strength(zero - 0.1, one, 1.0)) < 0
+    assert float(loss_by_margin_and_strength(zero + 0.1, one, 1.0)) > 0
+
+
+@pytest.mark.parametrize("h", [-1e4, 1e4])
+def test_finite_at_extreme_margins(h):
+    h, s = torch.tensor([h]), torch.tensor([1.0])
+    for function in (geometric_loss, loss_by_margin, loss_by_margin_and_strength):
+        assert function(h, s, 0.1).isfinite().all()

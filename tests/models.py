@@ -1,0 +1,71 @@
+"""Tiny random models of several architectures, and random pairs for them."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCABULARY = 32
+ARCHITECTURES = {
+    "llama": dict(intermediate_size=24, num_key_value_heads=2),
+    "gpt2": dict(),
+    "phi": dict(intermediate_size=24, partial_rotary_factor=0.5),
+}
+
+
+def tiny_model(
+    architecture: str = "llama", dtype: torch.dtype = torch.float64, attention: str = "eager"
+) -> nn.Module:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        **ARCHITECTURES[architecture],
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    # A trained model's gradients are not all alike: make the random one less uniform.
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model.eval()
+
+
+def with_lora(model: nn.Module, **kwargs) -> nn.Module:
+    peft = get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **kwargs)
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():  # B starts at zero, where half of the gradient vanishes
+        for name, p in peft.named_parameters():
+            if "lora_" in name:
+                p.copy_(0.3 * torch.randn_like(p))
+    return peft.to(next(model.parameters()).dtype).eval()
+
+
+def random_pairs(count: int, seed: int = 0, longest: int = 9) -> list[dict]:
+    draw = random.Random(seed)
+
+    def ids(shortest: int = 1) -> list[int]:
+        return [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(shortest, longest))]
+
+    return [
+        {
+            "prompt_ids": [1, *ids()],
+            "chosen_ids": ids(),
+            "rejected_ids": ids(),
+            "ref_chosen_logp": -draw.uniform(1, 40),
+            "ref_rejected_logp": -draw.uniform(1, 40),
+        }
+        for _ in range(count)
+    ]
