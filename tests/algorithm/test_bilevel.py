@@ -89,7 +89,9 @@ def test_steps_one_and_two_change_nothing_of_the_policy():
     before, phi = states(policy), states(meta_learner)
     noisy, clean = make_batch(random_pairs(4)), make_batch(random_pairs(4, 1))
     for engine in ("per_pair", "per_pair_recompute", "double_backward"):
-        meta_gradient(policy, meta_learner, noisy, clean, beta=BETA, lookahead_lr=0.3, engine=engine)
+        meta_gradient(
+            policy, meta_learner, noisy, clean, beta=BETA, lookahead_lr=0.3, engine=engine
+        )
     assert same(states(policy), before)
     assert same(states(meta_learner), phi)
     assert not policy.training

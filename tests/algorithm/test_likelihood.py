@@ -48,7 +48,9 @@ def test_padding_order_and_batch_mates_change_nothing(count, seed, shuffle):
     order = list(range(count))
     shuffle.shuffle(order)
     with torch.no_grad():
-        together = measure(policy, make_batch([pairs[i] for i in order], pad_token_id=7), "response")
+        together = measure(
+            policy, make_batch([pairs[i] for i in order], pad_token_id=7), "response"
+        )
         for position, i in enumerate(order):
             alone = measure(policy, make_batch([pairs[i]]), "response")
             torch.testing.assert_close(together.margin[position], alone.margin[0])
@@ -65,7 +67,7 @@ def test_single_pairs_are_the_batch_without_padding():
 
 
 class FixedProbabilities(nn.Module):
-    """Predicts every token with the probability given for it, whatever came before; 8 has the rest."""
+    """Predicts each token with the probability given for it, always; token 8 has the rest."""
 
     def __init__(self, probability: dict[int, float]) -> None:
         super().__init__()
@@ -80,8 +82,8 @@ class FixedProbabilities(nn.Module):
 @pytest.mark.parametrize(
     ("scope", "expected"),
     [
-        # prompt tokens 5 5 (the first has no prediction), chosen 6 6 6, rejected 7; in units of log 2:
-        # token 5 costs 1, token 6 costs 2, token 7 costs 2.
+        # prompt tokens 5 5 (the first has no prediction), chosen 6 6 6, rejected 7; in units of
+        # log 2 token 5 costs 1, token 6 costs 2, token 7 costs 2.
         ("response", 6 / 3 - 2 / 1),
         ("sequence", (1 + 6) / 4 - (1 + 2) / 2),
         ("sequence_per_response_token", (1 + 6) / 3 - (1 + 2) / 1),

@@ -1,4 +1,4 @@
-"""The meta-gradient against the equations as they stand: float64 double backward through the model."""
+"""The meta-gradient against the equations as they stand, by double backward in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from softpref.algorithm import MetaLearner, bilevel, jacobian, meta_gradient
+from softpref.algorithm import MetaLearner, meta_gradient
 from softpref.data import make_batch
 from tests.models import random_pairs, tiny_model, with_lora
 

@@ -1,8 +1,8 @@
 """The three steps of one MSPO update (section 3.2 and Algorithm 1): look ahead, teach, move.
 
 Shapes: B pairs over all micro-batches of the step; a gradient is a tuple with one tensor for each
-trainable parameter of the policy (see jacobian.py). u_i = ⟨∇h_i, P g⟩ with g the clean loss's gradient
-at θ' and P the look-ahead's preconditioner, the identity in the paper.
+trainable parameter of the policy (see jacobian.py). P is the look-ahead's preconditioner, the
+identity in the paper.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from softpref.algorithm.jacobian import (
     choose_engine,
     trainable,
 )
-from softpref.algorithm.labeller import Labeller, MetaLearner
+from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PairBatch, PplScope
 from softpref.algorithm.objective import (
     geometric_loss,
@@ -136,8 +136,8 @@ def mspo_step(
 ) -> tuple[Move, Tensor]:
     """Do one update of φ and return the policy's move made with the new φ, and L_meta.
 
-    The meta-gradient's factor α is left out (docs/adr/0004): it places θ' but does not scale φ's step,
-    so that a learning-rate schedule does not weigh φ's history and AdamW's eps cannot swallow it.
+    The meta-gradient's factor α is left out (docs/adr/0004): it places θ' but does not scale φ's
+    step, so that a schedule does not weigh φ's history and AdamW's eps cannot swallow it.
 
     Raises:
         NonFiniteError: before φ or θ moves.
@@ -222,7 +222,7 @@ def dpo_gradient(
     """Return the mean DPO loss of trusted pairs (Eq. 2, 9), nats, and its gradient."""
     jacobians = (GraphJacobian(policy, batch, "response") for batch in batches)
     trusted = move(
-        jacobians, torch.ones_like, pairs=sum(map(len, batches)), beta=beta, signal=CURRENT
+        jacobians, Constant(1.0), pairs=sum(map(len, batches)), beta=beta, signal=CURRENT
     )
     return trusted.loss, trusted.gradient
 
@@ -231,8 +231,8 @@ def dpo_gradient(
 def moved(policy: nn.Module, direction: Gradient, step_size: float) -> Iterator[None]:
     """Hold the policy at θ' = θ − α d inside the block.
 
-    The parameters' storage is swapped, not written, so that θ comes back bit for bit and graphs made
-    at θ stay usable.
+    The parameters' storage is swapped, not written, so that θ comes back bit for bit and graphs
+    made at θ stay usable.
     """
     parameters = trainable(policy)
     home = [p.data for p in parameters]

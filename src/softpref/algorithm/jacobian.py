@@ -1,11 +1,11 @@
 """J = ∂h/∂θ, the Jacobian of a batch's margins, as a linear operator.
 
-The loss depends on θ only through the margins, so all that the method needs of the language model is
-J's products: `vjp(w)` = Σ_i w_i ∇h_i and `jvp(d)` = (⟨∇h_i, d⟩)_i. One class for each way to make them;
-all agree (one test contract).
+The loss depends on θ only through the margins, so all that the method needs of the language model
+is J's products: `vjp(w)` = Σ_i w_i ∇h_i and `jvp(d)` = (⟨∇h_i, d⟩)_i. There is one class for each
+way to make them; all agree (one test contract).
 
-Shapes: B pairs. A *gradient* is a tuple with one tensor for each trainable parameter of the policy, in
-the order of `policy.parameters()`.
+Shapes: B pairs. A *gradient* is a tuple with one tensor for each trainable parameter of the policy,
+in the order of `policy.parameters()`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class GraphJacobian:
 
 
 def double_backward(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> GraphJacobian:
-    """Make J as the equations stand, twice differentiable: the oracle the others are held against."""
+    """Make J as the equations stand, twice differentiable: what the others are held against."""
     with sdpa_kernel(SDPBackend.MATH):
         return GraphJacobian(policy, batch, ppl_scope)
 

@@ -87,9 +87,9 @@ def warm_start(
 
         −(1 − ε) log V(x) − ε log(1 − V(−x)),   x the clean pairs' PPLDiff, ε the noise rate,
 
-    has its least value where V(x) is the probability that a pair of the *noisy* set with PPLDiff x is
-    labelled rightly. Departs from the paper, whose V starts at random (p̂ ≈ 0.5) and gives the policy
-    no gradient at first.
+    has its least value where V(x) is the probability that a pair of the *noisy* set with PPLDiff x
+    is labelled rightly. Departs from the paper, whose V starts at random (p̂ ≈ 0.5) and gives the
+    policy no gradient at first.
 
     Args:
         meta_learner: changed in place; its z-score is already set.

@@ -1,13 +1,13 @@
 """Token log-probabilities to what the method needs of a pair: its margin and its PPLDiff.
 
-Shapes: B pairs; 2B rows, the chosen responses first and the rejected ones after them; N tokens a row,
-padded on the right. Log-probabilities are in nats.
+Shapes: B pairs; 2B rows, the chosen responses first and the rejected ones after them; N tokens a
+row, padded on the right. Log-probabilities are in nats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
 import torch
@@ -45,8 +45,9 @@ class PairBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Move every tensor to `device`."""
-        return type(self)(
-            *(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self, **{n: t.to(device, non_blocking=non_blocking) for n, t in tensors.items()}
         )
 
     def single_pairs(self) -> Iterator[PairBatch]:
@@ -55,13 +56,13 @@ class PairBatch:
             rows = [i, len(self) + i]
             length = int(self.attention_mask[rows].sum(-1).max())
             yield PairBatch(
-                *(
-                    t[rows, :length]
-                    for t in (self.input_ids, self.attention_mask, self.response_mask)
-                ),
-                *(t[i : i + 1] for t in (self.ref_chosen_logp, self.ref_rejected_logp)),
-                self.starting_ppl_diff[i : i + 1],
-                self.index[i : i + 1],
+                input_ids=self.input_ids[rows, :length],
+                attention_mask=self.attention_mask[rows, :length],
+                response_mask=self.response_mask[rows, :length],
+                ref_chosen_logp=self.ref_chosen_logp[i : i + 1],
+                ref_rejected_logp=self.ref_rejected_logp[i : i + 1],
+                starting_ppl_diff=self.starting_ppl_diff[i : i + 1],
+                index=self.index[i : i + 1],
             )
 
 
@@ -110,10 +111,10 @@ def token_logps(policy: nn.Module, batch: PairBatch) -> Tensor:
 def log_perplexity(logps: Tensor, is_token: Tensor, is_response: Tensor, scope: PplScope) -> Tensor:
     """Return log PPL([x; y]), nats per token: the mean negative log-probability over `scope`.
 
-    `response` is the response's own mean; `sequence` is over prompt and response (Kong et al. 2024);
-    `sequence_per_response_token` divides the whole sequence's sum by the number of response tokens
-    (the paper's Appendix C, to the letter). The first token of a row has no prediction and never
-    counts.
+    `response` is the response's own mean; `sequence` is over prompt and response (Kong et al.
+    2024); `sequence_per_response_token` divides the whole sequence's sum by the number of response
+    tokens (the paper's Appendix C, to the letter). The first token of a row has no prediction and
+    never counts.
 
     Args:
         logps: (R, N − 1) log-probabilities of the tokens from the second on.

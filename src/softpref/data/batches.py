@@ -16,7 +16,8 @@ def make_batch(pairs: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> Pai
 
     Args:
         pairs: each with `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int),
-            `ref_chosen_logp`, `ref_rejected_logp` (nats); optionally `starting_ppl_diff` and `index`.
+            `ref_chosen_logp`, `ref_rejected_logp` (nats); optionally `starting_ppl_diff` (nats
+            per token) and `index`.
         pad_token_id: fills the padding; masked everywhere, so any id will do.
     """
     chosen = [[*pair["prompt_ids"], *pair["chosen_ids"]] for pair in pairs]

@@ -1,0 +1,128 @@
+"""How many labels are wrong: the share of flipped pairs, with an interval.
+
+Shapes: N noisy pairs in M bins, n clean pairs in up to M bins, R candidate rates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softpref.algorithm.calibration import (
+    check_scores,
+    clean_rows,
+    fit_coefficients,
+    odd_basis,
+    robust_scale,
+)
+
+_MIN_CLEAN = 10
+_BINS = 512
+_GRID = 51
+_CHI2_95 = 3.8415  # 95% quantile of chi-squared with one degree of freedom
+_MIN_DOUBT = 0.01  # no pair's order is taken as surer than 1 - this
+
+
+@dataclass(frozen=True)
+class NoiseRate:
+    """Estimated share of flipped labels with its 95% interval, all in [0, 0.5]."""
+
+    rate: float
+    low: float
+    high: float
+
+
+def estimate_noise_rate(ppl_diff_noisy: Tensor, ppl_diff_clean: Tensor) -> NoiseRate:
+    """Estimate the share of flipped labels from PPLDiff, given pairs known to be right.
+
+    Model: a right label's PPLDiff x has density f, a flipped one's f(-x), a noisy pair's
+    (1 - e) f(x) + e f(-x). |x| says nothing of e; its sign does: it points to the right label with
+    probability q(|x|), so to the given one with p = e + (1 - 2e) q. With m = 2q - 1, for each e,
+
+        T(e) = mean_noisy[psi - (1-2e) |psi m|] - (1-2e) mean_clean[psi - |psi m|]
+        psi(x) = m / (4p(1-p) / N + (1-2e)^2 4q(1-q) / n), odd in x
+
+    has mean 0 at the true e whatever f and q are. q, fitted to both samples by maximum likelihood
+    with e held (`fit_coefficients`), sets only the weights psi, the efficient ones, and the
+    variance given |x|. With z = T / sd(T), the rate is where z crosses 0, or the end of [0, 0.5]
+    beyond which it would; the interval is where z^2 <= 3.84, at such an end plus z^2 there: about [0, 0.5] where PPLDiff carries nothing, one-sided and covering more
+    than 95% where the rate is 0 or 0.5. (A likelihood interval would read e off the assumed shape
+    of q, and be wrong with many pairs.) Both samples negated give the same answer.
+
+    Not in the paper. It assumes that flips do not depend on PPLDiff. Where pairs of small |PPLDiff|
+    are flipped more often than others, the rate comes out too low, since those pairs say least.
+
+    Args:
+        ppl_diff_noisy: (N,), nats per token, as labelled.
+        ppl_diff_clean: (n,), nats per token, of pairs known to be right; at least 10.
+
+    Raises:
+        ValueError: A tensor is not 1-D, floating, finite or long enough; the message names it.
+    """
+    check_scores("ppl_diff_noisy", ppl_diff_noisy)
+    check_scores("ppl_diff_clean", ppl_diff_clean, at_least=_MIN_CLEAN)
+    scale = robust_scale(ppl_diff_clean)
+    # Scores point to the right label, whichever sign that is.
+    if torch.tanh(ppl_diff_clean.double() / scale).sum() < 0:
+        scale = -scale
+    noisy = _quantile_bins(ppl_diff_noisy.double() / scale)
+    clean = _quantile_bins(ppl_diff_clean.double() / scale)
+
+    low, high = 0.0, 0.5
+    for _ in range(2):  # the second pass looks closely at what the first one found
+        rates = torch.linspace(low, high, _GRID, dtype=torch.float64, device=noisy[0].device)
+        nearest, inside = _locate(_z(rates, noisy, clean))
+        step = (high - low) / (_GRID - 1)
+        found = NoiseRate(
+            rates[nearest].item(), rates[inside].min().item(), rates[inside].max().item()
+        )
+        low, high = max(found.low - step, 0.0), min(found.high + step, 0.5)
+    return found
+
+
+def _locate(z: Tensor) -> tuple[int, Tensor]:
+    """Index of the rate and mask (R,) of the 95% interval, from z (R,), rising with the rate."""
+    nearest = int(z.abs().argmin())
+    if z[0] > 0:
+        nearest = 0
+    elif z[-1] < 0:
+        nearest = len(z) - 1
+    # At an end of the range z need not reach 0; what is left of it counts against no other rate.
+    inside = z**2 <= _CHI2_95 + (z[nearest] ** 2).clamp(max=_CHI2_95)
+    inside[nearest] = True
+    return nearest, inside
+
+
+def _quantile_bins(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and counts, (M,) each, of runs of neighbouring scores."""
+    parts = scores.sort().values.tensor_split(min(_BINS, len(scores)))
+    counts = torch.tensor([len(part) for part in parts], dtype=scores.dtype, device=scores.device)
+    return torch.stack([part.mean() for part in parts]), counts
+
+
+def _z(rates: Tensor, noisy: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor]) -> Tensor:
+    """T(e) over its standard deviation, (R,), for rates (R,) and the bins of both samples."""
+    rows, weights = clean_rows(*clean)
+    flip_rate = torch.cat([torch.zeros_like(rows), torch.ones_like(noisy[0])]) * rates[:, None]
+    coefficients = fit_coefficients(
+        odd_basis(torch.cat([rows, noisy[0]]), 1.0), torch.cat([weights, noisy[1]]), flip_rate
+    )
+    keep = 1 - 2 * rates[:, None]
+    noisy_total, clean_total = noisy[1].sum(), clean[1].sum()
+
+    def mean_and_variance(sample: tuple[Tensor, Tensor], share: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of psi - share |psi m| and its variance given |x|, each (R,)."""
+        scores, counts = sample
+        q = torch.sigmoid(coefficients @ odd_basis(scores, 1.0).T)
+        m = (2 * q - 1) * (1 - 2 * _MIN_DOUBT)
+        psi = m / ((1 - (keep * m) ** 2) / noisy_total + keep**2 * (1 - m**2) / clean_total)
+        weights = counts / counts.sum()
+        mean = (psi - share * (psi * m).abs()) @ weights
+        return mean, (psi**2 * (1 - (share * m) ** 2)) @ weights / counts.sum()
+
+    noisy_mean, noisy_variance = mean_and_variance(noisy, keep)
+    clean_mean, clean_variance = mean_and_variance(clean, torch.ones_like(keep))
+    variance = noisy_variance + keep[:, 0] ** 2 * clean_variance
+    # Where every score is 0, so are both.
+    deviation = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
+    return (noisy_mean - keep[:, 0] * clean_mean) / deviation

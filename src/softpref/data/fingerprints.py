@@ -1,0 +1,73 @@
+"""Which responses a model was fine-tuned on: recorded by `sft`, looked up by `train` and `audit`.
+
+A model that has seen a response as an SFT target finds it less perplexing than its label deserves,
+so PPLDiff recalls the fine-tuning data instead of judging the pair.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+from datasets import Dataset
+
+from softpref.errors import UsageError
+
+SFT_TARGETS = "sft_targets.json"
+SIDES = ("chosen", "rejected")
+
+Text: TypeAlias = str | list[dict[str, str]]
+
+
+def target_fingerprint(prompt: Text, response: Text) -> str:
+    """The first 16 hex digits of the sha256 of a prompt and a response.
+
+    Args:
+        prompt: text, or messages, of which roles and contents count.
+        response: likewise.
+    """
+    canonical = json.dumps([_contents(prompt), _contents(response)])
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def write_sft_targets(model_directory: str | Path, fingerprints: Iterable[str]) -> None:
+    """Records beside a model the fingerprints of its SFT targets."""
+    record = {"format": 1, "fingerprints": sorted(fingerprints)}
+    path = Path(model_directory) / SFT_TARGETS
+    path.write_text(json.dumps(record, indent=0), encoding="utf-8")
+
+
+def count_sft_targets(model_directory: str, pairs: Dataset) -> int:
+    """How many pairs have their chosen or rejected response among a model's SFT targets.
+
+    Args:
+        model_directory: where the model or adapter lies; 0 if nothing is recorded there.
+        pairs: rows with prompt, chosen and rejected.
+
+    Raises:
+        UsageError: the record is not one that this version reads.
+    """
+    path = Path(model_directory) / SFT_TARGETS
+    if not path.is_file():
+        return 0
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != 1:
+            raise ValueError
+        targets = set(record["fingerprints"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: not a list of SFT targets in format 1. Restore it, or delete it to go on "
+            "without knowing which pairs the model was fine-tuned on."
+        ) from error
+    return sum(
+        any(target_fingerprint(row["prompt"], row[side]) in targets for side in SIDES)
+        for row in pairs.select_columns(["prompt", *SIDES])
+    )
+
+
+def _contents(text: Text) -> str | list[list[str]]:
+    if isinstance(text, str):
+        return text
+    return [[message["role"], message["content"]] for message in text]

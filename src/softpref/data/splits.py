@@ -1,0 +1,90 @@
+"""Sets that must stay apart: the trusted pairs, the training pairs, the evaluation pairs."""
+
+import random
+from collections.abc import Iterator
+
+from datasets import Dataset
+
+from softpref.data.sources import content_key, dataset_rows, place
+from softpref.errors import UsageError
+
+TRUTH_RESTORED = "truth restored"
+ASSUMED_CORRECT = "assumed correct, not reviewed"
+
+
+def hold_out_clean(pairs: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset, str]:
+    """Draws the clean pairs from the data themselves, before anything else is done with them.
+
+    Args:
+        pairs: Pair rows, not yet tokenized.
+        count: Number of pairs to hold out.
+        seed: Seed of the draw.
+
+    Returns:
+        The rest, the held-out pairs (both in the order of `pairs`) and where their labels come
+        from: `TRUTH_RESTORED` if the rows carry `is_flipped` (flipped ones are swapped back), else
+        `ASSUMED_CORRECT`.
+
+    Raises:
+        UsageError: If `count` is not positive or leaves nothing to train on.
+    """
+    if not 0 < count < len(pairs):
+        raise UsageError(
+            f"--clean {count}: give a number from 1 to {len(pairs) - 1} or a file; "
+            f"there are {len(pairs)} pairs to hold out from."
+        )
+    drawn = set(random.Random(seed).sample(range(len(pairs)), count))
+    rest = pairs.select([index for index in range(len(pairs)) if index not in drawn])
+    clean = pairs.select(sorted(drawn))
+    if "is_flipped" not in pairs.column_names:
+        return rest, clean, ASSUMED_CORRECT
+    restored = [
+        row | {"chosen": row["rejected"], "rejected": row["chosen"], "is_flipped": False}
+        if row["is_flipped"]
+        else row
+        for row in dataset_rows(clean)
+    ]
+    return rest, Dataset.from_list(restored, features=clean.features), TRUTH_RESTORED
+
+
+def without_clean(train: Dataset, clean: Dataset) -> tuple[Dataset, int]:
+    """Takes the clean pairs out of training, whichever way they are labelled there.
+
+    Returns:
+        The other training pairs, and how many rows were taken out.
+
+    Raises:
+        UsageError: If no training pair is left.
+    """
+    trusted = set(_keys(clean))
+    kept = [index for index, key in enumerate(_keys(train)) if key not in trusted]
+    if not kept:
+        raise UsageError(
+            "every pair of --train is also in --clean, nothing is left to train on. "
+            "Give other training pairs or fewer clean ones."
+        )
+    return train.select(kept), len(train) - len(kept)
+
+
+def refuse_overlap(clean: Dataset, other: Dataset, name: str) -> None:
+    """Makes sure that no clean pair, in either order, is also in `other`, which is called `name`.
+
+    Raises:
+        UsageError: If one is; the message names the first such row of both.
+    """
+    row_of = dict(zip(_keys(clean), clean["row"], strict=True))
+    shared = [
+        (row_of[key], row)
+        for key, row in zip(_keys(other), other["row"], strict=True)
+        if key in row_of
+    ]
+    if shared:
+        raise UsageError(
+            f"--clean row {shared[0][0]} is also {place(name, shared[0][1])} "
+            f"({len(shared)} such rows in all). Take them out of one of the two."
+        )
+
+
+def _keys(pairs: Dataset) -> Iterator[str]:
+    for row in dataset_rows(pairs.select_columns(["prompt", "chosen", "rejected"])):
+        yield content_key(row["prompt"], row["chosen"], row["rejected"])

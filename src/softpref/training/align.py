@@ -1,0 +1,161 @@
+"""`softpref train`: files and options to an output directory that holds the whole run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softpref.algorithm.methods import METHODS
+from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
+from softpref.data.sources import LoadedPairs, load_pairs
+from softpref.data.splits import hold_out_clean
+from softpref.options import option, require
+from softpref.training.config import MSPOConfig
+from softpref.training.output import new_directory, resume_point, write_lines, write_text
+from softpref.training.trainer import MSPOTrainer
+
+logger = logging.getLogger(__name__)
+
+RUN_RECORD = "run.json"
+PACKAGES = ("softpref", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
+
+
+@dataclass
+class AlignFiles:
+    """What a run reads and where it writes."""
+
+    model: str = option("The SFT model to start from: a directory or hub id, full or adapter.", "")
+    train: str = option("Noisy pairs: JSONL, JSON, Parquet, CSV or hub id.", "")
+    clean: str | None = option("Trusted pairs: a file, or a number of training pairs to hold out.")
+    eval: str | None = option("Pairs to evaluate on during training.")
+    output: str = option("Directory for the run; must be new or empty.", "")
+
+
+def load_sets(
+    files: AlignFiles, config: MSPOConfig
+) -> tuple[LoadedPairs, LoadedPairs | None, LoadedPairs | None, str]:
+    """Read training, clean and evaluation pairs; say where the trust in the clean is from.
+
+    Raises:
+        UsageError: a file cannot be read, or `--clean` names neither a file nor a possible number.
+    """
+    train = load_pairs(files.train, on_bad_row=config.on_bad_row)
+    evaluation = load_pairs(files.eval, on_bad_row=config.on_bad_row) if files.eval else None
+    if files.clean is None:
+        return train, None, evaluation, "none given"
+    if not files.clean.lstrip("-").isdigit():
+        clean = load_pairs(files.clean, on_bad_row=config.on_bad_row)
+        return train, clean, evaluation, "given as a file"
+    rest, held_out, provenance = hold_out_clean(train.pairs, int(files.clean), config.seed)
+    clean = dataclasses.replace(
+        train, pairs=held_out, source=f"{train.source} ({files.clean} held out)", bad_rows=()
+    )
+    return dataclasses.replace(train, pairs=rest), clean, evaluation, provenance
+
+
+def align(files: AlignFiles, config: MSPOConfig) -> None:
+    """Align a model and write everything a run leaves behind.
+
+    The output directory gets the model or adapter with its tokenizer, `labels.jsonl`,
+    `label_history.parquet`, `metrics.jsonl`, `run.json` (options, versions, seeds, data) and a
+    model card.
+
+    Raises:
+        UsageError: something is wrong with data, model or options; nothing was written.
+    """
+    for name in ("model", "train", "output"):
+        require(getattr(files, name), f"--{name}")
+    output = new_directory(files.output, config.resume_from_checkpoint)
+    config.output_dir = str(output)
+    train, clean, evaluation, provenance = load_sets(files, config)
+    if provenance == "assumed correct, not reviewed":
+        logger.warning("clean pairs: held out of --train, assumed correct, not reviewed")
+    seen = count_sft_targets(files.model, train.pairs)
+    if seen:
+        logger.warning(
+            "%d of %d training pairs hold a response that the model was fine-tuned on: their "
+            "PPLDiff recalls that instead of judging the pair",
+            seen, len(train.pairs),
+        )  # fmt: skip
+    trainer = MSPOTrainer(files.model, config, train, clean, evaluation)
+    trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
+    trainer.save_model()
+    trainer.save_state()
+    write_lines(output / "labels.jsonl", trainer.label_pairs())
+    trainer.history.write(output / "label_history.parquet", list(trainer.pairs["uid"]))
+    write_lines(output / "metrics.jsonl", trainer.state.log_history)
+    if (Path(files.model) / SFT_TARGETS).is_file():
+        shutil.copy(Path(files.model) / SFT_TARGETS, output)
+    record = run_record(trainer, files, provenance, seen)
+    write_text(output / "README.md", model_card(record))
+    write_text(output / RUN_RECORD, json.dumps(record, indent=2) + "\n")
+    logger.info("written: %s", output)
+
+
+def run_record(
+    trainer: MSPOTrainer, files: AlignFiles, provenance: str, sft_targets: int
+) -> dict[str, Any]:
+    """Return the resolved options, versions, seeds and data of a run."""
+    noise = trainer.noise
+    return {
+        "format": 1,
+        "files": dataclasses.asdict(files),
+        "method": trainer.args.method,
+        "source": METHODS[trainer.args.method].source,
+        "options": trainer.args.to_dict(),
+        "meta_lr": trainer.teacher.optimizer.param_groups[0]["lr"] if trainer.teacher else None,
+        "data": trainer.prepared.record,
+        "clean_pairs": provenance,
+        "sft_targets_among_pairs": sft_targets,
+        "noise_rate": dataclasses.asdict(noise) if noise else None,
+        "noise_rate_source": "given" if trainer.args.noise_rate is not None else "estimated",
+        "steps": trainer.state.global_step,
+        "threads": torch.get_num_threads(),
+        "device": str(trainer.args.device),
+        "python": sys.version.split()[0],
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """Return the model card of a run, in the hub's format."""
+    method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
+    options = record["options"]
+    library = "peft" if options["tuning"] == "lora" else "transformers"
+    rate = (
+        f"{noise['rate']:.1%} ({record['noise_rate_source']}; 95% interval {noise['low']:.1%} to "
+        f"{noise['high']:.1%})"
+        if noise
+        else "not estimated (no clean pairs)"
+    )
+    pairs = record["data"]["train"]["pairs"]
+    clean = record["data"].get("clean", {}).get("pairs", 0)
+    return f"""---
+base_model: {json.dumps(base)}
+library_name: {library}
+tags: [softpref, {method}, preference-alignment]
+---
+
+# {Path(base).name} aligned with {method}
+
+Made by softpref {record["versions"]["softpref"]}: method `{method}` ({record["source"]}), recipe
+`{options["recipe"]}`, {options["tuning"]} tuning, β = {options["beta"]}, {record["steps"]} steps.
+
+| | |
+|---|---|
+| training pairs | {pairs:,} |
+| clean pairs | {clean:,} ({record["clean_pairs"]}) |
+| wrong labels among the training pairs | {rate} |
+
+`labels.jsonl` says what the run believes of every training pair, `label_history.parquet` how that
+came about, `run.json` how to repeat it. Nothing here was judged for quality or safety.
+"""

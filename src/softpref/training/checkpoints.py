@@ -1,0 +1,397 @@
+"""Checkpoints in safetensors and JSON that are complete or do not exist.
+
+transformers' Trainer pickles optimizer, scheduler, random states and arguments, file by file into
+the final directory. `SafeCheckpoints` overrides the hooks that do so; docs/adr/0003-checkpoints.md
+says why. Beside what `save_pretrained` writes, a checkpoint holds
+
+    optimizer, scheduler, scaler, rng, extra, identity   NAME.json; NAME.safetensors for tensors
+    trainer_state.json, training_args.json               as transformers defines them
+    manifest.json                                        size and sha256 of all the other files
+"""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import HubStrategy, TrainOutput
+from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xla_available
+
+from softpref.errors import UsageError
+
+JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial-"
+PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+
+logger = logging.getLogger(__name__)
+
+
+def state_to_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+    """Splits the state dict of any torch optimizer into tensors and JSON.
+
+    Tensors, tuples and dicts with keys other than text are marked in the JSON by a one-key dict
+    (`$tensor`, `$tuple`, `$items`), so that `tensors_to_state` gives back the same types.
+
+    Args:
+        state_dict: nested dicts, lists and tuples of tensors and plain values.
+
+    Returns:
+        The tensors themselves, by their path in the state dict, and all the rest.
+
+    Raises:
+        TypeError: a value is neither a tensor nor expressible in JSON; the message has its path.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def encode(value: Any, path: str) -> JSON:
+        match value:
+            case Tensor() if path not in tensors:
+                tensors[path] = value
+                return {"$tensor": path}
+            case dict() if all(isinstance(key, str) and key[:1] != "$" for key in value):
+                return {k: encode(v, f"{path}.{k}") for k, v in value.items()}
+            case dict():
+                return {"$items": [[k, encode(v, f"{path}.{k}")] for k, v in value.items()]}
+            case tuple():
+                return {"$tuple": encode(list(value), path)}
+            case list():
+                return [encode(item, f"{path}.{i}") for i, item in enumerate(value)]
+            case None | bool() | int() | float() | str():
+                return value
+        raise TypeError(f"{path}: a {type(value).__name__} cannot be saved as tensors and JSON")
+
+    return tensors, {key: encode(value, key) for key, value in state_dict.items()}
+
+
+def tensors_to_state(tensors: Mapping[str, Tensor], values: Mapping[str, JSON]) -> dict[str, Any]:
+    """Undoes `state_to_tensors`, for `Optimizer.load_state_dict`."""
+
+    def decode(value: Any) -> Any:
+        match value:
+            case {"$tensor": path}:
+                return tensors[path]
+            case {"$items": pairs}:
+                return {key: decode(item) for key, item in pairs}
+            case {"$tuple": items}:
+                return tuple(decode(item) for item in items)
+            case dict():
+                return {key: decode(item) for key, item in value.items()}
+            case list():
+                return [decode(item) for item in value]
+        return value
+
+    return {key: decode(value) for key, value in values.items()}
+
+
+def newest_complete(directory: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """Finds the checkpoint to resume from.
+
+    Args:
+        directory: a run's output directory; it need not exist.
+
+    Returns:
+        The complete checkpoint with the highest step, or None, and those of a higher step that are
+        not complete, each with the reason.
+    """
+    skipped: list[tuple[Path, str]] = []
+    for checkpoint in reversed(_checkpoints(Path(directory))):
+        reason = _defect(checkpoint)
+        if reason is None:
+            return checkpoint, skipped
+        skipped.append((checkpoint, reason))
+    return None, skipped
+
+
+class SafeCheckpoints(Trainer):
+    """A Trainer that never pickles, and whose checkpoints survive a crash at any moment.
+
+    It comes first among the bases: `class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer)`. What
+    else a subclass must save goes through `extra_state`, `load_extra_state` and `identity`. On a
+    CPU in float32, resumed training equals uninterrupted training bit for bit. Construction raises
+    UsageError for what could not be saved so: several processes, sharded models and the like.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        pushes = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END
+        unsupported = {
+            "DeepSpeed": self.is_deepspeed_enabled,
+            "FSDP": self.is_fsdp_enabled,
+            "XLA": is_torch_xla_available(),
+            "SageMaker model parallelism": is_sagemaker_mp_enabled(),
+            "a model sharded at load time": self.is_distributed_loading_by_transformers,
+            "training in several processes": self.args.world_size > 1,
+            "a model without save_pretrained": not isinstance(model, PreTrainedModel | PeftModel),
+            "pushing every checkpoint to the hub (other than hub_strategy='end')": pushes,
+        }
+        for name, is_used in unsupported.items():
+            if is_used:
+                raise UsageError(f"{name} is not supported: checkpoints could not be saved safely.")
+
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+        """What else a checkpoint must hold for an exact resume: tensors and plain values."""
+        return {}, {}
+
+    def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
+        """Takes back what `extra_state` gave; called once optimizer and scheduler are restored."""
+
+    def identity(self) -> dict[str, JSON]:
+        """What must not change between a run and its resumption: method, beta, data, ..."""
+        return {}
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Trains as `Trainer.train` does, from the start or from a complete checkpoint.
+
+        With `resume_from_checkpoint=True` this is the newest one in `output_dir`; damaged ones are
+        skipped with a warning.
+
+        Raises:
+            UsageError: there is no complete checkpoint, the one asked for is damaged or holds
+                the model alone, or it has another `identity`.
+        """
+        checkpoint = None
+        if resume_from_checkpoint is True:
+            checkpoint, skipped = newest_complete(str(self.args.output_dir))
+            for path, reason in skipped:
+                logger.warning("%s is skipped: %s", path, reason)
+            if checkpoint is None:
+                found = "".join(f"; {path.name}: {reason}" for path, reason in skipped)
+                raise UsageError(
+                    f"{self.args.output_dir}: no complete checkpoint to resume from{found}. "
+                    "Leave resume_from_checkpoint out to start from the beginning."
+                )
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            if defect := _defect(checkpoint):
+                raise UsageError(
+                    f"{checkpoint}: cannot resume, {defect}. Name a complete checkpoint, or take "
+                    "the newest complete one with resume_from_checkpoint=True."
+                )
+        if checkpoint is not None:
+            self._refuse_other_run(checkpoint)
+        return super().train(
+            resume_from_checkpoint=str(checkpoint) if checkpoint else None,
+            trial=trial,
+            ignore_keys_for_eval=ignore_keys_for_eval,
+        )
+
+    def _refuse_other_run(self, checkpoint: Path) -> None:
+        if not (checkpoint / "optimizer.json").exists():
+            raise UsageError(
+                f"{checkpoint}: cannot resume, it was written with save_only_model=True and holds "
+                "no optimizer state. Start a new run with it as the model."
+            )
+        _, old = _read(checkpoint, "identity")
+        new = json.loads(json.dumps(self.identity()))
+        changes = [
+            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        if changes:
+            raise UsageError(
+                f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}. Restore "
+                "the old values, or start a new run with another output_dir."
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        state = self.state
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        directory = Path(self._get_output_dir(trial=trial))
+        final = directory / f"checkpoint-{state.global_step}"
+        partial = directory / f"{PARTIAL}{final.name}"
+        for leftover in directory.glob(f"{PARTIAL}*"):
+            shutil.rmtree(leftover)
+
+        self.save_model(str(partial), _internal_call=True)
+        best = directory / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step and (best == final or best.is_dir()):
+            state.best_model_checkpoint = str(best)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(partial))
+            self._save_scaler(str(partial))
+            self._save_rng_state(str(partial))
+        _write(partial, "identity", {}, self.identity())
+        stateful: list[Any] = [*self.callback_handler.callbacks, self.control]
+        stateful = [callback for callback in stateful if isinstance(callback, ExportableState)]
+        state.stateful_callbacks = TrainerState(stateful_callbacks=stateful).stateful_callbacks
+        state.save_to_json(str(partial / "trainer_state.json"))
+
+        _publish(partial, final)
+        self._rotate(directory, final)
+
+    def _rotate(self, directory: Path, newest: Path) -> None:
+        limit = self.args.save_total_limit
+        if limit is None or limit <= 0:
+            return
+        kept = {newest}
+        if self.state.best_model_checkpoint is not None:
+            kept.add(Path(self.state.best_model_checkpoint))
+        others = [path for path in _checkpoints(directory) if path not in kept]
+        surplus = len(others) + len(kept) - limit
+        for path in others[: max(surplus, 0)]:
+            shutil.rmtree(_put_aside(path))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        directory = Path(output_dir or str(self.args.output_dir))
+        directory.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(directory, state_dict=state_dict)
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+        arguments = json.dumps(self.args.to_dict(), indent=2, default=str)
+        (directory / "training_args.json").write_text(arguments, encoding="utf-8")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        for name, part in (("optimizer", self.optimizer), ("scheduler", self.lr_scheduler)):
+            assert part is not None
+            _write(Path(output_dir), name, *state_to_tensors(part.state_dict()))
+        _write(Path(output_dir), "extra", *self.extra_state())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        for name, part in (("optimizer", self.optimizer), ("scheduler", self.lr_scheduler)):
+            assert part is not None
+            part.load_state_dict(tensors_to_state(*_read(Path(checkpoint), name)))
+        self.load_extra_state(*_read(Path(checkpoint), "extra"))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if (scaler := self.accelerator.scaler) is not None:
+            _write(Path(output_dir), "scaler", *state_to_tensors(scaler.state_dict()))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or (scaler := self.accelerator.scaler) is None:
+            return
+        scaler.load_state_dict(tensors_to_state(*_read(Path(checkpoint), "scaler")))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        algorithm, keys, *position = cast(tuple[Any, ...], np.random.get_state())
+        state = {
+            "python": random.getstate(),
+            "numpy": (algorithm, keys.tolist(), *position),
+            "cpu": torch.get_rng_state(),
+        }
+        if (device := self.args.device).type != "cpu":
+            state[device.type] = torch.get_device_module(device).get_rng_state()
+        _write(Path(output_dir), "rng", *state_to_tensors(state))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = tensors_to_state(*_read(Path(checkpoint), "rng"))
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["cpu"])
+        if (device := self.args.device).type in state.keys() - {"cpu"}:
+            torch.get_device_module(device).set_rng_state(state[device.type])
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        if reason := _defect(Path(best)):
+            raise UsageError(
+                f"{best}: the best model cannot be loaded, {reason}. "
+                "Training is complete: use the newest checkpoint, or train again."
+            )
+        super()._load_best_model()
+
+    def _tune_save_checkpoint(self, checkpoint_dir: str) -> None:
+        raise UsageError("hyperparameter_search with Ray pickles its state; use another backend.")
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """The checkpoint directories of a run, whole or not, by increasing step."""
+    start = len("checkpoint-")
+    found = directory.glob("checkpoint-*")
+    numbered = [path for path in found if path.is_dir() and path.name[start:].isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name[start:]))
+
+
+def _defect(checkpoint: Path) -> str | None:
+    """Says what keeps a directory from being a complete checkpoint; None if nothing does."""
+    if not checkpoint.is_dir():
+        return "it is not a directory"
+    try:
+        files = dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so it was not written to the end, or not by softpref"
+    except (ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is damaged"
+    if pickled := [path.name for path in checkpoint.rglob("*") if path.suffix in PICKLED]:
+        return f"it holds {pickled[0]}, which may be a pickle and is never read"
+    for name, recorded in files.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if (found := _seal(checkpoint / name)) != recorded:
+            return f"{name} is damaged: {found} instead of {recorded}"
+    return None
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Makes a directory durable, then visible under its final name."""
+    paths = sorted(partial.rglob("*"))
+    files = {path.relative_to(partial).as_posix(): _seal(path) for path in paths if path.is_file()}
+    manifest = partial / MANIFEST
+    manifest.write_text(json.dumps({"format": 1, "files": files}, indent=2), encoding="utf-8")
+    for path in [*paths, manifest, partial]:
+        _fsync(path)
+    # A directory cannot be renamed over one that is not empty.
+    replaced = _put_aside(final) if final.exists() else None
+    partial.rename(final)
+    _fsync(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced)
+
+
+def _put_aside(checkpoint: Path) -> Path:
+    """Takes a checkpoint's name away before it is deleted: a crash must not leave half of it."""
+    return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _seal(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _write(directory: Path, name: str, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
+    (directory / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
+    if tensors:
+        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(stored, directory / f"{name}.safetensors")
+
+
+def _read(directory: Path, name: str) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+    path = directory / f"{name}.safetensors"
+    values = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    return (load_file(path) if path.exists() else {}), values

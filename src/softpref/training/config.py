@@ -1,0 +1,159 @@
+"""Every option of an alignment run, and the two recipes that fill what the user leaves open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from softpref.algorithm.methods import META_OPTIONS, METHODS
+from softpref.errors import UsageError
+from softpref.options import option
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # Table 5 and Appendix C, to the letter; 64 pairs a step are 8 micro-batches of 8. The paper is
+    # silent on what follows the warm-up: the learning rate stays where it is.
+    "faithful": {
+        "learning_rate": 5e-7,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 100,
+        "weight_decay": 0.01,
+        "gradient_accumulation_steps": 8,
+        "meta_lr": 1e-4,
+        "meta_batch_size": 64,
+        "ppl_scope": "sequence_per_response_token",
+        "warm_start": False,
+        "tuning": "full",
+    },
+    # What we would use ourselves; tuned in the synthetic world on seeds 1000 and up.
+    "recommended": {
+        "learning_rate": {"lora": 1e-4, "full": 5e-6},
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.0,
+        "gradient_accumulation_steps": 4,
+        "meta_batch_size": 32,
+        "ppl_scope": "response",
+        "warm_start": True,
+        "tuning": "lora",
+    },
+}
+
+# AdamW moves a weight by about its learning rate an update, so this is how far φ's weights may walk
+# in one run: the paper's 1e-4 over its 80,000 / 64 updates.
+META_WALK = 0.125
+LARGEST_META_LR = 1e-2
+
+LEAST_VALUES = {
+    "max_length": 2,
+    "meta_batch_size": 1,
+    "meta_every": 1,
+    "meta_hidden": 1,
+    "lookahead_lr": 0,
+}
+
+
+@dataclass
+class MSPOConfig(TrainingArguments):
+    """Options of `MSPOTrainer`; what is left open is filled by the recipe.
+
+    Raises:
+        UsageError: a value is impossible, or the chosen method would ignore an option that was set.
+    """
+
+    method: Literal["mspo", "mspo_static", "dpo"] = option("Alignment method.", "mspo")
+    recipe: Literal["recommended", "faithful"] = option(
+        "`recommended`: what we would use; `faithful`: the paper to the letter.", "recommended"
+    )
+    tuning: Literal["lora", "full"] = option("Train a LoRA adapter or all weights.")
+    beta: float = option("β of the DPO loss, 1/nats.", 0.1)
+    max_length: int = option("Longest prompt plus response, tokens.", 1024)
+    ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
+        "Which tokens count in PPLDiff."
+    )
+    lora_r: int | None = option("Rank of the LoRA adapter; default 16.")
+    lora_alpha: int | None = option("LoRA's alpha; default 32.")
+    lora_target_modules: list[str] | None = option("Modules to adapt; default: every linear one.")
+    on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
+    trust_remote_code: bool = option("Run code that comes with the model.", False)
+    reference_cache: str | None = option(
+        "Directory that keeps reference log-probs between runs; default: softpref's user cache."
+    )
+
+    meta_lr: float | None = option("The meta-learner's learning rate; default: set by run length.")
+    meta_batch_size: int = option("Clean pairs per meta-update.")
+    meta_every: int = option("Steps between meta-updates; default 1.")
+    meta_hidden: int = option("Width of the meta-learner's two hidden layers; default 128.")
+    lookahead_lr: float | None = option("α of the look-ahead; default: the policy's current one.")
+    lookahead: Literal["sgd", "adamw"] = option("Look-ahead optimizer; default sgd (Eq. 8).")
+    warm_start: bool = option("Fit the meta-learner to the clean pairs before training.")
+    zscore: Literal["frozen", "running"] = option(
+        "PPLDiff's mean and deviation: from the first 1,000 training pairs under the starting "
+        "policy (frozen, default), or followed during training (running)."
+    )
+    noise_rate: float | None = option("Share of flipped labels; default: estimated.")
+    engine: Literal["auto", "per_pair", "per_pair_recompute", "double_backward"] = option(
+        "How the meta-gradient is computed; all are exact; default auto."
+    )
+
+    learning_rate: float = option("The policy's peak learning rate.")
+    lr_scheduler_type: str = option("Learning-rate schedule, by transformers' names.")
+    warmup_steps: float = option("Warm-up steps; below 1, a share of all steps.")
+    weight_decay: float = option("AdamW's weight decay of the policy.")
+    num_train_epochs: float = option("Passes over the training pairs.", 1.0)
+    per_device_train_batch_size: int = option("Pairs per micro-batch.", 8)
+    gradient_accumulation_steps: int = option("Micro-batches per step.")
+    logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", 10)
+    remove_unused_columns: bool = option("Unused: batches are made from pairs.", False)
+    logging_nan_inf_filter: bool = option("Unused: a step that is not finite stops.", False)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"--method {self.method}: choose one of {', '.join(METHODS)}.")
+        if self.recipe not in RECIPES:
+            raise UsageError(f"--recipe {self.recipe}: choose one of {', '.join(RECIPES)}.")
+        self._refuse_ignored_options()
+        method = METHODS[self.method]
+        fallbacks = {"meta_every": 1, "meta_hidden": 128, "lookahead": "sgd", "zscore": "frozen"}
+        for name, value in (fallbacks | {"engine": "auto"} | RECIPES[self.recipe]).items():
+            read = name not in META_OPTIONS or name in method.options
+            if read and getattr(self, name) is None:
+                setattr(self, name, value)
+        if isinstance(self.learning_rate, dict):
+            self.learning_rate = self.learning_rate[self.tuning]
+        self._refuse_impossible_values()
+        # Without it the order of the data would follow whoever seeded torch last.
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed
+        # The other kind of checkpointing cannot be asked for gradients of chosen tensors.
+        self.activation_checkpointing_kwargs = {"use_reentrant": False}
+        super().__post_init__()
+        if self.fp16:
+            raise UsageError("--fp16: gradients are exact only without loss scaling; use --bf16.")
+
+    def _refuse_ignored_options(self) -> None:
+        ignored = META_OPTIONS - METHODS[self.method].options
+        for name in sorted(ignored):
+            if getattr(self, name) is not None:
+                raise UsageError(
+                    f"--{name}: method {self.method} does not read it; leave it out, or choose a "
+                    "method that does."
+                )
+
+    def _refuse_impossible_values(self) -> None:
+        for name, least in LEAST_VALUES.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name} {value}: must be at least {least}.")
+        for name in ("beta", "learning_rate", "meta_lr"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"--{name} {value}: must be above 0.")
+        if self.noise_rate is not None and not 0 <= self.noise_rate < 0.5:
+            raise UsageError(f"--noise_rate {self.noise_rate}: must be at least 0 and below 0.5.")
+
+    def resolved_meta_lr(self, meta_updates: int) -> float:
+        """Return the meta-learner's learning rate for a run of `meta_updates` updates of φ."""
+        if self.meta_lr is not None:
+            return self.meta_lr
+        return min(LARGEST_META_LR, META_WALK / max(1, meta_updates))

@@ -1,0 +1,121 @@
+"""What a run believes of each pair: the labels it trained with, and its last word.
+
+Shapes: n training pairs.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from softpref.algorithm.bilevel import Move, Signal
+from softpref.algorithm.calibration import Calibration
+from softpref.algorithm.labeller import Labeller, MetaLearner
+from softpref.algorithm.likelihood import Measured
+
+HISTORY_FIELDS = ("step", "index", "ppl_diff", "soft_label", "margin")
+
+
+@dataclass
+class LabelHistory:
+    """Every label as it was trained with, one record a pair and step."""
+
+    _parts: dict[str, list[Tensor]] = field(
+        default_factory=lambda: {name: [] for name in HISTORY_FIELDS}
+    )
+
+    def record(self, step: int, index: Tensor, ppl_diff: Tensor, move: Move) -> None:
+        """Add the labels of one step; `index` and `ppl_diff` are (B,) in the move's order."""
+        columns = (
+            torch.full_like(index, step),
+            index,
+            ppl_diff,
+            move.soft_label,
+            move.measured.margin,
+        )
+        for name, values in zip(HISTORY_FIELDS, columns, strict=True):
+            integral = name in ("step", "index")
+            self._parts[name].append(values.cpu().to(torch.int64 if integral else torch.float32))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the columns, each of shape (records,)."""
+        return {name: torch.cat([torch.empty(0), *parts]) for name, parts in self._parts.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from the columns of an interrupted run."""
+        self._parts = {name: [tensors[name]] for name in HISTORY_FIELDS}
+
+    def last_steps(self, pairs: int) -> Tensor:
+        """Return the step each pair was last trained on, (n,) int64; −1 where never."""
+        columns = self.tensors()
+        return torch.full((pairs,), -1).scatter_reduce(
+            0, columns["index"].long(), columns["step"].long(), "amax"
+        )
+
+    def write(self, path: Path, uids: list[str]) -> None:
+        """Write `label_history.parquet`: uid, step, ppl_diff, soft_label, margin."""
+        columns = {name: values.numpy() for name, values in self.tensors().items()}
+        index = columns.pop("index").astype("int64")
+        table = pa.table({"uid": pa.array(uids).take(pa.array(index)), **columns})
+        partial = path.with_suffix(".partial")
+        pq.write_table(table, partial)
+        os.replace(partial, path)
+
+
+def beliefs(
+    uids: list[str],
+    steps: Tensor,
+    scored: Measured,
+    trusted: Measured | None,
+    labeller: Labeller,
+    signal: Signal,
+    noise_rate: float | None,
+) -> Dataset:
+    """Return what a run believes of every training pair, the rows of `labels.jsonl`.
+
+    `p_correct` is the labeller's evidence, or PPLDiff where it has none, put on the scale of a
+    probability with the trusted pairs and their swapped copies, the noise rate as prior.
+
+    Args:
+        uids: the pairs' uids.
+        steps: (n,) the step each was last trained on, −1 for never.
+        scored: the pairs under the finished policy.
+        trusted: the clean pairs under the finished policy; without them `p_correct` is null.
+        labeller: what made the labels; `soft_label` is null unless it is a meta-learner.
+        signal: the PPLDiff that the evidence is made from.
+        noise_rate: share of flipped labels.
+    """
+    soft_label: list[float] | list[None] = [None] * len(uids)
+    p_correct: list[float] | list[None] = [None] * len(uids)
+    if isinstance(labeller, MetaLearner):
+        with torch.no_grad():
+            soft_label = labeller(signal(scored)).tolist()
+    if trusted is not None and noise_rate is not None:
+        calibration = Calibration.fit(evidence(labeller, signal(trusted)))
+        scores = evidence(labeller, signal(scored))
+        p_correct = calibration.probability_correct(scores, noise_rate).tolist()
+    return Dataset.from_dict(
+        {
+            "uid": uids,
+            "ppl_diff": scored.ppl_diff.tolist(),
+            "soft_label": soft_label,
+            "p_correct": p_correct,
+            "margin": scored.margin.tolist(),
+            "step": [step if step >= 0 else None for step in steps.tolist()],
+        }
+    )
+
+
+def evidence(labeller: Labeller, ppl_diff: Tensor) -> Tensor:
+    """Return an odd score that grows with the belief in a label, (n,): V's log-odds or −PPLDiff."""
+    if not isinstance(labeller, MetaLearner):
+        return -ppl_diff
+    with torch.no_grad():
+        return (labeller.logit(ppl_diff) - labeller.logit(-ppl_diff)).cpu()

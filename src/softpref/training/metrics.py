@@ -1,0 +1,55 @@
+"""What is logged of a step or an evaluation, by TRL's names and our own.
+
+Shapes: every tensor is (B,).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softpref.algorithm.likelihood import Measured
+
+
+def auroc(scores: Tensor, is_positive: Tensor) -> float:
+    """Return the probability that a positive outranks a negative, a tie counting half.
+
+    Args:
+        scores: (n,), higher for what should be positive.
+        is_positive: (n,) bool; both kinds must be there.
+    """
+    _, place, count = torch.unique(scores, return_inverse=True, return_counts=True)
+    rank = (count.cumsum(0) - (count - 1) / 2).double()[place]
+    positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
+    wins = float(rank[is_positive].sum()) - positives * (positives + 1) / 2
+    return wins / (positives * negatives)
+
+
+def reward_metrics(measured: Measured, beta: float) -> dict[str, float]:
+    """Return TRL's metrics: a reward is β times a response's log-ratio, nats; logps in nats."""
+    return {
+        "rewards/chosen": beta * float(measured.chosen_logratio.mean()),
+        "rewards/rejected": beta * float(measured.rejected_logratio.mean()),
+        "rewards/margins": beta * float(measured.margin.mean()),
+        "rewards/accuracies": float((measured.margin > 0).float().mean()),
+        "logps/chosen": float(measured.chosen_logp.mean()),
+        "logps/rejected": float(measured.rejected_logp.mean()),
+    }
+
+
+def label_metrics(soft_label: Tensor, signal: Tensor) -> dict[str, float]:
+    """Return the labels' mean and share below one half, and the mean PPLDiff, nats per token."""
+    return {
+        "labels/mean": float(soft_label.mean()),
+        "labels/below_half": float((soft_label < 0.5).float().mean()),
+        "ppl_diff/mean": float(signal.mean()),
+    }
+
+
+def truth_metrics(soft_label: Tensor, is_flipped: Tensor) -> dict[str, float]:
+    """Return how the labels stand to known flips; a metric that a batch cannot give is left out."""
+    parts = {"labels/flipped": soft_label[is_flipped], "labels/clean": soft_label[~is_flipped]}
+    metrics = {name: float(part.mean()) for name, part in parts.items() if len(part)}
+    if len(metrics) == 2:
+        metrics["labels/auroc"] = auroc(soft_label, ~is_flipped)
+    return metrics

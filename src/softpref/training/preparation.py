@@ -1,0 +1,126 @@
+"""Data sets as given to the pairs a run trains on, learns from and is measured by."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from softpref.data.sources import LoadedPairs, OnBadRow, pairs_from_dataset
+from softpref.data.splits import refuse_overlap, without_clean
+from softpref.data.tokens import tokenize_pairs
+from softpref.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+Pairs: TypeAlias = Dataset | LoadedPairs
+
+FEWEST_CLEAN_PAIRS = 10
+REMARKS = {
+    "also_clean": "are clean pairs too and were taken out of training",
+    "contradicting": "are labelled both ways (kept: that is noise)",
+    "duplicates": "repeat an earlier row",
+    "truncated": "have a response cut at --max_length",
+    "split_boundaries": "have a token that straddles prompt and response",
+    "ends_without_eos": "responses do not end with EOS: the chat template leaves it out",
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokenized pairs, disjoint as they must be, and what was counted on the way.
+
+    Attributes:
+        train: the pairs to train on, without those that are clean pairs too.
+        clean: the trusted pairs, None where none were given.
+        evaluation: the pairs to evaluate on, None where none were given.
+        record: for each set its source, fingerprint and counts, for the run's record.
+    """
+
+    train: Dataset
+    clean: Dataset | None
+    evaluation: Dataset | None
+    record: dict[str, dict[str, Any]]
+
+    def map(self, change: Callable[[Dataset, str], Dataset]) -> Prepared:
+        """Return the same with every set put through `change`, which is told the set's name."""
+        sets = {
+            name: pairs and change(pairs, name)
+            for name in ("train", "clean", "evaluation")
+            for pairs in [getattr(self, name)]
+        }
+        return dataclasses.replace(self, **sets)
+
+
+def prepare(
+    train: Pairs,
+    clean: Pairs | None,
+    evaluation: Pairs | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    on_bad_row: OnBadRow,
+) -> Prepared:
+    """Read, part and tokenize the three sets.
+
+    Raises:
+        UsageError: a row is bad, a clean pair stands in the evaluation set, or a set is too small.
+    """
+    given = {"train": train, "clean": clean, "eval": evaluation}
+    loaded = {
+        name: pairs if isinstance(pairs, LoadedPairs) else _read(pairs, name, on_bad_row)
+        for name, pairs in given.items()
+        if pairs is not None
+    }
+    if "clean" in loaded and "eval" in loaded:
+        refuse_overlap(loaded["clean"].pairs, loaded["eval"].pairs, "evaluation set")
+    sets: dict[str, Dataset] = {}
+    record: dict[str, dict[str, Any]] = {}
+    for name, source in loaded.items():
+        pairs, also_clean = source.pairs, 0
+        if name == "train" and "clean" in loaded:
+            pairs, also_clean = without_clean(pairs, loaded["clean"].pairs)
+        done = tokenize_pairs(
+            pairs, tokenizer, max_length, name=source.source, on_bad_row=on_bad_row
+        )
+        sets[name] = done.pairs.add_column("index", range(len(done.pairs)))
+        record[name] = {
+            "source": source.source,
+            "fingerprint": source.fingerprint,
+            "pairs": len(done.pairs),
+            "bad_rows": [dataclasses.asdict(bad) for bad in (*source.bad_rows, *done.bad_rows)],
+            "also_clean": also_clean,
+            "contradicting": source.contradicting,
+            "duplicates": source.duplicates,
+            "truncated": done.truncated,
+            "split_boundaries": done.split_boundaries,
+            "ends_without_eos": done.ends_without_eos,
+        }
+        _say(name, record[name])
+    _require_enough_clean_pairs(sets.get("clean"))
+    return Prepared(sets["train"], sets.get("clean"), sets.get("eval"), record)
+
+
+def _read(pairs: Dataset, name: str, on_bad_row: OnBadRow) -> LoadedPairs:
+    return pairs_from_dataset(pairs, f"{name} set", on_bad_row=on_bad_row)
+
+
+def _require_enough_clean_pairs(clean: Dataset | None) -> None:
+    if clean is not None and len(clean) < FEWEST_CLEAN_PAIRS:
+        raise UsageError(
+            f"--clean has {len(clean)} usable pairs: at least {FEWEST_CLEAN_PAIRS} are needed, "
+            "about 150 are recommended."
+        )
+
+
+def _say(name: str, counts: dict[str, Any]) -> None:
+    logger.info("%s: %d pairs from %s", name, counts["pairs"], counts["source"])
+    for key, remark in REMARKS.items():
+        if counts[key]:
+            logger.info("  %d %s", counts[key], remark)
+    for bad in counts["bad_rows"]:
+        logger.warning("  row %d left out: %s", bad["row"], bad["reason"])

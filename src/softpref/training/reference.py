@@ -1,0 +1,98 @@
+"""Reference log-probs: computed once by the starting policy, kept on disk, read ever after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from softpref.training.config import MSPOConfig
+from softpref.training.scoring import ID_COLUMNS, score_pairs
+
+COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff")
+
+
+def default_cache() -> Path:
+    """Return softpref's directory in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "softpref" / "reference"
+
+
+def with_reference(
+    policy: nn.Module, pairs: Dataset, args: MSPOConfig, policy_fingerprint: str, what: str
+) -> Dataset:
+    """Add `ref_chosen_logp`, `ref_rejected_logp` and `starting_ppl_diff` to every pair.
+
+    The pass over the pairs is done once and kept on disk under a hash of the token ids (so of data,
+    tokenizer and length), the policy's weights, the precision and `ppl_scope`; a file that is
+    damaged is made again.
+
+    Args:
+        policy: the policy before its first step.
+        pairs: tokenized pairs.
+        args: the run's options.
+        policy_fingerprint: `fingerprint_weights(policy)`.
+        what: what the progress bar says.
+    """
+    parts = [fingerprint_tokens(pairs), policy_fingerprint, str(args.bf16), args.ppl_scope]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    cache = Path(args.reference_cache) if args.reference_cache else default_cache()
+    path = cache / f"{key}.safetensors"
+    columns = _read(path, len(pairs))
+    if columns is None:
+        scored = score_pairs(
+            policy,
+            pairs,
+            ppl_scope=args.ppl_scope,
+            batch_size=args.per_device_eval_batch_size,
+            bf16=args.bf16,
+            what=what,
+        )
+        values = (scored.chosen_logp, scored.rejected_logp, scored.ppl_diff)
+        columns = dict(zip(COLUMNS, values, strict=True))
+        _write(path, columns)
+    for name in COLUMNS:
+        pairs = pairs.add_column(name, columns[name].double().numpy())
+    return pairs
+
+
+def fingerprint_tokens(pairs: Dataset) -> str:
+    """Return a hash of the pairs' token ids in their order."""
+    digest = hashlib.sha256()
+    for rows in pairs.select_columns(ID_COLUMNS).iter(1000):
+        digest.update(json.dumps([rows[column] for column in ID_COLUMNS]).encode())
+    return digest.hexdigest()[:32]
+
+
+def fingerprint_weights(policy: nn.Module) -> str:
+    """Return a hash of every parameter's name, dtype and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in policy.named_parameters():
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, count: int) -> dict[str, Tensor] | None:
+    try:
+        columns = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    whole = all(name in columns and len(columns[name]) == count for name in COLUMNS)
+    return columns if whole else None
+
+
+def _write(path: Path, columns: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    save_file(columns, partial)
+    os.replace(partial, path)

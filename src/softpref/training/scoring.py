@@ -1,0 +1,54 @@
+"""One pass of a policy over tokenized pairs, without learning.
+
+Shapes: n pairs of a data set, in its order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from datasets import Dataset
+from torch import nn
+from tqdm import tqdm
+
+from softpref.algorithm.bilevel import evaluating
+from softpref.algorithm.likelihood import Measured, PplScope, measure
+from softpref.data.batches import make_batch
+
+ID_COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+
+
+def mixed_precision(device: torch.device, bf16: bool) -> torch.autocast:
+    """Return the autocast region of one forward pass; off unless training runs in bfloat16."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def score_pairs(
+    policy: nn.Module,
+    pairs: Dataset,
+    *,
+    ppl_scope: PplScope,
+    batch_size: int,
+    bf16: bool,
+    what: str,
+) -> Measured:
+    """Measure every pair under the policy; returns CPU tensors of shape (n,), in data-set order.
+
+    Pairs of like length share a batch. Margins are NaN where the data set has no reference
+    log-probabilities yet.
+    """
+    lengths = torch.tensor(
+        [sum(map(len, row)) for row in zip(*(pairs[c] for c in ID_COLUMNS), strict=True)]
+    )
+    order = lengths.argsort(descending=True, stable=True)
+    device = next(policy.parameters()).device
+    parts = []
+    with evaluating(policy), torch.no_grad():
+        for positions in tqdm(order.split(batch_size), desc=what, unit="batch", leave=False):
+            batch = make_batch(pairs.select(positions.tolist()).to_list()).to(device)
+            with mixed_precision(device, bf16):
+                parts.append(measure(policy, batch, ppl_scope).detach())
+    scored = Measured.concatenate(parts)
+    back = order.argsort()
+    return Measured(*(getattr(scored, f.name).cpu()[back] for f in fields(Measured)))

@@ -1,0 +1,133 @@
+"""Supervised fine-tuning on the chosen responses: `softpref sft`, with TRL's SFTTrainer.
+
+Importing TRL takes seconds, so nothing else imports this module before it is needed. TRL sends
+telemetry when a trainer is made unless HF_HUB_DISABLE_TELEMETRY=1 is set, which the command line
+does and this module leaves to its caller.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+
+from softpref.data.fingerprints import target_fingerprint, write_sft_targets
+from softpref.data.sources import load_pairs
+from softpref.options import option, require
+from softpref.training.checkpoints import JSON, SafeCheckpoints
+from softpref.training.models import load_policy, load_tokenizer, lora_config
+from softpref.training.output import new_directory, resume_point
+
+logger = logging.getLogger(__name__)
+
+
+class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
+    """TRL's SFTTrainer with safe checkpoints that belong to one set of data.
+
+    Args:
+        data_fingerprint: identifies the training data; resuming with another is refused.
+        kwargs: those of `trl.SFTTrainer`.
+    """
+
+    def __init__(self, *, data_fingerprint: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.data_fingerprint = data_fingerprint
+
+    def identity(self) -> dict[str, JSON]:
+        """The data: a run resumed with other rows would be neither of the two runs."""
+        return {"data": self.data_fingerprint}
+
+
+@dataclass
+class SFTOptions(SFTConfig):
+    """TRL's options, with full precision unless asked otherwise, and one pass over the data."""
+
+    num_train_epochs: float = option("Passes over the chosen responses.", 1.0)
+    bf16: bool = option("Train in bfloat16 mixed precision.", False)
+    activation_checkpointing: bool = option("Recompute activations to save memory.", False)
+    report_to: str = option("Where to report to.", "none")
+
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+@dataclass
+class SFTFiles:
+    """What `softpref sft` reads and where it writes."""
+
+    model: str = option("The model to fine-tune: a directory or hub id.", "")
+    train: str = option("Pairs, of which the chosen responses are learned: file or hub id.", "")
+    output: str = option("Directory for the model; must be new or empty.", "")
+    lora_r: int | None = option("Train a LoRA adapter of this rank instead of all weights.")
+    on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
+    trust_remote_code: bool = option("Run code that comes with the model.", False)
+
+
+def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
+    """Fine-tune a model on a file's chosen responses.
+
+    Raises:
+        UsageError: something is wrong with data, model or options; nothing was written.
+    """
+    for name in ("model", "train", "output"):
+        require(getattr(files, name), f"--{name}")
+    output = new_directory(files.output, config.resume_from_checkpoint)
+    config.output_dir = str(output)
+    loaded = load_pairs(files.train, on_bad_row=files.on_bad_row)
+    logger.info("train: %d chosen responses from %s", len(loaded.pairs), files.train)
+    set_seed(config.seed)
+    tokenizer = load_tokenizer(files.model, trust_remote_code=files.trust_remote_code)
+    policy = load_policy(files.model, trust_remote_code=files.trust_remote_code)
+    adapter = lora_config(files.lora_r) if files.lora_r else None
+    fine_tune(policy, tokenizer, loaded.pairs, config, adapter)
+    logger.info("written: %s", output)
+
+
+def fine_tune(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    config: SFTConfig,
+    peft_config: PeftConfig | None = None,
+) -> Path:
+    """Trains a model on the chosen responses, with the loss on the response tokens only.
+
+    Saves the model (or adapter), the tokenizer and `sft_targets.json`, the fingerprints of what it
+    was trained on. Resumes if `config.resume_from_checkpoint` is a checkpoint or True.
+
+    Args:
+        model: the model to train, in place; without an adapter if `peft_config` is given.
+        tokenizer: its tokenizer; TRL ends plain text with its end-of-sequence token.
+        pairs: rows with prompt and chosen, as text or as lists of messages.
+        config: TRL's training arguments.
+        peft_config: the adapter to train instead of the whole model.
+
+    Returns:
+        `config.output_dir`.
+
+    Raises:
+        UsageError: the set-up cannot be checkpointed, or the checkpoint cannot be resumed from.
+    """
+    rows = pairs.select_columns(["prompt", "chosen"])
+    targets = [target_fingerprint(row["prompt"], row["chosen"]) for row in rows]
+    trainer = SoftprefSFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=rows.rename_column("chosen", "completion"),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        data_fingerprint=hashlib.sha256("".join(targets).encode()).hexdigest()[:16],
+    )
+    trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
+    trainer.save_model()
+    output = Path(str(config.output_dir))
+    write_sft_targets(output, targets)
+    return output

@@ -1,0 +1,117 @@
+"""The meta-learner with all that teaches it: its optimizer and the sampler of clean pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from softpref.algorithm.labeller import MetaLearner, warm_start
+from softpref.algorithm.likelihood import PairBatch
+from softpref.data.batches import make_batch
+from softpref.training.checkpoints import JSON, state_to_tensors, tensors_to_state
+from softpref.training.config import MSPOConfig
+
+ZSCORE_PAIRS = 1000
+
+
+class CleanSampler:
+    """Endless batches of clean pairs: shuffled passes, one after the other.
+
+    It has a generator of its own, since the global one is restored in the middle of an epoch when a
+    run is resumed.
+    """
+
+    def __init__(self, pairs: int, batch_size: int, seed: int) -> None:
+        self._pairs, self._batch_size = pairs, batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+        self._queue = torch.empty(0, dtype=torch.int64)
+
+    def draw(self) -> list[int]:
+        """Return the positions of the next batch."""
+        while len(self._queue) < self._batch_size:
+            shuffled = torch.randperm(self._pairs, generator=self._generator)
+            self._queue = torch.cat([self._queue, shuffled])
+        drawn, self._queue = self._queue.tensor_split([self._batch_size])
+        return drawn.tolist()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `restore` needs to go on with the same draws."""
+        return {"generator": self._generator.get_state(), "queue": self._queue.clone()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        self._generator.set_state(state["generator"])
+        self._queue = state["queue"]
+
+
+def make_meta_learner(
+    args: MSPOConfig, noisy_ppl_diff: Tensor, clean_ppl_diff: Tensor, noise_rate: float
+) -> MetaLearner:
+    """Make V with its z-score set and, if asked for, warm-started.
+
+    Args:
+        args: the run's options.
+        noisy_ppl_diff: (n,) PPLDiff of the training pairs under the starting policy, nats per
+            token; the first 1,000 set the z-score (Appendix C).
+        clean_ppl_diff: (m,) the same of the clean pairs.
+        noise_rate: the share of flipped labels, the warm start's prior.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        meta_learner = MetaLearner(args.meta_hidden)
+    meta_learner.standardise(noisy_ppl_diff[:ZSCORE_PAIRS])
+    if args.warm_start:
+        warm_start(meta_learner, clean_ppl_diff, noise_rate)
+    return meta_learner
+
+
+class Teacher:
+    """V(·; φ), its AdamW (Table 5: no decay, never clipped) and the clean pairs it learns from.
+
+    Attributes:
+        meta_learner: V.
+        optimizer: takes the step of Eq. 10.
+    """
+
+    def __init__(
+        self, meta_learner: MetaLearner, clean: Dataset, args: MSPOConfig, meta_updates: int
+    ) -> None:
+        self.meta_learner = meta_learner
+        self.optimizer = torch.optim.AdamW(
+            meta_learner.parameters(), lr=args.resolved_meta_lr(meta_updates), weight_decay=0.0
+        )
+        self._clean, self._micro_batch_size = clean, args.per_device_train_batch_size
+        self._sampler = CleanSampler(len(clean), args.meta_batch_size, args.seed)
+
+    def draw(self, device: torch.device) -> list[PairBatch]:
+        """Return the next clean batch, as micro-batches."""
+        rows = self._clean.select(self._sampler.draw()).to_list()
+        size = self._micro_batch_size
+        return [make_batch(rows[i : i + size]).to(device) for i in range(0, len(rows), size)]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+        """Return everything that `restore` needs to teach on, bit for bit."""
+        optimizer, values = state_to_tensors(self.optimizer.state_dict())
+        tensors = {f"meta_optimizer.{k}": v for k, v in optimizer.items()}
+        tensors |= {f"meta_learner.{k}": v for k, v in self.meta_learner.state_dict().items()}
+        tensors |= {f"clean_sampler.{k}": v for k, v in self._sampler.state().items()}
+        return tensors, {"meta_optimizer": values}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {
+                k.removeprefix(f"{name}."): v
+                for k, v in tensors.items()
+                if k.startswith(f"{name}.")
+            }
+
+        self.meta_learner.load_state_dict(part("meta_learner"))
+        self.optimizer.load_state_dict(
+            tensors_to_state(part("meta_optimizer"), values["meta_optimizer"])
+        )
+        self._sampler.restore(part("clean_sampler"))

@@ -1,0 +1,361 @@
+"""`MSPOTrainer`: transformers' Trainer with the step of bilevel.py in the place of a loss.
+
+Shapes: B pairs of one step, over all its micro-batches; n training pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, NoReturn, cast
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+
+from softpref.algorithm.bilevel import (
+    STARTING,
+    Move,
+    NonFiniteError,
+    move,
+    mspo_step,
+    non_finite_pairs,
+    require_finite,
+)
+from softpref.algorithm.jacobian import Gradient, GraphJacobian, choose_engine, trainable
+from softpref.algorithm.labeller import Labeller
+from softpref.algorithm.likelihood import Measured, PairBatch
+from softpref.algorithm.methods import METHODS
+from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.algorithm.objective import geometric_loss
+from softpref.data.batches import make_batch
+from softpref.errors import UsageError
+from softpref.training.checkpoints import JSON, SafeCheckpoints
+from softpref.training.config import MSPOConfig
+from softpref.training.labels import LabelHistory, beliefs
+from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
+from softpref.training.models import (
+    context_length,
+    load_start,
+    load_tokenizer,
+    make_trainable,
+    switch_dropout_off,
+)
+from softpref.training.preparation import Pairs, prepare
+from softpref.training.reference import fingerprint_tokens, fingerprint_weights, with_reference
+from softpref.training.scoring import score_pairs
+from softpref.training.teacher import Teacher, make_meta_learner
+
+logger = logging.getLogger(__name__)
+
+IDENTITY = ("method", "tuning", "beta", "ppl_scope", "lookahead", "lookahead_lr", "zscore",
+            "meta_every", "meta_batch_size", "max_length", "seed")  # fmt: skip
+
+
+class MSPOTrainer(SafeCheckpoints):
+    """Aligns a policy with any method of `METHODS`; used like any trainer of transformers.
+
+    The reference is the policy as training found it, its log-probabilities taken before the first
+    step: the base model alone under a fresh adapter, else the model with the adapter it came with.
+    Dropout is switched off, for good.
+
+    Args:
+        model: a causal language model of transformers, plain or PEFT, or where to load one from.
+        args: every option of the run.
+        train_dataset: noisy pairs, in one of TRL's formats.
+        clean_dataset: trusted pairs; needed by every method that teaches a meta-learner.
+        eval_dataset: pairs to evaluate on.
+        processing_class: the tokenizer; by default the model's own.
+        peft_config: the adapter to train; by default LoRA of rank 16 where `args.tuning` is "lora".
+        callbacks: as in transformers.
+
+    Raises:
+        UsageError: data, model and options do not fit together; the message says what to change.
+    """
+
+    args: MSPOConfig
+
+    def __init__(
+        self,
+        model: nn.Module | str,
+        args: MSPOConfig,
+        train_dataset: Pairs,
+        clean_dataset: Pairs | None = None,
+        eval_dataset: Pairs | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.method = METHODS[args.method]
+        set_seed(args.seed)
+        policy = load_start(model, args) if isinstance(model, str) else model
+        name = str(getattr(policy.config, "name_or_path", ""))
+        tokenizer = processing_class or load_tokenizer(
+            name, trust_remote_code=args.trust_remote_code
+        )
+        longest = min(args.max_length, context_length(policy))
+        prepared = prepare(
+            train_dataset, clean_dataset, eval_dataset, tokenizer, longest, args.on_bad_row
+        )
+        self._require_teachable(args, prepared.clean)
+        policy.to(args.device)
+        switch_dropout_off(policy)
+        adapter = "with the adapter it came with" if isinstance(policy, PeftModel) else "alone"
+        logger.info("reference: %s %s, before the first step", name or "the model", adapter)
+        start = self.start_fingerprint = fingerprint_weights(policy)
+        self.prepared = prepared.map(
+            lambda pairs, which: with_reference(policy, pairs, args, start, f"reference, {which}")
+        )
+        self.pairs, self.clean = self.prepared.train, self.prepared.clean
+        super().__init__(
+            model=make_trainable(policy, args, peft_config),
+            args=args,
+            data_collator=partial(make_batch, pad_token_id=tokenizer.pad_token_id or 0),
+            train_dataset=self.pairs,
+            eval_dataset=self.prepared.evaluation,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        self.policy = cast(nn.Module, self.model)
+        self.noise = self._estimate_noise()
+        self.teacher = self._make_teacher()
+        self.labeller: Labeller = (
+            self.teacher.meta_learner if self.teacher else self.method.make_labeller()
+        )
+        self.history = LabelHistory()
+        self._window: list[PairBatch] = []
+        self._noted: dict[str, list[float]] = defaultdict(list)
+        self._say_how()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Keep all micro-batches of the coming step: they take part in one update together."""
+        self._window = list(islice(epoch_iterator, num_batches))
+        return self._window, None
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Do the whole step at the window's last micro-batch; the ones before it wait."""
+        if inputs is not self._window[-1]:
+            return torch.zeros((), device=self.args.device)
+        model.train()
+        window = [batch.to(self.args.device) for batch in self._window]
+        try:
+            moved = self._step(model, window)
+            require_finite("the noisy batch's loss or its gradient", moved.loss, *moved.gradient)
+        except NonFiniteError as error:
+            self._stop(model, window, error)
+        for parameter, gradient in zip(trainable(model), moved.gradient, strict=True):
+            parameter.grad = gradient.to(parameter)
+        self._note(torch.cat([batch.index for batch in window]), moved)
+        return moved.loss.to(torch.float32)
+
+    def _step(self, policy: nn.Module, window: list[PairBatch]) -> Move:
+        args, teacher, signal = self.args, self.teacher, self.method.signal
+        pairs = sum(map(len, window))
+        if teacher is None or self.state.global_step % args.meta_every:
+            jacobians = (GraphJacobian(policy, batch, args.ppl_scope) for batch in window)
+            return move(jacobians, self.labeller, pairs=pairs, beta=args.beta, signal=signal)
+        make_jacobian, _ = choose_engine(args.engine, policy, pairs)
+        held = [make_jacobian(policy, batch, args.ppl_scope) for batch in window]
+        if args.zscore == "running":
+            teacher.meta_learner.follow(torch.cat([signal(j.measured) for j in held]))
+        moved, meta_loss = mspo_step(
+            policy,
+            teacher.meta_learner,
+            teacher.optimizer,
+            held,
+            teacher.draw(args.device),
+            beta=args.beta,
+            lookahead_lr=self._lookahead_lr(),
+            preconditioner=self._preconditioner(policy),
+            signal=signal,
+        )
+        self._noted["meta/loss"].append(float(meta_loss))
+        return moved
+
+    def _lookahead_lr(self) -> float:
+        assert self.lr_scheduler is not None
+        given = self.args.lookahead_lr
+        return float(self.lr_scheduler.get_last_lr()[0]) if given is None else given
+
+    def _preconditioner(self, policy: nn.Module) -> Gradient | None:
+        """Return AdamW's 1 / (√v̂ + eps) from the step before; None under plain descent."""
+        optimizer = self.optimizer
+        assert optimizer is not None
+        if self.args.lookahead == "sgd" or not optimizer.state:
+            return None
+        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+        scales = []
+        for parameter in trainable(policy):
+            state, group = optimizer.state[parameter], groups[parameter]
+            correction = 1 - group["betas"][1] ** float(state["step"])
+            scales.append(1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"]))
+        return tuple(scales)
+
+    def _stop(self, policy: nn.Module, window: list[PairBatch], error: Exception) -> NoReturn:
+        culprits = non_finite_pairs(policy, window, self.args.ppl_scope)
+        uids = ", ".join(self.pairs[i]["uid"] for i in culprits[:10])
+        raise UsageError(
+            f"step {self.state.global_step + 1}: {error}. Nothing was moved. "
+            + (f"Look at the pairs {uids}." if uids else "No single pair does it: lower the rates.")
+        ) from error
+
+    def _note(self, index: Tensor, moved: Move) -> None:
+        """Keep the labels of this step, and its metrics for the next log line."""
+        signal = self.method.signal(moved.measured)
+        self.history.record(self.state.global_step + 1, index, signal, moved)
+        metrics = reward_metrics(moved.measured, self.args.beta)
+        metrics |= label_metrics(moved.soft_label, signal)
+        if "is_flipped" in self.pairs.column_names:
+            is_flipped = torch.tensor(self.pairs.select(index.tolist())["is_flipped"])
+            metrics |= truth_metrics(moved.soft_label.cpu(), is_flipped)
+        for name, value in metrics.items():
+            self._noted[name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, a training line with the means of what was noted since the one before."""
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._noted.items()}
+            self._noted.clear()
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measure the evaluation pairs given at construction: DPO loss (Eq. 2), TRL's metrics.
+
+        Nothing is taught. Other pairs have no reference log-probabilities any more.
+        """
+        evaluation = self.prepared.evaluation
+        if evaluation is None or eval_dataset is not None:
+            raise UsageError("evaluate() measures the eval_dataset that MSPOTrainer was made with.")
+        scored = self._score(evaluation, "evaluating")
+        metrics = {"loss": float(geometric_loss(scored.margin, 1.0, self.args.beta).mean())}
+        metrics |= reward_metrics(scored, self.args.beta)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def label_pairs(self) -> Dataset:
+        """Return what the run believes of every training pair, after one pass over them.
+
+        Columns: `uid`; `ppl_diff` under the finished policy, nats per token; `soft_label`, the
+        final V's (for `mspo_static` of PPLDiff under the starting policy), null without V;
+        `p_correct`, the probability that the label is right, null without clean pairs; `margin`,
+        nats; `step` the pair was last trained on, null if it never was.
+        """
+        scored = self._score(self.pairs, "labelling")
+        return beliefs(
+            list(self.pairs["uid"]),
+            self.history.last_steps(len(self.pairs)),
+            scored,
+            self._score(self.clean, "labelling, clean") if self.clean else None,
+            self.labeller,
+            self.method.signal if self.teacher else STARTING,
+            self.noise.rate if self.noise else None,
+        )
+
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+        """Return the meta-learner, its optimizer, the clean sampler and the label history."""
+        tensors, values = self.teacher.state() if self.teacher else ({}, {})
+        history = {f"history.{name}": column for name, column in self.history.tensors().items()}
+        return tensors | history, values
+
+    def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
+        """Go on from `extra_state`."""
+        self.history.restore(
+            {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history.")}
+        )
+        if self.teacher:
+            self.teacher.restore(tensors, values)
+
+    def identity(self) -> dict[str, JSON]:
+        """Return what must not change between an interrupted run and its resumption."""
+        return {name: getattr(self.args, name) for name in IDENTITY} | {
+            "starting policy": self.start_fingerprint,
+            "training pairs": fingerprint_tokens(self.pairs),
+            "clean pairs": fingerprint_tokens(self.clean) if self.clean else None,
+        }
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: transformers' estimate does not know this step."""
+        return 0
+
+    def total_steps(self) -> int:
+        """Return how many steps the run will take."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        micro_batches = math.ceil(len(self.pairs) / self.args.per_device_train_batch_size)
+        steps = math.ceil(micro_batches / self.args.gradient_accumulation_steps)
+        return math.ceil(steps * self.args.num_train_epochs)
+
+    def _score(self, pairs: Dataset, what: str) -> Measured:
+        return score_pairs(
+            self.policy,
+            pairs,
+            ppl_scope=self.args.ppl_scope,
+            batch_size=self.args.per_device_eval_batch_size,
+            bf16=self.args.bf16,
+            what=what,
+        )
+
+    def _require_teachable(self, args: MSPOConfig, clean: Dataset | None) -> None:
+        if not self.method.teaches:
+            return
+        if clean is None:
+            raise UsageError(
+                f"--method {args.method} learns from pairs you trust: give about 150 of them by "
+                "--clean FILE, or --clean N to hold N training pairs out."
+            )
+        if args.meta_batch_size > len(clean):
+            raise UsageError(
+                f"--meta_batch_size {args.meta_batch_size} is larger than the clean set of "
+                f"{len(clean)} pairs: lower it, or give more clean pairs."
+            )
+
+    def _starting_ppl_diff(self) -> tuple[Tensor, Tensor]:
+        assert self.clean is not None
+        noisy, clean = (torch.tensor(s["starting_ppl_diff"]) for s in (self.pairs, self.clean))
+        return noisy, clean
+
+    def _estimate_noise(self) -> NoiseRate | None:
+        if self.clean is None:
+            return None
+        noise = estimate_noise_rate(*self._starting_ppl_diff())
+        logger.info("noise rate: %.1f%% of the training labels are wrong (95%% interval %.1f%% to "
+                    "%.1f%%)", 100 * noise.rate, 100 * noise.low, 100 * noise.high)  # fmt: skip
+        given = self.args.noise_rate
+        return noise if given is None else NoiseRate(rate=given, low=given, high=given)
+
+    def _make_teacher(self) -> Teacher | None:
+        if not self.method.teaches or self.clean is None or self.noise is None:
+            return None
+        meta_learner = make_meta_learner(self.args, *self._starting_ppl_diff(), self.noise.rate)
+        updates = math.ceil(self.total_steps() / self.args.meta_every)
+        return Teacher(meta_learner.to(self.args.device), self.clean, self.args, updates)
+
+    def _say_how(self) -> None:
+        args, steps = self.args, self.total_steps()
+        pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        logger.info("steps: %d of %d pairs", steps, pairs)
+        if self.teacher:
+            logger.info("engine: %s", choose_engine(args.engine, self.policy, pairs)[1])
+        warmup = args.get_warmup_steps(steps)
+        if warmup > steps / 2:
+            logger.warning("warm-up takes %d of %d steps: the policy will hardly move; lower "
+                           "--warmup_steps", warmup, steps)  # fmt: skip

@@ -1,0 +1,103 @@
+"""The synthetic language: prompts with one right answer, a checker, and a tokenizer.
+
+A prompt reads ``"sort : d a c b ="`` and its right answer ``"a b c d"``. Texts are plain strings of
+space-separated words, so that pairs made of them are ordinary preference data.
+"""
+
+from collections.abc import Iterator, Mapping
+from random import Random
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+SYMBOLS = tuple("abcdefghijkl")
+KINDS = ("sort", "reverse", "shift")
+LENGTHS = (5, 6)
+
+_SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+_MARKS = (":", "=")
+
+
+def right_answer(prompt: str) -> str:
+    """The one right answer to a prompt.
+
+    ``sort`` puts the symbols into alphabetical order, ``reverse`` turns them round, ``shift``
+    replaces each by the next of the alphabet (the last by the first).
+
+    Raises:
+        ValueError: the text is no prompt of this language.
+    """
+    match prompt.split():
+        case [kind, ":", *symbols, "="] if symbols and set(symbols) <= set(SYMBOLS):
+            pass
+        case _:
+            raise ValueError(f"not a prompt of the synthetic language: {prompt!r}")
+    match kind:
+        case "sort":
+            answer = sorted(symbols)
+        case "reverse":
+            answer = symbols[::-1]
+        case "shift":
+            answer = [SYMBOLS[(SYMBOLS.index(s) + 1) % len(SYMBOLS)] for s in symbols]
+        case _:
+            raise ValueError(f"unknown kind {kind!r} of prompt: {prompt!r}; known: {KINDS}")
+    return " ".join(answer)
+
+
+def score(prompt: str, answer: str) -> float:
+    """Share of the answer's symbols in place, in [0, 1].
+
+    The longer of the right and the given answer is the whole, so that missing and superfluous
+    symbols both count against it.
+    """
+    right, given = right_answer(prompt).split(), answer.split()
+    in_place = sum(r == g for r, g in zip(right, given, strict=False))
+    return in_place / max(len(right), len(given))
+
+
+def prompts(random: Random) -> Iterator[str]:
+    """Endless prompts, no two alike: kind, length and symbols uniform."""
+    seen: set[str] = set()
+    while True:
+        symbols = random.choices(SYMBOLS, k=random.choice(LENGTHS))
+        prompt = f"{random.choice(KINDS)} : {' '.join(symbols)} ="
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt
+
+
+def corrupt(answer: str, error_rate: float, random: Random) -> str:
+    """The answer with each symbol replaced, with probability `error_rate`, by another one."""
+    return " ".join(
+        random.choice([other for other in SYMBOLS if other != symbol])
+        if random.random() < error_rate
+        else symbol
+        for symbol in answer.split()
+    )
+
+
+def mispronounce(answer: str, habit: Mapping[str, str], rate: float, random: Random) -> str:
+    """The answer with each symbol of `habit` replaced, with probability `rate`, by its image."""
+    return " ".join(
+        habit[symbol] if symbol in habit and random.random() < rate else symbol
+        for symbol in answer.split()
+    )
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the whole language; a response needs no leading space."""
+    words = (*_SPECIAL, *_MARKS, *KINDS, *SYMBOLS)
+    model = WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )

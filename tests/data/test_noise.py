@@ -1,0 +1,231 @@
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from softpref.data.noise import inject
+from softpref.data.sources import load_pairs
+from softpref.errors import UsageError
+
+ENDINGS = ["jsonl", "json", "csv", "parquet"]
+ROWS = [
+    {
+        "note": f'n{n}, "é"\r\n',
+        "prompt": f"p{n}",
+        "chosen": f"c{n}",
+        "rejected": f"r{n}",
+        "z": f"{n}",
+    }
+    for n in range(300)
+]
+
+
+def write(path, rows):
+    """Writes rows by other means than the code under test."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path):
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    text = path.read_bytes().decode()
+    if path.suffix == ".json":
+        return json.loads(text)
+    if path.suffix == ".csv":
+        rows = list(csv.DictReader(text.splitlines(keepends=True)))
+        return [row | {"is_flipped": json.loads(row["is_flipped"])} for row in rows]
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+@pytest.mark.parametrize("source_ending", ENDINGS)
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_flip_swaps_the_responses_and_nothing_else(tmp_path, source_ending, ending):
+    source = write(tmp_path / f"in.{source_ending}", ROWS)
+    output = tmp_path / f"out.{ending}"
+    result = inject(source, str(output), 0.4, seed=3)
+    rows = read(output)
+    assert len(rows) == result.pairs == 300
+    for before, after in zip(ROWS, rows, strict=True):
+        responses = [before["chosen"], before["rejected"]]
+        flipped = after["is_flipped"]
+        assert [after["chosen"], after["rejected"]] == responses[:: -1 if flipped else 1]
+        assert list(after) == [*before, "is_flipped"]
+        assert all(after[column] == before[column] for column in ("note", "prompt", "z"))
+    assert result.flipped == sum(row["is_flipped"] for row in rows)
+    assert result.realised_rate == result.flipped / 300
+    assert 90 <= result.flipped <= 150
+    assert (result.rate, result.output) == (0.4, str(output))
+    assert {path.name for path in tmp_path.iterdir()} == {f"in.{source_ending}", f"out.{ending}"}
+    before, after = load_pairs(source).pairs, load_pairs(str(output)).pairs
+    assert before["uid"][:] == after["uid"][:]
+
+
+def test_flips_are_independent_draws_in_file_order(tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    flips = {}
+    for name, rate, seed in [("a", 0.2, 0), ("b", 0.2, 0), ("c", 0.2, 1), ("d", 0.6, 0)]:
+        inject(source, str(tmp_path / f"{name}.jsonl"), rate, seed)
+        flips[name] = [row["is_flipped"] for row in read(tmp_path / f"{name}.jsonl")]
+    assert flips["a"] == flips["b"] != flips["c"]
+    assert all(high or not low for low, high in zip(flips["a"], flips["d"], strict=True))
+    shorter = write(tmp_path / "short.jsonl", ROWS[:100])
+    inject(shorter, str(tmp_path / "e.jsonl"), 0.2, 0)
+    assert [row["is_flipped"] for row in read(tmp_path / "e.jsonl")] == flips["a"][:100]
+    assert inject(source, str(tmp_path / "f.jsonl"), 0, 0).flipped == 0
+    assert not any(row["is_flipped"] for row in read(tmp_path / "f.jsonl"))
+
+
+USER, YES, NO = (
+    {"role": role, "content": content, "extra": {"a": [1]}}
+    for role, content in [("user", "sky?"), ("assistant", "yes"), ("assistant", "no")]
+)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "chosen": [YES], "rejected": [NO]},
+        {"chosen": [USER, YES], "rejected": [USER, NO]},
+        {"chosen": "Q: yes", "rejected": "Q: no"},
+    ],
+)
+def test_every_format_comes_back_from_two_injections(tmp_path, ending, row):
+    rows = [row | {"number": n, "deep": {"x": [n, 1.5]}} for n in range(20)]
+    source = write(tmp_path / f"in.{ending}", rows)
+    once, twice = tmp_path / f"once.{ending}", tmp_path / f"twice.{ending}"
+    assert 0 < inject(source, str(once), 0.5, 1).flipped < 20
+    inject(str(once), str(twice), 0.5, 1)
+    expected = [row | {"is_flipped": False} for row in read(tmp_path / f"in.{ending}")]
+    assert read(once) != expected
+    assert read(twice) == expected
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    responses=st.lists(
+        st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=5)] * 2), min_size=1
+    ),
+    rate=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 9),
+    ending=st.sampled_from(ENDINGS),
+)
+def test_twice_with_one_seed_restores_texts_and_truth(tmp_path, responses, rate, seed, ending):
+    rows = [{"prompt": "p", "chosen": f"c{a}", "rejected": f"r{b}"} for a, b in responses]
+    once, twice = tmp_path / f"once.{ending}", tmp_path / f"twice.{ending}"
+    once.unlink(missing_ok=True)
+    twice.unlink(missing_ok=True)
+    inject(write(tmp_path / "in.jsonl", rows), str(once), rate, seed)
+    inject(str(once), str(twice), rate, seed)
+    restored = load_pairs(str(twice)).pairs
+    for row, back in zip(rows, restored, strict=True):
+        assert back["is_flipped"] is False
+        assert all(back[column] == text for column, text in row.items())
+
+
+def test_known_flips_stay_known(tmp_path):
+    rows = [ROWS[n] | {"is_flipped": n % 2 == 0} for n in range(100)]
+    inject(write(tmp_path / "in.jsonl", rows), str(tmp_path / "out.jsonl"), 0.5, 0)
+    after = read(tmp_path / "out.jsonl")
+    for row, new in zip(rows, after, strict=True):
+        swapped = new["chosen"] == row["rejected"]
+        assert new["is_flipped"] == (row["is_flipped"] != swapped)
+    assert {
+        (row["is_flipped"], new["is_flipped"]) for row, new in zip(rows, after, strict=True)
+    } == {
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    }
+
+
+def test_messages_never_lose_a_field_unseen(tmp_path):
+    bare = {"role": "assistant", "content": "yes"}
+    row = {"prompt": [USER], "chosen": [bare], "rejected": [NO]}
+    source = write(tmp_path / "in.parquet", [row])
+    with pytest.raises(UsageError, match="different fields.*jsonl for messages"):
+        inject(source, str(tmp_path / "out.parquet"), 0.5, 0)
+    inject(source, str(tmp_path / "out.jsonl"), 0.999, 0)
+    (flipped,) = read(tmp_path / "out.jsonl")
+    assert flipped == row | {"chosen": [NO], "rejected": [bare], "is_flipped": True}
+
+
+def test_rows_with_columns_of_their_own(tmp_path):
+    rows = [ROWS[0] | {"first": 1}, ROWS[1] | {"second": [2.5, None]}]
+    source = write(tmp_path / "in.jsonl", rows)
+    inject(source, str(tmp_path / "out.jsonl"), 0, 0)
+    assert read(tmp_path / "out.jsonl") == [row | {"is_flipped": False} for row in rows]
+    inject(source, str(tmp_path / "out.parquet"), 0, 0)
+    assert [row["first"] for row in read(tmp_path / "out.parquet")] == [1, None]
+    assert [row["second"] for row in read(tmp_path / "out.parquet")] == [None, [2.5, None]]
+
+
+def test_parquet_keeps_its_types(tmp_path):
+    types = {"prompt": pa.large_string(), "chosen": pa.string(), "rejected": pa.string()}
+    types |= {"small": pa.int8(), "when": pa.timestamp("us"), "is_flipped": pa.null()}
+    row = {column: column for column in ("prompt", "chosen", "rejected")} | {"small": 3}
+    table = pa.Table.from_pylist([row], schema=pa.schema(types))
+    pq.write_table(table, tmp_path / "in.parquet")
+    inject(str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), 0, 0)
+    types["is_flipped"] = pa.bool_()
+    assert pq.read_schema(tmp_path / "out.parquet") == pa.schema(types)
+
+
+@pytest.mark.parametrize(
+    ("output", "rate", "part"),
+    [
+        ("out.jsonl", 1, "--rate 1: give a share"),
+        ("out.jsonl", -0.1, "--rate -0.1"),
+        ("out.jsonl", float("nan"), "--rate nan"),
+        ("out.txt", 0.1, "unknown ending. Use one of .jsonl"),
+        ("sub/../in.jsonl", 0.1, "is the input"),
+        ("there.jsonl", 0.1, "exists"),
+        ("absent/out.jsonl", 0.1, "cannot be written"),
+        ("ragged.csv", 0.1, "cannot be written"),
+        ("ragged.parquet", 0.1, "cannot be written"),
+    ],
+)
+def test_refusals_leave_everything_as_it_was(tmp_path, output, rate, part):
+    (tmp_path / "sub").mkdir()
+    rows = [ROWS[0], ROWS[1] | {"z": {"k": 1}, "more": 2}]
+    source = write(tmp_path / "in.jsonl", rows)
+    (tmp_path / "there.jsonl").write_text("precious")
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError) as caught:
+        inject(source, str(tmp_path / output), rate, 0)
+    assert part in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert (tmp_path / "there.jsonl").read_text() == "precious"
+    assert read(tmp_path / "in.jsonl") == rows
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_bad_row_or_file_leaves_no_output(tmp_path, ending):
+    source = write(tmp_path / "in.jsonl", [*ROWS, ROWS[0] | {"chosen": " "}])
+    with pytest.raises(UsageError, match=r"in\.jsonl, line 301: chosen is empty"):
+        inject(source, str(tmp_path / f"out.{ending}"), 0.4, 0)
+    junk = tmp_path / f"junk.{ending}"
+    junk.write_bytes(b"\x00\xff junk")
+    with pytest.raises(UsageError, match=f"junk.{ending}"):
+        inject(str(junk), str(tmp_path / f"out.{ending}"), 0.4, 0)
+    with pytest.raises(UsageError, match="absent"):
+        inject(str(tmp_path / "absent.parquet"), str(tmp_path / f"out.{ending}"), 0.4, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", junk.name}
