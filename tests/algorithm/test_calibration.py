@@ -56,7 +56,7 @@ def test_a_score_right_for_a_fixed_share_gives_that_share():
     size = gaussian(50_000, seed=0).abs() + 0.5
     scores = torch.where(torch.arange(50_000) % 20 < 3, -size, size)
     q = torch.sigmoid(Calibration.fit(scores).log_odds(torch.tensor([1.0, 2.0, 4.0])))
-    assert torch.allclose(q, torch.full_like(q, 0.85), atol=0.02)
+    assert torch.allclose(q, torch.full_like(q, 0.85), atol=0.025)
 
 
 def test_separable_scores_stay_finite_and_doubt_a_little():

@@ -45,9 +45,10 @@ def estimate_noise_rate(ppl_diff_noisy: Tensor, ppl_diff_clean: Tensor) -> Noise
     has mean 0 at the true e whatever f and q are. q, fitted to both samples by maximum likelihood
     with e held (`fit_coefficients`), sets only the weights psi, the efficient ones, and the
     variance given |x|. With z = T / sd(T), the rate is where z crosses 0, or the end of [0, 0.5]
-    beyond which it would; the interval is where z^2 <= 3.84, at such an end plus z^2 there: about [0, 0.5] where PPLDiff carries nothing, one-sided and covering more
-    than 95% where the rate is 0 or 0.5. (A likelihood interval would read e off the assumed shape
-    of q, and be wrong with many pairs.) Both samples negated give the same answer.
+    beyond which it would; the interval is where z^2 <= 3.84 (at an end, plus z^2 there): about
+    [0, 0.5] where PPLDiff carries nothing, one-sided and covering more than 95% where the rate is 0
+    or 0.5. (A likelihood interval would read e off the assumed shape of q, and be wrong with many
+    pairs.) Both samples negated give the same answer.
 
     Not in the paper. It assumes that flips do not depend on PPLDiff. Where pairs of small |PPLDiff|
     are flipped more often than others, the rate comes out too low, since those pairs say least.
