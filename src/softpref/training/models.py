@@ -68,7 +68,7 @@ def load_start(source: str, args: MSPOConfig) -> nn.Module:
     dtype = torch.bfloat16 if args.bf16 and lora else torch.float32
     policy = load_policy(source, trust_remote_code=args.trust_remote_code, dtype=dtype)
     if isinstance(policy, PeftModel) and not lora:
-        return policy.merge_and_unload()
+        return policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it
     return policy
 
 
