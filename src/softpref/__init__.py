@@ -1,1 +1,22 @@
 """Align language models on preference pairs whose labels cannot be trusted."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softpref.training.config import MSPOConfig
+    from softpref.training.trainer import MSPOTrainer
+
+__all__ = ["MSPOConfig", "MSPOTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the trainer takes seconds; `softpref.algorithm` and --help do without it.
+    if name == "MSPOTrainer":
+        from softpref.training.trainer import MSPOTrainer
+
+        return MSPOTrainer
+    if name == "MSPOConfig":
+        from softpref.training.config import MSPOConfig
+
+        return MSPOConfig
+    raise AttributeError(f"module 'softpref' has no attribute {name!r}")

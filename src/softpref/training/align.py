@@ -21,6 +21,7 @@ from softpref.data.splits import hold_out_clean
 from softpref.options import option, require
 from softpref.training.config import MSPOConfig
 from softpref.training.output import new_directory, resume_point, write_lines, write_text
+from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
 
 logger = logging.getLogger(__name__)
@@ -92,10 +93,13 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     trainer.save_state()
     write_lines(output / "labels.jsonl", trainer.label_pairs())
     trainer.history.write(output / "label_history.parquet", list(trainer.pairs["uid"]))
+    if trainer.teacher:
+        save_meta_learner(trainer.teacher.meta_learner, output)
+    evaluation_metrics = trainer.evaluate() if evaluation else None
     write_lines(output / "metrics.jsonl", trainer.state.log_history)
     if (Path(files.model) / SFT_TARGETS).is_file():
         shutil.copy(Path(files.model) / SFT_TARGETS, output)
-    record = run_record(trainer, files, provenance, seen)
+    record = run_record(trainer, files, provenance, seen) | {"evaluation": evaluation_metrics}
     write_text(output / "README.md", model_card(record))
     write_text(output / RUN_RECORD, json.dumps(record, indent=2) + "\n")
     logger.info("written: %s", output)

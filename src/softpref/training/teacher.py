@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from softpref.algorithm.labeller import MetaLearner, warm_start
@@ -15,6 +17,7 @@ from softpref.training.checkpoints import JSON, state_to_tensors, tensors_to_sta
 from softpref.training.config import MSPOConfig
 
 ZSCORE_PAIRS = 1000
+META_LEARNER = "meta_learner.safetensors"
 
 
 class CleanSampler:
@@ -65,6 +68,20 @@ def make_meta_learner(
     meta_learner.standardise(noisy_ppl_diff[:ZSCORE_PAIRS])
     if args.warm_start:
         warm_start(meta_learner, clean_ppl_diff, noise_rate)
+    return meta_learner
+
+
+def save_meta_learner(meta_learner: MetaLearner, directory: Path) -> None:
+    """Write V, z-score included, to `meta_learner.safetensors`."""
+    state = {name: tensor.cpu() for name, tensor in meta_learner.state_dict().items()}
+    save_file(state, directory / META_LEARNER)
+
+
+def load_meta_learner(directory: Path) -> MetaLearner:
+    """Read what `save_meta_learner` wrote."""
+    state = load_file(directory / META_LEARNER)
+    meta_learner = MetaLearner(len(state["layers.0.bias"]))
+    meta_learner.load_state_dict(state)
     return meta_learner
 
 

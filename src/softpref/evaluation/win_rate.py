@@ -1,0 +1,58 @@
+"""Win rates with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_Z95 = 1.959963984540054
+"""The standard normal's 97.5% quantile."""
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Share of decided comparisons that were won, with its 95% interval.
+
+    `rate` is None, and the interval all of [0, 1], where no comparison was decided.
+    """
+
+    rate: float | None
+    low: float
+    high: float
+    wins: int
+    losses: int
+    ties: int
+
+
+def win_rate(scores: Sequence[float], baseline_scores: Sequence[float]) -> WinRate:
+    """Return how often the scores beat the baseline's on the same prompts, ties left out.
+
+    The interval is Wilson's (1927): (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n).
+
+    Args:
+        scores: one per prompt, higher is better.
+        baseline_scores: the baseline's on the same prompts, in the same order.
+
+    Raises:
+        ValueError: the lengths differ, or a score is NaN.
+    """
+    if any(map(math.isnan, (*scores, *baseline_scores))):
+        raise ValueError("a NaN among the scores wins, loses and ties with nothing")
+    pairs = list(zip(scores, baseline_scores, strict=True))
+    wins = sum(score > baseline for score, baseline in pairs)
+    losses = sum(score < baseline for score, baseline in pairs)
+    low, high = wilson_interval(wins, wins + losses)
+    rate = wins / (wins + losses) if wins + losses else None
+    return WinRate(rate, low, high, wins, losses, len(pairs) - wins - losses)
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a share; [0, 1] where nothing was tried."""
+    if trials == 0:
+        return 0.0, 1.0
+    share, z2 = successes / trials, _Z95**2
+    centre = share + z2 / (2 * trials)
+    spread = _Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    whole = 1 + z2 / trials
+    return max(0.0, (centre - spread) / whole), min(1.0, (centre + spread) / whole)

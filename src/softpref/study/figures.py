@@ -1,0 +1,80 @@
+"""The pictures of a run: the learned map, and the labels as they were trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch import Tensor
+
+from softpref.algorithm.labeller import MetaLearner
+
+matplotlib.use("Agg", force=False)
+
+RIGHT, WRONG = "#1f6f8b", "#c8553d"
+
+
+def draw_learned_map(
+    meta_learner: MetaLearner, ppl_diff: Tensor, is_flipped: Tensor, path: Path
+) -> None:
+    """Draw p̂(PPLDiff) over the histograms of PPLDiff of right and of flipped labels (Figure 3a).
+
+    Args:
+        meta_learner: the V of a finished run.
+        ppl_diff: (n,) PPLDiff of the training pairs under the finished policy, nats per token.
+        is_flipped: (n,) bool, the truth.
+        path: a PNG.
+    """
+    from matplotlib import pyplot as plt
+
+    figure, (above, below) = plt.subplots(
+        2, 1, sharex=True, figsize=(7, 5), height_ratios=[2, 1], layout="constrained"
+    )
+    low, high = (float(q) for q in torch.quantile(ppl_diff, torch.tensor([0.005, 0.995])))
+    grid = torch.linspace(low, high, 400)
+    with torch.no_grad():
+        above.plot(grid, meta_learner(grid), color="black", linewidth=2)
+    above.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    above.axvline(0, color="grey", linewidth=0.8, linestyle=":")
+    above.set(ylim=(-0.03, 1.03), ylabel="soft label p̂", title="What the meta-learner has learned")
+    bins = torch.linspace(low, high, 50).tolist()
+    below.hist(ppl_diff[~is_flipped], bins, color=RIGHT, alpha=0.7, label="right labels")
+    below.hist(ppl_diff[is_flipped], bins, color=WRONG, alpha=0.7, label="flipped labels")
+    below.set(
+        ylabel="pairs",
+        xlabel="PPLDiff, nats per token\n← the policy agrees with the label     "
+        "the policy contradicts it →",
+    )
+    below.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_label_curves(step: Tensor, soft_label: Tensor, is_flipped: Tensor, path: Path) -> None:
+    """Draw the mean label of right and of flipped pairs over training (Figure 4b).
+
+    Args:
+        step: (r,) the step of each label that was trained with.
+        soft_label: (r,) the label.
+        is_flipped: (r,) bool, the truth of its pair.
+        path: a PNG.
+    """
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    steps = step.unique()
+    for name, part, colour in (
+        ("right labels", ~is_flipped, RIGHT),
+        ("flipped labels", is_flipped, WRONG),
+    ):
+        means = [float(soft_label[part & (step == s)].mean()) for s in steps]
+        axes.plot(steps, means, color=colour, linewidth=2, label=name)
+    axes.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(
+        ylim=(-0.03, 1.03), xlabel="step", ylabel="mean soft label p̂",
+        title="The labels the policy was trained with",
+    )  # fmt: skip
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

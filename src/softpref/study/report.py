@@ -1,0 +1,58 @@
+"""The demo's report: one static page, no scripts, pictures inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
+th, td { text-align: left; padding: .45rem .6rem; border-bottom: 1px solid #8886; }
+td + td, th + th { font-variant-numeric: tabular-nums; }
+img { max-width: 100%; height: auto; background: white; border-radius: 6px; }
+figure { margin: 2rem 0; }
+figcaption { margin-top: .6rem; }
+"""
+
+
+def page(title: str, lead: str, table: str, figures: Sequence[str], end: str) -> str:
+    """Return the whole page; the parts are HTML already, title and texts are plain."""
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+<main>
+<h1>{escape(title)}</h1>
+<p>{escape(lead)}</p>
+{table}
+{"".join(figures)}
+<p>{escape(end)}</p>
+</main>
+</html>
+"""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an HTML table of plain texts."""
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def figure(path: Path, title: str, how_to_read: str) -> str:
+    """Return a picture, inlined, with a paragraph on how to read it."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+        f"<figcaption><strong>{escape(title)}.</strong> {escape(how_to_read)}</figcaption></figure>"
+    )

@@ -1,0 +1,84 @@
+"""DPO here is DPO in TRL: same token ids, same log-probs, same loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+
+from softpref.algorithm.bilevel import CURRENT, move
+from softpref.algorithm.jacobian import GraphJacobian, trainable
+from softpref.algorithm.labeller import Constant
+from softpref.data import make_batch
+from softpref.data.sources import pairs_from_dataset
+from softpref.data.tokens import tokenize_pairs
+from softpref.training.reference import with_reference
+from softpref.world.language import make_tokenizer
+from tests.models import tiny_model
+from tests.toy import toy_config, toy_pairs
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}sort : {{ m['content'] }} ="
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def conversational(pairs: Dataset) -> Dataset:
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "chosen": [{"role": "assistant", "content": row["chosen"]}],
+                "rejected": [{"role": "assistant", "content": row["rejected"]}],
+            }
+            for row in pairs
+        ]
+    )
+
+
+@pytest.mark.parametrize("form", ["plain", "conversational"])
+def test_token_ids_logps_loss_and_gradient_equal_trls(form, tmp_path):
+    from trl import DPOConfig, DPOTrainer
+
+    pairs = toy_pairs(6).remove_columns("is_flipped")
+    if form == "conversational":
+        pairs = conversational(pairs)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    policy = tiny_model("llama", torch.float32, "sdpa")
+    reference = tiny_model("llama", torch.float32, "sdpa")
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.mul_(0.9)
+    ours = tokenize_pairs(
+        pairs_from_dataset(pairs, "pairs").pairs, tokenizer, 64, name="pairs"
+    ).pairs
+    config = toy_config(tmp_path, method="dpo")
+    ours = with_reference(reference, ours, config, "reference", "reference")
+    trl = DPOTrainer(
+        policy,
+        reference,
+        args=DPOConfig(
+            output_dir=str(tmp_path / "trl"), per_device_train_batch_size=6, beta=0.1, bf16=False,
+            gradient_checkpointing=False, use_cpu=True, report_to="none", max_length=64,
+            disable_tqdm=True,
+        ),
+        train_dataset=pairs,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    for mine, theirs in zip(ours, trl.train_dataset, strict=True):
+        for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            assert mine[column] == theirs[column]
+    inputs = trl.data_collator([trl.train_dataset[i] for i in range(6)])
+    trl.model.train()
+    loss = trl.compute_loss(trl.model, inputs)
+    theirs = torch.autograd.grad(loss, trainable(policy))
+    jacobian = GraphJacobian(policy, make_batch(ours.to_list()), "response")
+    mine = move([jacobian], Constant(1.0), pairs=6, beta=0.1, signal=CURRENT)
+    assert float(mine.loss) == pytest.approx(float(loss), rel=1e-6)
+    metrics = {name: values[-1] for name, values in trl._metrics["train"].items()}
+    for name in ("chosen", "rejected"):
+        logp = float(getattr(mine.measured, f"{name}_logp").mean())
+        assert logp == pytest.approx(metrics[f"logps/{name}"], rel=1e-6)
+    flat_mine, flat_theirs = (torch.cat([g.flatten() for g in grads]) for grads in (mine.gradient, theirs))
+    assert float((flat_mine - flat_theirs).norm() / flat_theirs.norm()) < 1e-5
