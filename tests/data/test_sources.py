@@ -282,7 +282,12 @@ def test_a_changed_file_is_read_anew(tmp_path):
 def test_fingerprint_follows_content_and_order(tmp_path):
     rows = numbered(3)
     reference = load_pairs(jsonl(tmp_path / "a.jsonl", rows)).fingerprint
-    for changed in (rows[::-1], rows[:2], [*rows[:2], rows[2] | {"chosen": "other"}]):
+    for changed in (
+        rows[::-1],
+        rows[:2],
+        [*rows[:2], rows[2] | {"chosen": "other"}],
+        [*rows[:2], rows[2] | {"uid": "x"}],
+    ):
         assert load_pairs(jsonl(tmp_path / "b.jsonl", changed)).fingerprint != reference
     spaced = [row | {"unknown": 1} for row in rows]
     assert load_pairs(jsonl(tmp_path / "c.jsonl", spaced)).fingerprint == reference

@@ -247,9 +247,15 @@ def test_columns_counts_and_bad_rows():
     assert max(len(row["prompt_ids"] + row["chosen_ids"]) for row in again.pairs) == 12
 
 
-def test_nothing_is_printed_for_small_sets(capfd):
-    tokenize_pairs(rows_of(PAIR | {"chosen": "zq" * 2000}), BOS_ONLY, 64, name="pairs")
+@pytest.mark.parametrize(
+    "pair", [PAIR | {"chosen": "zq" * 99}, CHAT_PAIR | {"chosen": [YES | {"content": "zq" * 99}]}]
+)
+def test_nothing_is_printed_for_small_sets(capfd, caplog, pair):
+    tokenizer = bpe()
+    tokenizer.model_max_length = 64
+    tokenize_pairs(rows_of(pair), tokenizer, 64, name="pairs")
     assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
 
 
 words = st.lists(st.sampled_from(["the", " cat", " sat", "c", "at", "u", " ", "\n", "é", "?"]))

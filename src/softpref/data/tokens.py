@@ -153,13 +153,12 @@ def tokenize_pairs(
 def _encode_text(pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids of prompt, prompt + chosen, prompt + rejected; each response closed by one EOS."""
     prompt, eos = pair["prompt"], str(tokenizer.eos_token)
-    responses = [pair["chosen"], pair["rejected"]]
-    closed = [text if text.endswith(eos) else text + eos for text in responses]
-    encoded = tokenizer([prompt, *(prompt + text for text in closed)], verbose=False)["input_ids"]
+    texts = [prompt, *(prompt + pair[column] + eos for column in ("chosen", "rejected"))]
+    encoded = tokenizer(texts, verbose=False)["input_ids"]
+    # The text may end with EOS already, and a tokenizer may append its own: one stays.
     prompt_ids, *full_ids = (_single_eos(ids, tokenizer) for ids in encoded)
-    if len(prompt_ids) > 1 and prompt_ids[-1] == tokenizer.eos_token_id:
-        # A tokenizer that appends EOS by itself closes the prompt too, which does not end here.
-        prompt_ids = prompt_ids if prompt.endswith(eos) else prompt_ids[:-1]
+    if prompt_ids[-1:] == [tokenizer.eos_token_id] and not prompt.endswith(eos):
+        prompt_ids = prompt_ids[:-1]  # appended by the tokenizer, but nothing ends here
     return [prompt_ids, *full_ids]
 
 

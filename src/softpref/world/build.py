@@ -1,36 +1,32 @@
-"""Everything the synthetic world is made of: a tiny model, its SFT rows, preference pairs.
+"""What the synthetic world is made of: a tiny model, its SFT rows, preference pairs, test prompts.
 
-The SFT model has a habit: taught by rows in which four symbols are written as another one about
-half of the time, it holds those mistakes as likely as the truth. On such symbols PPLDiff says
-nothing and only labels can teach; everywhere else mistakes are rare and PPLDiff tells them.
+The SFT model has a habit: four symbols are often another one in the rows that it learns from, so
+that it holds these mistakes about as likely as the truth. There PPLDiff says little and only labels
+can teach; every other mistake is rare, and PPLDiff tells it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from softpref.evaluation.generate import sample
-from softpref.world.language import (
-    LENGTHS,
-    corrupt,
-    mispronounce,
-    prompts,
-    right_answer,
-)
+from softpref.world.language import LENGTHS, corrupt, mispronounce, prompts, right_answer
 
-MAX_ANSWER_TOKENS = max(LENGTHS) + 2
-"""Room for EOS and for one symbol too many."""
+MAX_NEW_TOKENS = max(LENGTHS) + 2
+"""Room for one symbol too many and the end of sequence."""
+
+Draw = Callable[[Sequence[str]], list[str]]
+"""Draws one response of the SFT model to each prompt."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The world's sizes and error rates; rates are shares of symbols."""
+    """Sizes, and error rates as shares of symbols."""
 
     sft_rows: int = 8000
     train_pairs: int = 6000
@@ -41,3 +37,81 @@ class World:
     habit: Mapping[str, str] = field(default_factory=lambda: {"a": "e", "d": "h", "g": "k", "j": "b"})
     habit_rate: float = 0.45
     teacher_error_rate: float = 0.05
+
+
+INFORMATIVE = World()
+MISLEADING = replace(INFORMATIVE, habit_rate=0.8)
+"""The habit outweighs the truth: on its symbols the fluent response is the wrong one."""
+
+
+@dataclass(frozen=True)
+class WorldData:
+    """Truly labelled pairs (`prompt`, `chosen`, `rejected`) and prompts; no prompt occurs twice."""
+
+    train: list[dict[str, str]]
+    clean: list[dict[str, str]]
+    eval: list[dict[str, str]]
+    test_prompts: list[str]
+
+
+def sft_rows(world: World, seed: int) -> list[dict[str, str]]:
+    """Return rows (`prompt`, `chosen`) for SFT from scratch, full of habitual and random errors."""
+    random = Random(f"{seed}/sft")
+    return [
+        {"prompt": prompt, "chosen": _sft_answer(world, prompt, random)}
+        for prompt in islice(prompts(Random(seed)), world.sft_rows)
+    ]
+
+
+def make_data(world: World, seed: int, draw: Draw) -> WorldData:
+    """Return pairs, a teacher's answer over the SFT model's own, and test prompts.
+
+    A prompt whose two answers are alike, or whose own answer is empty, makes no pair. Prompts are
+    disjoint from those of `sft_rows` with the same world and seed.
+    """
+    fresh = islice(prompts(Random(seed)), world.sft_rows, None)
+    random = Random(f"{seed}/teacher")
+    train, clean, held_out = (
+        _make_pairs(count, fresh, world.teacher_error_rate, random, draw)
+        for count in (world.train_pairs, world.clean_pairs, world.eval_pairs)
+    )
+    return WorldData(train, clean, held_out, list(islice(fresh, world.test_prompts)))
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """Return an untrained Llama of some 350,000 parameters."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        # Shared embeddings would let DPO, pushing symbols down, lift the end of sequence instead.
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def _sft_answer(world: World, prompt: str, random: Random) -> str:
+    spoken = mispronounce(right_answer(prompt), world.habit, world.habit_rate, random)
+    return corrupt(spoken, world.sft_error_rate, random)
+
+
+def _make_pairs(
+    count: int, fresh: Iterator[str], teacher_error_rate: float, random: Random, draw: Draw
+) -> list[dict[str, str]]:
+    pairs: list[dict[str, str]] = []
+    while len(pairs) < count:
+        asked = list(islice(fresh, count - len(pairs)))
+        for prompt, own in zip(asked, draw(asked), strict=True):
+            taught = corrupt(right_answer(prompt), teacher_error_rate, random)
+            if own and own != taught:
+                pairs.append({"prompt": prompt, "chosen": taught, "rejected": own})
+    return pairs
