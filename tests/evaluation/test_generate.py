@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from softpref.evaluation.generate import sample
 from softpref.world.build import tiny_llama
@@ -63,9 +64,7 @@ def test_draws_follow_the_whole_softmax_whatever_the_model_s_own_settings(policy
     expected = (logits / temperature).softmax(-1)
     n = 4000
     drawn = Counter(
-        draw(
-            policy, [PROMPTS[0]] * n, max_new_tokens=1, temperature=temperature, batch_size=1000
-        )
+        draw(policy, [PROMPTS[0]] * n, max_new_tokens=1, temperature=temperature, batch_size=1000)
     )
     plain = [i for i in range(len(TOKENIZER)) if i not in TOKENIZER.all_special_ids]
     for i in plain:
@@ -95,3 +94,9 @@ def test_dropout_is_off_and_the_mode_restored(policy):
 
 def test_no_prompts_no_responses(policy):
     assert draw(policy, []) == []
+
+
+def test_an_adapter_on_a_model_draws_too(policy):
+    adapted = get_peft_model(policy, LoraConfig(r=2, target_modules="all-linear"))
+    expected = draw(policy, temperature=0)
+    assert draw(adapted, temperature=0) == expected  # an untrained adapter changes nothing

@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM
 from softpref.algorithm.labeller import MetaLearner
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.trainer import MSPOTrainer
+from softpref.world.language import make_tokenizer
 from tests.models import tiny_model, with_lora
 from tests.toy import toy_config, toy_pairs, toy_trainer
 
@@ -308,14 +310,9 @@ def test_sets_that_cannot_work_are_refused(tmp_path):
         toy_trainer(tmp_path, clean=toy_pairs(9, 1), meta_batch_size=4)
     with pytest.raises(UsageError, match="evaluation set"):
         toy_trainer(tmp_path, evaluation=toy_pairs(16, 1))
-    with pytest.raises(UsageError, match="--clean"):
-        from softpref.training.trainer import MSPOTrainer
-        from softpref.world.language import make_tokenizer
-
-        MSPOTrainer(
-            tiny_model(dtype=torch.float32), toy_config(tmp_path), toy_pairs(8),
-            processing_class=make_tokenizer(),
-        )  # fmt: skip
+    policy, config = tiny_model(dtype=torch.float32), toy_config(tmp_path)
+    with pytest.raises(UsageError, match="--clean FILE"):
+        MSPOTrainer(policy, config, toy_pairs(8), processing_class=make_tokenizer())
 
 
 def test_recipes(tmp_path):

@@ -80,5 +80,7 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, tmp_path):
     for name in ("chosen", "rejected"):
         logp = float(getattr(mine.measured, f"{name}_logp").mean())
         assert logp == pytest.approx(metrics[f"logps/{name}"], rel=1e-6)
-    flat_mine, flat_theirs = (torch.cat([g.flatten() for g in grads]) for grads in (mine.gradient, theirs))
+    flat_mine, flat_theirs = (
+        torch.cat([g.flatten() for g in grads]) for grads in (mine.gradient, theirs)
+    )
     assert float((flat_mine - flat_theirs).norm() / flat_theirs.norm()) < 1e-5

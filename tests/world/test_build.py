@@ -22,9 +22,13 @@ SMALL = replace(
 
 
 def echo(asked):
-    """A model that says nothing, the truth, or the prompt's own symbols, in turn."""
-    says = [lambda p: "", right_answer, lambda p: p[p.index(":") + 2 : -2]]
-    return [says[i % 3](prompt) for i, prompt in enumerate(asked)]
+    """A model that says nothing, the truth, or the prompt's own symbols."""
+    return [echo_one(prompt) for prompt in asked]
+
+
+def echo_one(prompt):
+    symbols = prompt[prompt.index(":") + 2 : -2]
+    return {"a": "", "b": "", "c": right_answer(prompt)}.get(symbols[0], symbols)
 
 
 def wrong_share(rows):
@@ -43,13 +47,11 @@ def test_no_prompt_is_used_twice():
 def test_pairs_hold_a_teacher_s_answer_over_the_model_s_own():
     data = make_data(SMALL, 5, echo)
     assert all(pair["rejected"] and pair["rejected"] != pair["chosen"] for pair in data.train)
-    own = {echo([prompt] * 3)[i] for prompt in [p["prompt"] for p in data.train] for i in (1, 2)}
-    assert {pair["rejected"] for pair in data.train} <= own
+    assert all(pair["rejected"] == echo_one(pair["prompt"]) for pair in data.train)
 
 
 def test_the_teacher_errs_at_its_rate():
-    prompt_echo = lambda asked: ["a"] * len(asked)  # noqa: E731
-    data = make_data(replace(SMALL, train_pairs=2000), 5, prompt_echo)
+    data = make_data(replace(SMALL, train_pairs=2000), 5, lambda asked: ["a"] * len(asked))
     assert wrong_share(data.train) == pytest.approx(SMALL.teacher_error_rate, abs=0.01)
 
 

@@ -3,6 +3,8 @@
 Shapes: N noisy pairs in M bins, n clean pairs in up to M bins, R candidate rates.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +27,25 @@ _MIN_DOUBT = 0.01  # no pair's order is taken as surer than 1 - this
 
 @dataclass(frozen=True)
 class NoiseRate:
-    """Estimated share of flipped labels with its 95% interval, all in [0, 0.5]."""
+    """Estimated share of flipped labels, in [0, 0.5].
+
+    Attributes:
+        rate: the estimate; where PPLDiff says little, any value, often 0.
+        low: the lower end of its 95% interval.
+        high: the upper end.
+        expected: the mean of all rates, each weighed by how well it fits: the prior to act on. It
+            is near `rate` where that is certain and 0.25 where nothing is known.
+    """
 
     rate: float
     low: float
     high: float
+    expected: float
+
+    @staticmethod
+    def given(rate: float) -> NoiseRate:
+        """Return a rate that is known."""
+        return NoiseRate(rate, rate, rate, rate)
 
 
 def estimate_noise_rate(ppl_diff_noisy: Tensor, ppl_diff_clean: Tensor) -> NoiseRate:
@@ -43,12 +59,14 @@ def estimate_noise_rate(ppl_diff_noisy: Tensor, ppl_diff_clean: Tensor) -> Noise
         psi(x) = m / (4p(1-p) / N + (1-2e)^2 4q(1-q) / n), odd in x
 
     has mean 0 at the true e whatever f and q are. q, fitted to both samples by maximum likelihood
-    with e held (`fit_coefficients`), sets only the weights psi, the efficient ones, and the
-    variance given |x|. With z = T / sd(T), the rate is where z crosses 0, or the end of [0, 0.5]
-    beyond which it would; the interval is where z^2 <= 3.84 (at an end, plus z^2 there): about
-    [0, 0.5] where PPLDiff carries nothing, one-sided and covering more than 95% where the rate is 0
-    or 0.5. (A likelihood interval would read e off the assumed shape of q, and be wrong with many
-    pairs.) Both samples negated give the same answer.
+    with e held (`fit_coefficients`), sets only the weights psi, the efficient ones, and var(T),
+    each sample's part of which is the larger of the one expected and the one seen. With
+    z = T / sd(T), the rate is where z crosses 0, or the end of [0, 0.5] beyond which it would; the
+    interval is where z^2 <= 3.84 (at an end, plus z^2 there): about [0, 0.5] where PPLDiff carries
+    nothing, one-sided and covering more than 95% where the rate is 0 or 0.5. `expected` weighs
+    every e by exp(-z^2 / 2). (A likelihood interval
+    would read e off the assumed shape of q, and be wrong with many pairs.) Both samples negated
+    give the same answer.
 
     Not in the paper. It assumes that flips do not depend on PPLDiff. Where pairs of small |PPLDiff|
     are flipped more often than others, the rate comes out too low, since those pairs say least.
@@ -72,10 +90,15 @@ def estimate_noise_rate(ppl_diff_noisy: Tensor, ppl_diff_clean: Tensor) -> Noise
     low, high = 0.0, 0.5
     for _ in range(2):  # the second pass looks closely at what the first one found
         rates = torch.linspace(low, high, _GRID, dtype=torch.float64, device=noisy[0].device)
-        nearest, inside = _locate(_z(rates, noisy, clean))
+        z = _z(rates, noisy, clean)
+        nearest, inside = _locate(z)
+        weight = torch.softmax(-z.square() / 2, 0)
         step = (high - low) / (_GRID - 1)
         found = NoiseRate(
-            rates[nearest].item(), rates[inside].min().item(), rates[inside].max().item()
+            rates[nearest].item(),
+            rates[inside].min().item(),
+            rates[inside].max().item(),
+            (weight @ rates).item(),
         )
         low, high = max(found.low - step, 0.0), min(found.high + step, 0.5)
     return found
@@ -112,14 +135,16 @@ def _z(rates: Tensor, noisy: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor]
     noisy_total, clean_total = noisy[1].sum(), clean[1].sum()
 
     def mean_and_variance(sample: tuple[Tensor, Tensor], share: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of psi - share |psi m| and its variance given |x|, each (R,)."""
+        """Mean of psi - share |psi m| and the variance of that mean, each (R,)."""
         scores, counts = sample
         q = torch.sigmoid(coefficients @ odd_basis(scores, 1.0).T)
         m = (2 * q - 1) * (1 - 2 * _MIN_DOUBT)
         psi = m / ((1 - (keep * m) ** 2) / noisy_total + keep**2 * (1 - m**2) / clean_total)
         weights = counts / counts.sum()
-        mean = (psi - share * (psi * m).abs()) @ weights
-        return mean, (psi**2 * (1 - (share * m) ** 2)) @ weights / counts.sum()
+        residual = psi - share * (psi * m).abs()
+        # What was seen counts where it is more than expected: q may have another shape.
+        expected, seen = (psi**2 * (1 - (share * m) ** 2)) @ weights, residual**2 @ weights
+        return residual @ weights, torch.maximum(expected, seen) / counts.sum()
 
     noisy_mean, noisy_variance = mean_and_variance(noisy, keep)
     clean_mean, clean_variance = mean_and_variance(clean, torch.ones_like(keep))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from softpref.algorithm.bilevel import evaluating
 
 
 def sample(
-    policy: PreTrainedModel,
+    policy: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
@@ -24,13 +25,14 @@ def sample(
 ) -> list[str]:
     """Return one response to each prompt, without its special tokens.
 
-    Drawn from softmax(logits / temperature), neither top-k nor top-p; greedy at temperature 0. Equal
-    arguments give equal responses on equal hardware; the caller's random state is left alone.
-    Prompts of like length share a batch, padded on the left.
+    Drawn from softmax(logits / temperature), neither top-k nor top-p; greedy at temperature 0.
+    Equal arguments give equal responses on equal hardware; the caller's random state is left
+    alone. Prompts of like length share a batch, padded on the left.
     """
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     config = _generation_config(policy, tokenizer, max_new_tokens, temperature)
+    generate = cast(Callable[..., Tensor], policy.generate)
     device = next(policy.parameters()).device
     responses = [""] * len(prompts)
     starts = range(0, len(prompts), batch_size)
@@ -39,8 +41,10 @@ def sample(
         for start in tqdm(starts, desc="generating", unit="batch", leave=False, delay=3):
             members = order[start : start + batch_size]
             ids, mask = _left_padded([encoded[i] for i in members], config.pad_token_id)
-            output = policy.generate(
-                ids.to(device), attention_mask=mask.to(device), generation_config=config
+            output = generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
             )
             texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(members, texts, strict=True):
@@ -49,14 +53,14 @@ def sample(
 
 
 def _generation_config(
-    policy: PreTrainedModel,
+    policy: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
     temperature: float,
 ) -> GenerationConfig:
     """Set whatever shapes the distribution: unset values would be taken from the model's own."""
-    own = policy.generation_config
-    ends = tokenizer.eos_token_id if own is None or own.eos_token_id is None else own.eos_token_id
+    own = cast(GenerationConfig, policy.generation_config).eos_token_id
+    ends = tokenizer.eos_token_id if own is None else own
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     drawing = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     return GenerationConfig(

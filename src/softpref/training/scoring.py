@@ -45,7 +45,9 @@ def score_pairs(
     device = next(policy.parameters()).device
     parts = []
     with evaluating(policy), torch.no_grad():
-        for positions in tqdm(order.split(batch_size), desc=what, unit="batch", leave=False):
+        for positions in tqdm(
+            order.split(batch_size), desc=what, unit="batch", leave=False, disable=None
+        ):
             batch = make_batch(pairs.select(positions.tolist()).to_list()).to(device)
             with mixed_precision(device, bf16):
                 parts.append(measure(policy, batch, ppl_scope).detach())

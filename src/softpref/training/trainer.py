@@ -267,7 +267,7 @@ class MSPOTrainer(SafeCheckpoints):
             self._score(self.clean, "labelling, clean") if self.clean else None,
             self.labeller,
             self.method.signal if self.teacher else STARTING,
-            self.noise.rate if self.noise else None,
+            self.noise.expected if self.noise else None,
         )
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
@@ -340,12 +340,12 @@ class MSPOTrainer(SafeCheckpoints):
         logger.info("noise rate: %.1f%% of the training labels are wrong (95%% interval %.1f%% to "
                     "%.1f%%)", 100 * noise.rate, 100 * noise.low, 100 * noise.high)  # fmt: skip
         given = self.args.noise_rate
-        return noise if given is None else NoiseRate(rate=given, low=given, high=given)
+        return noise if given is None else NoiseRate.given(given)
 
     def _make_teacher(self) -> Teacher | None:
         if not self.method.teaches or self.clean is None or self.noise is None:
             return None
-        meta_learner = make_meta_learner(self.args, *self._starting_ppl_diff(), self.noise.rate)
+        meta_learner = make_meta_learner(self.args, *self._starting_ppl_diff(), self.noise.expected)
         updates = math.ceil(self.total_steps() / self.args.meta_every)
         return Teacher(meta_learner.to(self.args.device), self.clean, self.args, updates)
 

@@ -34,7 +34,9 @@ class World:
     eval_pairs: int = 500
     test_prompts: int = 1000
     sft_error_rate: float = 0.2
-    habit: Mapping[str, str] = field(default_factory=lambda: {"a": "e", "d": "h", "g": "k", "j": "b"})
+    habit: Mapping[str, str] = field(
+        default_factory=lambda: {"a": "e", "d": "h", "g": "k", "j": "b"}
+    )
     habit_rate: float = 0.45
     teacher_error_rate: float = 0.05
 
