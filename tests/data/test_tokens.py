@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from softpref.data.sources import RowError, pairs_from_dataset
+from softpref.data.readers import RowError
+from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import tokenize_pair, tokenize_pairs
 from softpref.errors import UsageError
 

@@ -8,16 +8,14 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias
 
 from datasets import Dataset
 
+from softpref.data.sources import Text
 from softpref.errors import UsageError
 
 SFT_TARGETS = "sft_targets.json"
 SIDES = ("chosen", "rejected")
-
-Text: TypeAlias = str | list[dict[str, str]]
 
 
 def target_fingerprint(prompt: Text, response: Text) -> str:

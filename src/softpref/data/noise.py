@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softpref.data.sources import Intake, read_rows
+from softpref.data.readers import read_rows
+from softpref.data.sources import Intake
 from softpref.errors import UsageError
 
 Row = dict[str, Any]

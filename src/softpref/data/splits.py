@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from datasets import Dataset
 
-from softpref.data.sources import content_key, dataset_rows, place
+from softpref.data.readers import dataset_rows
+from softpref.data.sources import content_key, place
 from softpref.errors import UsageError
 
 TRUTH_RESTORED = "truth restored"

@@ -15,7 +15,8 @@ import pyarrow as pa
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from softpref.data.sources import BadRow, BadRows, OnBadRow, RowError, dataset_rows, store
+from softpref.data.readers import RowError, dataset_rows, store
+from softpref.data.sources import BadRow, BadRows, OnBadRow
 from softpref.errors import UsageError
 
 _LAST_FEW = 4  # tokens at the end of a conversation among which EOS counts as its end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from transformers import (
 
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -44,6 +47,8 @@ def load_policy(
     Raises:
         UsageError: no causal language model can be loaded from `source`.
     """
+    if not Path(source).exists() and not HUB_ID.fullmatch(source):
+        raise UsageError(f"--model {source}: no such directory.")
     adapter = (Path(source) / "adapter_config.json").is_file()
     try:
         base = PeftConfig.from_pretrained(source).base_model_name_or_path if adapter else source

@@ -45,9 +45,8 @@ def score_pairs(
     device = next(policy.parameters()).device
     parts = []
     with evaluating(policy), torch.no_grad():
-        for positions in tqdm(
-            order.split(batch_size), desc=what, unit="batch", leave=False, disable=None
-        ):
+        bar = tqdm(order.split(batch_size), what, unit="batch", leave=False, disable=None)
+        for positions in bar:
             batch = make_batch(pairs.select(positions.tolist()).to_list()).to(device)
             with mixed_precision(device, bf16):
                 parts.append(measure(policy, batch, ppl_scope).detach())

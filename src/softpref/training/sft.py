@@ -68,7 +68,6 @@ class SFTFiles:
     output: str = option("Directory for the model; must be new or empty.", "")
     lora_r: int | None = option("Train a LoRA adapter of this rank instead of all weights.")
     on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
-    trust_remote_code: bool = option("Run code that comes with the model.", False)
 
 
 def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
@@ -84,8 +83,8 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     loaded = load_pairs(files.train, on_bad_row=files.on_bad_row)
     logger.info("train: %d chosen responses from %s", len(loaded.pairs), files.train)
     set_seed(config.seed)
-    tokenizer = load_tokenizer(files.model, trust_remote_code=files.trust_remote_code)
-    policy = load_policy(files.model, trust_remote_code=files.trust_remote_code)
+    tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
+    policy = load_policy(files.model, trust_remote_code=config.trust_remote_code)
     adapter = lora_config(files.lora_r) if files.lora_r else None
     fine_tune(policy, tokenizer, loaded.pairs, config, adapter)
     logger.info("written: %s", output)
