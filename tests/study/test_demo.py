@@ -1,0 +1,85 @@
+"""The demo, whole: what `make demo` runs, and what the world promises of soft labels."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from softpref.errors import UsageError
+from softpref.study.demo import DemoOptions, Outcome, alignment, result_rows, run_demo
+from softpref.training.align import AlignFiles, align
+
+pytestmark = pytest.mark.timeout(900)
+SEED = 1000
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    home = tmp_path_factory.mktemp("demo") / "demo"
+    run_demo(DemoOptions(output=str(home), seed=SEED))
+    return home
+
+
+def read_labels(run):
+    return [json.loads(line) for line in (run / "labels.jsonl").read_text().splitlines()]
+
+
+def test_summary_has_its_schema_and_tells_the_papers_story(demo):
+    summary = json.loads((demo / "summary.json").read_text())
+    assert summary["noise_rate"] == 0.4
+    assert summary["seconds"] > 0
+    dpo, mspo = summary["methods"]["dpo"], summary["methods"]["mspo"]
+    rates = {"win_rate", "win_rate_low", "win_rate_high", "preference_accuracy"}
+    assert rates <= dpo.keys()
+    assert rates | {"label_auroc"} <= mspo.keys()
+    for method in (dpo, mspo):
+        assert all(0 <= method[name] <= 1 for name in rates)
+        assert method["win_rate_low"] <= method["win_rate"] <= method["win_rate_high"]
+    assert mspo["win_rate_low"] > dpo["win_rate_high"]
+    assert mspo["preference_accuracy"] > dpo["preference_accuracy"]
+    assert mspo["label_auroc"] > 0.85
+
+
+def test_labels_part_right_from_flipped_pairs(demo):
+    mspo = json.loads((demo / "summary.json").read_text())["methods"]["mspo"]
+    assert mspo["label_mean_flipped"] < 0.3
+    assert mspo["label_mean_right"] > 0.7
+
+
+def test_the_estimated_noise_rate_is_near_the_true_one(demo):
+    noise = json.loads((demo / "mspo" / "run.json").read_text())["noise_rate"]
+    assert noise["low"] <= noise["rate"] <= noise["high"]
+    assert abs(noise["rate"] - 0.4) < 0.06
+
+
+def test_without_flips_every_label_is_believed(demo, tmp_path):
+    files = AlignFiles(
+        model=str(demo / "sft"), train=str(demo / "train.jsonl"), clean=str(demo / "clean.jsonl"),
+        output=str(tmp_path / "clean_run"),
+    )  # fmt: skip
+    align(files, alignment("mspo", SEED))
+    labels = read_labels(tmp_path / "clean_run")
+    assert torch.tensor([label["soft_label"] for label in labels]).mean() > 0.9
+
+
+def test_the_report_stands_alone(demo):
+    html = (demo / "report.html").read_text(encoding="utf-8")
+    assert html.count('src="data:image/png;base64,') == 2
+    assert "http" not in html.replace("http-equiv", "")
+    assert "<script" not in html
+    for name in ("learned_map.png", "label_curves.png"):
+        assert (demo / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_demo_replaces_the_first_but_nothing_else(tmp_path):
+    (tmp_path / "precious.txt").write_text("keep me")
+    with pytest.raises(UsageError, match="holds another run"):
+        run_demo(DemoOptions(output=str(tmp_path)))
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_an_undecided_win_rate_is_said_in_words():
+    row = result_rows({"dpo": Outcome(None, 0.0, 1.0, 0.5)})[0]
+    assert row[1].startswith("undecided")
