@@ -296,6 +296,7 @@ def test_saved_model_loads(tmp_path):
         ({"method": "ppo"}, "--method ppo"),
         ({"recipe": "best"}, "--recipe best"),
         ({"fp16": True}, "--bf16"),
+        ({"engine": "double_backward", "activation_checkpointing": True}, "--engine auto"),
     ],
 )
 def test_impossible_options_are_refused_by_name(options, message, tmp_path):

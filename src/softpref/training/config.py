@@ -130,6 +130,11 @@ class MSPOConfig(TrainingArguments):
         super().__post_init__()
         if self.fp16:
             raise UsageError("--fp16: gradients are exact only without loss scaling; use --bf16.")
+        if self.engine == "double_backward" and self.activation_checkpointing:
+            raise UsageError(
+                "--engine double_backward cannot recompute activations: leave "
+                "--activation_checkpointing out, or choose --engine auto."
+            )
 
     def _refuse_ignored_options(self) -> None:
         ignored = META_OPTIONS - METHODS[self.method].options
