@@ -56,9 +56,9 @@ def test_greedy_takes_the_likeliest_token_at_every_step(policy):
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_draws_follow_the_whole_softmax_whatever_the_model_s_own_settings(policy, temperature):
     with torch.no_grad():
-        policy.lm_head.weight.div_(10)
+        policy.lm_head.weight.div_(4)
     policy.eval()
-    policy.generation_config.update(top_k=2, top_p=0.5, temperature=0.1, repetition_penalty=2.0)
+    policy.generation_config.update(top_k=2, top_p=0.5, temperature=0.1, repetition_penalty=20.0)
     with torch.no_grad():
         logits = policy(torch.tensor([TOKENIZER(PROMPTS[0])["input_ids"]])).logits[0, -1]
     expected = (logits / temperature).softmax(-1)

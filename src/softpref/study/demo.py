@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 STAGES = 6
 COMPARED = ("dpo", "mspo")
+BASELINE_DRAWS, METHOD_DRAWS = 1_000_000, 2_000_000
 SUMMARY = "summary.json"
 MARK = ".softpref-demo"
 HEADER = ("method", "win rate against SFT (95%)", "accuracy on clean pairs", "labels")
@@ -124,11 +125,12 @@ def run_demo(options: DemoOptions) -> None:
                            str(home / "eval.jsonl"), str(home / method))  # fmt: skip
         align(files, alignment(method, options.seed))
     _say(6, f"sample answers to {len(data.test_prompts):,} new prompts and compare")
-    baseline = _scores(sft, tokenizer, data.test_prompts, options.seed)
+    # Draws of their own: with the baseline's, equal beginnings would be equal answers, hence ties.
+    baseline = _scores(sft, tokenizer, data.test_prompts, options.seed + BASELINE_DRAWS)
     outcomes = {}
     for method in COMPARED:
         policy = load_policy(str(home / method), trust_remote_code=False)
-        scores = _scores(policy, tokenizer, data.test_prompts, options.seed)
+        scores = _scores(policy, tokenizer, data.test_prompts, options.seed + METHOD_DRAWS)
         outcomes[method] = _outcome(home / method, scores, baseline, _truth(noisy))
     summary = {
         "noise_rate": options.noise_rate,
@@ -211,7 +213,7 @@ def _drawing(policy: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> Draw
 def _scores(
     policy: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
 ) -> list[float]:
-    answers = _drawing(policy, tokenizer, seed + 1_000_000)(prompts)
+    answers = _drawing(policy, tokenizer, seed)(prompts)
     return [score(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from softpref.algorithm.methods import METHODS
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
@@ -20,6 +21,7 @@ from softpref.data.sources import LoadedPairs, load_pairs
 from softpref.data.splits import hold_out_clean
 from softpref.options import option, require
 from softpref.training.config import MSPOConfig
+from softpref.training.metrics import auroc
 from softpref.training.output import new_directory, resume_point, write_lines, write_text
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
@@ -91,7 +93,9 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     trainer.save_model()
     trainer.save_state()
-    write_lines(output / "labels.jsonl", trainer.label_pairs())
+    labels = trainer.label_pairs()
+    write_lines(output / "labels.jsonl", labels)
+    _say_labels(labels, trainer.pairs)
     trainer.history.write(output / "label_history.parquet", list(trainer.pairs["uid"]))
     if trainer.teacher:
         save_meta_learner(trainer.teacher.meta_learner, output)
@@ -103,6 +107,21 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     write_text(output / "README.md", model_card(record))
     write_text(output / RUN_RECORD, json.dumps(record, indent=2) + "\n")
     logger.info("written: %s", output)
+
+
+def _say_labels(labels: Dataset, pairs: Dataset) -> None:
+    if labels["soft_label"][0] is not None:
+        soft_label = torch.tensor(labels["soft_label"])
+        logger.info(
+            "labels: mean soft label %.2f; %.1f%% of the pairs below one half",
+            soft_label.mean(), 100 * (soft_label < 0.5).float().mean(),
+        )  # fmt: skip
+    if labels["p_correct"][0] is None or "is_flipped" not in pairs.column_names:
+        return
+    is_flipped = torch.tensor(pairs["is_flipped"])
+    if 0 < is_flipped.sum() < len(is_flipped):
+        found = auroc(torch.tensor(labels["p_correct"]), ~is_flipped)
+        logger.info("labels: p_correct tells right from flipped labels with AUROC %.3f", found)
 
 
 def run_record(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from softpref.algorithm.methods import META_OPTIONS, METHODS
@@ -123,6 +124,8 @@ class MSPOConfig(TrainingArguments):
         if isinstance(self.learning_rate, dict):
             self.learning_rate = self.learning_rate[self.tuning]
         self._refuse_impossible_values()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
         # Without it the order of the data would follow whoever seeded torch last.
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         # The other kind of checkpointing cannot be asked for gradients of chosen tensors.
