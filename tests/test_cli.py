@@ -175,7 +175,7 @@ def test_help(capsys):
         ({"clean": 0}, "--clean"),
         ({"clean": 40}, "--clean"),
         ({"clean": 9}, "at least 10"),
-        ({"clean": "eval.jsonl", "eval": "eval.jsonl"}, "evaluation set"),
+        ({"clean": "clean.jsonl", "eval": "clean.jsonl"}, "clean.jsonl"),
         ({"meta-batch-size": 17}, "larger than the clean set"),
         ({"betta": 0.1}, "did you mean 'beta'"),
         ({"beta": -1}, "--beta -1.0"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -243,6 +244,30 @@ def test_non_finite_stops_before_anything_moves_and_is_traced():
         )  # fmt: skip
     assert same(states(meta_learner), phi)
     assert non_finite_pairs(policy, [batch], "response") == [2]
+
+
+def test_move_holds_one_graph_at_a_time():
+    policy, alive = tiny_model(), []
+
+    def made():
+        for i in range(3):
+            assert not any(reference() for reference in alive)
+            jacobian = GraphJacobian(policy, make_batch(random_pairs(2, i)), "response")
+            alive.append(weakref.ref(jacobian))
+            yield jacobian
+            del jacobian
+
+    move(made(), Constant(1.0), pairs=6, beta=BETA, signal=CURRENT)
+    assert len(alive) == 3
+
+
+@pytest.mark.parametrize("wrong", [{"engine": "nonsense"}, {"ppl_scope": "nonsense"}])
+def test_unknown_choices_are_refused(wrong):
+    batch = make_batch(random_pairs(2))
+    with pytest.raises(ValueError, match="nonsense"):
+        meta_gradient(
+            tiny_model(), fresh_meta_learner(), batch, batch, beta=BETA, lookahead_lr=0.1, **wrong
+        )
 
 
 def test_unknown_lookahead_is_refused():

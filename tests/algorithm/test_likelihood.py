@@ -48,9 +48,7 @@ def test_padding_order_and_batch_mates_change_nothing(count, seed, shuffle):
     order = list(range(count))
     shuffle.shuffle(order)
     with torch.no_grad():
-        together = measure(
-            policy, make_batch([pairs[i] for i in order], pad_token_id=7), "response"
-        )
+        together = measure(policy, make_batch([pairs[i] for i in order]), "response")
         for position, i in enumerate(order):
             alone = measure(policy, make_batch([pairs[i]]), "response")
             torch.testing.assert_close(together.margin[position], alone.margin[0])

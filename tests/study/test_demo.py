@@ -75,9 +75,16 @@ def test_the_report_stands_alone(demo):
 
 def test_a_second_demo_replaces_the_first_but_nothing_else(tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
+    (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(UsageError, match="holds another run"):
         run_demo(DemoOptions(output=str(tmp_path)))
     assert (tmp_path / "precious.txt").exists()
+
+
+def test_an_impossible_noise_rate_is_refused_at_once(tmp_path):
+    with pytest.raises(UsageError, match="--noise_rate 1.5"):
+        run_demo(DemoOptions(output=str(tmp_path / "demo"), noise_rate=1.5))
+    assert not (tmp_path / "demo").exists()
 
 
 def test_an_undecided_win_rate_is_said_in_words():

@@ -4,11 +4,19 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
+from softpref.algorithm.bilevel import mspo_step
+from softpref.algorithm.jacobian import PairJacobian
 from softpref.algorithm.labeller import MetaLearner
+from softpref.algorithm.likelihood import measure
+from softpref.algorithm.noise_rate import NoiseRate
+from softpref.data import make_batch
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.teacher import CleanSampler
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
 from tests.models import tiny_model, with_lora
@@ -232,8 +240,131 @@ def test_reference_is_cached_and_a_damaged_cache_is_made_again(tmp_path, monkeyp
     third = toy_trainer(tmp_path).pairs["ref_chosen_logp"]
     assert len(passes) == 2 * count
     assert list(first) == list(third)
-    toy_trainer(tmp_path, model=tiny_model("gpt2", torch.float32, "sdpa"))
+    other = tiny_model(dtype=torch.float32, attention="sdpa")
+    with torch.no_grad():
+        other.lm_head.weight[3, 3] += 0.1
+    toy_trainer(tmp_path, model=other)
     assert len(passes) == 3 * count
+    toy_trainer(tmp_path, ppl_scope="sequence")
+    assert len(passes) == 4 * count
+    toy_trainer(tmp_path, bf16=True)
+    assert len(passes) == 5 * count
+
+
+@pytest.mark.parametrize(
+    ("lookahead", "lookahead_lr"), [("sgd", None), ("sgd", 0.3), ("adamw", None)]
+)
+def test_a_step_is_mspo_step_called_by_hand(lookahead, lookahead_lr, tmp_path):
+    """Two steps of the trainer against the algorithm, with α, preconditioner and draws by hand."""
+    options = {"lookahead": lookahead, "lookahead_lr": lookahead_lr, "max_steps": 2,
+               "warmup_steps": 0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0,
+               "meta_batch_size": 8, "per_device_train_batch_size": 8, "meta_lr": 1e-3,
+               "gradient_accumulation_steps": 1, "learning_rate": 0.05}  # fmt: skip
+    trainer, ours = toy_trainer(tmp_path, **options), toy_trainer(tmp_path, **options)
+    trainer.train()
+    policy, meta_learner = ours.policy, ours.labeller
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.05, weight_decay=0.0)
+    meta_optimizer = torch.optim.AdamW(meta_learner.parameters(), lr=1e-3, weight_decay=0.0)
+    sampler = CleanSampler(len(ours.clean), 8, seed=42)
+    index = trainer.history.tensors()["index"].tolist()
+    for step in range(2):
+        noisy = make_batch(ours.pairs.select(index[8 * step : 8 * step + 8]).to_list())
+        clean = make_batch(ours.clean.select(sampler.draw()).to_list())
+        scales = None
+        if lookahead == "adamw" and step:
+            states = [optimizer.state[p] for p in policy.parameters()]
+            v = [s["exp_avg_sq"] / (1 - 0.999 ** float(s["step"])) for s in states]
+            scales = tuple(1 / (x.sqrt() + 1e-8) for x in v)
+        moved, _ = mspo_step(
+            policy, meta_learner, meta_optimizer, [PairJacobian(policy, noisy, "response")],
+            [clean], beta=0.1, lookahead_lr=lookahead_lr or 0.05, preconditioner=scales,
+        )  # fmt: skip
+        for parameter, gradient in zip(policy.parameters(), moved.gradient, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    for one, other in ((trainer.policy, policy), (trainer.labeller, meta_learner)):
+        flat, expected = (torch.cat([p.flatten() for p in m.parameters()]) for m in (one, other))
+        # AdamW turns a rounding error in a gradient near 0 into a step of either sign.
+        assert (flat - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_evaluation_numbers(tmp_path):
+    pairs = toy_pairs(6, 2)
+    trainer = toy_trainer(tmp_path, evaluation=pairs, max_steps=1, warmup_steps=0)
+    trainer.train()
+    metrics = trainer.evaluate()
+    rows = trainer.prepared.evaluation.to_list()
+    with torch.no_grad():
+        measured = measure(trainer.policy.eval(), make_batch(rows), "response")
+    margin = measured.margin
+    expected = {
+        "eval_loss": -torch.nn.functional.logsigmoid(0.1 * margin).mean(),
+        "eval_rewards/accuracies": (margin > 0).float().mean(),
+        "eval_rewards/margins": 0.1 * margin.mean(),
+        "eval_rewards/chosen": 0.1 * measured.chosen_logratio.mean(),
+        "eval_logps/rejected": measured.rejected_logp.mean(),
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
+
+
+def test_clean_pairs_are_taken_out_of_training_in_either_order(tmp_path):
+    pairs, clean = toy_pairs(24), toy_pairs(24).select(range(12)).to_list()
+    for row in clean[::2]:
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    trainer = toy_trainer(tmp_path, train=pairs, clean=Dataset.from_list(clean))
+    assert len(trainer.pairs) == 12
+    assert trainer.prepared.record["train"]["also_clean"] == 12
+    assert set(trainer.pairs["prompt"]).isdisjoint(row["prompt"] for row in clean)
+
+
+def test_a_given_noise_rate_is_the_prior(tmp_path):
+    pairs, labels = toy_pairs(40, flip_every=3), []
+    for noise_rate in (0.05, 0.45):
+        trainer = toy_trainer(tmp_path, train=pairs, noise_rate=noise_rate)
+        assert trainer.noise == NoiseRate.given(noise_rate)
+        with torch.no_grad():
+            labels.append(trainer.labeller(torch.tensor(trainer.clean["starting_ppl_diff"])))
+    assert labels[0].mean() > labels[1].mean()
+
+
+def test_lora_dropout_is_off_and_16_bit_weights_are_not_fully_tuned(tmp_path):
+    adapter = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
+    policy, config = tiny_model(dtype=torch.float32, attention="sdpa"), toy_config
+    trainer = MSPOTrainer(
+        policy, config(tmp_path, tuning="lora"), toy_pairs(16), toy_pairs(12, 1),
+        processing_class=make_tokenizer(), peft_config=adapter,
+    )  # fmt: skip
+    assert not any(m.p for m in trainer.policy.modules() if isinstance(m, torch.nn.Dropout))
+    with pytest.raises(UsageError, match="float32"):
+        toy_trainer(tmp_path, model=tiny_model(dtype=torch.bfloat16, attention="sdpa"))
+    frozen = with_lora(tiny_model(dtype=torch.float32, attention="sdpa")).requires_grad_(False)
+    with pytest.raises(UsageError, match="is_trainable=True"):
+        toy_trainer(tmp_path, model=frozen, tuning="lora")
+
+
+def test_a_model_without_finite_log_probs_is_named_and_not_cached(tmp_path):
+    model = tiny_model(dtype=torch.float32, attention="sdpa")
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("inf")
+    with pytest.raises(UsageError, match="not finite"):
+        toy_trainer(tmp_path, model=model)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_a_non_finite_clean_pair_is_named(tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=1, meta_batch_size=16)
+    rows = trainer.clean.to_list()
+    rows[3]["ref_chosen_logp"] = float("nan")
+    trainer.clean = trainer.teacher._clean = Dataset.from_list(rows)
+    phi = weights(trainer.labeller)
+    with pytest.raises(UsageError, match=rows[3]["uid"]):
+        trainer.train()
+    assert same(weights(trainer.labeller), phi)
+
+
+def test_few_clean_pairs_make_a_smaller_meta_batch(tmp_path):
+    assert toy_trainer(tmp_path, meta_batch_size=None).args.meta_batch_size == 16
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -268,8 +399,18 @@ def StopAfter(step):  # noqa: N802
 def test_resuming_another_run_is_refused(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     toy_trainer(tmp_path, **options).train()
-    for change in ({"beta": 0.2}, {"clean": toy_pairs(16, 5)}, {"train": toy_pairs(41)}):
-        with pytest.raises(UsageError, match=r"beta|pairs"):
+    other = tiny_model(dtype=torch.float32, attention="sdpa")
+    with torch.no_grad():
+        other.lm_head.weight[3, 3] += 0.1
+    for change, named in (
+        ({"beta": 0.2}, "beta"),
+        ({"clean": toy_pairs(16, 5)}, "clean pairs"),
+        ({"train": toy_pairs(41)}, "training pairs"),
+        ({"model": other}, "starting policy"),
+        ({"meta_hidden": 64}, "meta_hidden"),
+        ({"learning_rate": 2e-3}, "learning_rate"),
+    ):
+        with pytest.raises(UsageError, match=named):
             toy_trainer(tmp_path, **(options | change)).train(resume_from_checkpoint=True)
 
 
@@ -296,6 +437,15 @@ def test_saved_model_loads(tmp_path):
         ({"method": "ppo"}, "--method ppo"),
         ({"recipe": "best"}, "--recipe best"),
         ({"fp16": True}, "--bf16"),
+        ({"ppl_scope": "respnse"}, "--ppl_scope respnse"),
+        ({"engine": "pair"}, "--engine pair"),
+        ({"tuning": "Lora"}, "--tuning Lora"),
+        ({"lookahead": "adam"}, "--lookahead adam"),
+        ({"lora_r": 0}, "--lora_r 0"),
+        ({"lora_r": 8, "tuning": "full"}, "does not read --lora"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor"),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "--load_best_model_at_end"),
+        ({"lookahead": "adamw", "optim": "adafactor"}, "--optim"),
         ({"engine": "double_backward", "activation_checkpointing": True}, "--engine auto"),
     ],
 )
@@ -309,7 +459,7 @@ def test_sets_that_cannot_work_are_refused(tmp_path):
         toy_trainer(tmp_path, meta_batch_size=17)
     with pytest.raises(UsageError, match="at least 10"):
         toy_trainer(tmp_path, clean=toy_pairs(9, 1), meta_batch_size=4)
-    with pytest.raises(UsageError, match="evaluation set"):
+    with pytest.raises(UsageError, match="eval set"):
         toy_trainer(tmp_path, evaluation=toy_pairs(16, 1))
     policy, config = tiny_model(dtype=torch.float32), toy_config(tmp_path)
     with pytest.raises(UsageError, match="--clean FILE"):

@@ -83,6 +83,7 @@ def move(
         gradient = part if gradient is None else add(gradient, part)
         measured.append(jacobian.measured)
         soft_labels.append(soft_label)
+        del jacobian  # its graph, before the next one is made
     assert gradient is not None, "a step needs at least one micro-batch"
     whole, soft_label = Measured.concatenate(measured), torch.cat(soft_labels)
     loss = geometric_loss(whole.margin, strength(soft_label), beta).mean()

@@ -11,7 +11,7 @@ in the order of `policy.parameters()`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,8 @@ def choose_engine(engine: Engine, policy: nn.Module, pairs: int) -> tuple[MakeJa
 
     `auto` keeps every pair's gradient where they fit into 4 GiB and recomputes them where not.
     """
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be one of {get_args(Engine)}, not {engine!r}")
     needed = pairs * sum(p.numel() * p.element_size() for p in trainable(policy))
     if engine == "double_backward":
         return double_backward, "double_backward: as the equations stand, three times DPO's memory"

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FOLLOW_RATE = 0.1
+WARM_START_STEPS = 200
+
 
 class Labeller(Protocol):
     """Maps PPLDiff (B,) to the soft label p̂ (B,), the belief that the label is right."""
@@ -62,11 +65,16 @@ class MetaLearner(nn.Module):
         self.mean.copy_(sample.mean())
         self.deviation.copy_(deviation if deviation > 0 else torch.ones(()))
 
-    def follow(self, ppl_diff: Tensor, momentum: float = 0.9) -> None:
-        """Let the z-score's mean and deviation follow the batches, shape (B,), B ≥ 2."""
+    def follow(self, ppl_diff: Tensor) -> None:
+        """Let the z-score follow the batches, shape (B,), a tenth of the way at each.
+
+        A batch of one pair has no deviation and is passed over.
+        """
+        if len(ppl_diff) < 2:
+            return
         sample = ppl_diff.to(self.mean)
-        self.mean.lerp_(sample.mean(), 1 - momentum)
-        self.deviation.lerp_(sample.std(), 1 - momentum)
+        self.mean.lerp_(sample.mean(), FOLLOW_RATE)
+        self.deviation.lerp_(sample.std(), FOLLOW_RATE)
 
     def logit(self, ppl_diff: Tensor) -> Tensor:
         """Return the MLP's output before the sigmoid, shape (B,)."""
@@ -78,9 +86,7 @@ class MetaLearner(nn.Module):
         return self.logit(ppl_diff).sigmoid()
 
 
-def warm_start(
-    meta_learner: MetaLearner, ppl_diff_clean: Tensor, noise_rate: float, steps: int = 200
-) -> None:
+def warm_start(meta_learner: MetaLearner, ppl_diff_clean: Tensor, noise_rate: float) -> None:
     """Fit V to the clean pairs as given (label 1) and swapped (label 0), before any training.
 
     The weighted cross-entropy
@@ -95,10 +101,9 @@ def warm_start(
         meta_learner: changed in place; its z-score is already set.
         ppl_diff_clean: (n,) PPLDiff of the clean pairs under the starting policy.
         noise_rate: the estimated share of flipped labels, in [0, 0.5].
-        steps: full-batch AdamW steps at 1e-2.
     """
     optimizer = torch.optim.AdamW(meta_learner.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(steps):
+    for _ in range(WARM_START_STEPS):
         right = F.softplus(-meta_learner.logit(ppl_diff_clean)).mean()
         wrong = F.softplus(meta_learner.logit(-ppl_diff_clean)).mean()
         optimizer.zero_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class PairBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Move every tensor to `device`."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        if torch.device(device).type == "mps":  # knows no float64
+            tensors = {n: t.float() if t.dtype == torch.float64 else t for n, t in tensors.items()}
         return replace(
             self, **{n: t.to(device, non_blocking=non_blocking) for n, t in tensors.items()}
         )
@@ -125,6 +127,8 @@ def log_perplexity(logps: Tensor, is_token: Tensor, is_response: Tensor, scope: 
     Returns:
         Shape (R,).
     """
+    if scope not in get_args(PplScope):
+        raise ValueError(f"ppl_scope must be one of {get_args(PplScope)}, not {scope!r}")
     summed = is_response if scope == "response" else is_token
     counted = is_token if scope == "sequence" else is_response
     return -(logps * summed).sum(-1) / counted.sum(-1)

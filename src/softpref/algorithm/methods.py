@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from softpref.algorithm.bilevel import CURRENT, STARTING, Signal
-from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
+from softpref.algorithm.labeller import Constant, Labeller
 
 META_OPTIONS = frozenset(
     {
@@ -30,14 +28,14 @@ class Method:
     """One way to align: the step of bilevel.py with this labeller.
 
     Attributes:
-        make_labeller: makes the labeller; its keyword arguments are options of the method.
+        labeller: who says how far to believe a pair; None is a meta-learner, taught in training.
         signal: the PPLDiff the labeller sees.
         options: the options the method reads, of those that only some methods read; setting any
             other of these is an error.
         source: where the method comes from.
     """
 
-    make_labeller: Callable[..., Labeller]
+    labeller: Labeller | None
     signal: Signal
     options: frozenset[str]
     source: str
@@ -45,11 +43,11 @@ class Method:
     @property
     def teaches(self) -> bool:
         """Whether the labeller learns from the clean pairs while the policy trains."""
-        return self.make_labeller is MetaLearner
+        return self.labeller is None
 
 
 METHODS = {
-    "mspo": Method(MetaLearner, CURRENT, META_OPTIONS, "Eq. 5 to 12"),
-    "mspo_static": Method(MetaLearner, STARTING, META_OPTIONS, "section 4.3, Table 3"),
-    "dpo": Method(partial(Constant, 1.0), CURRENT, frozenset(), "Rafailov et al. 2023, Eq. 2"),
+    "mspo": Method(None, CURRENT, META_OPTIONS, "Eq. 5 to 12"),
+    "mspo_static": Method(None, STARTING, META_OPTIONS, "section 4.3, Table 3"),
+    "dpo": Method(Constant(1.0), CURRENT, frozenset(), "Rafailov et al. 2023, Eq. 2"),
 }

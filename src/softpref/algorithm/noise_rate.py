@@ -42,6 +42,12 @@ class NoiseRate:
     high: float
     expected: float
 
+    def __str__(self) -> str:
+        interval = f"95% interval {self.low:.1%} to {self.high:.1%}"
+        if self.high - self.low > 0.4:
+            return f"an unknown share, PPLDiff cannot tell ({interval}),"
+        return f"{self.rate:.1%} ({interval})"
+
     @staticmethod
     def given(rate: float) -> NoiseRate:
         """Return a rate that is known."""

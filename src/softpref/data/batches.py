@@ -11,14 +11,13 @@ import torch
 from softpref.algorithm.likelihood import PairBatch
 
 
-def make_batch(pairs: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> PairBatch:
-    """Return B pairs as 2B rows, chosen first, padded on the right.
+def make_batch(pairs: Sequence[Mapping[str, Any]]) -> PairBatch:
+    """Return B pairs as 2B rows, chosen first, padded on the right with token 0, masked everywhere.
 
     Args:
         pairs: each with `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int),
             `ref_chosen_logp`, `ref_rejected_logp` (nats); optionally `starting_ppl_diff` (nats
             per token) and `index`.
-        pad_token_id: fills the padding; masked everywhere, so any id will do.
     """
     chosen = [[*pair["prompt_ids"], *pair["chosen_ids"]] for pair in pairs]
     rejected = [[*pair["prompt_ids"], *pair["rejected_ids"]] for pair in pairs]
@@ -33,7 +32,7 @@ def make_batch(pairs: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> Pai
         return torch.tensor([pair.get(name, default) for pair in pairs], dtype=torch.float64)
 
     return PairBatch(
-        input_ids=torch.tensor([row + [pad_token_id] * (length - len(row)) for row in rows]),
+        input_ids=torch.tensor([row + [0] * (length - len(row)) for row in rows]),
         attention_mask=is_token.long(),
         response_mask=is_token & (position >= torch.tensor(prompts)[:, None]),
         ref_chosen_logp=column("ref_chosen_logp", math.nan),

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import datasets
@@ -42,6 +42,7 @@ class LoadedPairs:
 
     Attributes:
         pairs: The pair rows, backed by an Arrow file that lasts as long as the process.
+        source: The path, hub id or name the rows came from.
         bad_rows: The rows left out under `on_bad_row="skip"`.
         fingerprint: SHA-256 over the content of the kept rows, in order.
         contradicting: Number of distinct pairs that are labelled both ways.
@@ -79,6 +80,13 @@ def pairs_from_dataset(
         UsageError: If there is a bad row (under `stop`) or no good one.
     """
     return _collect(enumerate(dataset_rows(dataset), start=1), Intake(name, on_bad_row))
+
+
+def subset(loaded: LoadedPairs, pairs: datasets.Dataset, source: str) -> LoadedPairs:
+    """Keeps the books anew for pairs taken out of a source; their rows keep their numbers."""
+    rows = ((row["row"], row) for row in dataset_rows(pairs))
+    kept = _collect(rows, Intake(source, "stop"))
+    return replace(kept, bad_rows=loaded.bad_rows)
 
 
 def content_key(prompt: Text, chosen: Text, rejected: Text) -> str:

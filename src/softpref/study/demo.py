@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from softpref.algorithm.methods import METHODS
 from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
+from softpref.errors import UsageError
 from softpref.evaluation.generate import sample
 from softpref.evaluation.win_rate import win_rate
 from softpref.options import option
@@ -104,6 +106,8 @@ def run_demo(options: DemoOptions) -> None:
     Raises:
         UsageError: the output directory holds something that no demo made.
     """
+    if not 0 <= options.noise_rate < 1:
+        raise UsageError(f"--noise_rate {options.noise_rate}: must be at least 0 and below 1.")
     start = time.monotonic()
     home = _fresh_directory(options.output)
     tokenizer = make_tokenizer()
@@ -136,7 +140,7 @@ def run_demo(options: DemoOptions) -> None:
         "noise_rate": options.noise_rate,
         "seconds": round(time.monotonic() - start, 1),
         "methods": {
-            method: {name: value for name, value in asdict(outcome).items() if value is not None}
+            method: {name: value for name, value in asdict(outcome).items() if is_number(value)}
             for method, outcome in outcomes.items()
         },
     }
@@ -165,13 +169,14 @@ def alignment(method: str, seed: int) -> MSPOConfig:
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
+        use_cpu=True,
         **teaching,
     )
 
 
 def _fresh_directory(path: str) -> Path:
     home = Path(path)
-    if (home / SUMMARY).is_file() or (home / MARK).is_file():
+    if (home / MARK).is_file():
         shutil.rmtree(home)
     home = new_directory(path, None)
     home.mkdir(parents=True, exist_ok=True)
@@ -192,6 +197,7 @@ def _fine_tune(
         seed=seed,
         logging_strategy="no",
         save_strategy="no",
+        use_cpu=True,
     )
     model = tiny_llama(tokenizer, seed)
     fine_tune(model, tokenizer, Dataset.from_list(rows), config)
@@ -290,6 +296,11 @@ def _report(
             END,
         ),
     )
+
+
+def is_number(value: float | None) -> bool:
+    """Whether there is a number to report: not None, and not the NaN of an empty mean."""
+    return value is not None and not math.isnan(value)
 
 
 def _say(stage: int, what: str) -> None:

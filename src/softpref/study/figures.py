@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from softpref.algorithm.labeller import MetaLearner
-
-matplotlib.use("Agg", force=False)
 
 RIGHT, WRONG = "#1f6f8b", "#c8553d"
 
@@ -26,11 +24,8 @@ def draw_learned_map(
         is_flipped: (n,) bool, the truth.
         path: a PNG.
     """
-    from matplotlib import pyplot as plt
-
-    figure, (above, below) = plt.subplots(
-        2, 1, sharex=True, figsize=(7, 5), height_ratios=[2, 1], layout="constrained"
-    )
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     low, high = (float(q) for q in torch.quantile(ppl_diff, torch.tensor([0.005, 0.995])))
     grid = torch.linspace(low, high, 400)
     with torch.no_grad():
@@ -48,7 +43,6 @@ def draw_learned_map(
     )
     below.legend(frameon=False)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def draw_label_curves(step: Tensor, soft_label: Tensor, is_flipped: Tensor, path: Path) -> None:
@@ -60,9 +54,8 @@ def draw_label_curves(step: Tensor, soft_label: Tensor, is_flipped: Tensor, path
         is_flipped: (r,) bool, the truth of its pair.
         path: a PNG.
     """
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
     steps = step.unique()
     for name, part, colour in (
         ("right labels", ~is_flipped, RIGHT),
@@ -77,4 +70,3 @@ def draw_label_curves(step: Tensor, soft_label: Tensor, is_flipped: Tensor, path
     )  # fmt: skip
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)
-    plt.close(figure)

@@ -16,9 +16,11 @@ import torch
 from datasets import Dataset
 
 from softpref.algorithm.methods import METHODS
+from softpref.algorithm.noise_rate import NoiseRate
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
-from softpref.data.sources import LoadedPairs, load_pairs
+from softpref.data.sources import LoadedPairs, load_pairs, subset
 from softpref.data.splits import hold_out_clean
+from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
@@ -59,10 +61,9 @@ def load_sets(
         clean = load_pairs(files.clean, on_bad_row=config.on_bad_row)
         return train, clean, evaluation, "given as a file"
     rest, held_out, provenance = hold_out_clean(train.pairs, int(files.clean), config.seed)
-    clean = dataclasses.replace(
-        train, pairs=held_out, source=f"{train.source} ({files.clean} held out)", bad_rows=()
-    )
-    return dataclasses.replace(train, pairs=rest), clean, evaluation, provenance
+    clean = subset(train, held_out, f"{train.source} ({files.clean} held out)")
+    clean = dataclasses.replace(clean, bad_rows=())
+    return subset(train, rest, train.source), clean, evaluation, provenance
 
 
 def align(files: AlignFiles, config: MSPOConfig) -> None:
@@ -78,17 +79,24 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     for name in ("model", "train", "output"):
         require(getattr(files, name), f"--{name}")
     output = new_directory(files.output, config.resume_from_checkpoint)
+    if config.output_dir not in (None, "trainer_output"):
+        raise UsageError("--output_dir: write --output.")
     config.output_dir = str(output)
     train, clean, evaluation, provenance = load_sets(files, config)
     if provenance == "assumed correct, not reviewed":
         logger.warning("clean pairs: held out of --train, assumed correct, not reviewed")
-    seen = count_sft_targets(files.model, train.pairs)
-    if seen:
-        logger.warning(
-            "%d of %d training pairs hold a response that the model was fine-tuned on: their "
-            "PPLDiff recalls that instead of judging the pair",
-            seen, len(train.pairs),
-        )  # fmt: skip
+    seen = {
+        name: count_sft_targets(files.model, loaded.pairs)
+        for name, loaded in (("training", train), ("clean", clean))
+        if loaded
+    }
+    for name, count in seen.items():
+        if count:
+            logger.warning(
+                "%d %s pairs hold a response that the model was fine-tuned on: their PPLDiff "
+                "recalls that instead of judging the pair",
+                count, name,
+            )  # fmt: skip
     trainer = MSPOTrainer(files.model, config, train, clean, evaluation)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     trainer.save_model()
@@ -125,7 +133,7 @@ def _say_labels(labels: Dataset, pairs: Dataset) -> None:
 
 
 def run_record(
-    trainer: MSPOTrainer, files: AlignFiles, provenance: str, sft_targets: int
+    trainer: MSPOTrainer, files: AlignFiles, provenance: str, sft_targets: dict[str, int]
 ) -> dict[str, Any]:
     """Return the resolved options, versions, seeds and data of a run."""
     noise = trainer.noise
@@ -154,12 +162,9 @@ def model_card(record: dict[str, Any]) -> str:
     method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
     options = record["options"]
     library = "peft" if options["tuning"] == "lora" else "transformers"
-    rate = (
-        f"{noise['rate']:.1%} ({record['noise_rate_source']}; 95% interval {noise['low']:.1%} to "
-        f"{noise['high']:.1%})"
-        if noise
-        else "not estimated (no clean pairs)"
-    )
+    rate = str(NoiseRate(**noise)) if noise else "not estimated, for want of clean pairs"
+    if record["noise_rate_source"] == "given":
+        rate = f"{options['noise_rate']:.1%} (given)"
     pairs = record["data"]["train"]["pairs"]
     clean = record["data"].get("clean", {}).get("pairs", 0)
     return f"""---

@@ -136,6 +136,7 @@ class SafeCheckpoints(Trainer):
             "SageMaker model parallelism": is_sagemaker_mp_enabled(),
             "a model sharded at load time": self.is_distributed_loading_by_transformers,
             "training in several processes": self.args.world_size > 1,
+            "several GPUs in one process (set CUDA_VISIBLE_DEVICES=0)": self.args.n_gpu > 1,
             "a model without save_pretrained": not isinstance(model, PreTrainedModel | PeftModel),
             "pushing every checkpoint to the hub (other than hub_strategy='end')": pushes,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -34,19 +34,43 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup_steps": 0.1,
         "weight_decay": 0.0,
         "gradient_accumulation_steps": 4,
-        "meta_batch_size": 32,
         "ppl_scope": "response",
         "warm_start": True,
         "tuning": "lora",
     },
 }
 
+# What both recipes share.
+COMMON = {
+    "meta_every": 1,
+    "meta_hidden": 128,
+    "lookahead": "sgd",
+    "zscore": "frozen",
+    "engine": "auto",
+}
+
+# Clean pairs per meta-update where neither user nor recipe says: fewer where there are fewer.
+LARGEST_META_BATCH = 32
+
 # AdamW moves a weight by about its learning rate an update, so this is how far φ's weights may walk
 # in one run: the paper's 1e-4 over its 80,000 / 64 updates.
 META_WALK = 0.125
 LARGEST_META_LR = 1e-2
 
+# Options of transformers that must keep this value here, and why.
+FIXED: dict[str, tuple[Any, str]] = {
+    "fp16": (False, "gradients are exact only without loss scaling: use --bf16"),
+    "label_smoothing_factor": (0.0, "how far to believe a label is the method's business"),
+    "neftune_noise_alpha": (None, "the three steps must see the same function"),
+    "torch_compile": (False, "the step is not compiled"),
+    "load_best_model_at_end": (False, "labels belong to the last step: take a checkpoint by hand"),
+    "include_num_input_tokens_seen": ("no", "tokens are not counted"),
+    "auto_find_batch_size": (False, "set --per_device_train_batch_size"),
+}
+
 LEAST_VALUES = {
+    "lora_r": 1,
+    "lora_alpha": 1,
     "max_length": 2,
     "meta_batch_size": 1,
     "meta_every": 1,
@@ -110,14 +134,10 @@ class MSPOConfig(TrainingArguments):
     logging_nan_inf_filter: bool = option("Unused: a step that is not finite stops.", False)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"--method {self.method}: choose one of {', '.join(METHODS)}.")
-        if self.recipe not in RECIPES:
-            raise UsageError(f"--recipe {self.recipe}: choose one of {', '.join(RECIPES)}.")
+        self._refuse_unknown_choices()
         self._refuse_ignored_options()
         method = METHODS[self.method]
-        fallbacks = {"meta_every": 1, "meta_hidden": 128, "lookahead": "sgd", "zscore": "frozen"}
-        for name, value in (fallbacks | {"engine": "auto"} | RECIPES[self.recipe]).items():
+        for name, value in (COMMON | RECIPES[self.recipe]).items():
             read = name not in META_OPTIONS or name in method.options
             if read and getattr(self, name) is None:
                 setattr(self, name, value)
@@ -131,13 +151,30 @@ class MSPOConfig(TrainingArguments):
         # The other kind of checkpointing cannot be asked for gradients of chosen tensors.
         self.activation_checkpointing_kwargs = {"use_reentrant": False}
         super().__post_init__()
-        if self.fp16:
-            raise UsageError("--fp16: gradients are exact only without loss scaling; use --bf16.")
+        self._refuse_impossible_combinations()
+
+    def _refuse_impossible_combinations(self) -> None:
+        for name, (value, why) in FIXED.items():
+            if getattr(self, name) != value:
+                raise UsageError(f"--{name}: {why}.")
+        if self.tuning == "full" and (self.lora_r or self.lora_alpha or self.lora_target_modules):
+            raise UsageError("--tuning full does not read --lora_*: leave them out.")
+        if self.lookahead == "adamw" and "adamw" not in str(self.optim).lower():
+            raise UsageError(
+                f"--lookahead adamw needs an AdamW optimizer, not --optim {self.optim}."
+            )
         if self.engine == "double_backward" and self.activation_checkpointing:
             raise UsageError(
                 "--engine double_backward cannot recompute activations: leave "
                 "--activation_checkpointing out, or choose --engine auto."
             )
+
+    def _refuse_unknown_choices(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            options = [choice for part in (hint, *get_args(hint)) for choice in _choices(part)]
+            value = getattr(self, name, None)
+            if options and value is not None and value not in options:
+                raise UsageError(f"--{name} {value}: choose one of {', '.join(options)}.")
 
     def _refuse_ignored_options(self) -> None:
         ignored = META_OPTIONS - METHODS[self.method].options
@@ -165,3 +202,7 @@ class MSPOConfig(TrainingArguments):
         if self.meta_lr is not None:
             return self.meta_lr
         return min(LARGEST_META_LR, META_WALK / max(1, meta_updates))
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()

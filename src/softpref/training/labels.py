@@ -20,16 +20,20 @@ from softpref.algorithm.calibration import Calibration
 from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
 
-HISTORY_FIELDS = ("step", "index", "ppl_diff", "soft_label", "margin")
+HISTORY = {
+    "step": torch.int64,
+    "index": torch.int64,
+    "ppl_diff": torch.float32,
+    "soft_label": torch.float32,
+    "margin": torch.float32,
+}
 
 
 @dataclass
 class LabelHistory:
     """Every label as it was trained with, one record a pair and step."""
 
-    _parts: dict[str, list[Tensor]] = field(
-        default_factory=lambda: {name: [] for name in HISTORY_FIELDS}
-    )
+    _parts: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in HISTORY})
 
     def record(self, step: int, index: Tensor, ppl_diff: Tensor, move: Move) -> None:
         """Add the labels of one step; `index` and `ppl_diff` are (B,) in the move's order."""
@@ -40,29 +44,29 @@ class LabelHistory:
             move.soft_label,
             move.measured.margin,
         )
-        for name, values in zip(HISTORY_FIELDS, columns, strict=True):
-            integral = name in ("step", "index")
-            self._parts[name].append(values.cpu().to(torch.int64 if integral else torch.float32))
+        for (name, dtype), values in zip(HISTORY.items(), columns, strict=True):
+            self._parts[name].append(values.cpu().to(dtype))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the columns, each of shape (records,)."""
-        return {name: torch.cat([torch.empty(0), *parts]) for name, parts in self._parts.items()}
+        return {
+            name: torch.cat([torch.empty(0, dtype=HISTORY[name]), *parts])
+            for name, parts in self._parts.items()
+        }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go on from the columns of an interrupted run."""
-        self._parts = {name: [tensors[name]] for name in HISTORY_FIELDS}
+        self._parts = {name: [tensors[name]] for name in HISTORY}
 
     def last_steps(self, pairs: int) -> Tensor:
         """Return the step each pair was last trained on, (n,) int64; −1 where never."""
         columns = self.tensors()
-        return torch.full((pairs,), -1).scatter_reduce(
-            0, columns["index"].long(), columns["step"].long(), "amax"
-        )
+        return torch.full((pairs,), -1).scatter_reduce(0, columns["index"], columns["step"], "amax")
 
     def write(self, path: Path, uids: list[str]) -> None:
         """Write `label_history.parquet`: uid, step, ppl_diff, soft_label, margin."""
         columns = {name: values.numpy() for name, values in self.tensors().items()}
-        index = columns.pop("index").astype("int64")
+        index = columns.pop("index")
         table = pa.table({"uid": pa.array(uids).take(pa.array(index)), **columns})
         partial = path.with_suffix(".partial")
         pq.write_table(table, partial)

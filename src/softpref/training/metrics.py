@@ -5,6 +5,8 @@ Shapes: every tensor is (B,).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,13 +18,16 @@ def auroc(scores: Tensor, is_positive: Tensor) -> float:
 
     Args:
         scores: (n,), higher for what should be positive.
-        is_positive: (n,) bool; both kinds must be there.
+        is_positive: (n,) bool.
+
+    Returns:
+        A share in [0, 1]; NaN where there is only one kind.
     """
     _, place, count = torch.unique(scores, return_inverse=True, return_counts=True)
     rank = (count.cumsum(0) - (count - 1) / 2).double()[place]
     positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
     wins = float(rank[is_positive].sum()) - positives * (positives + 1) / 2
-    return wins / (positives * negatives)
+    return wins / (positives * negatives) if positives and negatives else math.nan
 
 
 def reward_metrics(measured: Measured, beta: float) -> dict[str, float]:

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from softpref.algorithm.jacobian import trainable
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 
@@ -27,6 +28,9 @@ def load_tokenizer(source: str, *, trust_remote_code: bool) -> PreTrainedTokeniz
     Raises:
         UsageError: there is none at `source`, or it has no EOS token.
     """
+    adapter = Path(source) / "adapter_config.json"
+    if adapter.is_file() and not (Path(source) / "tokenizer_config.json").is_file():
+        source = str(PeftConfig.from_pretrained(source).base_model_name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -101,10 +105,19 @@ def make_trainable(policy: nn.Module, args: MSPOConfig, adapter: PeftConfig | No
                 "--tuning full, but an adapter was given: merge it into its base model "
                 "(merge_and_unload) or choose --tuning lora."
             )
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in trainable(policy)):
+            raise UsageError(
+                "--tuning full needs float32 weights, for small steps vanish in 16 bits: load the "
+                "model with dtype=torch.float32, and set bf16=True for speed."
+            )
         return policy
     if isinstance(policy, PeftModel):
-        if adapter is not None:
-            raise UsageError("the model has an adapter already: leave peft_config out.")
+        if adapter is not None or args.lora_r or args.lora_alpha or args.lora_target_modules:
+            raise UsageError(
+                "the model has an adapter already: leave peft_config and --lora_* out."
+            )
+        if not trainable(policy):
+            raise UsageError("the adapter is frozen: load it with is_trainable=True.")
         return policy
     fresh = lora_config(args.lora_r, args.lora_alpha, args.lora_target_modules)
     return get_peft_model(policy, adapter or fresh)

@@ -20,7 +20,7 @@ def new_directory(path: str, resume: str | None) -> Path:
     directory = Path(path)
     if directory.is_file():
         raise UsageError(f"--output {path}: is a file; give a directory.")
-    if not resume and directory.is_dir() and any(directory.iterdir()):
+    if not resume_point(resume) and directory.is_dir() and any(directory.iterdir()):
         raise UsageError(
             f"--output {path}: holds another run; choose a new directory, or go on with an "
             "interrupted run by --resume_from_checkpoint true."
@@ -30,7 +30,7 @@ def new_directory(path: str, resume: str | None) -> Path:
 
 def resume_point(value: str | None) -> str | bool | None:
     """Return `True` for the newest complete checkpoint, a path, or None."""
-    return True if str(value).lower() == "true" else value
+    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def write_text(path: Path, text: str) -> None:

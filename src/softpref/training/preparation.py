@@ -77,7 +77,7 @@ def prepare(
         if pairs is not None
     }
     if "clean" in loaded and "eval" in loaded:
-        refuse_overlap(loaded["clean"].pairs, loaded["eval"].pairs, "evaluation set")
+        refuse_overlap(loaded["clean"].pairs, loaded["eval"].pairs, loaded["eval"].source)
     sets: dict[str, Dataset] = {}
     record: dict[str, dict[str, Any]] = {}
     for name, source in loaded.items():

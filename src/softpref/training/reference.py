@@ -7,13 +7,16 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
+from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.scoring import ID_COLUMNS, score_pairs
 
@@ -58,10 +61,21 @@ def with_reference(
         )
         values = (scored.chosen_logp, scored.rejected_logp, scored.ppl_diff)
         columns = dict(zip(COLUMNS, values, strict=True))
+        _require_finite(columns, pairs, what)
         _write(path, columns)
     for name in COLUMNS:
         pairs = pairs.add_column(name, columns[name].double().numpy())
     return pairs
+
+
+def _require_finite(columns: dict[str, Tensor], pairs: Dataset, what: str) -> None:
+    finite = torch.stack([values.isfinite() for values in columns.values()]).all(0)
+    if not finite.all():
+        uids = [pairs[i]["uid"] for i in (~finite).nonzero().flatten().tolist()[:10]]
+        raise UsageError(
+            f"{what}: the model's log-probabilities are not finite for {int((~finite).sum())} "
+            f"pairs, the first of them {', '.join(uids)}: take them out, or mend the model."
+        )
 
 
 def fingerprint_tokens(pairs: Dataset) -> str:
@@ -73,11 +87,16 @@ def fingerprint_tokens(pairs: Dataset) -> str:
 
 
 def fingerprint_weights(policy: nn.Module) -> str:
-    """Return a hash of every parameter's name, dtype and bytes."""
+    """Return a hash of the policy's config and of every parameter's name, dtype and bytes."""
     digest = hashlib.blake2b(digest_size=16)
+    config = cast(PretrainedConfig, policy.config).to_dict()
+    config.pop("_name_or_path", None)  # where it lies makes no difference
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in policy.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(
+            parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        )
     return digest.hexdigest()
 
 

@@ -9,7 +9,6 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from typing import Any, NoReturn, cast
 
@@ -37,7 +36,7 @@ from softpref.algorithm.objective import geometric_loss
 from softpref.data.batches import make_batch
 from softpref.errors import UsageError
 from softpref.training.checkpoints import JSON, SafeCheckpoints
-from softpref.training.config import MSPOConfig
+from softpref.training.config import LARGEST_META_BATCH, MSPOConfig
 from softpref.training.labels import LabelHistory, beliefs
 from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
 from softpref.training.models import (
@@ -54,8 +53,14 @@ from softpref.training.teacher import Teacher, make_meta_learner
 
 logger = logging.getLogger(__name__)
 
-IDENTITY = ("method", "tuning", "beta", "ppl_scope", "lookahead", "lookahead_lr", "zscore",
-            "meta_every", "meta_batch_size", "max_length", "seed")  # fmt: skip
+IDENTITY = (
+    "method", "tuning", "beta", "ppl_scope", "max_length", "seed", "data_seed", "bf16",
+    "lookahead", "lookahead_lr", "zscore", "warm_start", "noise_rate",
+    "meta_every", "meta_batch_size", "meta_lr", "meta_hidden",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+    "lora_r", "lora_alpha", "lora_target_modules",
+)  # fmt: skip
 
 
 class MSPOTrainer(SafeCheckpoints):
@@ -97,7 +102,7 @@ class MSPOTrainer(SafeCheckpoints):
         policy = load_start(model, args) if isinstance(model, str) else model
         name = str(getattr(policy.config, "name_or_path", ""))
         tokenizer = processing_class or load_tokenizer(
-            name, trust_remote_code=args.trust_remote_code
+            model if isinstance(model, str) else name, trust_remote_code=args.trust_remote_code
         )
         longest = min(args.max_length, context_length(policy))
         prepared = prepare(
@@ -105,7 +110,6 @@ class MSPOTrainer(SafeCheckpoints):
         )
         self._require_teachable(args, prepared.clean)
         policy.to(args.device)
-        switch_dropout_off(policy)
         adapter = "with the adapter it came with" if isinstance(policy, PeftModel) else "alone"
         logger.info("reference: %s %s, before the first step", name or "the model", adapter)
         start = self.start_fingerprint = fingerprint_weights(policy)
@@ -113,23 +117,30 @@ class MSPOTrainer(SafeCheckpoints):
             lambda pairs, which: with_reference(policy, pairs, args, start, f"reference, {which}")
         )
         self.pairs, self.clean = self.prepared.train, self.prepared.clean
+        policy = make_trainable(policy, args, peft_config)
+        switch_dropout_off(policy)
         super().__init__(
-            model=make_trainable(policy, args, peft_config),
+            model=policy,
             args=args,
-            data_collator=partial(make_batch, pad_token_id=tokenizer.pad_token_id or 0),
+            data_collator=make_batch,
             train_dataset=self.pairs,
             eval_dataset=self.prepared.evaluation,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
         self.policy = cast(nn.Module, self.model)
+        self._token_fingerprints = {
+            "training pairs": fingerprint_tokens(self.pairs),
+            "clean pairs": fingerprint_tokens(self.clean) if self.clean else None,
+        }
         self.noise = self._estimate_noise()
         self.teacher = self._make_teacher()
         self.labeller: Labeller = (
-            self.teacher.meta_learner if self.teacher else self.method.make_labeller()
+            self.teacher.meta_learner if self.teacher else cast(Labeller, self.method.labeller)
         )
         self.history = LabelHistory()
         self._window: list[PairBatch] = []
+        self._clean_window: list[PairBatch] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._say_how()
 
@@ -166,19 +177,20 @@ class MSPOTrainer(SafeCheckpoints):
             return move(jacobians, self.labeller, pairs=pairs, beta=args.beta, signal=signal)
         make_jacobian, _ = choose_engine(args.engine, policy, pairs)
         held = [make_jacobian(policy, batch, args.ppl_scope) for batch in window]
-        if args.zscore == "running":
-            teacher.meta_learner.follow(torch.cat([signal(j.measured) for j in held]))
+        self._clean_window = teacher.draw(args.device)
         moved, meta_loss = mspo_step(
             policy,
             teacher.meta_learner,
             teacher.optimizer,
             held,
-            teacher.draw(args.device),
+            self._clean_window,
             beta=args.beta,
             lookahead_lr=self._lookahead_lr(),
             preconditioner=self._preconditioner(policy),
             signal=signal,
         )
+        if args.zscore == "running":
+            teacher.meta_learner.follow(signal(moved.measured))
         self._noted["meta/loss"].append(float(meta_loss))
         return moved
 
@@ -202,11 +214,17 @@ class MSPOTrainer(SafeCheckpoints):
         return tuple(scales)
 
     def _stop(self, policy: nn.Module, window: list[PairBatch], error: Exception) -> NoReturn:
-        culprits = non_finite_pairs(policy, window, self.args.ppl_scope)
-        uids = ", ".join(self.pairs[i]["uid"] for i in culprits[:10])
+        found = []
+        for pairs, batches in ((self.pairs, window), (self.clean, self._clean_window)):
+            culprits = non_finite_pairs(policy, batches, self.args.ppl_scope)
+            found += [pairs[i]["uid"] for i in culprits] if pairs else []
         raise UsageError(
             f"step {self.state.global_step + 1}: {error}. Nothing was moved. "
-            + (f"Look at the pairs {uids}." if uids else "No single pair does it: lower the rates.")
+            + (
+                f"Look at the pairs {', '.join(found[:10])}."
+                if found
+                else "No single pair does it: lower the rates."
+            )
         ) from error
 
     def _note(self, index: Tensor, moved: Move) -> None:
@@ -288,8 +306,7 @@ class MSPOTrainer(SafeCheckpoints):
         """Return what must not change between an interrupted run and its resumption."""
         return {name: getattr(self.args, name) for name in IDENTITY} | {
             "starting policy": self.start_fingerprint,
-            "training pairs": fingerprint_tokens(self.pairs),
-            "clean pairs": fingerprint_tokens(self.clean) if self.clean else None,
+            **self._token_fingerprints,
         }
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -322,6 +339,8 @@ class MSPOTrainer(SafeCheckpoints):
                 f"--method {args.method} learns from pairs you trust: give about 150 of them by "
                 "--clean FILE, or --clean N to hold N training pairs out."
             )
+        if args.meta_batch_size is None:
+            args.meta_batch_size = min(LARGEST_META_BATCH, len(clean))
         if args.meta_batch_size > len(clean):
             raise UsageError(
                 f"--meta_batch_size {args.meta_batch_size} is larger than the clean set of "
@@ -336,11 +355,12 @@ class MSPOTrainer(SafeCheckpoints):
     def _estimate_noise(self) -> NoiseRate | None:
         if self.clean is None:
             return None
+        if self.args.noise_rate is not None:
+            logger.info("noise rate: %.1f%%, as given", 100 * self.args.noise_rate)
+            return NoiseRate.given(self.args.noise_rate)
         noise = estimate_noise_rate(*self._starting_ppl_diff())
-        logger.info("noise rate: %.1f%% of the training labels are wrong (95%% interval %.1f%% to "
-                    "%.1f%%)", 100 * noise.rate, 100 * noise.low, 100 * noise.high)  # fmt: skip
-        given = self.args.noise_rate
-        return noise if given is None else NoiseRate.given(given)
+        logger.info("noise rate: %s of the training labels are wrong", noise)
+        return noise
 
     def _make_teacher(self) -> Teacher | None:
         if not self.method.teaches or self.clean is None or self.noise is None:

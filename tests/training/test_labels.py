@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from softpref.algorithm import MetaLearner
+from softpref.algorithm.bilevel import CURRENT, STARTING, Move
+from softpref.algorithm.labeller import Constant
+from softpref.algorithm.likelihood import Measured
+from softpref.training.labels import LabelHistory, beliefs, evidence
+
+
+def measured(ppl_diff, starting=None):
+    ppl_diff = torch.tensor(ppl_diff)
+    zeros = torch.zeros_like(ppl_diff)
+    start = zeros if starting is None else torch.tensor(starting)
+    return Measured(zeros, zeros, zeros, zeros, zeros + 3.0, ppl_diff, start)
+
+
+def falling():
+    """A meta-learner that believes pairs of low PPLDiff: p = sigmoid(-4 x)."""
+    meta_learner = MetaLearner(hidden=2)
+    with torch.no_grad():
+        for parameter in meta_learner.parameters():
+            parameter.zero_()
+        meta_learner.layers[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        meta_learner.layers[2].weight.copy_(torch.eye(2))
+        meta_learner.layers[4].weight.copy_(torch.tensor([[-4.0, 4.0]]))
+    return meta_learner
+
+
+TRUSTED = [-2.0, -1.5, -1.0, -1.0, -0.5, -0.5, -0.2, 0.1, 0.3, -0.8, -1.2, 0.2]
+
+
+@pytest.mark.parametrize("labeller", [Constant(1.0), falling()])
+def test_evidence_grows_with_the_belief_in_the_label(labeller):
+    scores = evidence(labeller, torch.tensor([-1.0, 0.0, 1.0]))
+    assert scores[0] > 0.5
+    assert scores[1] == 0
+    assert scores[2] == -scores[0]
+
+
+def test_beliefs_of_a_meta_learner():
+    rows = beliefs(
+        ["a", "b", "c"], torch.tensor([4, -1, 2]), measured([-1.0, 0.0, 2.0]), measured(TRUSTED),
+        falling(), CURRENT, 0.3,
+    )  # fmt: skip
+    expected = torch.sigmoid(-4 * torch.tensor([-1.0, 0.0, 2.0])).tolist()
+    assert rows["soft_label"] == pytest.approx(expected, abs=1e-6)
+    assert rows["step"] == [4, None, 2]
+    assert rows["margin"] == [3.0, 3.0, 3.0]
+    assert rows["ppl_diff"] == [-1.0, 0.0, 2.0]
+    first, middle, last = rows["p_correct"]
+    assert first > middle > last
+    assert middle == pytest.approx(0.7)  # no evidence: the prior
+
+
+def test_beliefs_without_a_meta_learner_come_from_the_starting_policy():
+    rows = beliefs(
+        ["a", "b"], torch.tensor([1, 1]), measured([5.0, -5.0], starting=[-1.0, 1.0]),
+        measured([9.0] * len(TRUSTED), starting=TRUSTED), Constant(1.0), STARTING, 0.4,
+    )  # fmt: skip
+    assert rows["soft_label"] == [None, None]
+    assert rows["p_correct"][0] > 0.6 > rows["p_correct"][1]
+
+
+def test_beliefs_without_clean_pairs_are_null():
+    rows = beliefs(["a"], torch.tensor([1]), measured([1.0]), None, Constant(1.0), STARTING, None)
+    assert rows["p_correct"] == [None]
+
+
+def test_history_keeps_every_label_and_the_last_step(tmp_path):
+    history = LabelHistory()
+    for step, index in ((1, [2, 0]), (3, [0, 1])):
+        move = Move((), torch.zeros(()), measured([0.5, -0.5]), torch.tensor([0.2, 0.9]))
+        history.record(step, torch.tensor(index), torch.tensor([0.5, -0.5]), move)
+    assert history.last_steps(4).tolist() == [3, 3, 1, -1]
+    again = LabelHistory()
+    again.restore(history.tensors())
+    again.write(tmp_path / "history.parquet", ["a", "b", "c", "d"])
+    rows = pq.read_table(tmp_path / "history.parquet").to_pydict()
+    assert rows["uid"] == ["c", "a", "a", "b"]
+    assert rows["step"] == [1, 1, 3, 3]
+    assert rows["ppl_diff"] == [0.5, -0.5, 0.5, -0.5]
+    assert rows["soft_label"] == pytest.approx([0.2, 0.9, 0.2, 0.9])
+    assert rows["margin"] == [3.0] * 4

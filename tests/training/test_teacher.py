@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import torch
+
+from softpref.training.teacher import (
+    CleanSampler,
+    load_meta_learner,
+    make_meta_learner,
+    save_meta_learner,
+)
+from tests.toy import toy_config
+
+
+def test_every_clean_pair_is_drawn_once_a_pass_in_a_shuffled_order():
+    sampler = CleanSampler(pairs=12, batch_size=4, seed=1)
+    first, second = ([i for _ in range(3) for i in sampler.draw()] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+    assert first != list(range(12))
+
+
+def test_draws_go_on_from_a_saved_state_and_leave_the_global_generator_alone():
+    sampler = CleanSampler(pairs=10, batch_size=4, seed=1)
+    sampler.draw()
+    state, before = sampler.state(), torch.random.get_rng_state()
+    expected = [sampler.draw() for _ in range(5)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    other = CleanSampler(pairs=10, batch_size=4, seed=2)
+    other.restore(state)
+    assert [other.draw() for _ in range(5)] == expected
+
+
+def test_the_z_score_is_of_the_first_thousand_pairs(tmp_path):
+    noisy = torch.cat([torch.linspace(-1, 1, 1000), torch.full((500,), 50.0)])
+    args = toy_config(tmp_path, warm_start=False)
+    meta_learner = make_meta_learner(args, noisy, torch.linspace(-1, 0, 20), 0.2)
+    torch.testing.assert_close(meta_learner.mean, noisy[:1000].mean())
+    torch.testing.assert_close(meta_learner.deviation, noisy[:1000].std())
+
+
+def test_the_warm_start_takes_the_noise_rate_as_prior(tmp_path):
+    clean = torch.linspace(-2, 1, 40)
+    labels = [
+        make_meta_learner(toy_config(tmp_path), clean, clean, rate)(torch.zeros(1)).item()
+        for rate in (0.1, 0.4)
+    ]
+    assert labels[0] > labels[1] + 0.1
+
+
+def test_a_saved_meta_learner_says_the_same(tmp_path):
+    clean = torch.linspace(-2, 1, 40)
+    meta_learner = make_meta_learner(toy_config(tmp_path, meta_hidden=8), clean, clean, 0.2)
+    save_meta_learner(meta_learner, tmp_path)
+    again = load_meta_learner(tmp_path)
+    assert torch.equal(again(clean), meta_learner(clean))
+
+
+def test_the_meta_learning_rate_follows_the_length_of_the_run(tmp_path):
+    args = toy_config(tmp_path)
+    assert args.resolved_meta_lr(1250) == 1e-4  # the paper's run, the paper's rate
+    assert args.resolved_meta_lr(125) == 1e-3
+    assert args.resolved_meta_lr(1) == 1e-2
+    assert toy_config(tmp_path, meta_lr=5e-4).resolved_meta_lr(1) == 5e-4
