@@ -147,7 +147,7 @@ def test_sft_then_train_warns_of_what_sft_has_seen(files, model, capsys):
     AutoModelForCausalLM.from_pretrained(files / "sft")
     capsys.readouterr()
     main(train_arguments("sft"))
-    assert "40 of 40 training pairs hold a response" in capsys.readouterr().out
+    assert "40 training pairs hold a response" in capsys.readouterr().out
 
 
 def test_inject(files, capsys):

@@ -5,6 +5,7 @@ Shapes: n training pairs.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,17 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.algorithm.bilevel import Move, Signal
-from softpref.algorithm.calibration import Calibration
+from softpref.algorithm.calibration import (
+    Calibration,
+    cross_fit,
+    expected_calibration_error,
+)
 from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
 
+logger = logging.getLogger(__name__)
+
+FOLDS = 5
 HISTORY = {
     "step": torch.int64,
     "index": torch.int64,
@@ -103,6 +111,7 @@ def beliefs(
             soft_label = labeller(signal(scored)).tolist()
     if trusted is not None and noise_rate is not None:
         calibration = Calibration.fit(evidence(labeller, signal(trusted)))
+        _say_calibration(evidence(labeller, signal(trusted)))
         scores = evidence(labeller, signal(scored))
         p_correct = calibration.probability_correct(scores, noise_rate).tolist()
     return Dataset.from_dict(
@@ -115,6 +124,15 @@ def beliefs(
             "step": [step if step >= 0 else None for step in steps.tolist()],
         }
     )
+
+
+def _say_calibration(trusted: Tensor) -> None:
+    """Say how far off p_correct is on clean pairs that its fit left out, as given and swapped."""
+    right = cross_fit(trusted, FOLDS, torch.Generator().manual_seed(0))
+    is_right = torch.arange(2 * len(right)) < len(right)
+    error = expected_calibration_error(torch.cat([right, 1 - right]), is_right)
+    logger.info("labels: p_correct is off by %.1f%% on average (clean pairs, %d-fold)",
+                100 * error, FOLDS)  # fmt: skip
 
 
 def evidence(labeller: Labeller, ppl_diff: Tensor) -> Tensor:

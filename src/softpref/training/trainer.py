@@ -359,7 +359,7 @@ class MSPOTrainer(SafeCheckpoints):
             logger.info("noise rate: %.1f%%, as given", 100 * self.args.noise_rate)
             return NoiseRate.given(self.args.noise_rate)
         noise = estimate_noise_rate(*self._starting_ppl_diff())
-        logger.info("noise rate: %s of the training labels are wrong", noise)
+        logger.info("noise rate: %s", noise)
         return noise
 
     def _make_teacher(self) -> Teacher | None:

@@ -11,7 +11,7 @@ some 1,000 steps: DPO on a less settled one, or at a small β, puts symbols wher
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
 
@@ -45,8 +45,6 @@ class World:
 
 
 INFORMATIVE = World()
-MISLEADING = replace(INFORMATIVE, habit_rate=0.8)
-"""The habit outweighs the truth: on its symbols the fluent response is the wrong one."""
 
 
 @dataclass(frozen=True)

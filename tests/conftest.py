@@ -1,0 +1,7 @@
+"""One thread a process, since two run beside each other; and no look-ups on a hub."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
