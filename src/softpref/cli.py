@@ -30,8 +30,11 @@ override it. In flags, hyphens and underscores are the same.
 
 def demo(arguments: list[str]) -> None:
     """Run the whole story on the synthetic world."""
+    import torch
+
     from softpref.study.demo import DemoOptions, run_demo
 
+    torch.set_num_threads(1)  # in a world this small further threads only wait for each other
     (options,) = parse("demo", arguments, DemoOptions)
     run_demo(options)
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from softpref.algorithm.calibration import Calibration
+
 FOLLOW_RATE = 0.1
 WARM_START_STEPS = 200
 
@@ -87,26 +89,24 @@ class MetaLearner(nn.Module):
 
 
 def warm_start(meta_learner: MetaLearner, ppl_diff_clean: Tensor, noise_rate: float) -> None:
-    """Fit V to the clean pairs as given (label 1) and swapped (label 0), before any training.
+    """Fit V to what the clean pairs say, as given (right) and swapped (wrong), before any training.
 
-    The weighted cross-entropy
-
-        −(1 − ε) log V(x) − ε log(1 − V(−x)),   x the clean pairs' PPLDiff, ε the noise rate,
-
-    has its least value where V(x) is the probability that a pair of the *noisy* set with PPLDiff x
-    is labelled rightly. Departs from the paper, whose V starts at random (p̂ ≈ 0.5) and gives the
-    policy no gradient at first.
+    V learns P(label right | x) under the noise rate as prior, by cross-entropy on the clean pairs'
+    PPLDiff and its mirror images. The targets are the smooth curve of `Calibration`, not the labels
+    1 and 0 themselves: from some 150 pairs the MLP would learn their accidents. Departs from the
+    paper, whose V starts at random (p̂ ≈ 0.5) and gives the policy no gradient at first.
 
     Args:
         meta_learner: changed in place; its z-score is already set.
         ppl_diff_clean: (n,) PPLDiff of the clean pairs under the starting policy.
-        noise_rate: the estimated share of flipped labels, in [0, 0.5].
+        noise_rate: the share of flipped labels, in [0, 0.5].
     """
     optimizer = torch.optim.AdamW(meta_learner.parameters(), lr=1e-2, weight_decay=0.0)
+    x = torch.cat([ppl_diff_clean, -ppl_diff_clean])
+    target = Calibration.fit(-ppl_diff_clean).probability_correct(-x, noise_rate)
     for _ in range(WARM_START_STEPS):
-        right = F.softplus(-meta_learner.logit(ppl_diff_clean)).mean()
-        wrong = F.softplus(meta_learner.logit(-ppl_diff_clean)).mean()
+        logit = meta_learner.logit(x)
         optimizer.zero_grad()
-        ((1 - noise_rate) * right + noise_rate * wrong).backward()
+        F.binary_cross_entropy_with_logits(logit, target.to(logit)).backward()
         optimizer.step()
     optimizer.zero_grad()
