@@ -147,7 +147,7 @@ def test_sft_then_train_warns_of_what_sft_has_seen(files, model, capsys):
     AutoModelForCausalLM.from_pretrained(files / "sft")
     capsys.readouterr()
     main(train_arguments("sft"))
-    assert "40 training pairs hold a response" in capsys.readouterr().out
+    assert "responses of 40 of the training pairs" in capsys.readouterr().out
 
 
 def test_inject(files, capsys):
@@ -224,7 +224,7 @@ def test_a_directory_that_holds_another_run_is_refused(files, model, capsys):
 def test_unknown_command_key_and_yaml(files, model, capsys):
     assert "did you mean 'train'" in fails(capsys, ["trian"])
     (files / "a.yaml").write_text("betta: 1\n")
-    assert "unknown key 'betta', did you mean 'beta'" in fails(
+    assert "unknown key 'betta'; did you mean 'beta'" in fails(
         capsys, [*train_arguments(model), "--config", "a.yaml"]
     )
     (files / "b.yaml").write_text("just text")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -93,8 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(USAGE, end="")
         return
     if command not in COMMANDS:
-        _fail(f"softpref: no command {command!r}{_did_you_mean(command, COMMANDS)}.")
+        close = _did_you_mean(command, COMMANDS)
+        _fail(f"softpref: no command {command!r}{close}; see softpref --help.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about each other
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("softpref")
@@ -105,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageError as error:
         _fail(f"softpref {command}: {error}")
     except KeyboardInterrupt:
+        print("interrupted; where a checkpoint was saved (--save_steps), the same command with "
+              "--resume_from_checkpoint true goes on from it", file=sys.stderr)  # fmt: skip
         sys.exit(130)
     finally:
         log.removeHandler(handler)
@@ -182,7 +187,7 @@ def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
 
 def _did_you_mean(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word.replace("-", "_"), list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}" if close else ""
 
 
 def _fail(message: str) -> None:

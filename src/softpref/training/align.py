@@ -83,8 +83,8 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
         raise UsageError("--output_dir: write --output.")
     config.output_dir = str(output)
     train, clean, evaluation, provenance = load_sets(files, config)
-    if provenance == "assumed correct, not reviewed":
-        logger.warning("clean pairs: held out of --train, assumed correct, not reviewed")
+    if clean and files.clean and clean.source != files.clean:
+        logger.warning("clean: %s pairs held out of --train, %s", files.clean, provenance)
     seen = {
         name: count_sft_targets(files.model, loaded.pairs)
         for name, loaded in (("training", train), ("clean", clean))
@@ -93,8 +93,8 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     for name, count in seen.items():
         if count:
             logger.warning(
-                "%d %s pairs hold a response that the model was fine-tuned on: their PPLDiff "
-                "recalls that instead of judging the pair",
+                "warning: the model was fine-tuned on responses of %d of the %s pairs: it finds "
+                "them likely, right or wrong; fit SFT on other pairs",
                 count, name,
             )  # fmt: skip
     trainer = MSPOTrainer(files.model, config, train, clean, evaluation)

@@ -131,8 +131,8 @@ def _say_calibration(trusted: Tensor) -> None:
     right = cross_fit(trusted, FOLDS, torch.Generator().manual_seed(0))
     is_right = torch.arange(2 * len(right)) < len(right)
     error = expected_calibration_error(torch.cat([right, 1 - right]), is_right)
-    logger.info("labels: p_correct is off by %.1f%% on average (clean pairs, %d-fold)",
-                100 * error, FOLDS)  # fmt: skip
+    logger.info("labels: calibration error of p_correct %.1f%% (clean pairs left out of its fit, "
+                "%d-fold; 0%% is perfect)", 100 * error, FOLDS)  # fmt: skip
 
 
 def evidence(labeller: Labeller, ppl_diff: Tensor) -> Tensor:

@@ -343,8 +343,8 @@ class MSPOTrainer(SafeCheckpoints):
             args.meta_batch_size = min(LARGEST_META_BATCH, len(clean))
         if args.meta_batch_size > len(clean):
             raise UsageError(
-                f"--meta_batch_size {args.meta_batch_size} is larger than the clean set of "
-                f"{len(clean)} pairs: lower it, or give more clean pairs."
+                f"a meta batch of {args.meta_batch_size} (--meta_batch_size, or the recipe's) is "
+                f"larger than the clean set of {len(clean)}: lower it, or give more clean pairs."
             )
 
     def _starting_ppl_diff(self) -> tuple[Tensor, Tensor]:
@@ -377,5 +377,5 @@ class MSPOTrainer(SafeCheckpoints):
             logger.info("engine: %s", choose_engine(args.engine, self.policy, pairs)[1])
         warmup = args.get_warmup_steps(steps)
         if warmup > steps / 2:
-            logger.warning("warm-up takes %d of %d steps: the policy will hardly move; lower "
-                           "--warmup_steps", warmup, steps)  # fmt: skip
+            logger.warning("warning: warm-up takes %d of %d steps: the policy will hardly move; "
+                           "lower --warmup_steps", warmup, steps)  # fmt: skip
