@@ -58,6 +58,6 @@ def test_a_saved_meta_learner_says_the_same(tmp_path):
 def test_the_meta_learning_rate_follows_the_length_of_the_run(tmp_path):
     args = toy_config(tmp_path)
     assert args.resolved_meta_lr(1250) == 1e-4  # the paper's run, the paper's rate
-    assert args.resolved_meta_lr(125) == 1e-3
-    assert args.resolved_meta_lr(1) == 1e-2
+    assert args.resolved_meta_lr(250) == 5e-4
+    assert args.resolved_meta_lr(1) == 1e-3
     assert toy_config(tmp_path, meta_lr=5e-4).resolved_meta_lr(1) == 5e-4
