@@ -53,8 +53,8 @@ COMMON = {
 LARGEST_META_BATCH = 32
 
 # AdamW moves a weight by about its learning rate an update, so this is how far φ's weights may walk
-# in one run: the paper's 1e-4 over its 80,000 / 64 updates. Not faster than the largest rate, though:
-# in short runs a larger one tore warm-started labels down before the clean pairs had said much.
+# in one run: the paper's 1e-4 over its 80,000 / 64 updates. Never faster than the largest rate:
+# in short runs a larger one tore warm-started labels down before clean pairs had said much.
 META_WALK = 0.125
 LARGEST_META_LR = 1e-3
 
