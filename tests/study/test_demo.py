@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -85,6 +86,11 @@ def test_an_impossible_noise_rate_is_refused_at_once(tmp_path):
     with pytest.raises(UsageError, match="--noise_rate 1.5"):
         run_demo(DemoOptions(output=str(tmp_path / "demo"), noise_rate=1.5))
     assert not (tmp_path / "demo").exists()
+
+
+def test_without_flips_there_is_no_auroc_to_show():
+    row = result_rows({"mspo": Outcome(0.9, 0.8, 1.0, 0.9, math.nan, 0.99, math.nan)})[0]
+    assert row[3] == "mean 0.99; none was flipped"
 
 
 def test_an_undecided_win_rate_is_said_in_words():

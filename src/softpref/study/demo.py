@@ -254,12 +254,15 @@ def result_rows(outcomes: dict[str, Outcome]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for method, o in outcomes.items():
         wins = "undecided" if o.win_rate is None else f"{o.win_rate:.1%}"
-        labels = (
-            f"AUROC {o.label_auroc:.3f}; mean {o.label_mean_right:.2f} where right, "
-            f"{o.label_mean_flipped:.2f} where flipped"
-            if o.label_auroc is not None
-            else "believes every label"
-        )
+        if o.label_auroc is None:
+            labels = "believes every label"
+        elif math.isnan(o.label_auroc):
+            labels = f"mean {o.label_mean_right:.2f}; none was flipped"
+        else:
+            labels = (
+                f"AUROC {o.label_auroc:.3f}; mean {o.label_mean_right:.2f} where right, "
+                f"{o.label_mean_flipped:.2f} where flipped"
+            )
         interval = f"{o.win_rate_low:.1%} to {o.win_rate_high:.1%}"
         rows.append((method, f"{wins} ({interval})", f"{o.preference_accuracy:.1%}", labels))
     return rows
