@@ -491,3 +491,17 @@ def test_the_z_score_is_the_starting_policys(tmp_path):
     running = toy_trainer(tmp_path, zscore="running")
     running.train()
     assert not torch.allclose(running.labeller.mean, start.mean().float())
+
+
+def test_without_a_meta_learner_p_correct_is_the_starting_policys(tmp_path):
+    trainer = toy_trainer(tmp_path, method="dpo", learning_rate=0.05, warmup_steps=0)
+    before = trainer.label_pairs()
+    trainer.train()
+    after = trainer.label_pairs()
+    assert list(after["p_correct"]) == list(before["p_correct"])
+    assert list(after["ppl_diff"]) != list(before["ppl_diff"])
+
+
+def test_scoring_runs_in_the_precision_of_training(tmp_path):
+    full, mixed = (toy_trainer(tmp_path, bf16=bf16, tuning="lora").pairs for bf16 in (False, True))
+    assert list(full["ref_chosen_logp"]) != list(mixed["ref_chosen_logp"])

@@ -70,8 +70,8 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     """Align a model and write everything a run leaves behind.
 
     The output directory gets the model or adapter with its tokenizer, `labels.jsonl`,
-    `label_history.parquet`, `metrics.jsonl`, `run.json` (options, versions, seeds, data) and a
-    model card.
+    `label_history.parquet`, `meta_learner.safetensors`, `metrics.jsonl`, `run.json` (options,
+    versions, seeds, data) and a model card.
 
     Raises:
         UsageError: something is wrong with data, model or options; nothing was written.
