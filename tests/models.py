@@ -14,6 +14,8 @@ ARCHITECTURES = {
     "llama": dict(intermediate_size=24, num_key_value_heads=2),
     "gpt2": dict(),
     "phi": dict(intermediate_size=24, partial_rotary_factor=0.5),
+    "qwen2": dict(intermediate_size=24, num_key_value_heads=2),
+    "gemma": dict(intermediate_size=24, num_key_value_heads=1, head_dim=8),
 }
 
 
@@ -42,9 +44,8 @@ def tiny_model(
 
 
 def with_lora(model: nn.Module, **kwargs) -> nn.Module:
-    peft = get_peft_model(
-        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **kwargs)
-    )
+    options = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | kwargs
+    peft = get_peft_model(model, LoraConfig(**options))
     torch.manual_seed(1)
     with torch.no_grad():  # B starts at zero, where half of the gradient vanishes
         for name, p in peft.named_parameters():

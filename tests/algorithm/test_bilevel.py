@@ -13,23 +13,16 @@ from softpref.algorithm.bilevel import (
     NonFiniteError,
     dpo_gradient,
     move,
-    moved,
     mspo_step,
     non_finite_pairs,
 )
-from softpref.algorithm.jacobian import (
-    GraphJacobian,
-    PairJacobian,
-    RecomputedPairJacobian,
-    choose_engine,
-    double_backward,
-    trainable,
-)
+from softpref.algorithm.engine import MAKERS
+from softpref.algorithm.jacobian import GraphJacobian, per_pair
 from softpref.algorithm.labeller import Constant
+from softpref.algorithm.policy import moved, trainable
 from softpref.data import make_batch
 from tests.models import random_pairs, tiny_model, with_lora
 
-MAKERS = [double_backward, PairJacobian, RecomputedPairJacobian]
 BETA = 0.1
 
 
@@ -55,41 +48,11 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in b)
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-@pytest.mark.parametrize("make", MAKERS)
-def test_every_jacobian_is_the_jacobian(make, tuning):
-    """One contract for all ways to make J: column by column against one backward a pair."""
-    policy = with_lora(tiny_model()) if tuning == "lora" else tiny_model()
-    batch = make_batch(random_pairs(5))
-    rows = []
-    for i in range(5):
-        margin = GraphJacobian(policy, batch, "response")._margin[i]
-        rows.append(flat(torch.autograd.grad(margin, trainable(policy), materialize_grads=True)))
-    matrix = torch.stack(rows)
-    jacobian = make(policy, batch, "response")
-    generator = torch.Generator().manual_seed(1)
-    weights = torch.randn(5, generator=generator, dtype=torch.float64)
-    direction = tuple(
-        torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in trainable(policy)
-    )
-    assert error(flat(jacobian.vjp(weights)), weights @ matrix) < 1e-6
-    assert error(jacobian.jvp(direction), matrix @ flat(direction)) < 1e-6
-
-
-def test_choice_of_engine_follows_memory():
-    policy = tiny_model()
-    assert choose_engine("auto", policy, 8)[0] is PairJacobian
-    maker, why = choose_engine("auto", policy, 10**9)
-    assert maker is RecomputedPairJacobian
-    assert "GiB" in why
-    assert choose_engine("double_backward", policy, 8)[0] is double_backward
-
-
 def test_steps_one_and_two_change_nothing_of_the_policy():
     policy, meta_learner = with_lora(tiny_model(dtype=torch.float32)), MetaLearner(hidden=8)
     before, phi = states(policy), states(meta_learner)
     noisy, clean = make_batch(random_pairs(4)), make_batch(random_pairs(4, 1))
-    for engine in ("per_pair", "per_pair_recompute", "double_backward"):
+    for engine in MAKERS:
         meta_gradient(
             policy, meta_learner, noisy, clean, beta=BETA, lookahead_lr=0.3, engine=engine
         )
@@ -102,7 +65,7 @@ def test_steps_one_and_two_change_nothing_of_the_policy():
 def one_step(policy, meta_learner, *, lookahead_lr=0.05, signal=CURRENT, preconditioner=None):
     noisy, clean = make_batch(random_pairs(6)), [make_batch(random_pairs(4, 1))]
     optimizer = torch.optim.SGD(meta_learner.parameters(), lr=5.0)
-    jacobians = [PairJacobian(policy, noisy, "response")]
+    jacobians = [per_pair(policy, noisy, "response")]
     return mspo_step(
         policy, meta_learner, optimizer, jacobians, clean, beta=BETA, lookahead_lr=lookahead_lr,
         signal=signal, preconditioner=preconditioner,
@@ -124,7 +87,7 @@ def test_step_three_moves_with_the_new_labels_and_leaves_phi_alone():
     policy, meta_learner = tiny_model(), fresh_meta_learner()
     old = copy.deepcopy(meta_learner)
     moved_by, _ = one_step(policy, meta_learner)
-    jacobians = [PairJacobian(policy, make_batch(random_pairs(6)), "response")]
+    jacobians = [per_pair(policy, make_batch(random_pairs(6)), "response")]
     with_new, with_old = (
         move(jacobians, v, pairs=6, beta=BETA, signal=CURRENT) for v in (meta_learner, old)
     )
@@ -146,7 +109,7 @@ def test_a_taught_label_lowers_the_clean_loss():
     """The sign, end to end: one large look-ahead step with the taught φ beats the one without."""
     policy, meta_learner = tiny_model(), fresh_meta_learner()
     noisy, clean = make_batch(random_pairs(6)), [make_batch(random_pairs(6))]
-    jacobians = [PairJacobian(policy, noisy, "response")]
+    jacobians = [per_pair(policy, noisy, "response")]
 
     def clean_loss():
         virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, signal=CURRENT)
@@ -193,7 +156,7 @@ def test_preconditioned_look_ahead_equals_differences():
         0.5 + torch.rand(p.shape, generator=generator, dtype=torch.float64)
         for p in trainable(policy)
     )
-    jacobians = [PairJacobian(policy, noisy, "response")]
+    jacobians = [per_pair(policy, noisy, "response")]
 
     def meta_loss():
         virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, signal=CURRENT)
@@ -239,7 +202,7 @@ def test_non_finite_stops_before_anything_moves_and_is_traced():
     with pytest.raises(NonFiniteError):
         mspo_step(
             policy, meta_learner, torch.optim.SGD(meta_learner.parameters(), lr=1.0),
-            [PairJacobian(policy, batch, "response")], [make_batch(random_pairs(2))],
+            [per_pair(policy, batch, "response")], [make_batch(random_pairs(2))],
             beta=BETA, lookahead_lr=0.1,
         )  # fmt: skip
     assert same(states(meta_learner), phi)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from softpref.algorithm.likelihood import measure, token_logps
+from softpref.algorithm.likelihood import measure
 from softpref.data import make_batch
 from tests.models import ARCHITECTURES, VOCABULARY, random_pairs, tiny_model
 
@@ -53,15 +53,6 @@ def test_padding_order_and_batch_mates_change_nothing(count, seed, shuffle):
             alone = measure(policy, make_batch([pairs[i]]), "response")
             torch.testing.assert_close(together.margin[position], alone.margin[0])
             torch.testing.assert_close(together.ppl_diff[position], alone.ppl_diff[0])
-
-
-def test_single_pairs_are_the_batch_without_padding():
-    pairs = random_pairs(4)
-    for pair, single in zip(pairs, make_batch(pairs).single_pairs(), strict=True):
-        expected = make_batch([pair])
-        assert torch.equal(single.input_ids, expected.input_ids)
-        assert torch.equal(single.attention_mask, expected.attention_mask)
-        assert torch.equal(single.response_mask, expected.response_mask)
 
 
 class FixedProbabilities(nn.Module):
@@ -111,5 +102,5 @@ def test_ppl_diff_is_never_differentiated():
 
 
 def test_low_precision_logits_are_summed_in_float32():
-    logps = token_logps(tiny_model(dtype=torch.bfloat16), make_batch(random_pairs(2)))
-    assert logps.dtype == torch.float32
+    measured = measure(tiny_model(dtype=torch.bfloat16), make_batch(random_pairs(2)), "response")
+    assert measured.chosen_logp.dtype == torch.float32

@@ -7,8 +7,9 @@ import torch
 from datasets import Dataset
 
 from softpref.algorithm.bilevel import CURRENT, move
-from softpref.algorithm.jacobian import GraphJacobian, trainable
+from softpref.algorithm.jacobian import GraphJacobian
 from softpref.algorithm.labeller import Constant
+from softpref.algorithm.policy import trainable
 from softpref.data import make_batch
 from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import tokenize_pairs
@@ -54,7 +55,7 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, tmp_path):
         pairs_from_dataset(pairs, "pairs").pairs, tokenizer, 64, name="pairs"
     ).pairs
     config = toy_config(tmp_path, method="dpo")
-    ours = with_reference(reference, ours, config, "reference", "reference")
+    ours = with_reference(reference, ours, config, "reference", make_batch, "reference")
     trl = DPOTrainer(
         policy,
         reference,

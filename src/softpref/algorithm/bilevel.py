@@ -1,36 +1,31 @@
 """The three steps of one MSPO update (section 3.2 and Algorithm 1): look ahead, teach, move.
 
 Shapes: B pairs over all micro-batches of the step; a gradient is a tuple with one tensor for each
-trainable parameter of the policy (see jacobian.py). P is the look-ahead's preconditioner, the
+trainable parameter of the policy (see policy.py). P is the look-ahead's preconditioner, the
 identity in the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.jacobian import (
-    Engine,
-    Gradient,
-    GraphJacobian,
-    MarginJacobian,
-    choose_engine,
-    trainable,
-)
+from softpref.algorithm.engine import Engine, choose_engine
+from softpref.algorithm.jacobian import GraphJacobian, MarginJacobian
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
-from softpref.algorithm.likelihood import Measured, PairBatch, PplScope
+from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import (
     geometric_loss,
     loss_by_margin,
     loss_by_margin_and_strength,
     strength,
 )
+from softpref.algorithm.policy import Gradient, evaluating, moved
+from softpref.algorithm.rows import PairBatch
 
 Signal = Callable[[Measured], Tensor]
 CURRENT: Signal = attrgetter("ppl_diff")
@@ -191,8 +186,8 @@ def meta_gradient(
         raise ValueError(f"lookahead must be 'sgd' or 'adamw', not {lookahead!r}")
     noisy = [noisy] if isinstance(noisy, PairBatch) else noisy
     clean = [clean] if isinstance(clean, PairBatch) else clean
-    make_jacobian, _ = choose_engine(engine, policy, sum(map(len, noisy)))
     with evaluating(policy):
+        make_jacobian, _ = choose_engine(engine, policy, noisy[0], sum(map(len, noisy)))
         jacobians = [make_jacobian(policy, batch, ppl_scope) for batch in noisy]
         by_strength, _ = strength_gradient(
             policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
@@ -226,36 +221,6 @@ def dpo_gradient(
         jacobians, Constant(1.0), pairs=sum(map(len, batches)), beta=beta, signal=CURRENT
     )
     return trusted.loss, trusted.gradient
-
-
-@contextmanager
-def moved(policy: nn.Module, direction: Gradient, step_size: float) -> Iterator[None]:
-    """Hold the policy at θ' = θ − α d inside the block.
-
-    The parameters' storage is swapped, not written, so that θ comes back bit for bit and graphs
-    made at θ stay usable.
-    """
-    parameters = trainable(policy)
-    home = [p.data for p in parameters]
-    try:
-        for p, d in zip(parameters, direction, strict=True):
-            p.data = p.data.sub(d.to(p), alpha=step_size)
-        yield
-    finally:
-        for p, data in zip(parameters, home, strict=True):
-            p.data = data
-
-
-@contextmanager
-def evaluating(policy: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block: the three steps must see the same function."""
-    modes = {module: module.training for module in policy.modules()}
-    policy.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def add(a: Gradient, b: Gradient) -> Gradient:

@@ -10,24 +10,19 @@ in the order of `policy.parameters()`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Protocol, get_args
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from softpref.algorithm.likelihood import Measured, PairBatch, PplScope, measure
-
-Gradient = tuple[Tensor, ...]
-Engine = Literal["auto", "per_pair", "per_pair_recompute", "double_backward"]
-
-KEEP_BUDGET_BYTES = 4 * 2**30
-
-
-def trainable(policy: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that a step may move."""
-    return [p for p in policy.parameters() if p.requires_grad]
+from softpref.algorithm.head import all_logits
+from softpref.algorithm.likelihood import Measured, PplScope, measure
+from softpref.algorithm.policy import Gradient, trainable
+from softpref.algorithm.rows import PairBatch
+from softpref.algorithm.taps import tapped
 
 
 class MarginJacobian(Protocol):
@@ -37,7 +32,8 @@ class MarginJacobian(Protocol):
         measured: what the forward pass said, without its graph.
     """
 
-    measured: Measured
+    @property
+    def measured(self) -> Measured: ...
 
     def vjp(self, weights: Tensor) -> Gradient:
         """Return Jᵀw = Σ_i w_i ∇h_i for weights (B,)."""
@@ -52,15 +48,35 @@ MakeJacobian = Callable[[nn.Module, PairBatch, PplScope], MarginJacobian]
 
 
 class GraphJacobian:
-    """Keeps the forward pass's graph: `vjp` is an ordinary backward, `jvp` two.
+    """Keeps the forward pass's graph for one `vjp`, an ordinary backward that frees it.
 
-    Jᵀw is linear in w, so its derivative with respect to w is J: the forward product comes from
-    differentiating the backward one. `vjp` works with every attention kernel; `jvp` needs one that
-    can be differentiated twice.
+    All that a step without teaching needs; it has no `jvp`.
     """
 
     def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
         with_graph = measure(policy, batch, ppl_scope)
+        self._margin = with_graph.margin
+        self._parameters = trainable(policy)
+        self.measured = with_graph.detach()
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        return torch.autograd.grad(self._margin, self._parameters, weights, materialize_grads=True)
+
+    def jvp(self, direction: Gradient) -> Tensor:
+        raise NotImplementedError("a graph that is used once gives no forward product")
+
+
+class DoubleBackwardJacobian:
+    """Follows the equations as they stand: what the others are held against.
+
+    Jᵀw is linear in w, so its derivative with respect to w is J: the forward product comes from
+    differentiating the backward one. That needs attention and log-probabilities that can be
+    differentiated twice, and keeps the graph: three times DPO's time and memory.
+    """
+
+    def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            with_graph = measure(policy, replace(batch, read=all_logits), ppl_scope)
         self._margin = with_graph.margin
         self._parameters = trainable(policy)
         self.measured = with_graph.detach()
@@ -80,81 +96,114 @@ class GraphJacobian:
         return product
 
 
-def double_backward(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> GraphJacobian:
-    """Make J as the equations stand, twice differentiable: what the others are held against."""
-    with sdpa_kernel(SDPBackend.MATH):
-        return GraphJacobian(policy, batch, ppl_scope)
+class KeptJacobian:
+    """Holds every pair's own gradient ∇h_i; products are small sums.
 
-
-class PairJacobian:
-    """Keeps every pair's own gradient ∇h_i, from one ordinary backward a pair.
-
-    Exact with any attention kernel, mixed precision and gradient checkpointing, since nothing is
-    differentiated twice. Holds B gradients.
+    Args:
+        measured: what the forward passes said of the B pairs, without graph.
+        gradients: for each trainable parameter (B, *its shape).
     """
 
-    def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
-        measured, gradients = [], []
-        for pair in batch.single_pairs():
-            with_graph = measure(policy, pair, ppl_scope)
-            gradients.append(
-                torch.autograd.grad(with_graph.margin, trainable(policy), materialize_grads=True)
-            )
-            measured.append(with_graph.detach())
-        self.measured = Measured.concatenate(measured)
-        self._gradients = [
-            torch.stack(of_parameter) for of_parameter in zip(*gradients, strict=True)
-        ]
+    def __init__(self, measured: Measured, gradients: list[Tensor]) -> None:
+        self.measured, self._gradients = measured, gradients
 
     def vjp(self, weights: Tensor) -> Gradient:
-        return tuple(torch.tensordot(weights.to(g), g, dims=1) for g in self._gradients)
+        return tuple(torch.tensordot(weights, g.to(weights), dims=1) for g in self._gradients)
 
     def jvp(self, direction: Gradient) -> Tensor:
-        products = [
-            (g * d).flatten(1).sum(1) for g, d in zip(self._gradients, direction, strict=True)
-        ]
-        return torch.stack(products).sum(0)
+        pairs = zip(self._gradients, direction, strict=True)
+        return torch.stack([g.flatten(1).to(d) @ d.flatten() for g, d in pairs]).sum(0)
 
 
-class RecomputedPairJacobian:
-    """Keeps nothing but the batch and goes through the policy again for every product.
+def per_adapter(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> KeptJacobian:
+    """Make J from one forward and one backward pass over all pairs together.
 
-    For policies whose B gradients do not fit: three more passes, no more memory than DPO. θ must be
-    back where it was when a product is asked for.
+    Where only the weights of linear layers train, as with LoRA, a pair's gradient of a layer is
+    Σ_t δ_t a_tᵀ over the pair's own tokens t, with the layer's input a and its output's gradient δ:
+    taps on the layers collect it during the backward pass of Σ_i h_i. Nothing is run twice and no
+    graph is kept. Exact with any attention kernel, mixed precision and gradient checkpointing.
+
+    Raises:
+        NotTappedError: a trained layer does not see one vector a token.
     """
+    with tapped(policy, batch) as taps:
+        with_graph = measure(policy, batch, ppl_scope)
+        taps.collect(with_graph.margin.sum())
+    return KeptJacobian(with_graph.detach(), taps.gradients)
 
-    def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
-        self._policy, self._batch, self._ppl_scope = policy, batch, ppl_scope
-        with torch.no_grad():
-            self.measured = measure(policy, batch, ppl_scope)
 
-    def vjp(self, weights: Tensor) -> Gradient:
-        return GraphJacobian(self._policy, self._batch, self._ppl_scope).vjp(weights)
-
-    def jvp(self, direction: Gradient) -> Tensor:
-        return torch.cat(
-            [
-                PairJacobian(self._policy, pair, self._ppl_scope).jvp(direction)
-                for pair in self._batch.single_pairs()
-            ]
+def per_pair(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> KeptJacobian:
+    """Make J from one ordinary forward and backward pass a pair: any policy, one pair at a time."""
+    measured, gradients = [], []
+    for pair in batch.single_pairs():
+        with_graph = measure(policy, pair, ppl_scope)
+        gradients.append(
+            torch.autograd.grad(with_graph.margin, trainable(policy), materialize_grads=True)
         )
-
-
-def choose_engine(engine: Engine, policy: nn.Module, pairs: int) -> tuple[MakeJacobian, str]:
-    """Return the way to make J for a step over `pairs` pairs, and in words what was chosen and why.
-
-    `auto` keeps every pair's gradient where they fit into 4 GiB and recomputes them where not.
-    """
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine must be one of {get_args(Engine)}, not {engine!r}")
-    needed = pairs * sum(p.numel() * p.element_size() for p in trainable(policy))
-    if engine == "double_backward":
-        return double_backward, "double_backward: as the equations stand, three times DPO's memory"
-    if engine == "per_pair" or (engine == "auto" and needed <= KEEP_BUDGET_BYTES):
-        size = f"{needed / 2**20:,.0f} MiB"
-        return PairJacobian, f"per_pair: the gradients of {pairs} pairs are kept ({size})"
-    return (
-        RecomputedPairJacobian,
-        f"per_pair_recompute: the gradients of {pairs} pairs would take {needed / 2**30:,.1f} GiB, "
-        "so each is computed again where it is needed",
+        measured.append(with_graph.detach())
+    return KeptJacobian(
+        Measured.concatenate(measured),
+        [torch.stack(of_parameter) for of_parameter in zip(*gradients, strict=True)],
     )
+
+
+class RecomputedJacobian:
+    """Keeps nothing between its products but the batch, and goes through the policy for each.
+
+    For policies whose B gradients do not fit: the three products of a step are three ordinary
+    forward and backward passes instead of one, in no more memory than DPO. θ must be back where it
+    was when a product is asked for.
+
+    Args:
+        policy: the policy.
+        batch: the pairs.
+        ppl_scope: which tokens count in PPLDiff.
+        make_kept: how `jvp` makes the gradients of one part of the batch, to drop them at once.
+        parts: the parts.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        batch: PairBatch,
+        ppl_scope: PplScope,
+        make_kept: MakeJacobian,
+        parts: Callable[[PairBatch], Iterable[PairBatch]],
+    ) -> None:
+        self._policy, self._batch, self._ppl_scope = policy, batch, ppl_scope
+        self._make_kept, self._parts = make_kept, parts
+        self._graph: GraphJacobian | None = None
+        self._measured: Measured | None = None
+
+    @property
+    def measured(self) -> Measured:
+        if self._measured is None:
+            self._graph = GraphJacobian(self._policy, self._batch, self._ppl_scope)
+            self._measured = self._graph.measured
+        return self._measured
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        graph = self._graph or GraphJacobian(self._policy, self._batch, self._ppl_scope)
+        self._graph = None  # a backward pass frees it
+        return graph.vjp(weights)
+
+    def jvp(self, direction: Gradient) -> Tensor:
+        kept = (
+            self._make_kept(self._policy, part, self._ppl_scope)
+            for part in self._parts(self._batch)
+        )
+        return torch.cat([jacobian.jvp(direction) for jacobian in kept])
+
+
+def per_adapter_recompute(
+    policy: nn.Module, batch: PairBatch, ppl_scope: PplScope
+) -> RecomputedJacobian:
+    """Make J by taps, holding the gradients of one micro-batch at a time."""
+    return RecomputedJacobian(policy, batch, ppl_scope, per_adapter, lambda batch: [batch])
+
+
+def per_pair_recompute(
+    policy: nn.Module, batch: PairBatch, ppl_scope: PplScope
+) -> RecomputedJacobian:
+    """Make J pair by pair, holding one gradient at a time."""
+    return RecomputedJacobian(policy, batch, ppl_scope, per_pair, PairBatch.single_pairs)

@@ -1,71 +1,21 @@
 """Token log-probabilities to what the method needs of a pair: its margin and its PPLDiff.
 
-Shapes: B pairs; 2B rows, the chosen responses first and the rejected ones after them; N tokens a
-row, padded on the right. Log-probabilities are in nats.
+Shapes: B pairs; 2B sequences, the chosen ones first and the rejected ones after them; T response
+tokens of them all. Log-probabilities are in nats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Literal, Self, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from softpref.algorithm.rows import PairBatch
+
 PplScope = Literal["response", "sequence", "sequence_per_response_token"]
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Pairs as the policy reads them; `softpref.data.make_batch` makes it.
-
-    Attributes:
-        input_ids: (2B, N) token ids; row i is pair i's chosen response behind its prompt, row B + i
-            its rejected one.
-        attention_mask: (2B, N), 1 on tokens and 0 on padding.
-        response_mask: (2B, N), True on response tokens.
-        ref_chosen_logp: (B,) log π_ref(y1 | x), nats.
-        ref_rejected_logp: (B,) log π_ref(y2 | x), nats.
-        starting_ppl_diff: (B,) PPLDiff under the policy training started from, nats per token; NaN
-            where nobody computed it.
-        index: (B,) the pair's position in its data set.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    response_mask: Tensor
-    ref_chosen_logp: Tensor
-    ref_rejected_logp: Tensor
-    starting_ppl_diff: Tensor
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ref_chosen_logp)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Move every tensor to `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        if torch.device(device).type == "mps":  # knows no float64
-            tensors = {n: t.float() if t.dtype == torch.float64 else t for n, t in tensors.items()}
-        return replace(
-            self, **{n: t.to(device, non_blocking=non_blocking) for n, t in tensors.items()}
-        )
-
-    def single_pairs(self) -> Iterator[PairBatch]:
-        """Yield each pair as a batch of its own, without the padding its batch mates needed."""
-        for i in range(len(self)):
-            rows = [i, len(self) + i]
-            length = int(self.attention_mask[rows].sum(-1).max())
-            yield PairBatch(
-                input_ids=self.input_ids[rows, :length],
-                attention_mask=self.attention_mask[rows, :length],
-                response_mask=self.response_mask[rows, :length],
-                ref_chosen_logp=self.ref_chosen_logp[i : i + 1],
-                ref_rejected_logp=self.ref_rejected_logp[i : i + 1],
-                starting_ppl_diff=self.starting_ppl_diff[i : i + 1],
-                index=self.index[i : i + 1],
-            )
 
 
 @dataclass(frozen=True)
@@ -100,17 +50,13 @@ class Measured:
         return Measured(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Measured)))
 
 
-def token_logps(policy: nn.Module, batch: PairBatch) -> Tensor:
-    """Return log π_θ(token | all tokens before it), shape (2B, N − 1), in float32 or wider."""
-    logits = policy(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits[:, :-1]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = batch.input_ids[:, 1:, None]
-    return logits.gather(-1, targets).squeeze(-1) - logits.logsumexp(-1)
-
-
-def log_perplexity(logps: Tensor, is_token: Tensor, is_response: Tensor, scope: PplScope) -> Tensor:
+def log_perplexity(
+    response_logp: Tensor,
+    response_tokens: Tensor,
+    prompt_logp: Tensor,
+    prompt_tokens: Tensor,
+    scope: PplScope,
+) -> Tensor:
     """Return log PPL([x; y]), nats per token: the mean negative log-probability over `scope`.
 
     `response` is the response's own mean; `sequence` is over prompt and response (Kong et al.
@@ -119,19 +65,21 @@ def log_perplexity(logps: Tensor, is_token: Tensor, is_response: Tensor, scope: 
     never counts.
 
     Args:
-        logps: (R, N − 1) log-probabilities of the tokens from the second on.
-        is_token: (R, N − 1), True where there is no padding.
-        is_response: (R, N − 1), True on response tokens.
+        response_logp: (2B,) sums over the response tokens, nats.
+        response_tokens: (2B,) how many these are.
+        prompt_logp: (2B,) sums over the predicted prompt tokens, nats; not read under `response`.
+        prompt_tokens: (2B,) how many these are.
         scope: which tokens count.
 
     Returns:
-        Shape (R,).
+        Shape (2B,).
     """
     if scope not in get_args(PplScope):
         raise ValueError(f"ppl_scope must be one of {get_args(PplScope)}, not {scope!r}")
-    summed = is_response if scope == "response" else is_token
-    counted = is_token if scope == "sequence" else is_response
-    return -(logps * summed).sum(-1) / counted.sum(-1)
+    if scope == "response":
+        return -response_logp / response_tokens
+    counted = response_tokens + prompt_tokens if scope == "sequence" else response_tokens
+    return -(response_logp + prompt_logp) / counted
 
 
 def measure(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> Measured:
@@ -141,14 +89,21 @@ def measure(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> Measure
         PPLDiff = log PPL([x; y1]) − log PPL([x; y2])
 
     The margin can be differentiated with respect to the policy, PPLDiff cannot: a label says how
-    far to believe a pair and must not be a way to lower the loss.
+    far to believe a pair and must not be a way to lower the loss. Prompt tokens are scored only
+    where `ppl_scope` counts them.
     """
-    logps = token_logps(policy, batch)
-    is_token, is_response = batch.attention_mask[:, 1:].bool(), batch.response_mask[:, 1:]
-    chosen_logp, rejected_logp = (logps * is_response).sum(-1).chunk(2)
+    groups = [batch.responses] if ppl_scope == "response" else [batch.responses, batch.prompts]
+    logps, *of_prompts = batch.read(policy, batch.inputs(policy), groups)
+    response_logp = _sums(logps, batch.responses.sequence, 2 * len(batch))
+    prompt_logp = [_sums(p, batch.prompts.sequence, len(batch)) for p in of_prompts]
     chosen_log_ppl, rejected_log_ppl = log_perplexity(
-        logps.detach(), is_token, is_response, ppl_scope
+        response_logp.detach(),
+        batch.responses.sequence.bincount(minlength=2 * len(batch)),
+        prompt_logp[0].repeat(2) if prompt_logp else torch.zeros_like(response_logp),
+        batch.prompts.sequence.bincount(minlength=len(batch)).repeat(2),
+        ppl_scope,
     ).chunk(2)
+    chosen_logp, rejected_logp = response_logp.chunk(2)
     chosen_logratio = chosen_logp - batch.ref_chosen_logp.to(chosen_logp)
     rejected_logratio = rejected_logp - batch.ref_rejected_logp.to(rejected_logp)
     return Measured(
@@ -160,3 +115,8 @@ def measure(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> Measure
         ppl_diff=chosen_log_ppl - rejected_log_ppl,
         starting_ppl_diff=batch.starting_ppl_diff,
     )
+
+
+def _sums(logps: Tensor, sequence: Tensor, count: int) -> Tensor:
+    """Sum (T,) log-probabilities by sequence: (count,)."""
+    return logps.new_zeros(count).index_add(0, sequence, logps)

@@ -10,6 +10,7 @@ from softpref.algorithm.labeller import Constant, Labeller
 META_OPTIONS = frozenset(
     {
         "engine",
+        "keep_budget_gib",
         "lookahead",
         "lookahead_lr",
         "meta_batch_size",

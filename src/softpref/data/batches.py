@@ -1,42 +1,187 @@
-"""Tokenized pairs to the batches that the algorithm reads."""
+"""Tokenized pairs to the batches that the algorithm reads, in either layout.
+
+Shapes: B pairs; R rows of N tokens, padded on the right with token 0, masked everywhere.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from softpref.algorithm.likelihood import PairBatch
+from softpref.algorithm.head import Reader, Tokens, all_logits
+from softpref.algorithm.rows import CHOSEN, PADDING, PROMPT, REJECTED, PairBatch
+
+Pair = Mapping[str, Any]
+Collate = Callable[[Sequence[Pair]], PairBatch]
+
+PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-def make_batch(pairs: Sequence[Mapping[str, Any]]) -> PairBatch:
-    """Return B pairs as 2B rows, chosen first, padded on the right with token 0, masked everywhere.
+def make_batch(pairs: Sequence[Pair], read: Reader = all_logits) -> PairBatch:
+    """Return B pairs as 2B padded rows; pair i is rows 2i (chosen) and 2i + 1 (rejected).
 
     Args:
         pairs: each with `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int),
             `ref_chosen_logp`, `ref_rejected_logp` (nats); optionally `starting_ppl_diff` (nats
             per token) and `index`.
+        read: how log-probabilities are read off the policy.
     """
-    chosen = [[*pair["prompt_ids"], *pair["chosen_ids"]] for pair in pairs]
-    rejected = [[*pair["prompt_ids"], *pair["rejected_ids"]] for pair in pairs]
-    prompts = [len(pair["prompt_ids"]) for pair in pairs] * 2
-    rows = chosen + rejected
-    length = max(map(len, rows))
-    position = torch.arange(length)
-    ends = torch.tensor([len(row) for row in rows])[:, None]
-    is_token = position < ends
+    rows = _Rows(len(pairs))
+    for i, pair in enumerate(pairs):
+        for branch, ids in ((CHOSEN, pair["chosen_ids"]), (REJECTED, pair["rejected_ids"])):
+            rows.open()
+            rows.prompt(i, pair["prompt_ids"], scored=branch == CHOSEN)
+            rows.response(i, branch, ids)
+    spans = [(2 * i * rows.length, 2 * (i + 1) * rows.length) for i in range(len(pairs))]
+    return rows.batch(pairs, spans, read, shared=False)
 
-    def column(name: str, default: float) -> torch.Tensor:
-        return torch.tensor([pair.get(name, default) for pair in pairs], dtype=torch.float64)
 
-    return PairBatch(
-        input_ids=torch.tensor([row + [0] * (length - len(row)) for row in rows]),
-        attention_mask=is_token.long(),
-        response_mask=is_token & (position >= torch.tensor(prompts)[:, None]),
-        ref_chosen_logp=column("ref_chosen_logp", math.nan),
-        ref_rejected_logp=column("ref_rejected_logp", math.nan),
-        starting_ppl_diff=column("starting_ppl_diff", math.nan),
-        index=torch.tensor([pair.get("index", i) for i, pair in enumerate(pairs)]),
-    )
+def make_shared_batch(
+    pairs: Sequence[Pair], read: Reader = all_logits, hidden_size: int | None = None
+) -> PairBatch:
+    """Return B pairs as stretches [x, y1, y2], several in a row, so that each prompt is run once.
+
+    Args:
+        pairs: as in `make_batch`.
+        read: how log-probabilities are read off the policy.
+        hidden_size: the policy's, where its attention goes through a dense mask and long rows cost
+            more a token; None where it skips what is masked, and one row holds every pair.
+    """
+    lengths = [sum(len(pair[part]) for part in PARTS) for pair in pairs]
+    rows = _Rows(len(pairs))
+    spans = [(0, 0)] * len(pairs)
+    packed = pack(lengths, hidden_size) if hidden_size else [list(range(len(pairs)))]
+    width = max(sum(lengths[i] for i in row) for row in packed)
+    for r, row in enumerate(packed):
+        rows.open()
+        for i in row:
+            start = r * width + len(rows.ids[-1])
+            rows.prompt(i, pairs[i]["prompt_ids"], scored=True)
+            rows.response(i, CHOSEN, pairs[i]["chosen_ids"])
+            rows.response(i, REJECTED, pairs[i]["rejected_ids"])
+            spans[i] = (start, start + lengths[i])
+    return rows.batch(pairs, spans, read, shared=True)
+
+
+def length_buckets(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
+    """Return the pairs of one step in parts of at most `size`, like lengths together.
+
+    A step is defined on all its pairs, so which of them share a micro-batch changes nothing.
+    """
+    longest_first = sorted(pairs, key=lambda pair: -sum(len(pair[part]) for part in PARTS))
+    return [longest_first[i : i + size] for i in range(0, len(pairs), size)]
+
+
+def pack(lengths: Sequence[int], hidden_size: int) -> list[list[int]]:
+    """Return which stretches share a row, rows of nearly equal length, at the least cost.
+
+    Many short rows waste padding, few long ones attention: a token of a row of N costs about
+    24 D² + 4 N D multiplications a layer (D hidden size, dense mask), so R rows cost in proportion
+    to R N (6 D + N). Every R is tried, the longest stretches placed first, each into the emptiest
+    row.
+
+    Args:
+        lengths: (B,) tokens of each stretch.
+        hidden_size: D.
+
+    Returns:
+        For each row the places of its stretches in `lengths`.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    best: list[list[int]] = []
+    least = math.inf
+    for count in range(1, len(lengths) + 1):
+        rows: list[list[int]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for i in longest_first:
+            emptiest = filled.index(min(filled))
+            rows[emptiest].append(i)
+            filled[emptiest] += lengths[i]
+        cost = count * max(filled) * (6 * hidden_size + max(filled))
+        if cost < least:
+            best, least = rows, cost
+    return best
+
+
+class _Rows:
+    """Rows of a batch as they grow, and what is scored in them; places are (row, column)."""
+
+    def __init__(self, pairs: int) -> None:
+        self._pairs = pairs
+        self.ids: list[list[int]] = []
+        self._positions: list[list[int]] = []
+        self._pair: list[list[int]] = []
+        self._branch: list[list[int]] = []
+        self._responses: list[tuple[int, int, int, int]] = []
+        self._prompts: list[tuple[int, int, int, int]] = []
+        self._prompt_end = 0
+
+    @property
+    def length(self) -> int:
+        """The longest row so far, tokens."""
+        return max(map(len, self.ids))
+
+    def open(self) -> None:
+        """Begin a row."""
+        for grid in (self.ids, self._positions, self._pair, self._branch):
+            grid.append([])
+
+    def prompt(self, i: int, ids: Sequence[int], *, scored: bool) -> None:
+        """Append pair i's prompt; every response that follows in this row goes on from it."""
+        start = len(self.ids[-1])
+        self._append(i, PROMPT, ids, first_position=0)
+        self._prompt_end = start + len(ids) - 1
+        if scored:
+            row = len(self.ids) - 1
+            self._prompts += [(row, start + t, ids[t + 1], i) for t in range(len(ids) - 1)]
+
+    def response(self, i: int, branch: int, ids: Sequence[int]) -> None:
+        """Append a response of pair i; its first token is predicted at the prompt's last."""
+        start, row = len(self.ids[-1]), len(self.ids) - 1
+        self._append(i, branch, ids, self._positions[-1][self._prompt_end] + 1)
+        sequence = i if branch == CHOSEN else self._pairs + i
+        predictors = [self._prompt_end, *range(start, start + len(ids) - 1)]
+        self._responses += [
+            (row, column, token, sequence) for column, token in zip(predictors, ids, strict=True)
+        ]
+
+    def _append(self, i: int, branch: int, ids: Sequence[int], first_position: int) -> None:
+        self.ids[-1].extend(ids)
+        self._positions[-1].extend(range(first_position, first_position + len(ids)))
+        self._pair[-1].extend([i] * len(ids))
+        self._branch[-1].extend([branch] * len(ids))
+
+    def batch(
+        self, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]], read: Reader, *, shared: bool
+    ) -> PairBatch:
+        """Return the rows with everything else that is known of the pairs."""
+
+        def column(name: str) -> Tensor:
+            return torch.tensor([pair.get(name, math.nan) for pair in pairs], dtype=torch.float64)
+
+        return PairBatch(
+            input_ids=self._grid(self.ids, 0),
+            position_ids=self._grid(self._positions, 0) if shared else None,
+            pair=self._grid(self._pair, PADDING),
+            branch=self._grid(self._branch, PROMPT),
+            responses=self._tokens(self._responses),
+            prompts=self._tokens(self._prompts),
+            spans=tuple(spans),
+            ref_chosen_logp=column("ref_chosen_logp"),
+            ref_rejected_logp=column("ref_rejected_logp"),
+            starting_ppl_diff=column("starting_ppl_diff"),
+            index=torch.tensor([pair.get("index", i) for i, pair in enumerate(pairs)]),
+            read=read,
+        )
+
+    def _grid(self, rows: list[list[int]], padding: int) -> Tensor:
+        length = self.length
+        return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
+
+    def _tokens(self, places: list[tuple[int, int, int, int]]) -> Tokens:
+        row, column, target, sequence = torch.tensor(places or [(0, 0, 0, 0)])[: len(places)].T
+        return Tokens(row * self.length + column, target, sequence)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from softpref.algorithm.bilevel import evaluating
+from softpref.algorithm.policy import evaluating
 
 
 def sample(

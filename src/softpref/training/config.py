@@ -8,9 +8,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from transformers import TrainingArguments
 
+from softpref.algorithm.engine import KEEP_BUDGET_GIB, Engine
 from softpref.algorithm.methods import META_OPTIONS, METHODS
 from softpref.errors import UsageError
 from softpref.options import option
+from softpref.training.layout import Layout
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Table 5 and Appendix C, to the letter; 64 pairs a step are 8 micro-batches of 8. The paper is
@@ -47,6 +49,7 @@ COMMON = {
     "lookahead": "sgd",
     "zscore": "frozen",
     "engine": "auto",
+    "keep_budget_gib": KEEP_BUDGET_GIB,
 }
 
 # Clean pairs per meta-update where neither user nor recipe says: fewer where there are fewer.
@@ -77,6 +80,7 @@ LEAST_VALUES = {
     "meta_every": 1,
     "meta_hidden": 1,
     "lookahead_lr": 0,
+    "keep_budget_gib": 0,
 }
 
 
@@ -101,6 +105,11 @@ class MSPOConfig(TrainingArguments):
     lora_r: int | None = option("Rank of the LoRA adapter; default 16.")
     lora_alpha: int | None = option("LoRA's alpha; default 32.")
     lora_target_modules: list[str] | None = option("Modules to adapt; default: every linear one.")
+    layout: Layout = option(
+        "`auto`: a prompt's two responses share it, where a trial shows the model allows that; "
+        "`padded`: one row a response.",
+        "auto",
+    )
     on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
     trust_remote_code: bool = option("Run code that comes with the model.", False)
     reference_cache: str | None = option(
@@ -119,9 +128,8 @@ class MSPOConfig(TrainingArguments):
         "policy (frozen, default), or followed during training (running)."
     )
     noise_rate: float | None = option("Share of flipped labels; default: estimated.")
-    engine: Literal["auto", "per_pair", "per_pair_recompute", "double_backward"] = option(
-        "How the meta-gradient is computed; all are exact; default auto."
-    )
+    engine: Engine = option("How the meta-gradient is computed; all are exact; default auto.")
+    keep_budget_gib: float = option("Most memory for the pairs' own gradients, GiB; default 4.")
 
     learning_rate: float = option("The policy's peak learning rate.")
     lr_scheduler_type: str = option("Learning-rate schedule, by transformers' names.")

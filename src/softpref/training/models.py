@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from softpref.algorithm.jacobian import trainable
+from softpref.algorithm.policy import trainable
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 

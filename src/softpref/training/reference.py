@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from softpref.data.batches import PARTS, Collate
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
-from softpref.training.scoring import ID_COLUMNS, score_pairs
+from softpref.training.scoring import score_pairs
 
 COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff")
 
@@ -30,7 +31,12 @@ def default_cache() -> Path:
 
 
 def with_reference(
-    policy: nn.Module, pairs: Dataset, args: MSPOConfig, policy_fingerprint: str, what: str
+    policy: nn.Module,
+    pairs: Dataset,
+    args: MSPOConfig,
+    policy_fingerprint: str,
+    collate: Collate,
+    what: str,
 ) -> Dataset:
     """Add `ref_chosen_logp`, `ref_rejected_logp` and `starting_ppl_diff` to every pair.
 
@@ -43,6 +49,7 @@ def with_reference(
         pairs: tokenized pairs.
         args: the run's options.
         policy_fingerprint: `fingerprint_weights(policy)`.
+        collate: how pairs become batches.
         what: what the progress bar says.
     """
     parts = [fingerprint_tokens(pairs), policy_fingerprint, str(args.bf16), args.ppl_scope]
@@ -57,6 +64,7 @@ def with_reference(
             ppl_scope=args.ppl_scope,
             batch_size=args.per_device_eval_batch_size,
             bf16=args.bf16,
+            collate=collate,
             what=what,
         )
         values = (scored.chosen_logp, scored.rejected_logp, scored.ppl_diff)
@@ -81,8 +89,8 @@ def _require_finite(columns: dict[str, Tensor], pairs: Dataset, what: str) -> No
 def fingerprint_tokens(pairs: Dataset) -> str:
     """Return a hash of the pairs' token ids in their order."""
     digest = hashlib.sha256()
-    for rows in pairs.select_columns(ID_COLUMNS).iter(1000):
-        digest.update(json.dumps([rows[column] for column in ID_COLUMNS]).encode())
+    for rows in pairs.select_columns(list(PARTS)).iter(1000):
+        digest.update(json.dumps([rows[column] for column in PARTS]).encode())
     return digest.hexdigest()[:32]
 
 

@@ -12,16 +12,20 @@ from datasets import Dataset
 from torch import nn
 from tqdm import tqdm
 
-from softpref.algorithm.bilevel import evaluating
 from softpref.algorithm.likelihood import Measured, PplScope, measure
-from softpref.data.batches import make_batch
-
-ID_COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+from softpref.algorithm.policy import evaluating
+from softpref.data.batches import PARTS, Collate
 
 
 def mixed_precision(device: torch.device, bf16: bool) -> torch.autocast:
     """Return the autocast region of one forward pass; off unless training runs in bfloat16."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def pair_lengths(pairs: Dataset) -> torch.Tensor:
+    """Return how many tokens each pair has in all, shape (n,)."""
+    columns = (pairs[part] for part in PARTS)
+    return torch.tensor([sum(map(len, row)) for row in zip(*columns, strict=True)])
 
 
 def score_pairs(
@@ -31,6 +35,7 @@ def score_pairs(
     ppl_scope: PplScope,
     batch_size: int,
     bf16: bool,
+    collate: Collate,
     what: str,
 ) -> Measured:
     """Measure every pair under the policy; returns CPU tensors of shape (n,), in data-set order.
@@ -38,16 +43,13 @@ def score_pairs(
     Pairs of like length share a batch. Margins are NaN where the data set has no reference
     log-probabilities yet.
     """
-    lengths = torch.tensor(
-        [sum(map(len, row)) for row in zip(*(pairs[c] for c in ID_COLUMNS), strict=True)]
-    )
-    order = lengths.argsort(descending=True, stable=True)
+    order = pair_lengths(pairs).argsort(descending=True, stable=True)
     device = next(policy.parameters()).device
     parts = []
     with evaluating(policy), torch.no_grad():
         bar = tqdm(order.split(batch_size), what, unit="batch", leave=False, disable=None)
         for positions in bar:
-            batch = make_batch(pairs.select(positions.tolist()).to_list()).to(device)
+            batch = collate(pairs.select(positions.tolist()).to_list()).to(device)
             with mixed_precision(device, bf16):
                 parts.append(measure(policy, batch, ppl_scope).detach())
     scored = Measured.concatenate(parts)

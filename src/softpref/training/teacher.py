@@ -11,8 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from softpref.algorithm.labeller import MetaLearner, warm_start
-from softpref.algorithm.likelihood import PairBatch
-from softpref.data.batches import make_batch
 from softpref.training.checkpoints import JSON, state_to_tensors, tensors_to_state
 from softpref.training.config import MSPOConfig
 
@@ -100,14 +98,12 @@ class Teacher:
         self.optimizer = torch.optim.AdamW(
             meta_learner.parameters(), lr=args.resolved_meta_lr(meta_updates), weight_decay=0.0
         )
-        self._clean, self._micro_batch_size = clean, args.per_device_train_batch_size
+        self._clean = clean
         self._sampler = CleanSampler(len(clean), args.meta_batch_size, args.seed)
 
-    def draw(self, device: torch.device) -> list[PairBatch]:
-        """Return the next clean batch, as micro-batches."""
-        rows = self._clean.select(self._sampler.draw()).to_list()
-        size = self._micro_batch_size
-        return [make_batch(rows[i : i + size]).to(device) for i in range(0, len(rows), size)]
+    def draw(self) -> list[dict[str, Any]]:
+        """Return the next batch of clean pairs."""
+        return self._clean.select(self._sampler.draw()).to_list()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
         """Return everything that `restore` needs to teach on, bit for bit."""

@@ -27,17 +27,21 @@ from softpref.algorithm.bilevel import (
     non_finite_pairs,
     require_finite,
 )
-from softpref.algorithm.jacobian import Gradient, GraphJacobian, choose_engine, trainable
+from softpref.algorithm.engine import EngineError, choose_engine
+from softpref.algorithm.jacobian import GraphJacobian, MakeJacobian
 from softpref.algorithm.labeller import Labeller
-from softpref.algorithm.likelihood import Measured, PairBatch
+from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.algorithm.objective import geometric_loss
-from softpref.data.batches import make_batch
+from softpref.algorithm.policy import Gradient, trainable
+from softpref.algorithm.rows import PairBatch
+from softpref.data.batches import length_buckets
 from softpref.errors import UsageError
 from softpref.training.checkpoints import JSON, SafeCheckpoints
 from softpref.training.config import LARGEST_META_BATCH, MSPOConfig
 from softpref.training.labels import LabelHistory, beliefs
+from softpref.training.layout import choose_layout, longest_pairs, shortest_pairs
 from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
 from softpref.training.models import (
     context_length,
@@ -113,16 +117,22 @@ class MSPOTrainer(SafeCheckpoints):
         adapter = "with the adapter it came with" if isinstance(policy, PeftModel) else "alone"
         logger.info("reference: %s %s, before the first step", name or "the model", adapter)
         start = self.start_fingerprint = fingerprint_weights(policy)
+        switch_dropout_off(policy)
+        longest_few = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
+        collate, _ = choose_layout(args.layout, policy, longest_few)
         self.prepared = prepared.map(
-            lambda pairs, which: with_reference(policy, pairs, args, start, f"reference, {which}")
+            lambda pairs, which: with_reference(
+                policy, pairs, args, start, collate, f"reference, {which}"
+            )
         )
         self.pairs, self.clean = self.prepared.train, self.prepared.clean
         policy = make_trainable(policy, args, peft_config)
         switch_dropout_off(policy)
+        self.collate, self._layout_why = choose_layout(args.layout, policy, longest_few)
         super().__init__(
             model=policy,
             args=args,
-            data_collator=make_batch,
+            data_collator=list,
             train_dataset=self.pairs,
             eval_dataset=self.prepared.evaluation,
             processing_class=tokenizer,
@@ -135,11 +145,12 @@ class MSPOTrainer(SafeCheckpoints):
         }
         self.noise = self._estimate_noise()
         self.teacher = self._make_teacher()
+        self._make_jacobian, self._engine_why = self._choose_engine()
         self.labeller: Labeller = (
             self.teacher.meta_learner if self.teacher else cast(Labeller, self.method.labeller)
         )
         self.history = LabelHistory()
-        self._window: list[PairBatch] = []
+        self._window: list[list[dict[str, Any]]] = []
         self._clean_window: list[PairBatch] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._say_how()
@@ -158,7 +169,7 @@ class MSPOTrainer(SafeCheckpoints):
         if inputs is not self._window[-1]:
             return torch.zeros((), device=self.args.device)
         model.train()
-        window = [batch.to(self.args.device) for batch in self._window]
+        window = self._batches([pair for pairs in self._window for pair in pairs])
         try:
             moved = self._step(model, window)
             require_finite("the noisy batch's loss or its gradient", moved.loss, *moved.gradient)
@@ -175,9 +186,8 @@ class MSPOTrainer(SafeCheckpoints):
         if teacher is None or self.state.global_step % args.meta_every:
             jacobians = (GraphJacobian(policy, batch, args.ppl_scope) for batch in window)
             return move(jacobians, self.labeller, pairs=pairs, beta=args.beta, signal=signal)
-        make_jacobian, _ = choose_engine(args.engine, policy, pairs)
-        held = [make_jacobian(policy, batch, args.ppl_scope) for batch in window]
-        self._clean_window = teacher.draw(args.device)
+        held = [self._make_jacobian(policy, batch, args.ppl_scope) for batch in window]
+        self._clean_window = self._batches(teacher.draw())
         moved, meta_loss = mspo_step(
             policy,
             teacher.meta_learner,
@@ -193,6 +203,11 @@ class MSPOTrainer(SafeCheckpoints):
             teacher.meta_learner.follow(signal(moved.measured))
         self._noted["meta/loss"].append(float(meta_loss))
         return moved
+
+    def _batches(self, pairs: list[dict[str, Any]]) -> list[PairBatch]:
+        """Return the pairs of one step as micro-batches of pairs of like length."""
+        size = self.args.per_device_train_batch_size
+        return [self.collate(part).to(self.args.device) for part in length_buckets(pairs, size)]
 
     def _lookahead_lr(self) -> float:
         assert self.lr_scheduler is not None
@@ -328,6 +343,7 @@ class MSPOTrainer(SafeCheckpoints):
             ppl_scope=self.args.ppl_scope,
             batch_size=self.args.per_device_eval_batch_size,
             bf16=self.args.bf16,
+            collate=self.collate,
             what=what,
         )
 
@@ -369,12 +385,24 @@ class MSPOTrainer(SafeCheckpoints):
         updates = math.ceil(self.total_steps() / self.args.meta_every)
         return Teacher(meta_learner.to(self.args.device), self.clean, self.args, updates)
 
+    def _choose_engine(self) -> tuple[MakeJacobian, str]:
+        if self.teacher is None:
+            return GraphJacobian, "no meta-gradient is needed"
+        args = self.args
+        pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        probe = self.collate(shortest_pairs(self.pairs)).to(args.device)
+        try:
+            return choose_engine(args.engine, self.policy, probe, pairs, args.keep_budget_gib)
+        except EngineError as error:
+            raise UsageError(f"--{error}.") from None
+
     def _say_how(self) -> None:
         args, steps = self.args, self.total_steps()
         pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps
         logger.info("steps: %d of %d pairs", steps, pairs)
+        logger.info("layout: %s", self._layout_why)
         if self.teacher:
-            logger.info("engine: %s", choose_engine(args.engine, self.policy, pairs)[1])
+            logger.info("engine: %s", self._engine_why)
         warmup = args.get_warmup_steps(steps)
         if warmup > steps / 2:
             logger.warning("warning: warm-up takes %d of %d steps: the policy will hardly move; "

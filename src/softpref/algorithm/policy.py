@@ -1,0 +1,63 @@
+"""What the algorithm asks of a language model as a module: its moving parts, and to hold still.
+
+A *gradient* is a tuple with one tensor for each trainable parameter, in the order of
+`policy.parameters()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Gradient = tuple[Tensor, ...]
+
+
+def trainable(policy: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that a step may move."""
+    return [p for p in policy.parameters() if p.requires_grad]
+
+
+@contextmanager
+def moved(policy: nn.Module, direction: Gradient, step_size: float) -> Iterator[None]:
+    """Hold the policy at θ' = θ − α d inside the block.
+
+    The parameters' storage is swapped, not written, so that θ comes back bit for bit and graphs
+    made at θ stay usable. Low-precision copies that a surrounding autocast region keeps are dropped
+    on both ways, for they would stand in for the other θ.
+    """
+    parameters = trainable(policy)
+    home = [p.data for p in parameters]
+    try:
+        for p, d in zip(parameters, direction, strict=True):
+            p.data = p.data.sub(d.to(p), alpha=step_size)
+        torch.clear_autocast_cache()
+        yield
+    finally:
+        for p, data in zip(parameters, home, strict=True):
+            p.data = data
+        torch.clear_autocast_cache()
+
+
+@contextmanager
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the block: the three steps must see the same function."""
+    modes = {module: module.training for module in policy.modules()}
+    policy.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def nudge(policy: nn.Module, seed: int = 0) -> Gradient:
+    """Return a small random direction, of one thirtieth of the policy's usual weight or so.
+
+    What is checked of a policy is checked off its starting point too: an adapter that starts at
+    zero hides there whether it is seen at all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(p.shape, generator=generator).to(p) / 30 for p in trainable(policy))

@@ -1,0 +1,97 @@
+"""How a policy's batches are laid out and read: the fastest way that a trial shows to be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from softpref.algorithm.head import all_logits, refuse_response_head, response_head
+from softpref.algorithm.policy import evaluating
+from softpref.algorithm.rows import skips_masked
+from softpref.data.batches import PARTS, Collate, make_batch, make_shared_batch
+from softpref.training.scoring import pair_lengths
+
+Layout = Literal["auto", "padded"]
+
+PROBE_PAIRS = 4
+LARGEST_ERROR = 1e-4
+LARGEST_ERROR_16_BIT = 3e-2
+
+
+def longest_pairs(*sets: Dataset | None) -> list[dict[str, Any]]:
+    """Return the longest few pairs of all sets, the ones in which two layouts differ the most.
+
+    A sliding window, say, shows only in sequences longer than it.
+    """
+    longest = [
+        pairs[i]
+        for pairs in sets
+        if pairs is not None
+        for i in pair_lengths(pairs).argsort(descending=True)[:PROBE_PAIRS].tolist()
+    ]
+    return sorted(longest, key=lambda pair: -sum(len(pair[p]) for p in PARTS))[:PROBE_PAIRS]
+
+
+def shortest_pairs(pairs: Dataset) -> list[dict[str, Any]]:
+    """Return the shortest few pairs, for a trial that costs little memory."""
+    return [pairs[i] for i in pair_lengths(pairs).argsort()[:PROBE_PAIRS].tolist()]
+
+
+def choose_layout(
+    layout: Layout, policy: nn.Module, probe: Sequence[dict[str, Any]]
+) -> tuple[Collate, str]:
+    """Return the way to make batches, and in words what was chosen and why.
+
+    Every candidate's log-probabilities of the probe's responses are compared with those of padded
+    rows read from all logits, which are right for every policy: sliding windows, position biases
+    and what a model does to its logits tell them apart. The first to agree is taken.
+
+    Args:
+        layout: `auto`, or `padded` to leave prefix sharing out.
+        policy: the policy as it will be trained.
+        probe: the longest pairs, tokenized.
+    """
+    truth = _logps(policy, make_batch(probe))
+    dtype = cast(Any, policy).get_input_embeddings().weight.dtype
+    low = dtype in (torch.bfloat16, torch.float16)
+    turned_down = []
+    for words, collate in _candidates(layout, policy):
+        try:
+            error = float((_logps(policy, collate(probe)) - truth).abs().mean())
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as reason:
+            turned_down.append(f"{words}: {str(reason).splitlines()[0][:120]}")
+            continue
+        if error <= (LARGEST_ERROR_16_BIT if low else LARGEST_ERROR):
+            return collate, "; ".join([words, *(f"not {why}" for why in turned_down)])
+        turned_down.append(f"{words}: off by {error:.2g} nats per token for this model")
+    return make_batch, "; ".join(
+        ["padded rows, all logits", *(f"not {why}" for why in turned_down)]
+    )
+
+
+def _candidates(layout: Layout, policy: nn.Module) -> Iterator[tuple[str, Collate]]:
+    reads = [("all logits", all_logits)]
+    if refuse_response_head(policy) is None:
+        reads.insert(0, ("log-probabilities of responses only", response_head))
+    config = cast(Any, policy.config).get_text_config()
+    hidden_size = None if skips_masked(policy) else config.hidden_size
+    for words, read in reads:
+        if layout == "auto":
+            shared = partial(make_shared_batch, read=read, hidden_size=hidden_size)
+            yield f"prompts shared, {words}", shared
+    for words, read in reads:
+        yield f"padded rows, {words}", partial(make_batch, read=read)
+
+
+def _logps(policy: nn.Module, batch: Any) -> Tensor:
+    """Return the log-probabilities of the response tokens, sequence by sequence, nats."""
+    device = next(policy.parameters()).device
+    batch = batch.to(device)
+    with evaluating(policy), torch.no_grad():
+        (logps,) = batch.read(policy, batch.inputs(policy), [batch.responses])
+    return logps[batch.responses.sequence.argsort(stable=True)]

@@ -1,0 +1,266 @@
+"""One contract for all ways to make J, and the choice between them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoHaConfig, get_peft_model
+from torch import nn
+
+from softpref.algorithm.engine import MAKERS, EngineError, choose_engine
+from softpref.algorithm.head import all_logits, response_head
+from softpref.algorithm.jacobian import GraphJacobian, per_adapter, per_pair
+from softpref.algorithm.likelihood import measure
+from softpref.algorithm.policy import moved, nudge, trainable
+from softpref.algorithm.taps import NotTappedError, tapped
+from softpref.data.batches import make_batch, make_shared_batch
+from softpref.training.models import switch_dropout_off
+from tests.models import random_pairs, tiny_model, with_lora
+
+LAYOUTS = {
+    "padded": make_batch,
+    "padded, response head": partial(make_batch, read=response_head),
+    "shared": make_shared_batch,
+    "shared, response head": partial(make_shared_batch, read=response_head),
+    "shared, rows": partial(make_shared_batch, read=response_head, hidden_size=1),
+}
+
+
+def flat(gradient):
+    return torch.cat([g.flatten() for g in gradient])
+
+
+def error(a, b):
+    """Norm-wise: transformers computes norms, rotations and softmax in float32 (about 1e-7)."""
+    return float((a - b).norm() / b.norm())
+
+
+def slow_matrix(policy, pairs):
+    """J row by row: each pair alone, padded, from all logits, one ordinary backward each."""
+    rows = []
+    for pair in pairs:
+        margin = measure(policy, make_batch([pair]), "response").margin
+        rows.append(flat(torch.autograd.grad(margin, trainable(policy), materialize_grads=True)))
+    return torch.stack(rows)
+
+
+def hold_to_contract(make, policy, batch, matrix, tolerance=1e-6):
+    pairs = len(matrix)
+    jacobian = make(policy, batch, "response")
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(pairs, generator=generator).to(matrix)
+    direction = tuple(torch.randn(p.shape, generator=generator).to(p) for p in trainable(policy))
+    for _ in range(2):  # a step asks for Jᵀw twice, with J d between
+        assert error(flat(jacobian.vjp(weights)), weights @ matrix) < tolerance
+        assert error(jacobian.jvp(direction), matrix @ flat(direction).to(matrix)) < tolerance
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("engine", MAKERS)
+def test_every_jacobian_is_the_jacobian(engine, layout, tuning):
+    if engine.startswith("lora") and tuning == "full":
+        pytest.skip("taps are on linear layers alone")
+    policy = with_lora(tiny_model()) if tuning == "lora" else tiny_model()
+    pairs = random_pairs(5)
+    hold_to_contract(MAKERS[engine], policy, LAYOUTS[layout](pairs), slow_matrix(policy, pairs))
+
+
+def test_the_graph_is_good_for_one_product():
+    policy, pairs = with_lora(tiny_model()), random_pairs(3)
+    jacobian = GraphJacobian(policy, make_batch(pairs), "response")
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    assert error(flat(jacobian.vjp(weights)), weights @ slow_matrix(policy, pairs)) < 1e-6
+    with pytest.raises(NotImplementedError):
+        jacobian.jvp(jacobian.vjp)
+
+
+LORA_LAYOUTS = {
+    "rank and alpha patterns": dict(
+        rank_pattern={"q_proj": 2, "layers.1.mlp.up_proj": 7}, alpha_pattern={"v_proj": 3}
+    ),
+    "rank-stabilised": dict(use_rslora=True),
+    "some layers": dict(layers_to_transform=[1], target_modules=["v_proj", "up_proj"]),
+    "some modules": dict(target_modules=["q_proj", "down_proj"]),
+    "biases of the adapters": dict(lora_bias=True),
+    "the head too": dict(target_modules=["q_proj", "lm_head"]),
+    "initialised from the weights": dict(init_lora_weights="pissa"),
+    "copied layers": dict(layer_replication=[[0, 2], [1, 2]]),
+}
+
+
+@pytest.mark.parametrize("kwargs", LORA_LAYOUTS.values(), ids=LORA_LAYOUTS)
+def test_every_lora_layout_on_linear_layers(kwargs):
+    policy = with_lora(tiny_model(dtype=torch.float32, attention="sdpa"), **kwargs).double()
+    pairs = random_pairs(4)
+    # An adapted head needs all logits: `refuse_response_head` says so.
+    read = all_logits if "lm_head" in kwargs.get("target_modules", ()) else response_head
+    batch = make_shared_batch(pairs, read)
+    _, why = choose_engine("auto", policy, batch, 4)
+    assert why.startswith("lora, ")
+    hold_to_contract(per_adapter, policy, batch, slow_matrix(policy, pairs))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("engine", ["lora", "lora_recompute", "per_pair"])
+def test_gradient_checkpointing_changes_nothing(engine, architecture):
+    policy, pairs = with_lora(tiny_model(architecture, attention="sdpa")), random_pairs(4)
+    matrix = slow_matrix(policy, pairs)
+    switch_dropout_off(policy)
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.train()
+    hold_to_contract(MAKERS[engine], policy, LAYOUTS["shared, response head"](pairs), matrix)
+
+
+def test_taps_keep_no_activations_that_checkpointing_gives_up():
+    """Saved tensors go through autograd's own hooks, so a checkpoint sees and drops them."""
+    policy, batch = with_lora(tiny_model(attention="sdpa")), make_shared_batch(random_pairs(2))
+    saved = {}
+    for checkpointed in (False, True):
+        if checkpointed:
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.train()
+        sizes = []
+
+        def note(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), tapped(policy, batch):
+            measure(policy, batch, "response")
+        saved[checkpointed] = sum(sizes)
+    assert saved[True] < saved[False] / 3
+
+
+def test_policy_is_untouched_afterwards():
+    policy, batch = with_lora(tiny_model()), make_batch(random_pairs(3))
+    before = {n: p.clone() for n, p in policy.state_dict().items()}
+    choose_engine("auto", policy, batch, 3)
+    per_adapter(policy, batch, "response")
+    after = policy.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None for p in policy.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in policy.modules())
+
+
+def dora(model):
+    return with_lora(model, use_dora=True)
+
+
+def trained_embeddings(model):
+    return with_lora(model, modules_to_save=["embed_tokens"])
+
+
+def loha(model):
+    return get_peft_model(model, LoHaConfig(r=2, target_modules=["q_proj"]))
+
+
+class UsesItsWeightBehindItsBack(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs) + 0.1 * inputs @ self.weight.T.tanh()
+
+
+class Routed(nn.Linear):
+    """Sees other rows than tokens, as an expert does."""
+
+    def forward(self, inputs):
+        return self.inner(inputs[:, ::2]).repeat_interleave(2, 1)[:, : inputs.shape[1]]
+
+
+def sneaky(model):
+    policy = with_lora(model)
+    adapter = policy.get_base_model().model.layers[0].self_attn.q_proj.lora_A["default"]
+    adapter.__class__ = UsesItsWeightBehindItsBack
+    return policy
+
+
+def routed(model):
+    policy = with_lora(model)
+    adapters = policy.get_base_model().model.layers[0].self_attn.q_proj.lora_A
+    outer = Routed(16, 4, bias=False, dtype=torch.float64).requires_grad_(False)
+    outer.inner = adapters["default"]
+    adapters["default"] = outer
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("adapt", "says"),
+    [
+        (dora, "no linear layer's"),
+        (trained_embeddings, "no linear layer's"),
+        (loha, "no linear layer's"),
+        (sneaky, "more than multiply"),
+        (routed, "one vector a token"),
+    ],
+)
+def test_what_taps_cannot_see_goes_to_the_general_engine_in_words(adapt, says):
+    policy, pairs = adapt(tiny_model()), random_pairs(3)
+    batch = make_batch(pairs)
+    make, why = choose_engine("auto", policy, batch, 3)
+    assert make is per_pair
+    assert says in why
+    with pytest.raises(EngineError, match="per_pair"):
+        choose_engine("lora", policy, batch, 3)
+    hold_to_contract(make, policy, batch, slow_matrix(policy, pairs))
+
+
+def test_the_trial_looks_away_from_the_start_where_half_of_the_gradient_is_zero():
+    """At B = 0 a wrong gradient of A is right: 0."""
+    policy = sneaky(tiny_model())
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            if "lora_B" in name:
+                p.zero_()
+    assert choose_engine("auto", policy, make_batch(random_pairs(3)), 3)[0] is per_pair
+
+
+def test_a_layer_that_sees_no_tokens_is_refused():
+    policy = routed(tiny_model())
+    with pytest.raises(NotTappedError):
+        per_adapter(policy, make_batch(random_pairs(3)), "response")
+
+
+def test_choice_of_engine_follows_memory():
+    policy, batch = with_lora(tiny_model()), make_batch(random_pairs(2))
+    assert choose_engine("auto", policy, batch, 8)[0] is MAKERS["lora"]
+    make, why = choose_engine("auto", policy, batch, 10**9)
+    assert make is MAKERS["lora_recompute"]
+    assert "GiB" in why
+    assert choose_engine("auto", policy, batch, 8, keep_budget_gib=0)[0] is make
+    assert choose_engine("auto", tiny_model(), batch, 8)[0] is per_pair
+    assert choose_engine("auto", tiny_model(), batch, 8, 0.0)[0] is MAKERS["per_pair_recompute"]
+    for engine, maker in MAKERS.items():
+        assert choose_engine(engine, policy, batch, 8)[0] is maker
+
+
+def test_recomputing_holds_one_graph_and_runs_three_passes(monkeypatch):
+    policy, batch = with_lora(tiny_model()), make_batch(random_pairs(3))
+    passes = []
+    monkeypatch.setattr(
+        policy, "forward", lambda *a, f=policy.forward, **k: (passes.append(1), f(*a, **k))[1]
+    )
+    jacobian = MAKERS["lora_recompute"](policy, batch, "response")
+    weights = torch.ones_like(jacobian.measured.margin)
+    direction = jacobian.vjp(weights)
+    jacobian.jvp(direction)
+    jacobian.vjp(weights)
+    assert len(passes) == 3
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    pairs=st.integers(1, 5),
+    longest=st.integers(1, 12),
+    seed=st.integers(0, 10_000),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    rank=st.integers(1, 5),
+)
+def test_taps_on_any_shape(pairs, longest, seed, layout, rank):
+    policy = with_lora(tiny_model(attention="sdpa"), r=rank)
+    rows = random_pairs(pairs, seed, longest)
+    with moved(policy, nudge(policy, seed), 1.0):
+        hold_to_contract(per_adapter, policy, LAYOUTS[layout](rows), slow_matrix(policy, rows))
