@@ -20,7 +20,10 @@ ARCHITECTURES = {
 
 
 def tiny_model(
-    architecture: str = "llama", dtype: torch.dtype = torch.float64, attention: str = "eager"
+    architecture: str = "llama",
+    dtype: torch.dtype = torch.float64,
+    attention: str = "eager",
+    spread: float = 0.2,
 ) -> nn.Module:
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -39,18 +42,18 @@ def tiny_model(
     # A trained model's gradients are not all alike: make the random one less uniform.
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.2 * torch.randn_like(p))
+            p.add_(spread * torch.randn_like(p))
     return model.eval()
 
 
-def with_lora(model: nn.Module, **kwargs) -> nn.Module:
+def with_lora(model: nn.Module, spread: float = 0.3, **kwargs) -> nn.Module:
     options = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | kwargs
     peft = get_peft_model(model, LoraConfig(**options))
     torch.manual_seed(1)
     with torch.no_grad():  # B starts at zero, where half of the gradient vanishes
         for name, p in peft.named_parameters():
             if "lora_" in name:
-                p.copy_(0.3 * torch.randn_like(p))
+                p.copy_(spread * torch.randn_like(p))
     return peft.to(next(model.parameters()).dtype).eval()
 
 

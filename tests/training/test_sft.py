@@ -221,6 +221,7 @@ def test_the_hook_of_trl_is_as_it_was_when_it_was_passed_over():
         "_load_optimizer_and_scheduler", "_load_rng_state", "_load_best_model", "_save_checkpoint",
     }  # fmt: skip
     assert own == {"_save_checkpoint"}
+    assert "model_init" not in inspect.signature(SFTTrainer.__init__).parameters
     source = inspect.getsource(SFTTrainer._save_checkpoint)
     assert source.count("self.") == 4
     assert "self.create_model_card(" in source

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import grouped_mm
 
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.rows import PairBatch
@@ -20,6 +21,31 @@ from softpref.algorithm.rows import PairBatch
 
 class NotTappedError(RuntimeError):
     """A trained layer's gradients cannot be told apart by pair."""
+
+
+class Spans:
+    """Sums over each pair's own tokens; pair i's are `spans[i]` of the flattened (R · N)."""
+
+    def __init__(self, batch: PairBatch) -> None:
+        self._spans, device = batch.spans, batch.input_ids.device
+        in_place = sorted(range(len(batch)), key=batch.spans.__getitem__)
+        stops = [batch.spans[i][1] for i in in_place]
+        # A group reaches over the padding before its pair, where δ is 0.
+        self._offsets = torch.tensor(stops, dtype=torch.int32, device=device)
+        self._place_of_pair = torch.tensor(in_place, device=device).argsort()
+
+    def products(self, delta: Tensor, a: Tensor) -> Tensor:
+        """Return Σ_t δ_t a_tᵀ of each pair, (B, out, in), for δ (R · N, out) and a (R · N, in)."""
+        entry = delta.element_size()
+        aligned = all(entry * width % 16 == 0 for width in (delta.shape[1], a.shape[1]))
+        if aligned and delta.dtype != torch.float64:  # what grouped_mm can do
+            by_place = grouped_mm(delta.contiguous().T, a.contiguous(), offs=self._offsets)
+            return by_place[self._place_of_pair]
+        return torch.stack([delta[start:stop].T @ a[start:stop] for start, stop in self._spans])
+
+    def sums(self, delta: Tensor) -> Tensor:
+        """Return Σ_t δ_t of each pair, (B, out), for δ (R · N, out)."""
+        return torch.stack([delta[start:stop].sum(0) for start, stop in self._spans])
 
 
 class Taps:
@@ -30,8 +56,8 @@ class Taps:
     """
 
     def __init__(self, policy: nn.Module, batch: PairBatch) -> None:
-        self._spans, self._tokens = batch.spans, batch.input_ids.numel()
-        self._parameters = trainable(policy)
+        self._spans, self._tokens = Spans(batch), batch.input_ids.numel()
+        self._pairs, self._parameters = len(batch), trainable(policy)
         self._found: dict[Tensor, Tensor] = {}
         self._anchor = torch.zeros((), device=batch.input_ids.device, requires_grad=True)
         self.gradients: list[Tensor] = []
@@ -44,9 +70,9 @@ class Taps:
                 raise NotTappedError("a trained layer does not see one vector a token")
             a, delta = inputs.flatten(0, -2).to(by_output), by_output.flatten(0, -2)
             if layer.weight.requires_grad:
-                self._add(layer.weight, [delta[s:e].T @ a[s:e] for s, e in self._spans])
+                self._add(layer.weight, self._spans.products(delta, a))
             if layer.bias is not None and layer.bias.requires_grad:
-                self._add(layer.bias, [delta[s:e].sum(0) for s, e in self._spans])
+                self._add(layer.bias, self._spans.sums(delta))
 
         def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return _Tap.apply(output, arguments[0], self._anchor, keep)
@@ -58,11 +84,10 @@ class Taps:
         torch.autograd.grad(margins, self._anchor, allow_unused=True)
         for p in self._parameters:
             if p not in self._found:
-                self._found[p] = p.new_zeros((len(self._spans), *p.shape))
+                self._found[p] = p.new_zeros((self._pairs, *p.shape))
         self.gradients = [self._found[p] for p in self._parameters]
 
-    def _add(self, parameter: Tensor, by_pair: list[Tensor]) -> None:
-        found = torch.stack(by_pair)
+    def _add(self, parameter: Tensor, found: Tensor) -> None:
         before = self._found.get(parameter)
         self._found[parameter] = found if before is None else before + found
 

@@ -13,9 +13,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import torch
 from datasets import Dataset
+from pyarrow.json import read_json
+from pyarrow.parquet import read_table
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from softpref.algorithm.methods import METHODS
@@ -49,7 +52,6 @@ logger = logging.getLogger(__name__)
 STAGES = 6
 COMPARED = ("dpo", "mspo")
 BASELINE_DRAWS, METHOD_DRAWS = 1_000_000, 2_000_000
-SUMMARY = "summary.json"
 MARK = ".softpref-demo"
 HEADER = ("method", "win rate against SFT (95%)", "accuracy on clean pairs", "labels")
 WIDTHS = (6, 28, 23, 6)
@@ -99,6 +101,10 @@ class Outcome:
     label_mean_right: float | None = None
     label_mean_flipped: float | None = None
 
+    def numbers(self) -> dict[str, float]:
+        """Return what there is a number for: neither None nor the NaN of an empty mean."""
+        return {k: v for k, v in asdict(self).items() if v is not None and not math.isnan(v)}
+
 
 def run_demo(options: DemoOptions) -> None:
     """Make the world, fit the SFT model, flip labels, align twice, sample, and report.
@@ -129,23 +135,21 @@ def run_demo(options: DemoOptions) -> None:
                            str(home / "eval.jsonl"), str(home / method))  # fmt: skip
         align(files, alignment(method, options.seed))
     _say(6, f"sample answers to {len(data.test_prompts):,} new prompts and compare")
+    truth = _truth(noisy)
     # Draws of their own: with the baseline's, equal beginnings would be equal answers, hence ties.
     baseline = _scores(sft, tokenizer, data.test_prompts, options.seed + BASELINE_DRAWS)
     outcomes = {}
     for method in COMPARED:
         policy = load_policy(str(home / method), trust_remote_code=False)
         scores = _scores(policy, tokenizer, data.test_prompts, options.seed + METHOD_DRAWS)
-        outcomes[method] = _outcome(home / method, scores, baseline, _truth(noisy))
+        outcomes[method] = _outcome(home / method, scores, baseline, truth)
     summary = {
         "noise_rate": options.noise_rate,
         "seconds": round(time.monotonic() - start, 1),
-        "methods": {
-            method: {name: value for name, value in asdict(outcome).items() if is_number(value)}
-            for method, outcome in outcomes.items()
-        },
+        "methods": {method: outcome.numbers() for method, outcome in outcomes.items()},
     }
-    write_text(home / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    _report(home, outcomes, options.noise_rate, _truth(noisy))
+    write_text(home / "summary.json", json.dumps(summary, indent=2) + "\n")
+    _report(home, outcomes, options.noise_rate, truth)
     for row in (HEADER, *result_rows(outcomes)):
         logger.info("  ".join(cell.ljust(width) for cell, width in zip(row, WIDTHS, strict=True)))
     logger.info("%.0f seconds; open %s", summary["seconds"], home / "report.html")
@@ -168,7 +172,6 @@ def alignment(method: str, seed: int) -> MSPOConfig:
         seed=seed,
         logging_strategy="no",
         save_strategy="no",
-        report_to="none",
         use_cpu=True,
         **teaching,
     )
@@ -236,11 +239,8 @@ def _outcome(
     accuracy = record["evaluation"]["eval_rewards/accuracies"]
     if not record["meta_lr"]:
         return Outcome(won.rate, won.low, won.high, accuracy)
-    labels = [json.loads(line) for line in (run / "labels.jsonl").read_text().splitlines()]
-    is_flipped = torch.tensor([truth[label["uid"]] for label in labels])
-    p_correct, soft_label = (
-        torch.tensor([label[name] for label in labels]) for name in ("p_correct", "soft_label")
-    )
+    labels = read_json(run / "labels.jsonl")
+    p_correct, soft_label, is_flipped = _columns(labels, truth, "p_correct", "soft_label")
     return Outcome(
         won.rate, won.low, won.high, accuracy,
         label_auroc=auroc(p_correct, ~is_flipped),
@@ -272,38 +272,25 @@ def _report(
     home: Path, outcomes: dict[str, Outcome], noise_rate: float, truth: dict[str, bool]
 ) -> None:
     run = home / "mspo"
-    labels = [json.loads(line) for line in (run / "labels.jsonl").read_text().splitlines()]
-    history = pq.read_table(run / "label_history.parquet").to_pydict()
-    draw_learned_map(
-        load_meta_learner(run),
-        torch.tensor([label["ppl_diff"] for label in labels]),
-        torch.tensor([truth[label["uid"]] for label in labels]),
-        home / "learned_map.png",
-    )
-    draw_label_curves(
-        torch.tensor(history["step"]),
-        torch.tensor(history["soft_label"]),
-        torch.tensor([truth[uid] for uid in history["uid"]]),
-        home / "label_curves.png",
-    )
-    write_text(
-        home / "report.html",
-        page(
-            "softpref demo",
-            LEAD.format(rate=f"{noise_rate:.0%}"),
-            table(HEADER, result_rows(outcomes)),
-            [
-                figure(home / "learned_map.png", "The learned map", HOW_TO_READ_MAP),
-                figure(home / "label_curves.png", "The labels over training", HOW_TO_READ_CURVES),
-            ],
-            END,
-        ),
-    )
+    learned_map, label_curves = home / "learned_map.png", home / "label_curves.png"
+    ppl_diff, is_flipped = _columns(read_json(run / "labels.jsonl"), truth, "ppl_diff")
+    draw_learned_map(load_meta_learner(run), ppl_diff, is_flipped, learned_map)
+    history = read_table(run / "label_history.parquet")
+    step, soft_label, is_flipped = _columns(history, truth, "step", "soft_label")
+    draw_label_curves(step, soft_label, is_flipped, label_curves)
+    figures = [
+        figure(learned_map, "The learned map", HOW_TO_READ_MAP),
+        figure(label_curves, "The labels over training", HOW_TO_READ_CURVES),
+    ]
+    lead = LEAD.format(rate=f"{noise_rate:.0%}")
+    results = table(HEADER, result_rows(outcomes))
+    write_text(home / "report.html", page("softpref demo", lead, results, figures, END))
 
 
-def is_number(value: float | None) -> bool:
-    """Whether there is a number to report: not None, and not the NaN of an empty mean."""
-    return value is not None and not math.isnan(value)
+def _columns(pairs: pa.Table, truth: dict[str, bool], *names: str) -> list[Tensor]:
+    """Return the named columns of a table of pairs, and last of all which pairs are flipped."""
+    is_flipped = [truth[uid] for uid in pairs["uid"].to_pylist()]
+    return [torch.tensor(pairs[name].to_pylist()) for name in names] + [torch.tensor(is_flipped)]
 
 
 def _say(stage: int, what: str) -> None:

@@ -190,11 +190,7 @@ class SafeCheckpoints(Trainer):
                 )
         if checkpoint is not None:
             self._refuse_other_run(checkpoint)
-        return super().train(
-            resume_from_checkpoint=str(checkpoint) if checkpoint else None,
-            trial=trial,
-            ignore_keys_for_eval=ignore_keys_for_eval,
-        )
+        return super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
 
     def _refuse_other_run(self, checkpoint: Path) -> None:
         if not (checkpoint / "optimizer.json").exists():
@@ -217,9 +213,8 @@ class SafeCheckpoints(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         state = self.state
-        if self.hp_search_backend is None and trial is None:
-            self.store_flos()
-        directory = Path(self._get_output_dir(trial=trial))
+        self.store_flos()
+        directory = Path(str(self.args.output_dir))
         final = directory / f"checkpoint-{state.global_step}"
         partial = directory / f"{PARTIAL}{final.name}"
         for leftover in directory.glob(f"{PARTIAL}*"):
@@ -246,9 +241,7 @@ class SafeCheckpoints(Trainer):
         limit = self.args.save_total_limit
         if limit is None or limit <= 0:
             return
-        kept = {newest}
-        if self.state.best_model_checkpoint is not None:
-            kept.add(Path(self.state.best_model_checkpoint))
+        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
         others = [path for path in _checkpoints(directory) if path not in kept]
         surplus = len(others) + len(kept) - limit
         for path in others[: max(surplus, 0)]:
@@ -259,9 +252,8 @@ class SafeCheckpoints(Trainer):
         directory.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         model.save_pretrained(directory, state_dict=state_dict)
-        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(directory)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(directory)
         arguments = json.dumps(self.args.to_dict(), indent=2, default=str)
         (directory / "training_args.json").write_text(arguments, encoding="utf-8")
 
@@ -317,9 +309,6 @@ class SafeCheckpoints(Trainer):
                 "Training is complete: use the newest checkpoint, or train again."
             )
         super()._load_best_model()
-
-    def _tune_save_checkpoint(self, checkpoint_dir: str) -> None:
-        raise UsageError("hyperparameter_search with Ray pickles its state; use another backend.")
 
 
 def _checkpoints(directory: Path) -> list[Path]:

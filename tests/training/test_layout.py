@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from softpref.algorithm.likelihood import measure
+from softpref.data.batches import make_batch
+from softpref.training.layout import choose_layout, longest_pairs, shortest_pairs
+from tests.models import ARCHITECTURES, VOCABULARY, random_pairs, tiny_model, with_lora
+
+SHARED = "prompts shared, log-probabilities of responses only"
+
+
+def other_model(architecture, dtype=torch.float32, **kwargs):
+    torch.manual_seed(0)
+    sizes = dict(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    config = AutoConfig.for_model(architecture, **(sizes | kwargs))
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model.eval()
+
+
+def windowed(window, dtype=torch.float32):
+    return other_model(
+        "mistral", dtype, intermediate_size=24, num_key_value_heads=2, sliding_window=window
+    )
+
+
+def hold_to_truth(policy, collate, pairs):
+    with torch.no_grad():
+        truth = measure(policy, make_batch(pairs), "response")
+        found = measure(policy, collate(pairs), "response")
+    torch.testing.assert_close(found.margin, truth.margin, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_ordinary_models_share_prompts(architecture, attention):
+    policy, pairs = tiny_model(architecture, torch.float32, attention), random_pairs(4, longest=20)
+    collate, why = choose_layout("auto", policy, pairs)
+    assert why == SHARED
+    assert collate(pairs).position_ids is not None
+    hold_to_truth(policy, collate, pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sliding_window_shorter_than_the_longest_pair_falls_back(dtype):
+    """The plain mask would bypass the window: wrong numbers, no error."""
+    policy, pairs = windowed(6, dtype), random_pairs(4, longest=20)
+    collate, why = choose_layout("auto", policy, pairs)
+    assert why.startswith("padded rows, log-probabilities of responses only; not prompts shared")
+    assert "off by" in why
+    if dtype == torch.float32:
+        hold_to_truth(policy, collate, pairs)
+    assert choose_layout("auto", windowed(64, dtype), pairs)[1] == SHARED
+
+
+def test_the_trial_is_made_on_the_longest_pairs():
+    short = Dataset.from_list(random_pairs(20, 1, longest=3))
+    long = Dataset.from_list(random_pairs(3, 2, longest=20))
+    longest = longest_pairs(short, None, long)
+    assert len(longest) == 4
+    assert all(pair in longest for pair in long)
+    assert choose_layout("auto", windowed(10), longest)[1].startswith("padded")
+    lengths = [sum(len(p[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids")) for p in short]
+    found = [
+        sum(len(p[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        for p in shortest_pairs(short)
+    ]
+    assert found == sorted(lengths)[:4]
+
+
+def test_attention_biases_and_changed_logits_fall_back():
+    pairs = random_pairs(4, longest=12)
+    for policy, expected in (
+        (other_model("bloom"), "padded rows"),  # ALiBi
+        (
+            other_model(
+                "cohere", intermediate_size=24, num_key_value_heads=4, logit_scale=0.5,
+            ),
+            "prompts shared, all logits",
+        ),
+        (
+            other_model(
+                "gemma2", intermediate_size=24, num_key_value_heads=2, head_dim=8,
+                final_logit_softcapping=2.0, sliding_window=5,
+            ),
+            "padded rows, all logits",
+        ),
+    ):  # fmt: skip
+        collate, why = choose_layout("auto", policy, pairs)
+        assert why.startswith(expected), why
+        hold_to_truth(policy, collate, pairs)
+
+
+def test_padded_can_be_asked_for_and_adapted_heads_are_read_whole():
+    pairs = random_pairs(4)
+    collate, why = choose_layout("padded", tiny_model(dtype=torch.float32), pairs)
+    assert why == "padded rows, log-probabilities of responses only"
+    assert collate(pairs).position_ids is None
+    adapted = with_lora(tiny_model(dtype=torch.float32), target_modules=["lm_head", "q_proj"])
+    assert choose_layout("auto", adapted, pairs)[1] == "prompts shared, all logits"
