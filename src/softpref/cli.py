@@ -23,6 +23,7 @@ softpref: align language models on preference pairs whose labels cannot be trust
   softpref sft     fine-tune a model on the chosen responses
   softpref inject  flip labels at a known rate, keeping the truth in `is_flipped`
   softpref train   align a model with any method
+  softpref bench   time a training step against TRL's, on this machine
 
 `softpref COMMAND --help` lists a command's options. Every command takes --config FILE.yaml; flags
 override it. In flags, hyphens and underscores are the same.
@@ -79,11 +80,23 @@ def train(arguments: list[str]) -> None:
     align(*parse("train", arguments, AlignFiles, MSPOConfig))
 
 
+def bench(arguments: list[str]) -> None:
+    """Time a training step."""
+    import torch
+
+    from softpref.study.bench import BenchOptions, run_bench
+
+    torch.set_num_threads(1)  # one thread's times can be compared between machines
+    (options,) = parse("bench", arguments, BenchOptions)
+    run_bench(options)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "sft": sft,
     "inject": inject,
     "train": train,
+    "bench": bench,
 }
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from softpref.algorithm.likelihood import measure
-from softpref.data.batches import make_batch
+from softpref.data.batches import make_batch, make_shared_batch
 from softpref.training.layout import choose_layout, longest_pairs, shortest_pairs
 from tests.models import ARCHITECTURES, VOCABULARY, random_pairs, tiny_model, with_lora
 
@@ -107,3 +109,17 @@ def test_padded_can_be_asked_for_and_adapted_heads_are_read_whole():
     assert collate(pairs).position_ids is None
     adapted = with_lora(tiny_model(dtype=torch.float32), target_modules=["lm_head", "q_proj"])
     assert choose_layout("auto", adapted, pairs)[1] == "prompts shared, all logits"
+
+
+def test_flex_attention_sees_the_same_blocks():
+    """Forward only: FlexAttention has no backward pass on a CPU."""
+    policy, pairs = tiny_model("llama", torch.float32, "sdpa"), random_pairs(6, longest=20)
+    with torch.no_grad():
+        truth = measure(policy, make_batch(pairs), "response")
+        policy.set_attn_implementation("flex_attention")
+        found = measure(policy, make_shared_batch(pairs), "response")
+        torch.testing.assert_close(found.margin, truth.margin, rtol=1e-4, atol=1e-3)
+        without = dataclasses.replace(
+            make_shared_batch(pairs), branch=torch.zeros_like(make_shared_batch(pairs).branch)
+        )
+        assert (measure(policy, without, "response").margin - truth.margin).abs().max() > 0.1

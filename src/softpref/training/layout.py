@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softpref.algorithm.head import all_logits, refuse_response_head, response_head
 from softpref.algorithm.policy import evaluating
-from softpref.algorithm.rows import skips_masked
+from softpref.algorithm.rows import PairBatch, skips_masked
 from softpref.data.batches import PARTS, Collate, make_batch, make_shared_batch
 from softpref.training.scoring import pair_lengths
 
@@ -49,7 +49,8 @@ def choose_layout(
 
     Every candidate's log-probabilities of the probe's responses are compared with those of padded
     rows read from all logits, which are right for every policy: sliding windows, position biases
-    and what a model does to its logits tell them apart. The first to agree is taken.
+    and what a model does to its logits tell them apart. The first to agree is taken. On a CUDA
+    device the policy's attention is switched to FlexAttention where that agrees.
 
     Args:
         layout: `auto`, or `padded` to leave prefix sharing out.
@@ -63,23 +64,28 @@ def choose_layout(
     for words, collate in _candidates(layout, policy):
         try:
             error = float((_logps(policy, collate(probe)) - truth).abs().mean())
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as reason:
+        except Exception as reason:  # whatever a model makes of a mask it does not know
             turned_down.append(f"{words}: {str(reason).splitlines()[0][:120]}")
             continue
         if error <= (LARGEST_ERROR_16_BIT if low else LARGEST_ERROR):
             return collate, "; ".join([words, *(f"not {why}" for why in turned_down)])
         turned_down.append(f"{words}: off by {error:.2g} nats per token for this model")
-    return make_batch, "; ".join(
-        ["padded rows, all logits", *(f"not {why}" for why in turned_down)]
-    )
+    words = "padded rows, all logits"
+    return make_batch, "; ".join([words, *(f"not {why}" for why in turned_down)])
 
 
-def _candidates(layout: Layout, policy: nn.Module) -> Iterator[tuple[str, Collate]]:
+def _candidates(layout: Layout, policy: Any) -> Iterator[tuple[str, Collate]]:
+    """Yield the ways to make batches, fastest first."""
     reads = [("all logits", all_logits)]
     if refuse_response_head(policy) is None:
         reads.insert(0, ("log-probabilities of responses only", response_head))
-    config = cast(Any, policy.config).get_text_config()
-    hidden_size = None if skips_masked(policy) else config.hidden_size
+    hidden_size = None if skips_masked(policy) else policy.config.get_text_config().hidden_size
+    if layout == "auto" and next(policy.parameters()).is_cuda and hidden_size:
+        before = policy.config._attn_implementation
+        policy.set_attn_implementation("flex_attention")
+        for words, read in reads:
+            yield f"prompts shared by FlexAttention, {words}", partial(make_shared_batch, read=read)
+        policy.set_attn_implementation(before)  # reached only where they were turned down
     for words, read in reads:
         if layout == "auto":
             shared = partial(make_shared_batch, read=read, hidden_size=hidden_size)
@@ -88,10 +94,9 @@ def _candidates(layout: Layout, policy: nn.Module) -> Iterator[tuple[str, Collat
         yield f"padded rows, {words}", partial(make_batch, read=read)
 
 
-def _logps(policy: nn.Module, batch: Any) -> Tensor:
+def _logps(policy: nn.Module, batch: PairBatch) -> Tensor:
     """Return the log-probabilities of the response tokens, sequence by sequence, nats."""
-    device = next(policy.parameters()).device
-    batch = batch.to(device)
+    batch = batch.to(next(policy.parameters()).device)
     with evaluating(policy), torch.no_grad():
         (logps,) = batch.read(policy, batch.inputs(policy), [batch.responses])
     return logps[batch.responses.sequence.argsort(stable=True)]

@@ -1,0 +1,130 @@
+"""What `softpref bench` times a step on: a random Llama, and pairs of random words.
+
+Shapes: B pairs a step; lengths are in tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+Tuning = Literal["lora", "full"]
+TUNINGS: tuple[Tuning, ...] = ("lora", "full")
+SEED = 1000
+CLEAN_SEED = 1001
+PROMPT_SPREAD, RESPONSE_SPREAD = 0.25, 0.5
+_SPECIAL = ("<pad>", "</s>", "<unk>")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The size of a Llama, by the names of its config."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    tie_word_embeddings: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Mean lengths, in tokens; the closing EOS counts as one of the response's."""
+
+    prompt: int
+    response: int
+
+    def __str__(self) -> str:
+        return f"{self.prompt} + {self.response}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All that two contestants must have in common to be comparable.
+
+    Attributes:
+        size: the model's size.
+        shape: mean lengths of the pairs.
+        device: "cpu" or "cuda"; on "cuda" a step runs in bfloat16, else in float32.
+        pairs: B, pairs a step.
+        batches: how many different batches there are.
+    """
+
+    size: ModelSize
+    shape: Shape
+    device: str
+    pairs: int = 8
+    batches: int = 4
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What a step is computed in."""
+        return torch.bfloat16 if self.device == "cuda" else torch.float32
+
+    def model(self, tuning: Tuning) -> Any:
+        """Return the model, the same weights at every call; weights that train are float32."""
+        config = LlamaConfig(
+            **vars(self.size), bos_token_id=None, eos_token_id=1, pad_token_id=0, use_cache=False
+        )
+        torch.manual_seed(SEED)
+        with torch.device(self.device):
+            return AutoModelForCausalLM.from_config(
+                config,
+                dtype=self.dtype if tuning == "lora" else torch.float32,
+                attn_implementation="sdpa",
+            )
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return a tokenizer with one word for every token of the vocabulary."""
+        words = [*_SPECIAL, *_words(self.size.vocab_size)]
+        tokenizer = Tokenizer(
+            WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+        )
+        tokenizer.pre_tokenizer = WhitespaceSplit()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        )
+
+    def train_pairs(self) -> Dataset:
+        """Return the pairs of all batches, batch after batch."""
+        return _pairs(self, self.pairs * self.batches, SEED)
+
+    def clean_pairs(self) -> Dataset:
+        """Return trusted pairs of the same kind, twice as many as a step has."""
+        return _pairs(self, 2 * self.pairs, CLEAN_SEED)
+
+
+def _words(vocab_size: int) -> list[str]:
+    return [f"w{i}" for i in range(len(_SPECIAL), vocab_size)]
+
+
+def _pairs(workload: Workload, count: int, seed: int) -> Dataset:
+    random, words, shape = Random(seed), _words(workload.size.vocab_size), workload.shape
+
+    def text(mean: int, spread: float, other_tokens: int) -> str:
+        shortest, longest = math.ceil(mean * (1 - spread)), math.floor(mean * (1 + spread))
+        tokens = random.randint(shortest, longest) - other_tokens
+        return " ".join(random.choices(words, k=tokens))
+
+    return Dataset.from_list(
+        [
+            {
+                "prompt": text(shape.prompt, PROMPT_SPREAD, 0),
+                # The space parts it from the prompt; the tokenizer's users append EOS.
+                "chosen": " " + text(shape.response, RESPONSE_SPREAD, 1),
+                "rejected": " " + text(shape.response, RESPONSE_SPREAD, 1),
+            }
+            for _ in range(count)
+        ]
+    )
