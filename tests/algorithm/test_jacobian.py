@@ -16,7 +16,7 @@ from softpref.algorithm.head import all_logits, response_head
 from softpref.algorithm.jacobian import GraphJacobian, per_adapter, per_pair
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.policy import moved, nudge, trainable
-from softpref.algorithm.taps import NotTappedError, tapped
+from softpref.algorithm.taps import NotTappedError, Spans, tapped
 from softpref.data.batches import make_batch, make_shared_batch
 from softpref.training.models import switch_dropout_off
 from tests.models import random_pairs, tiny_model, with_lora
@@ -264,3 +264,23 @@ def test_taps_on_any_shape(pairs, longest, seed, layout, rank):
     rows = random_pairs(pairs, seed, longest)
     with moved(policy, nudge(policy, seed), 1.0):
         hold_to_contract(per_adapter, policy, LAYOUTS[layout](rows), slow_matrix(policy, rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 7])
+def test_products_of_spans_by_hand(dtype, width):
+    """Grouped products want widths of 16 bytes and no float64; the rest goes span by span.
+
+    The spans stand in another order than the pairs, with padding between them, as packed rows do.
+    """
+    batch = make_shared_batch(random_pairs(6), hidden_size=1)
+    assert list(batch.spans) != sorted(batch.spans)
+    torch.manual_seed(0)
+    tokens = batch.input_ids.numel()
+    delta, a = torch.randn(tokens, width).to(dtype), torch.randn(tokens, 16).to(dtype)
+    delta[batch.pair.flatten() < 0] = 0  # nothing is read off padding
+    spans = Spans(batch)
+    for i, (start, stop) in enumerate(batch.spans):
+        expected = sum(torch.outer(delta[t], a[t]) for t in range(start, stop))
+        torch.testing.assert_close(spans.products(delta, a)[i], expected, rtol=0.05, atol=0.1)
+        torch.testing.assert_close(spans.sums(delta)[i], delta[start:stop].sum(0))

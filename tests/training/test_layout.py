@@ -65,16 +65,16 @@ def test_a_sliding_window_shorter_than_the_longest_pair_falls_back(dtype):
 
 
 def test_the_trial_is_made_on_the_longest_pairs():
-    short = Dataset.from_list(random_pairs(20, 1, longest=3))
-    long = Dataset.from_list(random_pairs(3, 2, longest=20))
-    longest = longest_pairs(short, None, long)
+    short, long = random_pairs(20, 1, longest=3), random_pairs(3, 2, longest=20)
+    mixed = Dataset.from_list([*short[:9], *long, *short[9:]])
+    longest = longest_pairs(Dataset.from_list(short), None, mixed)
     assert len(longest) == 4
     assert all(pair in longest for pair in long)
     assert choose_layout("auto", windowed(10), longest)[1].startswith("padded")
-    lengths = [sum(len(p[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids")) for p in short]
+    lengths = [sum(len(p[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids")) for p in mixed]
     found = [
         sum(len(p[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids"))
-        for p in shortest_pairs(short)
+        for p in shortest_pairs(mixed)
     ]
     assert found == sorted(lengths)[:4]
 
