@@ -36,8 +36,8 @@ NOISE_RATE = 0.4
 def prepare(home: Path, seed: int) -> tuple[Any, list[str]]:
     """Make the world of one seed: SFT model, flipped pairs, clean pairs; return model, prompts."""
     tokenizer = make_tokenizer()
-    sft = demo._fine_tune(home / "sft", sft_rows(INFORMATIVE, seed), tokenizer, seed)
-    data = make_data(INFORMATIVE, seed, demo._drawing(sft, tokenizer, seed))
+    sft = demo.fine_tune_tiny(home / "sft", sft_rows(INFORMATIVE, seed), tokenizer, seed)
+    data = make_data(INFORMATIVE, seed, demo.drawing(sft, tokenizer, seed))
     for name in ("train", "clean", "eval"):
         write_lines(home / f"{name}.jsonl", getattr(data, name))
     inject(str(home / "train.jsonl"), str(home / "noisy.jsonl"), NOISE_RATE, seed)
@@ -60,8 +60,8 @@ def run(
     seconds = time.monotonic() - start
     tokenizer = load_tokenizer(str(home / "sft"), trust_remote_code=False)
     policy = load_policy(str(output), trust_remote_code=False)
-    scores = demo._scores(policy, tokenizer, prompts, seed + demo.METHOD_DRAWS)
-    outcome = demo._outcome(output, scores, baseline, demo._truth(str(home / "noisy.jsonl")))
+    scores = demo.sampled_scores(policy, tokenizer, prompts, seed + demo.METHOD_DRAWS)
+    outcome = demo.outcome_of(output, scores, baseline, demo.truth_of(str(home / "noisy.jsonl")))
     return {"seed": seed, "clean_batch": batch, "meta_every": every, "seconds": seconds} | (
         dataclasses.asdict(outcome)
     )
@@ -81,7 +81,7 @@ def main(directory: str) -> None:
             continue
         home = Path(directory) / f"{seed}-{int(time.time())}"
         sft, prompts = prepare(home, seed)
-        baseline = demo._scores(sft, make_tokenizer(), prompts, seed + demo.BASELINE_DRAWS)
+        baseline = demo.sampled_scores(sft, make_tokenizer(), prompts, seed + demo.BASELINE_DRAWS)
         for batch, every in missing:
             result = run(home, seed, batch, every, prompts, baseline)
             with results.open("a") as out:

@@ -120,9 +120,9 @@ def run_demo(options: DemoOptions) -> None:
     _say(1, "the synthetic world: a language with a known right answer")
     world, rows = INFORMATIVE, sft_rows(INFORMATIVE, options.seed)
     _say(2, f"SFT of a tiny Llama from scratch on {len(rows):,} faulty answers")
-    sft = _fine_tune(home / "sft", rows, tokenizer, options.seed)
+    sft = fine_tune_tiny(home / "sft", rows, tokenizer, options.seed)
     _say(3, f"{world.train_pairs:,} pairs, a teacher's answer over the model's own; labels flipped")
-    data = make_data(world, options.seed, _drawing(sft, tokenizer, options.seed))
+    data = make_data(world, options.seed, drawing(sft, tokenizer, options.seed))
     for name in ("train", "clean", "eval"):
         write_lines(home / f"{name}.jsonl", getattr(data, name))
     noisy = str(home / "noisy.jsonl")
@@ -135,14 +135,14 @@ def run_demo(options: DemoOptions) -> None:
                            str(home / "eval.jsonl"), str(home / method))  # fmt: skip
         align(files, alignment(method, options.seed))
     _say(6, f"sample answers to {len(data.test_prompts):,} new prompts and compare")
-    truth = _truth(noisy)
+    truth = truth_of(noisy)
     # Draws of their own: with the baseline's, equal beginnings would be equal answers, hence ties.
-    baseline = _scores(sft, tokenizer, data.test_prompts, options.seed + BASELINE_DRAWS)
+    baseline = sampled_scores(sft, tokenizer, data.test_prompts, options.seed + BASELINE_DRAWS)
     outcomes = {}
     for method in COMPARED:
         policy = load_policy(str(home / method), trust_remote_code=False)
-        scores = _scores(policy, tokenizer, data.test_prompts, options.seed + METHOD_DRAWS)
-        outcomes[method] = _outcome(home / method, scores, baseline, truth)
+        scores = sampled_scores(policy, tokenizer, data.test_prompts, options.seed + METHOD_DRAWS)
+        outcomes[method] = outcome_of(home / method, scores, baseline, truth)
     summary = {
         "noise_rate": options.noise_rate,
         "seconds": round(time.monotonic() - start, 1),
@@ -187,9 +187,10 @@ def _fresh_directory(path: str) -> Path:
     return home
 
 
-def _fine_tune(
+def fine_tune_tiny(
     directory: Path, rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> Any:
+    """Fit the world's SFT model from scratch, save it, and return it."""
     config = SFTOptions(
         output_dir=str(directory),
         num_train_epochs=8,
@@ -207,7 +208,8 @@ def _fine_tune(
     return model
 
 
-def _drawing(policy: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> Draw:
+def drawing(policy: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> Draw:
+    """Return a function that draws a response to each prompt, by another seed at every call."""
     calls = count(seed)
 
     def draw(prompts: Sequence[str]) -> list[str]:
@@ -219,21 +221,24 @@ def _drawing(policy: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> Draw
     return draw
 
 
-def _scores(
+def sampled_scores(
     policy: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
 ) -> list[float]:
-    answers = _drawing(policy, tokenizer, seed)(prompts)
+    """Return the score of one drawn answer to each prompt, shares of symbols in place."""
+    answers = drawing(policy, tokenizer, seed)(prompts)
     return [score(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def _truth(noisy: str) -> dict[str, bool]:
+def truth_of(noisy: str) -> dict[str, bool]:
+    """Return whether each pair of a file, by uid, is flipped."""
     pairs = load_pairs(noisy).pairs
     return dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
 
 
-def _outcome(
+def outcome_of(
     run: Path, scores: list[float], baseline: list[float], truth: dict[str, bool]
 ) -> Outcome:
+    """Return what a finished run reached, with its answers' scores and the SFT model's."""
     won = win_rate(scores, baseline)
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     accuracy = record["evaluation"]["eval_rewards/accuracies"]

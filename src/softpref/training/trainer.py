@@ -34,7 +34,7 @@ from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.algorithm.objective import geometric_loss
-from softpref.algorithm.policy import Gradient, trainable
+from softpref.algorithm.policy import trainable
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import length_buckets
 from softpref.errors import UsageError
@@ -42,6 +42,7 @@ from softpref.training.checkpoints import JSON, SafeCheckpoints
 from softpref.training.config import LARGEST_META_BATCH, MSPOConfig
 from softpref.training.labels import LabelHistory, beliefs
 from softpref.training.layout import choose_layout, longest_pairs, shortest_pairs
+from softpref.training.lookahead import adamw_scales
 from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
 from softpref.training.models import (
     context_length,
@@ -188,6 +189,7 @@ class MSPOTrainer(SafeCheckpoints):
             return move(jacobians, self.labeller, pairs=pairs, beta=args.beta, signal=signal)
         held = [self._make_jacobian(policy, batch, args.ppl_scope) for batch in window]
         self._clean_window = self._batches(teacher.draw())
+        scales = None if args.lookahead == "sgd" else adamw_scales(self.optimizer, policy)
         moved, meta_loss = mspo_step(
             policy,
             teacher.meta_learner,
@@ -196,7 +198,9 @@ class MSPOTrainer(SafeCheckpoints):
             self._clean_window,
             beta=args.beta,
             lookahead_lr=self._lookahead_lr(),
-            preconditioner=self._preconditioner(policy),
+            preconditioner=None
+            if args.lookahead == "sgd"
+            else adamw_scales(self.optimizer, policy),
             signal=signal,
         )
         if args.zscore == "running":
@@ -213,20 +217,6 @@ class MSPOTrainer(SafeCheckpoints):
         assert self.lr_scheduler is not None
         given = self.args.lookahead_lr
         return float(self.lr_scheduler.get_last_lr()[0]) if given is None else given
-
-    def _preconditioner(self, policy: nn.Module) -> Gradient | None:
-        """Return AdamW's 1 / (√v̂ + eps) from the step before; None under plain descent."""
-        optimizer = self.optimizer
-        assert optimizer is not None
-        if self.args.lookahead == "sgd" or not optimizer.state:
-            return None
-        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-        scales = []
-        for parameter in trainable(policy):
-            state, group = optimizer.state[parameter], groups[parameter]
-            correction = 1 - group["betas"][1] ** float(state["step"])
-            scales.append(1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"]))
-        return tuple(scales)
 
     def _stop(self, policy: nn.Module, window: list[PairBatch], error: Exception) -> NoReturn:
         found = []
