@@ -139,15 +139,16 @@ def _timed(step: Callable[[], None]) -> float:
 
 
 def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draw seconds of both steps against each size, and their ratio beneath."""
-    figure = Figure(figsize=(4 * len(results), 6), layout="constrained")
-    axes = figure.subplots(2, len(results), squeeze=False)
-    for column, (name, points) in enumerate(results.items()):
+    """Draw seconds of both steps against each size, and beneath it their ratio with quartiles."""
+    figure = Figure(figsize=(13, 11), layout="constrained")
+    axes = figure.subplots(4, 4, height_ratios=[3, 2, 3, 2])
+    for place, (name, points) in enumerate(results.items()):
+        top, column = 2 * (place // 4), place % 4
+        above, below = axes[top][column], axes[top + 1][column]
         x = [point[name] for point in points]
-        above, below = axes[0][column], axes[1][column]
         above.plot(x, [p["mspo"] for p in points], "o-", color="#c8553d", label="MSPO")
         above.plot(x, [p["dpo"] for p in points], "o-", color="#1f6f8b", label="DPO")
-        above.set(xscale="log", yscale="log", ylabel="seconds a step", title=name)
+        above.set(xscale="log", ylim=(0, None), ylabel="seconds a step")
         above.legend(frameon=False)
         ratio = [p["mspo_vs_dpo"] for p in points]
         below.plot(x, [r["median"] for r in ratio], "o-", color="black")
@@ -156,6 +157,8 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for panel in (above, below):
             panel.set_xticks(x, [str(value) for value in x])
             panel.minorticks_off()
+    for empty in axes[2:, 3]:
+        empty.set_axis_off()
     figure.savefig(path, dpi=110)
 
 

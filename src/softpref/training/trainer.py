@@ -198,9 +198,7 @@ class MSPOTrainer(SafeCheckpoints):
             self._clean_window,
             beta=args.beta,
             lookahead_lr=self._lookahead_lr(),
-            preconditioner=None
-            if args.lookahead == "sgd"
-            else adamw_scales(self.optimizer, policy),
+            preconditioner=scales,
             signal=signal,
         )
         if args.zscore == "running":
