@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import CURRENT, move, mspo_step
 from softpref.algorithm.head import response_head
-from softpref.algorithm.jacobian import GraphJacobian, per_adapter
+from softpref.algorithm.jacobian import GraphPullback, per_adapter
 from softpref.algorithm.labeller import Constant
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import make_shared_batch
@@ -109,7 +109,7 @@ def measure(size: Size) -> dict[str, Any]:
     noisy, clean = batch_of(size, size.batch, random), batch_of(size, size.clean, random)
 
     def dpo() -> None:
-        jacobians = [GraphJacobian(policy, noisy, "response")]
+        jacobians = [GraphPullback(policy, noisy, "response")]
         move(jacobians, Constant(1.0), pairs=size.batch, beta=BETA, signal=CURRENT)
 
     def mspo() -> None:

@@ -17,7 +17,7 @@ from softpref.algorithm.bilevel import (
     non_finite_pairs,
 )
 from softpref.algorithm.engine import MAKERS
-from softpref.algorithm.jacobian import GraphJacobian, per_pair
+from softpref.algorithm.jacobian import GraphPullback, per_pair
 from softpref.algorithm.labeller import Constant
 from softpref.algorithm.policy import moved, trainable
 from softpref.data import make_batch
@@ -129,7 +129,7 @@ def one_step_on(policy, meta_learner, jacobians, clean):
 
 def test_static_signal_ignores_the_current_policy():
     pairs = [p | {"starting_ppl_diff": float(i)} for i, p in enumerate(random_pairs(3))]
-    jacobian = GraphJacobian(tiny_model(), make_batch(pairs), "response")
+    jacobian = GraphPullback(tiny_model(), make_batch(pairs), "response")
     assert STARTING(jacobian.measured).tolist() == [0.0, 1.0, 2.0]
     assert not torch.allclose(CURRENT(jacobian.measured), STARTING(jacobian.measured))
 
@@ -137,9 +137,9 @@ def test_static_signal_ignores_the_current_policy():
 def test_the_gradient_of_dpo_is_autograds():
     policy, batch = tiny_model(), make_batch(random_pairs(4))
     halves = [make_batch(random_pairs(4)[i : i + 2]) for i in (0, 2)]
-    jacobians = (GraphJacobian(policy, half, "response") for half in halves)
+    jacobians = (GraphPullback(policy, half, "response") for half in halves)
     ours = move(jacobians, Constant(1.0), pairs=4, beta=BETA, signal=CURRENT)
-    margin = GraphJacobian(policy, batch, "response")._margin
+    margin = GraphPullback(policy, batch, "response")._margin
     loss = -torch.nn.functional.logsigmoid(BETA * margin).mean()
     torch.testing.assert_close(ours.loss, loss.detach())
     theirs = torch.autograd.grad(loss, trainable(policy))
@@ -215,7 +215,7 @@ def test_move_holds_one_graph_at_a_time():
     def made():
         for i in range(3):
             assert not any(reference() for reference in alive)
-            jacobian = GraphJacobian(policy, make_batch(random_pairs(2, i)), "response")
+            jacobian = GraphPullback(policy, make_batch(random_pairs(2, i)), "response")
             alive.append(weakref.ref(jacobian))
             yield jacobian
             del jacobian

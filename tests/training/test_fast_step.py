@@ -12,7 +12,7 @@ from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
+from tests.models import tiny_model, with_lora
 from tests.toy import toy_config, toy_pairs, toy_trainer
 
 STEPS = {"tuning": "lora", "max_steps": 3, "learning_rate": 1e-2, "warmup_steps": 0,
@@ -108,3 +108,14 @@ def test_methods_that_teach_nothing_refuse_the_engines_options(tmp_path):
         MSPOConfig(output_dir=str(tmp_path), method="dpo", engine="lora", use_cpu=True)
     with pytest.raises(UsageError, match="--keep_budget_gib"):
         MSPOConfig(output_dir=str(tmp_path), method="dpo", keep_budget_gib=1.0, use_cpu=True)
+
+
+def test_adapters_in_16_bits_are_refused_and_a_base_in_16_bits_is_not(tmp_path):
+    """At a learning rate of 1e-6 a bf16 adapter would not move, nor look ahead."""
+    policy = with_lora(tiny_model(dtype=torch.bfloat16, attention="sdpa"))
+    with pytest.raises(UsageError, match="adapter needs float32 weights"):
+        toy_trainer(tmp_path, model=policy, **STEPS)
+    for name, p in policy.named_parameters():
+        if "lora_" in name:
+            p.data = p.data.float()
+    toy_trainer(tmp_path, model=policy, **STEPS).train()

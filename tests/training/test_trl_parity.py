@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from softpref.algorithm.bilevel import CURRENT, move
-from softpref.algorithm.jacobian import GraphJacobian
+from softpref.algorithm.jacobian import GraphPullback
 from softpref.algorithm.labeller import Constant
 from softpref.algorithm.policy import trainable
 from softpref.data import make_batch
@@ -74,7 +74,7 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, tmp_path):
     trl.model.train()
     loss = trl.compute_loss(trl.model, inputs)
     theirs = torch.autograd.grad(loss, trainable(policy))
-    jacobian = GraphJacobian(policy, make_batch(ours.to_list()), "response")
+    jacobian = GraphPullback(policy, make_batch(ours.to_list()), "response")
     mine = move([jacobian], Constant(1.0), pairs=6, beta=0.1, signal=CURRENT)
     assert float(mine.loss) == pytest.approx(float(loss), rel=1e-6)
     metrics = {name: values[-1] for name, values in trl._metrics["train"].items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from softpref.algorithm.engine import Engine, choose_engine
-from softpref.algorithm.jacobian import GraphJacobian, MarginJacobian
+from softpref.algorithm.jacobian import GraphPullback, MarginJacobian, Pullback
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import (
@@ -54,7 +54,7 @@ class Move:
 
 
 def move(
-    jacobians: Iterable[MarginJacobian],
+    jacobians: Iterable[Pullback],
     labeller: Labeller,
     *,
     pairs: int,
@@ -216,7 +216,7 @@ def dpo_gradient(
     policy: nn.Module, batches: Sequence[PairBatch], beta: float
 ) -> tuple[Tensor, Gradient]:
     """Return the mean DPO loss of trusted pairs (Eq. 2, 9), nats, and its gradient."""
-    jacobians = (GraphJacobian(policy, batch, "response") for batch in batches)
+    jacobians = (GraphPullback(policy, batch, "response") for batch in batches)
     trusted = move(
         jacobians, Constant(1.0), pairs=sum(map(len, batches)), beta=beta, signal=CURRENT
     )
@@ -248,7 +248,7 @@ def non_finite_pairs(
     culprits = []
     for batch in batches:
         for pair in batch.single_pairs():
-            jacobian = GraphJacobian(policy, pair, ppl_scope)
+            jacobian = GraphPullback(policy, pair, ppl_scope)
             numbers = (
                 jacobian.measured.margin,
                 *jacobian.vjp(torch.ones_like(jacobian.measured.margin)),

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from softpref.algorithm.jacobian import (
     DoubleBackwardJacobian,
-    GraphJacobian,
+    GraphPullback,
     MakeJacobian,
+    Pullback,
     per_adapter,
     per_adapter_recompute,
     per_pair,
     per_pair_recompute,
 )
-from softpref.algorithm.policy import Gradient, moved, nudge, trainable
+from softpref.algorithm.policy import moved, nudge, trainable
 from softpref.algorithm.rows import PairBatch
 from softpref.algorithm.taps import NotTappedError, untapped
 
@@ -95,10 +96,10 @@ def refuse_taps(policy: nn.Module, probe: PairBatch) -> str | None:
     with moved(policy, nudge(policy), 1.0):
         weights = torch.linspace(-1, 2, len(probe), device=probe.input_ids.device)
         try:
-            found = _product(per_adapter, policy, probe, weights)
+            found = _product(per_adapter(policy, probe, "response"), weights)
         except NotTappedError as reason:
             return str(reason)
-        truth = _product(GraphJacobian, policy, probe, weights)
+        truth = _product(GraphPullback(policy, probe, "response"), weights)
     error = float((found - truth).norm() / truth.norm().clamp_min(1e-30))
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.parameters())
     if error <= (LARGEST_ERROR_16_BIT if low or torch.is_autocast_enabled() else LARGEST_ERROR):
@@ -106,7 +107,6 @@ def refuse_taps(policy: nn.Module, probe: PairBatch) -> str | None:
     return f"its trained layers do more than multiply (a trial was off by {error:.0%})"
 
 
-def _product(make: MakeJacobian, policy: nn.Module, probe: PairBatch, weights: Tensor) -> Tensor:
-    jacobian = make(policy, probe, "response")
-    product: Gradient = jacobian.vjp(weights.to(jacobian.measured.margin))
+def _product(pullback: Pullback, weights: Tensor) -> Tensor:
+    product = pullback.vjp(weights.to(pullback.measured.margin))
     return torch.cat([g.flatten().double() for g in product])

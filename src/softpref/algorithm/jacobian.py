@@ -25,8 +25,8 @@ from softpref.algorithm.rows import PairBatch
 from softpref.algorithm.taps import tapped
 
 
-class MarginJacobian(Protocol):
-    """J of one micro-batch at the θ it was made at.
+class Pullback(Protocol):
+    """Jᵀ of one micro-batch at the θ it was made at: all that a step without teaching needs.
 
     Attributes:
         measured: what the forward pass said, without its graph.
@@ -39,6 +39,10 @@ class MarginJacobian(Protocol):
         """Return Jᵀw = Σ_i w_i ∇h_i for weights (B,)."""
         ...
 
+
+class MarginJacobian(Pullback, Protocol):
+    """J of one micro-batch, both ways."""
+
     def jvp(self, direction: Gradient) -> Tensor:
         """Return J d = (⟨∇h_i, d⟩)_i, shape (B,)."""
         ...
@@ -47,11 +51,8 @@ class MarginJacobian(Protocol):
 MakeJacobian = Callable[[nn.Module, PairBatch, PplScope], MarginJacobian]
 
 
-class GraphJacobian:
-    """Keeps the forward pass's graph for one `vjp`, an ordinary backward that frees it.
-
-    All that a step without teaching needs; it has no `jvp`.
-    """
+class GraphPullback:
+    """Keeps the forward pass's graph for one `vjp`, an ordinary backward pass that frees it."""
 
     def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
         with_graph = measure(policy, batch, ppl_scope)
@@ -61,9 +62,6 @@ class GraphJacobian:
 
     def vjp(self, weights: Tensor) -> Gradient:
         return torch.autograd.grad(self._margin, self._parameters, weights, materialize_grads=True)
-
-    def jvp(self, direction: Gradient) -> Tensor:
-        raise NotImplementedError("a graph that is used once gives no forward product")
 
 
 class DoubleBackwardJacobian:
@@ -172,18 +170,18 @@ class RecomputedJacobian:
     ) -> None:
         self._policy, self._batch, self._ppl_scope = policy, batch, ppl_scope
         self._make_kept, self._parts = make_kept, parts
-        self._graph: GraphJacobian | None = None
+        self._graph: GraphPullback | None = None
         self._measured: Measured | None = None
 
     @property
     def measured(self) -> Measured:
         if self._measured is None:
-            self._graph = GraphJacobian(self._policy, self._batch, self._ppl_scope)
+            self._graph = GraphPullback(self._policy, self._batch, self._ppl_scope)
             self._measured = self._graph.measured
         return self._measured
 
     def vjp(self, weights: Tensor) -> Gradient:
-        graph = self._graph or GraphJacobian(self._policy, self._batch, self._ppl_scope)
+        graph = self._graph or GraphPullback(self._policy, self._batch, self._ppl_scope)
         self._graph = None  # a backward pass frees it
         return graph.vjp(weights)
 

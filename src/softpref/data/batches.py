@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,10 +35,12 @@ def make_batch(pairs: Sequence[Pair], read: Reader = all_logits) -> PairBatch:
     for i, pair in enumerate(pairs):
         for branch, ids in ((CHOSEN, pair["chosen_ids"]), (REJECTED, pair["rejected_ids"])):
             rows.open()
-            rows.prompt(i, pair["prompt_ids"], scored=branch == CHOSEN)
+            rows.prompt(i, pair["prompt_ids"])
             rows.response(i, branch, ids)
+            if branch == CHOSEN:  # the other row repeats it
+                rows.score_prompt(i, pair["prompt_ids"])
     spans = [(2 * i * rows.length, 2 * (i + 1) * rows.length) for i in range(len(pairs))]
-    return rows.batch(pairs, spans, read, shared=False)
+    return replace(rows.batch(pairs, spans, read), position_ids=None)
 
 
 def make_shared_batch(
@@ -60,11 +63,12 @@ def make_shared_batch(
         rows.open()
         for i in row:
             start = r * width + len(rows.ids[-1])
-            rows.prompt(i, pairs[i]["prompt_ids"], scored=True)
+            rows.prompt(i, pairs[i]["prompt_ids"])
+            rows.score_prompt(i, pairs[i]["prompt_ids"])
             rows.response(i, CHOSEN, pairs[i]["chosen_ids"])
             rows.response(i, REJECTED, pairs[i]["rejected_ids"])
             spans[i] = (start, start + lengths[i])
-    return rows.batch(pairs, spans, read, shared=True)
+    return rows.batch(pairs, spans, read)
 
 
 def length_buckets(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
@@ -130,14 +134,15 @@ class _Rows:
         for grid in (self.ids, self._positions, self._pair, self._branch):
             grid.append([])
 
-    def prompt(self, i: int, ids: Sequence[int], *, scored: bool) -> None:
+    def prompt(self, i: int, ids: Sequence[int]) -> None:
         """Append pair i's prompt; every response that follows in this row goes on from it."""
-        start = len(self.ids[-1])
         self._append(i, PROMPT, ids, first_position=0)
-        self._prompt_end = start + len(ids) - 1
-        if scored:
-            row = len(self.ids) - 1
-            self._prompts += [(row, start + t, ids[t + 1], i) for t in range(len(ids) - 1)]
+        self._prompt_end = len(self.ids[-1]) - 1
+
+    def score_prompt(self, i: int, ids: Sequence[int]) -> None:
+        """Have the tokens of the prompt that was appended last scored, all but the first."""
+        row, start = len(self.ids) - 1, self._prompt_end - len(ids) + 1
+        self._prompts += [(row, start + t, ids[t + 1], i) for t in range(len(ids) - 1)]
 
     def response(self, i: int, branch: int, ids: Sequence[int]) -> None:
         """Append a response of pair i; its first token is predicted at the prompt's last."""
@@ -156,7 +161,7 @@ class _Rows:
         self._branch[-1].extend([branch] * len(ids))
 
     def batch(
-        self, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]], read: Reader, *, shared: bool
+        self, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]], read: Reader
     ) -> PairBatch:
         """Return the rows with everything else that is known of the pairs."""
 
@@ -165,7 +170,7 @@ class _Rows:
 
         return PairBatch(
             input_ids=self._grid(self.ids, 0),
-            position_ids=self._grid(self._positions, 0) if shared else None,
+            position_ids=self._grid(self._positions, 0),
             pair=self._grid(self._pair, PADDING),
             branch=self._grid(self._branch, PROMPT),
             responses=self._tokens(self._responses),

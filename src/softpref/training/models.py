@@ -105,7 +105,7 @@ def make_trainable(policy: nn.Module, args: MSPOConfig, adapter: PeftConfig | No
                 "--tuning full, but an adapter was given: merge it into its base model "
                 "(merge_and_unload) or choose --tuning lora."
             )
-        if any(p.dtype in (torch.bfloat16, torch.float16) for p in trainable(policy)):
+        if _has_16_bit_weights(policy):
             raise UsageError(
                 "--tuning full needs float32 weights, for small steps vanish in 16 bits: load the "
                 "model with dtype=torch.float32, and set bf16=True for speed."
@@ -118,9 +118,18 @@ def make_trainable(policy: nn.Module, args: MSPOConfig, adapter: PeftConfig | No
             )
         if not trainable(policy):
             raise UsageError("the adapter is frozen: load it with is_trainable=True.")
+        if _has_16_bit_weights(policy):
+            raise UsageError(
+                "the adapter needs float32 weights, for small steps vanish in 16 bits: load it "
+                "with autocast_adapter_dtype=True; its base model may stay in 16 bits."
+            )
         return policy
     fresh = lora_config(args.lora_r, args.lora_alpha, args.lora_target_modules)
     return get_peft_model(policy, adapter or fresh)
+
+
+def _has_16_bit_weights(policy: nn.Module) -> bool:
+    return any(p.dtype in (torch.bfloat16, torch.float16) for p in trainable(policy))
 
 
 def switch_dropout_off(policy: nn.Module) -> None:

@@ -28,7 +28,7 @@ from softpref.algorithm.bilevel import (
     require_finite,
 )
 from softpref.algorithm.engine import EngineError, choose_engine
-from softpref.algorithm.jacobian import GraphJacobian, MakeJacobian
+from softpref.algorithm.jacobian import GraphPullback, MakeJacobian
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.methods import METHODS
@@ -146,7 +146,7 @@ class MSPOTrainer(SafeCheckpoints):
         }
         self.noise = self._estimate_noise()
         self.teacher = self._make_teacher()
-        self._make_jacobian, self._engine_why = self._choose_engine()
+        self._engine = self._choose_engine() if self.teacher else None
         self.labeller: Labeller = (
             self.teacher.meta_learner if self.teacher else cast(Labeller, self.method.labeller)
         )
@@ -185,9 +185,11 @@ class MSPOTrainer(SafeCheckpoints):
         args, teacher, signal = self.args, self.teacher, self.method.signal
         pairs = sum(map(len, window))
         if teacher is None or self.state.global_step % args.meta_every:
-            jacobians = (GraphJacobian(policy, batch, args.ppl_scope) for batch in window)
+            jacobians = (GraphPullback(policy, batch, args.ppl_scope) for batch in window)
             return move(jacobians, self.labeller, pairs=pairs, beta=args.beta, signal=signal)
-        held = [self._make_jacobian(policy, batch, args.ppl_scope) for batch in window]
+        assert self._engine is not None  # chosen where there is a teacher
+        make_jacobian, _ = self._engine
+        held = [make_jacobian(policy, batch, args.ppl_scope) for batch in window]
         self._clean_window = self._batches(teacher.draw())
         scales = None if args.lookahead == "sgd" else adamw_scales(self.optimizer, policy)
         moved, meta_loss = mspo_step(
@@ -374,8 +376,6 @@ class MSPOTrainer(SafeCheckpoints):
         return Teacher(meta_learner.to(self.args.device), self.clean, self.args, updates)
 
     def _choose_engine(self) -> tuple[MakeJacobian, str]:
-        if self.teacher is None:
-            return GraphJacobian, "no meta-gradient is needed"
         args = self.args
         pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps
         probe = self.collate(shortest_pairs(self.pairs)).to(args.device)
@@ -389,8 +389,8 @@ class MSPOTrainer(SafeCheckpoints):
         pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps
         logger.info("steps: %d of %d pairs", steps, pairs)
         logger.info("layout: %s", self._layout_why)
-        if self.teacher:
-            logger.info("engine: %s", self._engine_why)
+        if self._engine:
+            logger.info("engine: %s", self._engine[1])
         warmup = args.get_warmup_steps(steps)
         if warmup > steps / 2:
             logger.warning("warning: warm-up takes %d of %d steps: the policy will hardly move; "
