@@ -45,7 +45,7 @@ def toy_config(output: Path, **options) -> MSPOConfig:
         "reference_cache": str(output / "cache"),
     }
     if options.get("method", "mspo") != "dpo":
-        defaults["meta_batch_size"] = 8
+        defaults |= {"meta_batch_size": 8, "meta_every": 1}
     return MSPOConfig(output_dir=str(output / "run"), **(defaults | options))
 
 

@@ -21,7 +21,6 @@ from pyarrow.parquet import read_table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from softpref.algorithm.methods import METHODS
 from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
@@ -157,9 +156,6 @@ def run_demo(options: DemoOptions) -> None:
 
 def alignment(method: str, seed: int) -> MSPOConfig:
     """Return the world's alignment options: answers are short, so β and the rates are larger."""
-    teaching: dict[str, Any] = (
-        {"meta_batch_size": 64, "meta_lr": 1e-3} if METHODS[method].teaches else {}
-    )
     return MSPOConfig(
         method=cast(Any, method),
         tuning="full",
@@ -173,7 +169,6 @@ def alignment(method: str, seed: int) -> MSPOConfig:
         logging_strategy="no",
         save_strategy="no",
         use_cpu=True,
-        **teaching,
     )
 
 

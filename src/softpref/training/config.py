@@ -25,6 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 8,
         "meta_lr": 1e-4,
         "meta_batch_size": 64,
+        "meta_every": 1,
         "ppl_scope": "sequence_per_response_token",
         "warm_start": False,
         "tuning": "full",
@@ -36,6 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup_steps": 0.1,
         "weight_decay": 0.0,
         "gradient_accumulation_steps": 4,
+        "meta_every": 4,
         "ppl_scope": "response",
         "warm_start": True,
         "tuning": "lora",
@@ -44,7 +46,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 # What both recipes share.
 COMMON = {
-    "meta_every": 1,
     "meta_hidden": 128,
     "lookahead": "sgd",
     "zscore": "frozen",
@@ -52,8 +53,9 @@ COMMON = {
     "keep_budget_gib": KEEP_BUDGET_GIB,
 }
 
-# Clean pairs per meta-update where neither user nor recipe says: fewer where there are fewer.
-LARGEST_META_BATCH = 32
+# Clean pairs per meta-update where neither user nor recipe says: fewer where there are fewer. More,
+# or more often, was no better over five seeds (docs/performance.md).
+LARGEST_META_BATCH = 8
 
 # AdamW moves a weight by about its learning rate an update, so this is how far φ's weights may walk
 # in one run: the paper's 1e-4 over its 80,000 / 64 updates. Never faster than the largest rate:
@@ -77,7 +79,6 @@ LEAST_VALUES = {
     "lora_alpha": 1,
     "max_length": 2,
     "meta_batch_size": 1,
-    "meta_every": 1,
     "meta_hidden": 1,
     "lookahead_lr": 0,
     "keep_budget_gib": 0,
@@ -117,8 +118,8 @@ class MSPOConfig(TrainingArguments):
     )
 
     meta_lr: float | None = option("The meta-learner's learning rate; default: set by run length.")
-    meta_batch_size: int = option("Clean pairs per meta-update.")
-    meta_every: int = option("Steps between meta-updates; default 1.")
+    meta_batch_size: int = option("Clean pairs per meta-update; recommended: 8.")
+    meta_every: int = option("Steps between meta-updates.")
     meta_hidden: int = option("Width of the meta-learner's two hidden layers; default 128.")
     lookahead_lr: float | None = option("α of the look-ahead; default: the policy's current one.")
     lookahead: Literal["sgd", "adamw"] = option("Look-ahead optimizer; default sgd (Eq. 8).")
