@@ -17,7 +17,7 @@ from softpref.algorithm.head import response_head
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.policy import moved, trainable
 from softpref.data.batches import make_batch, make_shared_batch
-from tests.models import ARCHITECTURES, random_pairs, tiny_model, with_lora
+from tests.models import ARCHITECTURES, random_pairs, tiny_model, with_lora, without_float32
 
 BETA, ALPHA = 0.1, 0.05
 
@@ -117,7 +117,7 @@ def test_equals_float64_double_backward(architecture, tuning):
             assert relative_error(found, truth) < 1e-4, (engine, make)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     architecture=st.sampled_from(sorted(ARCHITECTURES)),
     sizes=st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 12)),
@@ -126,23 +126,19 @@ def test_equals_float64_double_backward(architecture, tuning):
     seed=st.integers(0, 10_000),
 )
 def test_the_lora_engine_equals_the_oracle_on_any_shape(architecture, sizes, rank, alpha, seed):
-    """Shapes, rank and α drawn; a tiny α must not drown in rounding.
-
-    The models are not steep: transformers takes norms and rotations in float32 even here.
-    """
+    """Shapes, rank and α drawn; a tiny α must not drown in rounding."""
     noisy, clean = (
         random_pairs(sizes[0], seed, sizes[2]),
         random_pairs(sizes[1], seed + 1, sizes[2]),
     )
-    model = tiny_model(architecture, attention="sdpa", spread=0.05)
-    policy = with_lora(model, spread=0.1, r=rank)
+    policy = with_lora(without_float32(tiny_model(architecture, attention="sdpa")), r=rank)
     meta_learner = make_meta_learner()
     truth = oracle(policy, meta_learner, noisy, clean, alpha)
     found = meta_gradient(
         policy, meta_learner, fast_batch(noisy), fast_batch(clean),
         beta=BETA, lookahead_lr=alpha, engine="lora",
     )  # fmt: skip
-    assert relative_error(found, truth) < 1e-6
+    assert relative_error(found, truth) < 1e-9
 
 
 def by_strength(policy, meta_learner, noisy, clean, make_jacobian, autocast):

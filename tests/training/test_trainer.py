@@ -363,8 +363,10 @@ def test_a_non_finite_clean_pair_is_named(tmp_path):
     assert same(weights(trainer.labeller), phi)
 
 
-def test_few_clean_pairs_make_a_smaller_meta_batch(tmp_path):
-    assert toy_trainer(tmp_path, meta_batch_size=None).args.meta_batch_size == 16
+@pytest.mark.parametrize(("recipe", "batch", "every"), [("recommended", 8, 4), ("faithful", 64, 1)])
+def test_how_much_is_taught_by_default(recipe, batch, every, tmp_path):
+    args = toy_config(tmp_path, recipe=recipe, meta_batch_size=None, meta_every=None)
+    assert (args.meta_batch_size, args.meta_every) == (batch, every)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

@@ -37,6 +37,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup_steps": 0.1,
         "weight_decay": 0.0,
         "gradient_accumulation_steps": 4,
+        # More clean pairs, or more often, was no better over five seeds (docs/performance.md).
+        "meta_batch_size": 8,
         "meta_every": 4,
         "ppl_scope": "response",
         "warm_start": True,
@@ -52,10 +54,6 @@ COMMON = {
     "engine": "auto",
     "keep_budget_gib": KEEP_BUDGET_GIB,
 }
-
-# Clean pairs per meta-update where neither user nor recipe says: fewer where there are fewer. More,
-# or more often, was no better over five seeds (docs/performance.md).
-LARGEST_META_BATCH = 8
 
 # AdamW moves a weight by about its learning rate an update, so this is how far φ's weights may walk
 # in one run: the paper's 1e-4 over its 80,000 / 64 updates. Never faster than the largest rate:
@@ -118,7 +116,7 @@ class MSPOConfig(TrainingArguments):
     )
 
     meta_lr: float | None = option("The meta-learner's learning rate; default: set by run length.")
-    meta_batch_size: int = option("Clean pairs per meta-update; recommended: 8.")
+    meta_batch_size: int = option("Clean pairs per meta-update.")
     meta_every: int = option("Steps between meta-updates.")
     meta_hidden: int = option("Width of the meta-learner's two hidden layers; default 128.")
     lookahead_lr: float | None = option("α of the look-ahead; default: the policy's current one.")

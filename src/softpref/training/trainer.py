@@ -39,7 +39,7 @@ from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import length_buckets
 from softpref.errors import UsageError
 from softpref.training.checkpoints import JSON, SafeCheckpoints
-from softpref.training.config import LARGEST_META_BATCH, MSPOConfig
+from softpref.training.config import MSPOConfig
 from softpref.training.labels import LabelHistory, beliefs
 from softpref.training.layout import choose_layout, longest_pairs, shortest_pairs
 from softpref.training.lookahead import adamw_scales
@@ -345,8 +345,6 @@ class MSPOTrainer(SafeCheckpoints):
                 f"--method {args.method} learns from pairs you trust: give about 150 of them by "
                 "--clean FILE, or --clean N to hold N training pairs out."
             )
-        if args.meta_batch_size is None:
-            args.meta_batch_size = min(LARGEST_META_BATCH, len(clean))
         if args.meta_batch_size > len(clean):
             raise UsageError(
                 f"a meta batch of {args.meta_batch_size} (--meta_batch_size, or the recipe's) is "
