@@ -119,3 +119,16 @@ def test_adapters_in_16_bits_are_refused_and_a_base_in_16_bits_is_not(tmp_path):
         if "lora_" in name:
             p.data = p.data.float()
     toy_trainer(tmp_path, model=policy, **STEPS).train()
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "layout"),
+    [("double_backward", "cuda", "padded"), ("double_backward", "cpu", "auto"),
+     ("auto", "cuda", "auto")],
+)  # fmt: skip
+def test_what_is_differentiated_twice_keeps_clear_of_flex_attention(
+    engine, device, layout, monkeypatch, tmp_path
+):
+    config = toy_config(tmp_path, engine=engine)
+    monkeypatch.setattr(MSPOConfig, "device", torch.device(device))
+    assert config.resolved_layout() == layout

@@ -64,12 +64,11 @@ def choose_engine(
     """
     if engine not in get_args(Engine):
         raise EngineError(f"engine must be one of {get_args(Engine)}, not {engine!r}")
-    if engine == "double_backward":
-        return MAKERS[engine], f"{engine}: as the equations stand, three times DPO's memory"
-    refusal = refuse_taps(policy, probe)
-    if engine.startswith("lora") and refusal:
-        raise EngineError(f"engine {engine}: {refusal}; choose auto or per_pair")
+    tried = engine == "auto" or engine.startswith("lora")
+    refusal = refuse_taps(policy, probe) if tried else None
     if engine != "auto":
+        if refusal:
+            raise EngineError(f"engine {engine}: {refusal}; choose auto or per_pair")
         return MAKERS[engine], f"{engine}, as asked for"
     needed = pairs * sum(p.numel() * p.element_size() for p in trainable(policy)) / 2**30
     kept, why = ("per_pair", f"since {refusal}") if refusal else ("lora", "one pass for all pairs")

@@ -205,6 +205,14 @@ class MSPOConfig(TrainingArguments):
         if self.noise_rate is not None and not 0 <= self.noise_rate < 0.5:
             raise UsageError(f"--noise_rate {self.noise_rate}: must be at least 0 and below 0.5.")
 
+    def resolved_layout(self) -> Layout:
+        """Return the layout, padded where `auto` might choose what the engine cannot go through.
+
+        On a CUDA device `auto` may switch to FlexAttention, which cannot be differentiated twice.
+        """
+        twice_on_cuda = self.engine == "double_backward" and self.device.type == "cuda"
+        return "padded" if twice_on_cuda else self.layout
+
     def resolved_meta_lr(self, meta_updates: int) -> float:
         """Return the meta-learner's learning rate for a run of `meta_updates` updates of φ."""
         if self.meta_lr is not None:

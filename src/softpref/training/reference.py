@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import cast
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,7 +21,10 @@ from transformers import PretrainedConfig
 from softpref.data.batches import PARTS, Collate
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.preparation import Prepared
 from softpref.training.scoring import score_pairs
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff")
 
@@ -28,6 +33,24 @@ def default_cache() -> Path:
     """Return softpref's directory in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "softpref" / "reference"
+
+
+def sets_with_reference(
+    policy: nn.Module,
+    prepared: Prepared,
+    args: MSPOConfig,
+    policy_fingerprint: str,
+    collate: Collate,
+) -> Prepared:
+    """Put every set through `with_reference`, and say who the reference is."""
+    name = getattr(policy.config, "name_or_path", "") or "the model"
+    adapter = "with the adapter it came with" if isinstance(policy, PeftModel) else "alone"
+    logger.info("reference: %s %s, before the first step", name, adapter)
+    return prepared.map(
+        lambda pairs, which: with_reference(
+            policy, pairs, args, policy_fingerprint, collate, f"reference, {which}"
+        )
+    )
 
 
 def with_reference(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
@@ -52,7 +52,11 @@ from softpref.training.models import (
     switch_dropout_off,
 )
 from softpref.training.preparation import Pairs, prepare
-from softpref.training.reference import fingerprint_tokens, fingerprint_weights, with_reference
+from softpref.training.reference import (
+    fingerprint_tokens,
+    fingerprint_weights,
+    sets_with_reference,
+)
 from softpref.training.scoring import score_pairs
 from softpref.training.teacher import Teacher, make_meta_learner
 
@@ -115,21 +119,15 @@ class MSPOTrainer(SafeCheckpoints):
         )
         self._require_teachable(args, prepared.clean)
         policy.to(args.device)
-        adapter = "with the adapter it came with" if isinstance(policy, PeftModel) else "alone"
-        logger.info("reference: %s %s, before the first step", name or "the model", adapter)
-        start = self.start_fingerprint = fingerprint_weights(policy)
         switch_dropout_off(policy)
-        longest_few = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
-        collate, _ = choose_layout(args.layout, policy, longest_few)
-        self.prepared = prepared.map(
-            lambda pairs, which: with_reference(
-                policy, pairs, args, start, collate, f"reference, {which}"
-            )
-        )
+        probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
+        collate, _ = choose_layout(args.resolved_layout(), policy, probe)
+        start = self.start_fingerprint = fingerprint_weights(policy)
+        self.prepared = sets_with_reference(policy, prepared, args, start, collate)
         self.pairs, self.clean = self.prepared.train, self.prepared.clean
         policy = make_trainable(policy, args, peft_config)
-        switch_dropout_off(policy)
-        self.collate, self._layout_why = choose_layout(args.layout, policy, longest_few)
+        switch_dropout_off(policy)  # the adapter's
+        self.collate, self._layout_why = choose_layout(args.resolved_layout(), policy, probe)
         super().__init__(
             model=policy,
             args=args,
