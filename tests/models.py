@@ -9,6 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from softpref.algorithm.bilevel import clean_gradient
+from softpref.algorithm.jacobian import GraphPullback
+
 VOCABULARY = 32
 ARCHITECTURES = {
     "llama": dict(intermediate_size=24, num_key_value_heads=2),
@@ -74,6 +77,11 @@ def with_lora(model: nn.Module, spread: float = 0.3, **kwargs) -> nn.Module:
             if "lora_" in name:
                 p.copy_(spread * torch.randn_like(p))
     return peft.to(next(model.parameters()).dtype).eval()
+
+
+def dpo_gradient(policy: nn.Module, batches: list, beta: float) -> tuple:
+    pullbacks = (GraphPullback(policy, batch, "response") for batch in batches)
+    return clean_gradient(pullbacks, sum(map(len, batches)), beta)
 
 
 def random_pairs(count: int, seed: int = 0, longest: int = 9) -> list[dict]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from typing import get_args
 
 import pytest
 import torch
@@ -11,17 +12,16 @@ from softpref.algorithm.bilevel import (
     CURRENT,
     STARTING,
     NonFiniteError,
-    dpo_gradient,
     move,
     mspo_step,
     non_finite_pairs,
 )
-from softpref.algorithm.engine import MAKERS
-from softpref.algorithm.jacobian import GraphPullback, per_pair
+from softpref.algorithm.engine import Engine, find_untapped
+from softpref.algorithm.jacobian import GraphPullback, kept
 from softpref.algorithm.labeller import Constant
 from softpref.algorithm.policy import moved, trainable
 from softpref.data import make_batch
-from tests.models import random_pairs, tiny_model, with_lora
+from tests.models import dpo_gradient, random_pairs, tiny_model, with_lora
 
 BETA = 0.1
 
@@ -52,7 +52,7 @@ def test_steps_one_and_two_change_nothing_of_the_policy():
     policy, meta_learner = with_lora(tiny_model(dtype=torch.float32)), MetaLearner(hidden=8)
     before, phi = states(policy), states(meta_learner)
     noisy, clean = make_batch(random_pairs(4)), make_batch(random_pairs(4, 1))
-    for engine in MAKERS:
+    for engine in get_args(Engine):
         meta_gradient(
             policy, meta_learner, noisy, clean, beta=BETA, lookahead_lr=0.3, engine=engine
         )
@@ -65,7 +65,7 @@ def test_steps_one_and_two_change_nothing_of_the_policy():
 def one_step(policy, meta_learner, *, lookahead_lr=0.05, signal=CURRENT, preconditioner=None):
     noisy, clean = make_batch(random_pairs(6)), [make_batch(random_pairs(4, 1))]
     optimizer = torch.optim.SGD(meta_learner.parameters(), lr=5.0)
-    jacobians = [per_pair(policy, noisy, "response")]
+    jacobians = [kept(policy, noisy, "response", find_untapped(policy, noisy))]
     return mspo_step(
         policy, meta_learner, optimizer, jacobians, clean, beta=BETA, lookahead_lr=lookahead_lr,
         signal=signal, preconditioner=preconditioner,
@@ -87,7 +87,7 @@ def test_step_three_moves_with_the_new_labels_and_leaves_phi_alone():
     policy, meta_learner = tiny_model(), fresh_meta_learner()
     old = copy.deepcopy(meta_learner)
     moved_by, _ = one_step(policy, meta_learner)
-    jacobians = [per_pair(policy, make_batch(random_pairs(6)), "response")]
+    jacobians = [kept(policy, make_batch(random_pairs(6)), "response")]
     with_new, with_old = (
         move(jacobians, v, pairs=6, beta=BETA, signal=CURRENT) for v in (meta_learner, old)
     )
@@ -109,7 +109,7 @@ def test_a_taught_label_lowers_the_clean_loss():
     """The sign, end to end: one large look-ahead step with the taught φ beats the one without."""
     policy, meta_learner = tiny_model(), fresh_meta_learner()
     noisy, clean = make_batch(random_pairs(6)), [make_batch(random_pairs(6))]
-    jacobians = [per_pair(policy, noisy, "response")]
+    jacobians = [kept(policy, noisy, "response")]
 
     def clean_loss():
         virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, signal=CURRENT)
@@ -156,7 +156,7 @@ def test_preconditioned_look_ahead_equals_differences():
         0.5 + torch.rand(p.shape, generator=generator, dtype=torch.float64)
         for p in trainable(policy)
     )
-    jacobians = [per_pair(policy, noisy, "response")]
+    jacobians = [kept(policy, noisy, "response", find_untapped(policy, noisy))]
 
     def meta_loss():
         virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, signal=CURRENT)
@@ -202,7 +202,7 @@ def test_non_finite_stops_before_anything_moves_and_is_traced():
     with pytest.raises(NonFiniteError):
         mspo_step(
             policy, meta_learner, torch.optim.SGD(meta_learner.parameters(), lr=1.0),
-            [per_pair(policy, batch, "response")], [make_batch(random_pairs(2))],
+            [kept(policy, batch, "response")], [make_batch(random_pairs(2))],
             beta=BETA, lookahead_lr=0.1,
         )  # fmt: skip
     assert same(states(meta_learner), phi)

@@ -11,16 +11,35 @@ from hypothesis import strategies as st
 from peft import LoHaConfig, get_peft_model
 from torch import nn
 
-from softpref.algorithm.engine import MAKERS, EngineError, choose_engine
+from softpref.algorithm.engine import Step, choose_engine, find_untapped
+from softpref.algorithm.forms import Spans
 from softpref.algorithm.head import all_logits, response_head
-from softpref.algorithm.jacobian import GraphPullback, per_adapter, per_pair
+from softpref.algorithm.jacobian import (
+    DoubleBackwardJacobian,
+    GraphJacobian,
+    GraphPullback,
+    RecomputedJacobian,
+    kept,
+)
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.policy import moved, nudge, trainable
-from softpref.algorithm.taps import NotTappedError, Spans, tapped
+from softpref.algorithm.taps import NotTappedError, Taps
 from softpref.data.batches import make_batch, make_shared_batch
 from softpref.training.models import switch_dropout_off
 from tests.models import random_pairs, tiny_model, with_lora, without_float32
 
+
+def pair_by_pair(policy, batch, ppl_scope):
+    return kept(policy, batch, ppl_scope, untapped=frozenset(trainable(policy)))
+
+
+MAKERS = {
+    "kept": kept,
+    "graph": GraphJacobian,
+    "recompute": RecomputedJacobian,
+    "double_backward": DoubleBackwardJacobian,
+    "pair by pair": pair_by_pair,
+}
 LAYOUTS = {
     "padded": make_batch,
     "padded, response head": partial(make_batch, read=response_head),
@@ -60,11 +79,8 @@ def hold_to_contract(make, policy, batch, matrix, tolerance=1e-6):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("engine", "tuning"),
-    # Taps are on linear layers alone, and full fine-tuning trains others.
-    [(e, t) for e in MAKERS for t in ("full", "lora") if t == "lora" or "lora" not in e],
-)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("engine", MAKERS)
 def test_every_jacobian_is_the_jacobian(engine, layout, tuning):
     policy = with_lora(tiny_model()) if tuning == "lora" else tiny_model()
     pairs = random_pairs(5)
@@ -101,13 +117,12 @@ def test_every_lora_layout_on_linear_layers(kwargs):
     # An adapted head needs all logits: `refuse_response_head` says so.
     read = all_logits if "lm_head" in kwargs.get("target_modules", ()) else response_head
     batch = make_shared_batch(pairs, read)
-    _, why = choose_engine("auto", policy, batch, 4)
-    assert why.startswith("lora, ")
-    hold_to_contract(per_adapter, policy, batch, slow_matrix(policy, pairs))
+    assert not find_untapped(policy, batch)
+    hold_to_contract(kept, policy, batch, slow_matrix(policy, pairs))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("engine", ["lora", "lora_recompute", "per_pair"])
+@pytest.mark.parametrize("engine", ["kept", "graph", "recompute", "pair by pair"])
 def test_gradient_checkpointing_changes_nothing(engine, architecture):
     policy, pairs = with_lora(tiny_model(architecture, attention="sdpa")), random_pairs(4)
     matrix = slow_matrix(policy, pairs)
@@ -131,8 +146,10 @@ def test_taps_keep_no_activations_that_checkpointing_gives_up():
             sizes.append(tensor.numel())
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), tapped(policy, batch):
-            measure(policy, batch, "response")
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            taps = Taps(policy, batch)
+            with taps.attached():
+                taps.measure("response")
         saved[checkpointed] = sum(sizes)
     assert saved[True] < saved[False] / 3
 
@@ -140,8 +157,10 @@ def test_taps_keep_no_activations_that_checkpointing_gives_up():
 def test_policy_is_untouched_afterwards():
     policy, batch = with_lora(tiny_model()), make_batch(random_pairs(3))
     before = {n: p.clone() for n, p in policy.state_dict().items()}
-    choose_engine("auto", policy, batch, 3)
-    per_adapter(policy, batch, "response")
+    find_untapped(policy, batch)
+    for make in MAKERS.values():
+        jacobian = make(policy, batch, "response")
+        jacobian.jvp(jacobian.vjp(torch.ones(3)))
     after = policy.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(p.grad is None for p in policy.parameters())
@@ -189,24 +208,22 @@ def routed(model):
 
 
 @pytest.mark.parametrize(
-    ("adapt", "says"),
+    ("adapt", "unseen"),
     [
-        (dora, "no linear layer's"),
-        (trained_embeddings, "no linear layer's"),
-        (loha, "no linear layer's"),
-        (sneaky, "more than multiply"),
-        (routed, "one vector a token"),
+        (dora, "magnitude_vector"),
+        (loha, "hada_"),
+        (sneaky, "layers.0.self_attn.q_proj.lora_A"),
+        (routed, "layers.0.self_attn.q_proj.lora_A"),
     ],
 )
-def test_what_taps_cannot_see_goes_to_the_general_engine_in_words(adapt, says):
+@pytest.mark.parametrize("engine", ["kept", "graph", "recompute"])
+def test_what_taps_cannot_see_goes_pair_by_pair_in_words(adapt, unseen, engine):
     policy, pairs = adapt(tiny_model()), random_pairs(3)
     batch = make_batch(pairs)
-    make, why = choose_engine("auto", policy, batch, 3)
-    assert make is per_pair
-    assert says in why
-    with pytest.raises(EngineError, match="per_pair"):
-        choose_engine("lora", policy, batch, 3)
-    hold_to_contract(make, policy, batch, slow_matrix(policy, pairs))
+    chosen = choose_engine(engine, policy, batch, Step.of([batch]))
+    assert "go pair by pair" in chosen.why
+    assert unseen in chosen.why
+    hold_to_contract(chosen.make_jacobian, policy, batch, slow_matrix(policy, pairs))
 
 
 def test_the_trial_looks_away_from_the_start_where_half_of_the_gradient_is_zero():
@@ -216,40 +233,43 @@ def test_the_trial_looks_away_from_the_start_where_half_of_the_gradient_is_zero(
         for name, p in policy.named_parameters():
             if "lora_B" in name:
                 p.zero_()
-    assert choose_engine("auto", policy, make_batch(random_pairs(3)), 3)[0] is per_pair
+    assert len(find_untapped(policy, make_batch(random_pairs(3)))) == 1
 
 
 def test_a_layer_that_sees_no_tokens_is_refused():
     policy = routed(tiny_model())
     with pytest.raises(NotTappedError):
-        per_adapter(policy, make_batch(random_pairs(3)), "response")
+        kept(policy, make_batch(random_pairs(3)), "response")
 
 
 def test_choice_of_engine_follows_memory():
-    policy, batch = with_lora(tiny_model()), make_batch(random_pairs(2))
-    assert choose_engine("auto", policy, batch, 8)[0] is MAKERS["lora"]
-    make, why = choose_engine("auto", policy, batch, 10**9)
-    assert make is MAKERS["lora_recompute"]
-    assert "GiB" in why
-    assert choose_engine("auto", policy, batch, 8, keep_budget_gib=0)[0] is make
-    assert choose_engine("auto", tiny_model(), batch, 8)[0] is per_pair
-    assert choose_engine("auto", tiny_model(), batch, 8, 0.0)[0] is MAKERS["per_pair_recompute"]
-    for engine, maker in MAKERS.items():
-        assert choose_engine(engine, policy, batch, 8)[0] is maker
+    policy, batch = tiny_model(), make_batch(random_pairs(2))
+
+    def choice(step, budget=4.0):
+        return choose_engine("auto", policy, batch, step, budget).why
+
+    assert choice(Step(8, 200, 1)).startswith("kept, one pass")
+    assert choice(Step(8, 200, 1), 0).startswith("graph, since the gradients of 8 pairs")
+    assert choice(Step(8, 200, 4), 0).startswith("recompute, since")
+    assert choice(Step(10**7, 2 * 10**8, 1)).startswith("graph")
+    for engine in ("kept", "graph", "recompute", "double_backward"):
+        why = choose_engine(engine, policy, batch, Step(8, 200, 1)).why
+        assert why.startswith(f"{engine}, as asked for")
 
 
-def test_recomputing_holds_one_graph_and_runs_three_passes(monkeypatch):
+@pytest.mark.parametrize(("engine", "expected"), [("kept", 1), ("graph", 1), ("recompute", 3)])
+def test_forward_passes_of_a_step(engine, expected, monkeypatch):
     policy, batch = with_lora(tiny_model()), make_batch(random_pairs(3))
     passes = []
     monkeypatch.setattr(
         policy, "forward", lambda *a, f=policy.forward, **k: (passes.append(1), f(*a, **k))[1]
     )
-    jacobian = MAKERS["lora_recompute"](policy, batch, "response")
+    jacobian = MAKERS[engine](policy, batch, "response")
     weights = torch.ones_like(jacobian.measured.margin)
     direction = jacobian.vjp(weights)
     jacobian.jvp(direction)
     jacobian.vjp(weights)
-    assert len(passes) == 3
+    assert len(passes) == expected
 
 
 @settings(max_examples=15, deadline=None)
@@ -265,7 +285,7 @@ def test_taps_on_any_shape(pairs, longest, seed, layout, rank):
     rows = random_pairs(pairs, seed, longest)
     with moved(policy, nudge(policy, seed), 1.0):
         matrix = slow_matrix(policy, rows)
-        hold_to_contract(per_adapter, policy, LAYOUTS[layout](rows), matrix, tolerance=1e-9)
+        hold_to_contract(kept, policy, LAYOUTS[layout](rows), matrix, tolerance=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,13 +13,28 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from softpref.algorithm import MetaLearner, meta_gradient
-from softpref.algorithm.bilevel import CURRENT, dpo_gradient, strength_gradient
-from softpref.algorithm.engine import MAKERS
+from softpref.algorithm.bilevel import CURRENT, look_ahead, strength_gradient
+from softpref.algorithm.engine import Engine
 from softpref.algorithm.head import response_head
+from softpref.algorithm.jacobian import (
+    DoubleBackwardJacobian,
+    FactoredPullback,
+    GraphJacobian,
+    GraphPullback,
+    RecomputedJacobian,
+    kept,
+)
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.policy import moved, trainable
 from softpref.data.batches import make_batch, make_shared_batch
-from tests.models import ARCHITECTURES, random_pairs, tiny_model, with_lora, without_float32
+from tests.models import (
+    ARCHITECTURES,
+    dpo_gradient,
+    random_pairs,
+    tiny_model,
+    with_lora,
+    without_float32,
+)
 
 BETA, ALPHA = 0.1, 0.05
 
@@ -90,8 +107,7 @@ def fast_batch(pairs):
     return make_shared_batch(pairs, response_head, hidden_size=16)
 
 
-def engines(tuning):
-    return [e for e in MAKERS if tuning == "lora" or not e.startswith("lora")]
+ENGINES = [engine for engine in get_args(Engine) if engine != "auto"]
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -100,7 +116,7 @@ def test_equals_float64_double_backward(architecture, tuning):
     noisy, clean = random_pairs(8, seed=1), random_pairs(4, seed=2)
     policy, meta_learner = make_policy(architecture, tuning, torch.float64), make_meta_learner()
     truth = oracle(policy, meta_learner, noisy, clean)
-    for engine in engines(tuning):
+    for engine in ENGINES:
         for parts, make in ((1, make_batch), (4, make_batch), (2, fast_batch)):
             found = meta_gradient(
                 policy, meta_learner, micro_batches(noisy, parts, make), make(clean),
@@ -108,7 +124,7 @@ def test_equals_float64_double_backward(architecture, tuning):
             )  # fmt: skip
             assert relative_error(found, truth) < 1e-6, (engine, parts, make)
     single = make_policy(architecture, tuning, torch.float64).float()
-    for engine in engines(tuning):
+    for engine in ENGINES:
         for make in (make_batch, fast_batch):
             found = meta_gradient(
                 single, make_meta_learner(torch.float32), make(noisy), make(clean),
@@ -121,24 +137,38 @@ def test_equals_float64_double_backward(architecture, tuning):
 @given(
     architecture=st.sampled_from(sorted(ARCHITECTURES)),
     sizes=st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 12)),
-    rank=st.integers(1, 6),
+    rank=st.integers(0, 6),
+    engine=st.sampled_from(["kept", "graph", "recompute"]),
     alpha=st.floats(1e-7, 0.3),
     seed=st.integers(0, 10_000),
 )
-def test_the_lora_engine_equals_the_oracle_on_any_shape(architecture, sizes, rank, alpha, seed):
-    """Shapes, rank and α drawn; a tiny α must not drown in rounding."""
+def test_equals_the_oracle_on_any_shape(architecture, sizes, rank, alpha, seed, engine):
+    """Shapes, rank (0: all weights) and α drawn; a tiny α must not drown in rounding."""
     noisy, clean = (
         random_pairs(sizes[0], seed, sizes[2]),
         random_pairs(sizes[1], seed + 1, sizes[2]),
     )
-    policy = with_lora(without_float32(tiny_model(architecture, attention="sdpa")), r=rank)
+    policy = without_float32(tiny_model(architecture, attention="sdpa"))
+    policy = with_lora(policy, r=rank) if rank else policy
     meta_learner = make_meta_learner()
     truth = oracle(policy, meta_learner, noisy, clean, alpha)
     found = meta_gradient(
         policy, meta_learner, fast_batch(noisy), fast_batch(clean),
-        beta=BETA, lookahead_lr=alpha, engine="lora",
+        beta=BETA, lookahead_lr=alpha, engine=engine,
     )  # fmt: skip
     assert relative_error(found, truth) < 1e-9
+
+
+def taught(policy, meta_learner, jacobian, clean, make_pullback=GraphPullback, alpha=ALPHA):
+    """The clean gradient and dL_meta/ds."""
+    _, gradient = look_ahead(
+        policy, meta_learner, [jacobian], [clean], beta=BETA, lookahead_lr=alpha,
+        preconditioner=None, signal=CURRENT, make_pullback=make_pullback,
+    )  # fmt: skip
+    by_strength = strength_gradient(
+        meta_learner, [jacobian], gradient, beta=BETA, preconditioner=None, signal=CURRENT
+    )
+    return gradient, by_strength
 
 
 def by_strength(policy, meta_learner, noisy, clean, make_jacobian, autocast):
@@ -150,10 +180,7 @@ def by_strength(policy, meta_learner, noisy, clean, make_jacobian, autocast):
             return inner(*args, **kwargs)
 
     policy.forward = in_a_region_of_its_own
-    found, _ = strength_gradient(
-        policy, meta_learner, [make_jacobian(policy, noisy, "response")], [clean],
-        beta=BETA, lookahead_lr=ALPHA, preconditioner=None, signal=CURRENT,
-    )  # fmt: skip
+    _, found = taught(policy, meta_learner, make_jacobian(policy, noisy, "response"), clean)
     policy.forward = inner
     return found.detach().double()
 
@@ -175,12 +202,12 @@ def test_half_precision_stays_near_the_oracle(architecture, base):
         q.data = p.data.double()  # the same weights, so that only the arithmetic differs
     truth = by_strength(
         exact, make_meta_learner(), make_batch(noisy), make_batch(clean),
-        MAKERS["double_backward"], autocast=False,
+        DoubleBackwardJacobian, autocast=False,
     )  # fmt: skip
     for make in (make_batch, fast_batch):
         found = by_strength(
             rounded, make_meta_learner(torch.float32), make(noisy), make(clean),
-            MAKERS["lora"], autocast=True,
+            kept, autocast=True,
         )  # fmt: skip
         assert float((found - truth).norm() / truth.norm()) < 3e-2, make
 
@@ -203,19 +230,17 @@ def test_a_surrounding_autocast_region_does_not_hide_the_look_ahead():
     assert not torch.equal(there, here)
 
 
-@pytest.mark.parametrize("engine", ["lora", "lora_recompute", "per_pair"])
-def test_checkpointing_recomputes_with_the_parameters_of_its_own_pass(engine):
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("engine", [kept, GraphJacobian, RecomputedJacobian])
+def test_checkpointing_recomputes_with_the_parameters_of_its_own_pass(engine, tuning):
     """The clean pass is recomputed at θ', the noisy one at θ."""
     noisy, clean = random_pairs(8, seed=1), random_pairs(4, seed=2)
-    policy, meta_learner = make_policy("llama", "lora", torch.float64), make_meta_learner()
+    policy, meta_learner = make_policy("llama", tuning, torch.float64), make_meta_learner()
     truth = oracle(policy, meta_learner, noisy, clean)
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     policy.train()
-    jacobian = MAKERS[engine](policy, fast_batch(noisy), "response")
-    strength, _ = strength_gradient(
-        policy, meta_learner, [jacobian], [fast_batch(clean)], beta=BETA, lookahead_lr=ALPHA,
-        preconditioner=None, signal=CURRENT,
-    )  # fmt: skip
+    jacobian = engine(policy, fast_batch(noisy), "response")
+    _, strength = taught(policy, meta_learner, jacobian, fast_batch(clean), FactoredPullback)
     soft_label = meta_learner(CURRENT(jacobian.measured))
     names, phi = zip(*meta_learner.named_parameters(), strict=True)
     found = torch.autograd.grad(soft_label, phi, 2 * ALPHA * strength)

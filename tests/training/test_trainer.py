@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from softpref.algorithm.bilevel import mspo_step
-from softpref.algorithm.jacobian import per_pair
+from softpref.algorithm.jacobian import kept
 from softpref.algorithm.labeller import MetaLearner
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.noise_rate import NoiseRate
@@ -64,10 +64,10 @@ def test_all_micro_batches_take_part_in_one_step(tmp_path):
             torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["per_pair_recompute", "double_backward"])
+@pytest.mark.parametrize("engine", ["graph", "recompute", "double_backward"])
 def test_engines_agree_over_a_run(engine, tmp_path):
     runs = []
-    for choice in ("per_pair", engine):
+    for choice in ("kept", engine):
         trainer = toy_trainer(tmp_path, engine=choice, max_steps=3, warmup_steps=0)
         trainer.train()
         runs.append((weights(trainer.policy), weights(trainer.labeller)))
@@ -276,7 +276,7 @@ def test_a_step_is_mspo_step_called_by_hand(lookahead, lookahead_lr, tmp_path):
             v = [s["exp_avg_sq"] / (1 - 0.999 ** float(s["step"])) for s in states]
             scales = tuple(1 / (x.sqrt() + 1e-8) for x in v)
         moved, _ = mspo_step(
-            policy, meta_learner, meta_optimizer, [per_pair(policy, noisy, "response")],
+            policy, meta_learner, meta_optimizer, [kept(policy, noisy, "response")],
             [clean], beta=0.1, lookahead_lr=lookahead_lr or 0.05, preconditioner=scales,
         )  # fmt: skip
         for parameter, gradient in zip(policy.parameters(), moved.gradient, strict=True):

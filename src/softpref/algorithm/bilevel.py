@@ -14,8 +14,9 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.engine import Engine, choose_engine
-from softpref.algorithm.jacobian import GraphPullback, MarginJacobian, Pullback
+from softpref.algorithm.engine import Engine, Step, choose_engine
+from softpref.algorithm.forms import Direction, Factors, dense, plus
+from softpref.algorithm.jacobian import GraphPullback, MakePullback, MarginJacobian, Pullback
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import (
@@ -41,13 +42,13 @@ class Move:
     """Step 3's result: where the loss of Eq. 11 pulls the policy, and the labels it was made with.
 
     Attributes:
-        gradient: ∇_θ L_main, to be handed to the policy's optimizer (Eq. 12).
+        gradient: ∇_θ L_main (Eq. 12); factors only where its pullbacks make them.
         loss: L_main, nats, shape ().
         measured: each pair's margin and PPLDiff, (B,).
         soft_label: the labels the gradient was made with, (B,).
     """
 
-    gradient: Gradient
+    gradient: Direction
     loss: Tensor
     measured: Measured
     soft_label: Tensor
@@ -68,7 +69,7 @@ def move(
     Takes the micro-batches one after the other, so that a generator needs to hold only one of them;
     `pairs` is B over all of them.
     """
-    gradient: Gradient | None = None
+    gradient: Direction | None = None
     measured, soft_labels = [], []
     for jacobian in jacobians:
         with torch.no_grad():
@@ -78,14 +79,14 @@ def move(
         gradient = part if gradient is None else add(gradient, part)
         measured.append(jacobian.measured)
         soft_labels.append(soft_label)
-        del jacobian  # its graph, before the next one is made
+        del jacobian, part  # its graph, before the next one is made
     assert gradient is not None, "a step needs at least one micro-batch"
     whole, soft_label = Measured.concatenate(measured), torch.cat(soft_labels)
     loss = geometric_loss(whole.margin, strength(soft_label), beta).mean()
     return Move(gradient, loss, whole, soft_label)
 
 
-def strength_gradient(
+def look_ahead(
     policy: nn.Module,
     meta_learner: MetaLearner,
     jacobians: Sequence[MarginJacobian],
@@ -95,27 +96,56 @@ def strength_gradient(
     lookahead_lr: float,
     preconditioner: Gradient | None,
     signal: Signal,
-) -> tuple[Tensor, Tensor]:
-    """Look ahead and return dL_meta/ds_i without its factor α, shape (B,), and L_meta, shape ().
+    make_pullback: MakePullback = GraphPullback,
+) -> tuple[Tensor, Direction]:
+    """Return L_meta, shape (), and the clean gradient g where the policy would go.
 
         θ' = θ − α P ∇_θ L_main(θ; φ)                           (Eq. 7, 8)
         g  = ∇_θ' L_DPO(θ'; clean pairs)                        (Eq. 9)
-        dL_meta/ds_i = −(α/B) [∂²ℓ/∂h∂s]_i ⟨∇h_i, P g⟩          (Eq. 14, 15)
 
     θ is bit for bit what it was when this returns.
     """
     pairs = sum(len(j.measured.margin) for j in jacobians)
     virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal)
     require_finite("the loss of the noisy batch or its gradient", virtual.loss, *virtual.gradient)
-    with moved(policy, precondition(virtual.gradient, preconditioner), lookahead_lr):
-        meta_loss, clean_gradient = dpo_gradient(policy, clean, beta)
-    require_finite("the loss of the clean batch or its gradient", meta_loss, *clean_gradient)
+    direction = tuple(map(dense, precondition(virtual.gradient, preconditioner)))
+    with moved(policy, direction, lookahead_lr):
+        del virtual, direction  # θ' is all that is needed of them
+        at_clean = (make_pullback(policy, batch, "response") for batch in clean)
+        return clean_gradient(at_clean, sum(map(len, clean)), beta)
+
+
+def clean_gradient(
+    pullbacks: Iterable[Pullback], pairs: int, beta: float
+) -> tuple[Tensor, Direction]:
+    """Return the mean DPO loss of trusted pairs (Eq. 2, 9), nats, and its gradient."""
+    trusted = move(pullbacks, Constant(1.0), pairs=pairs, beta=beta, signal=CURRENT)
+    require_finite("the loss of the clean batch or its gradient", trusted.loss, *trusted.gradient)
+    return trusted.loss, trusted.gradient
+
+
+def strength_gradient(
+    meta_learner: MetaLearner,
+    jacobians: Sequence[MarginJacobian],
+    clean_gradient: Direction,
+    *,
+    beta: float,
+    preconditioner: Gradient | None,
+    signal: Signal,
+) -> Tensor:
+    """Return dL_meta/ds_i without its factor α, shape (B,), for the clean gradient g.
+
+    dL_meta/ds_i = −(α/B) [∂²ℓ/∂h∂s]_i ⟨∇h_i, P g⟩          (Eq. 14, 15)
+    """
     direction = precondition(clean_gradient, preconditioner)
     u = torch.cat([jacobian.jvp(direction) for jacobian in jacobians])
-    bend = loss_by_margin_and_strength(virtual.measured.margin, strength(virtual.soft_label), beta)
-    by_strength = -bend * u.to(bend) / pairs
+    with torch.no_grad():
+        soft_label = torch.cat([meta_learner(signal(j.measured)) for j in jacobians])
+    margin = torch.cat([j.measured.margin for j in jacobians])
+    bend = loss_by_margin_and_strength(margin, strength(soft_label.to(margin)), beta)
+    by_strength = -bend * u.to(bend) / len(u)
     require_finite("the meta-gradient", by_strength)
-    return by_strength, meta_loss
+    return by_strength
 
 
 def mspo_step(
@@ -129,6 +159,7 @@ def mspo_step(
     lookahead_lr: float,
     preconditioner: Gradient | None = None,
     signal: Signal = CURRENT,
+    make_pullback: MakePullback = GraphPullback,
 ) -> tuple[Move, Tensor]:
     """Do one update of φ and return the policy's move made with the new φ, and L_meta.
 
@@ -138,15 +169,40 @@ def mspo_step(
     Raises:
         NonFiniteError: before φ or θ moves.
     """
-    by_strength, meta_loss = strength_gradient(  # steps 1 and 2: Eq. 7 to 9
+    meta_loss, gradient = look_ahead(  # Eq. 7 to 9
         policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-        preconditioner=preconditioner, signal=signal,
+        preconditioner=preconditioner, signal=signal, make_pullback=make_pullback,
+    )  # fmt: skip
+    teach(  # Eq. 10
+        meta_learner, meta_optimizer, jacobians, gradient,
+        beta=beta, preconditioner=preconditioner, signal=signal,
+    )  # fmt: skip
+    pairs = sum(len(j.measured.margin) for j in jacobians)
+    return move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal), meta_loss  # Eq. 11
+
+
+def teach(
+    meta_learner: MetaLearner,
+    meta_optimizer: torch.optim.Optimizer,
+    jacobians: Sequence[MarginJacobian],
+    clean_gradient: Direction,
+    *,
+    beta: float,
+    preconditioner: Gradient | None,
+    signal: Signal,
+) -> None:
+    """Update φ by the meta-gradient that a clean gradient g makes (Eq. 10).
+
+    Raises:
+        NonFiniteError: before φ moves.
+    """
+    by_strength = strength_gradient(
+        meta_learner, jacobians, clean_gradient,
+        beta=beta, preconditioner=preconditioner, signal=signal,
     )  # fmt: skip
     seed_labels(meta_learner, jacobians, by_strength, signal)
-    meta_optimizer.step()  # Eq. 10
+    meta_optimizer.step()
     meta_optimizer.zero_grad()
-    pairs = len(by_strength)
-    return move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal), meta_loss  # Eq. 11
 
 
 def meta_gradient(
@@ -184,15 +240,18 @@ def meta_gradient(
     """
     if lookahead not in ("sgd", "adamw"):
         raise ValueError(f"lookahead must be 'sgd' or 'adamw', not {lookahead!r}")
-    noisy = [noisy] if isinstance(noisy, PairBatch) else noisy
+    noisy = [noisy] if isinstance(noisy, PairBatch) else list(noisy)
     clean = [clean] if isinstance(clean, PairBatch) else clean
     with evaluating(policy):
-        make_jacobian, _ = choose_engine(engine, policy, noisy[0], sum(map(len, noisy)))
-        jacobians = [make_jacobian(policy, batch, ppl_scope) for batch in noisy]
-        by_strength, _ = strength_gradient(
+        chosen = choose_engine(engine, policy, noisy[0], Step.of(noisy))
+        jacobians = [chosen.make_jacobian(policy, batch, ppl_scope) for batch in noisy]
+        _, gradient = look_ahead(
             policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-            preconditioner=None, signal=CURRENT,
+            preconditioner=None, signal=CURRENT, make_pullback=chosen.make_pullback,
         )  # fmt: skip
+        by_strength = strength_gradient(
+            meta_learner, jacobians, gradient, beta=beta, preconditioner=None, signal=CURRENT
+        )
     names, parameters = zip(*meta_learner.named_parameters(), strict=True)
     soft_label = torch.cat([meta_learner(CURRENT(j.measured)) for j in jacobians])
     gradients = torch.autograd.grad(
@@ -212,30 +271,19 @@ def seed_labels(
     soft_label.backward((2 * by_strength).to(soft_label))
 
 
-def dpo_gradient(
-    policy: nn.Module, batches: Sequence[PairBatch], beta: float
-) -> tuple[Tensor, Gradient]:
-    """Return the mean DPO loss of trusted pairs (Eq. 2, 9), nats, and its gradient."""
-    jacobians = (GraphPullback(policy, batch, "response") for batch in batches)
-    trusted = move(
-        jacobians, Constant(1.0), pairs=sum(map(len, batches)), beta=beta, signal=CURRENT
-    )
-    return trusted.loss, trusted.gradient
-
-
-def add(a: Gradient, b: Gradient) -> Gradient:
+def add(a: Direction, b: Direction) -> Direction:
     """Return a + b."""
-    return tuple(x + y for x, y in zip(a, b, strict=True))
+    return tuple(plus(x, y) for x, y in zip(a, b, strict=True))
 
 
-def precondition(gradient: Gradient, preconditioner: Gradient | None) -> Gradient:
+def precondition(gradient: Direction, preconditioner: Gradient | None) -> Direction:
     """Return P g, elementwise; no preconditioner is plain gradient descent (Eq. 8)."""
     if preconditioner is None:
         return gradient
-    return tuple(p * g for p, g in zip(preconditioner, gradient, strict=True))
+    return tuple(p * dense(g) for p, g in zip(preconditioner, gradient, strict=True))
 
 
-def require_finite(what: str, *tensors: Tensor) -> None:
+def require_finite(what: str, *tensors: Tensor | Factors) -> None:
     """Raise NonFiniteError unless every entry is a number."""
     if not all(bool(t.isfinite().all()) for t in tensors):
         raise NonFiniteError(f"{what} is not finite")
@@ -249,10 +297,8 @@ def non_finite_pairs(
     for batch in batches:
         for pair in batch.single_pairs():
             jacobian = GraphPullback(policy, pair, ppl_scope)
-            numbers = (
-                jacobian.measured.margin,
-                *jacobian.vjp(torch.ones_like(jacobian.measured.margin)),
-            )
+            gradient = jacobian.vjp(torch.ones_like(jacobian.measured.margin))
+            numbers = (jacobian.measured.margin, *gradient)
             if not all(bool(t.isfinite().all()) for t in numbers):
                 culprits.append(int(pair.index))
     return culprits

@@ -2,110 +2,201 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from softpref.algorithm.head import response_head
 from softpref.algorithm.jacobian import (
     DoubleBackwardJacobian,
+    FactoredPullback,
+    GraphJacobian,
     GraphPullback,
     MakeJacobian,
-    Pullback,
-    per_adapter,
-    per_adapter_recompute,
-    per_pair,
-    per_pair_recompute,
+    MakePullback,
+    RecomputedJacobian,
+    kept,
 )
+from softpref.algorithm.likelihood import measure
 from softpref.algorithm.policy import moved, nudge, trainable
 from softpref.algorithm.rows import PairBatch
-from softpref.algorithm.taps import NotTappedError, untapped
+from softpref.algorithm.taps import NotTappedError, multiplied, untapped
 
-Engine = Literal[
-    "auto", "lora", "lora_recompute", "per_pair", "per_pair_recompute", "double_backward"
-]
-MAKERS: dict[str, MakeJacobian] = {
-    "lora": per_adapter,
-    "lora_recompute": per_adapter_recompute,
-    "per_pair": per_pair,
-    "per_pair_recompute": per_pair_recompute,
-    "double_backward": DoubleBackwardJacobian,
-}
+Engine = Literal["auto", "kept", "graph", "recompute", "double_backward"]
 KEEP_BUDGET_GIB = 4.0
 LARGEST_ERROR = 1e-3
 LARGEST_ERROR_16_BIT = 5e-2
 
 
 class EngineError(ValueError):
-    """The engine that was asked for does not exist, or would be wrong for this policy."""
+    """The engine that was asked for does not exist."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How much one step holds.
+
+    Attributes:
+        pairs: pairs a step.
+        tokens: tokens of these, prompts counted as often as they are run.
+        micro_batches: how many micro-batches they come in.
+    """
+
+    pairs: int
+    tokens: int
+    micro_batches: int
+
+    @staticmethod
+    def of(batches: list[PairBatch]) -> Step:
+        """Return the size of a step of these micro-batches."""
+        tokens = sum(batch.input_ids.numel() for batch in batches)
+        return Step(sum(map(len, batches)), tokens, len(batches))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An engine for one policy.
+
+    Attributes:
+        make_jacobian: makes J of a noisy micro-batch.
+        make_pullback: makes Jᵀ of a clean micro-batch at θ'.
+        why: what was chosen and why, in words.
+    """
+
+    make_jacobian: MakeJacobian
+    make_pullback: MakePullback
+    why: str
 
 
 def choose_engine(
     engine: Engine,
     policy: nn.Module,
     probe: PairBatch,
-    pairs: int,
+    step: Step,
     keep_budget_gib: float = KEEP_BUDGET_GIB,
-) -> tuple[MakeJacobian, str]:
-    """Return the way to make J, and in words what was chosen and why.
+) -> Chosen:
+    """Return the way to make J for a policy; all are exact.
 
-    `auto` takes `lora` where trial shows that taps see all of every pair's gradient, and
-    `per_pair` where not; past the memory budget the `_recompute` form of either.
+    `auto` keeps the pairs' gradients where they fit the memory budget, else the graphs of all
+    micro-batches where these do, else nothing. What taps see of the gradients is found by trial,
+    and the rest goes pair by pair.
 
     Args:
         engine: what was asked for.
         policy: the policy.
         probe: a few pairs to try on.
-        pairs: how many pairs take part in a step.
-        keep_budget_gib: most memory for the pairs' own gradients, GiB.
+        step: how much one step holds.
+        keep_budget_gib: most memory to be held beyond DPO's, GiB.
 
     Raises:
-        EngineError: `engine` names none, or one that this policy refuses.
+        EngineError: `engine` names none.
     """
     if engine not in get_args(Engine):
         raise EngineError(f"engine must be one of {get_args(Engine)}, not {engine!r}")
-    tried = engine == "auto" or engine.startswith("lora")
-    refusal = refuse_taps(policy, probe) if tried else None
-    if engine != "auto":
-        if refusal:
-            raise EngineError(f"engine {engine}: {refusal}; choose auto or per_pair")
-        return MAKERS[engine], f"{engine}, as asked for"
-    needed = pairs * sum(p.numel() * p.element_size() for p in trainable(policy)) / 2**30
-    kept, why = ("per_pair", f"since {refusal}") if refusal else ("lora", "one pass for all pairs")
-    if needed <= keep_budget_gib:
+    if engine == "double_backward":
+        return Chosen(DoubleBackwardJacobian, GraphPullback, f"{engine}, as asked for")
+    unseen = find_untapped(policy, probe)
+    name, why = engine, "as asked for"
+    if engine == "auto":
+        name, why = _by_memory(policy, probe, step, keep_budget_gib, unseen)
+    if unseen:
+        names = [name for name, p in policy.named_parameters() if p in unseen]
+        why += f"; {len(names)} trained tensors that taps do not see go pair by pair ({names[0]}"
+        why += ", ...)" if names[1:] else ")"
+    makers: dict[str, MakeJacobian] = {
+        "kept": partial(kept, untapped=unseen),
+        "graph": partial(GraphJacobian, untapped=unseen),
+        "recompute": partial(RecomputedJacobian, untapped=unseen),
+    }
+    return Chosen(makers[name], partial(FactoredPullback, untapped=unseen), f"{name}, {why}")
+
+
+def _by_memory(
+    policy: nn.Module, probe: PairBatch, step: Step, budget_gib: float, unseen: Set[nn.Parameter]
+) -> tuple[Literal["kept", "graph", "recompute"], str]:
+    needed = kept_gib(policy, probe, step, unseen)
+    if needed <= budget_gib:
         size = f"{1024 * needed:,.0f} MiB"
-        return MAKERS[kept], f"{kept}, {why}; the gradients of {pairs} pairs are kept ({size})"
-    return (
-        MAKERS[f"{kept}_recompute"],
-        f"{kept}_recompute, {why}; the gradients of {pairs} pairs would take {needed:,.1f} GiB "
-        f"of the {keep_budget_gib:g} allowed, so each is computed again where it is needed",
+        return "kept", f"one pass for all pairs; the gradients of {step.pairs} pairs take {size}"
+    why = (
+        f"since the gradients of {step.pairs} pairs would take {needed:,.1f} GiB of the "
+        f"{budget_gib:g} allowed: "
+    )
+    beside_the_first = graph_gib(policy, probe, step) * (1 - 1 / step.micro_batches)
+    if beside_the_first <= budget_gib:
+        return "graph", why + "the forward pass is kept and gone back through three times"
+    return "recompute", why + (
+        f"so would the graphs of {step.micro_batches} micro-batches ({beside_the_first:,.1f} GiB), "
+        "so that each is run three times"
     )
 
 
-def refuse_taps(policy: nn.Module, probe: PairBatch) -> str | None:
-    """Return why `lora` would be wrong for this policy, or None where it was found right.
+def kept_gib(
+    policy: nn.Module, probe: PairBatch, step: Step, unseen: Set[nn.Parameter] = frozenset()
+) -> float:
+    """Return the memory that `kept` holds between its products, by count, GiB in float32."""
+    matrices = multiplied(policy)
+    if probe.read is response_head:
+        matrices.discard(policy.get_output_embeddings().weight)  # type: ignore[operator]
 
-    Names prove nothing: an adapter may use its layer's weight without calling the layer. So the
-    probe's Jᵀw is compared with an ordinary backward pass, away from the start, where an adapter's
-    zeros would hide half of the gradient.
+    def numbers(p: nn.Parameter) -> int:
+        whole = step.pairs * p.numel()
+        if p in unseen or p.ndim == 1:
+            return whole
+        # An embedding, or a head that reads responses only, holds its outputs' or inputs' vectors.
+        return min(whole, step.tokens * (sum(p.shape) if p in matrices else p.shape[-1]))
+
+    return sum(map(numbers, trainable(policy))) * 4 / 2**30
+
+
+def graph_gib(policy: nn.Module, probe: PairBatch, step: Step) -> float:
+    """Return the memory of the graphs of a whole step, as the probe's, by tokens, GiB."""
+    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        measured = measure(policy, probe, "response")  # holds the graph, so that no place is reused
+    total = sum(saved.values())
+    del measured
+    return total * step.tokens / probe.input_ids.numel() / 2**30
+
+
+def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter]:
+    """Return the trainable parameters whose gradient taps do not see, or see wrongly.
+
+    Names prove nothing: an adapter may use its layer's weight without calling the layer. So each
+    tensor's Jᵀw on the probe is compared with an ordinary backward pass, away from the start, where
+    an adapter's zeros would hide half of the gradient.
     """
-    outside = untapped(policy)
-    if outside:
-        return f"{len(outside)} trained tensors are no linear layer's ({outside[0]}, ...)"
+    unseen = untapped(policy)
+    parameters = trainable(policy)
     with moved(policy, nudge(policy), 1.0):
         weights = torch.linspace(-1, 2, len(probe), device=probe.input_ids.device)
-        try:
-            found = _product(per_adapter(policy, probe, "response"), weights)
-        except NotTappedError as reason:
-            return str(reason)
-        truth = _product(GraphPullback(policy, probe, "response"), weights)
-    error = float((found - truth).norm() / truth.norm().clamp_min(1e-30))
+        pullback = GraphPullback(policy, probe, "response")
+        weights = weights.to(pullback.measured.margin)
+        truth = pullback.vjp(weights)
+        while True:
+            try:
+                found = kept(policy, probe, "response", unseen).vjp(weights)
+            except NotTappedError as error:
+                unseen |= error.parameters.intersection(parameters)
+            else:
+                break
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.parameters())
-    if error <= (LARGEST_ERROR_16_BIT if low or torch.is_autocast_enabled() else LARGEST_ERROR):
-        return None
-    return f"its trained layers do more than multiply (a trial was off by {error:.0%})"
-
-
-def _product(pullback: Pullback, weights: Tensor) -> Tensor:
-    product = pullback.vjp(weights.to(pullback.measured.margin))
-    return torch.cat([g.flatten().double() for g in product])
+    tolerance = LARGEST_ERROR_16_BIT if low or torch.is_autocast_enabled() else LARGEST_ERROR
+    norms = torch.stack([t.float().norm() for t in truth])
+    # A gradient that cancels, as that of a key's bias, is rounding: it is held against the whole.
+    least = tolerance * norms.norm()
+    errors = torch.stack([(f - t).float().norm() for f, t in zip(found, truth, strict=True)])
+    wrong = errors > tolerance * norms.clamp_min(least)
+    return unseen | {p for p, is_wrong in zip(parameters, wrong.tolist(), strict=True) if is_wrong}

@@ -6,7 +6,7 @@ Log-probabilities are in nats, in float32 or wider.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 CHUNK_ENTRIES = 2**22
 """Most entries of a tokens × vocabulary tensor: 16 MiB in float32."""
@@ -60,7 +59,10 @@ def all_logits(
 
 
 def response_head(
-    policy: nn.Module, inputs: Mapping[str, Any], groups: Sequence[Tokens]
+    policy: nn.Module,
+    inputs: Mapping[str, Any],
+    groups: Sequence[Tokens],
+    logps: Callable[[Tensor, nn.Linear, Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Read by giving the output head only the positions asked for, a chunk of them at a time.
 
@@ -69,7 +71,8 @@ def response_head(
     for the head too; the head itself is run for one position a row, to keep its caller content.
 
     Right where the head is a plain linear layer whose output nothing changes; see
-    `refuse_response_head`. Differentiable once; twice raises.
+    `refuse_response_head`. Differentiable once; twice raises. `logps` stands in for `linear_logps`
+    in the first group.
     """
     head = cast(Any, policy).get_output_embeddings()
     hidden: list[Tensor] = []
@@ -81,7 +84,7 @@ def response_head(
 
     def give(module: nn.Module, arguments: Any, output: Tensor) -> None:
         first, *others = groups
-        read.append(linear_logps(hidden[0][first.predictor], head, first.target))
+        read.append((logps or linear_logps)(hidden[0][first.predictor], head, first.target))
         with torch.no_grad():
             read.extend(
                 linear_logps(hidden[0][group.predictor], head, group.target) for group in others
@@ -111,24 +114,47 @@ def refuse_response_head(policy: nn.Module) -> str | None:
 def linear_logps(hidden: Tensor, head: nn.Linear, target: Tensor) -> Tensor:
     """Return log softmax(W h + b)[target], shape (T,), for hidden states (T, D), in chunks.
 
-    Where the head is frozen each log-probability's gradient with respect to its hidden state is
-    made along with it (one vector a token), so that logits are never made twice. Where it trains,
-    they are made again in the backward pass.
+    Each log-probability's gradient with respect to its hidden state is made along with it (one
+    vector a token). A head that trains makes its logits once more in the backward pass.
     """
-    if not torch.is_grad_enabled() or not hidden.requires_grad:
+    if not torch.is_grad_enabled() or not (hidden.requires_grad or head.weight.requires_grad):
         chunks = _chunks(len(hidden), head.weight)
         return torch.cat([_logps_at(hidden[rows], head, target[rows]) for rows in chunks])
-    if not head.weight.requires_grad:
-        return _FrozenHead.apply(hidden, head, target)
-    return torch.cat(
-        [
-            checkpoint(_logps_at, hidden[rows], head, target[rows], use_reentrant=False)
-            for rows in _chunks(len(hidden), head.weight)
-        ]
-    )
+    logps = _ByHidden.apply(hidden, head, target)
+    if head.weight.requires_grad:
+        logps = logps + _ByWeight.apply(head.weight, head.bias, hidden.detach(), head, target)
+    return logps
 
 
-class _FrozenHead(torch.autograd.Function):
+def multiplied_in(head: nn.Linear) -> torch.dtype:
+    """Return the precision in which the head multiplies here and now."""
+    kind = head.weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+
+
+def pulls(
+    hidden: Tensor, head: nn.Linear, target: Tensor, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield ∂ log p_t[y_t] / ∂ logits = e_{y_t} − p_t, a chunk of tokens after the other.
+
+    Args:
+        hidden: (T, D) hidden states.
+        head: the output head.
+        target: (T,) y_t.
+        dtype: what logits are computed in; what is yielded is in float32 or wider.
+
+    Yields:
+        Which tokens, and their (tokens, V).
+    """
+    weight = head.weight.detach().to(dtype)
+    bias = None if head.bias is None else head.bias.detach().to(dtype)
+    for rows in _chunks(len(hidden), weight):
+        pull = -_wide(F.linear(hidden[rows].to(dtype), weight, bias)).softmax(-1)
+        pull.scatter_add_(-1, target[rows, None], torch.ones_like(pull[:, :1]))
+        yield rows, pull
+
+
+class _ByHidden(torch.autograd.Function):
     """log softmax(W h_t + b)[y_t] and, made along with it, its gradient Wᵀ(e_{y_t} − p) in h_t."""
 
     @staticmethod
@@ -151,6 +177,34 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, by_logp: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return (by_logp[:, None] * slope).to(slope), None, None
+
+
+class _ByWeight(torch.autograd.Function):
+    """Zeros (T,), with the gradient that the log-probabilities have in the head's W and b.
+
+    Apart from `_ByHidden`, so that who asks for no weight's gradient does not pay for it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor | None, hidden: Tensor, head: nn.Linear, at: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, at)
+        ctx.head, ctx.dtype = head, multiplied_in(head)
+        return torch.zeros_like(hidden[:, 0], dtype=torch.promote_types(ctx.dtype, torch.float32))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logp: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, target = ctx.saved_tensors
+        by_weight = torch.zeros_like(ctx.head.weight)
+        by_bias = None if ctx.head.bias is None else torch.zeros_like(ctx.head.bias)
+        for rows, pull in pulls(hidden, ctx.head, target, ctx.dtype):
+            pull *= by_logp[rows, None]
+            by_weight += pull.to(ctx.dtype).T @ hidden[rows].to(ctx.dtype)
+            if by_bias is not None:
+                by_bias += pull.sum(0)
+        return by_weight, by_bias, None, None, None
 
 
 def _logps_at(hidden: Tensor, head: nn.Linear, target: Tensor) -> Tensor:

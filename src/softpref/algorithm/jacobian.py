@@ -10,7 +10,7 @@ in the order of `policy.parameters()`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from softpref.algorithm.forms import Direction, Factors, Form, Outer, Read, Whole, dense, plus
 from softpref.algorithm.head import all_logits
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import Gradient, trainable
 from softpref.algorithm.rows import PairBatch
-from softpref.algorithm.taps import tapped
+from softpref.algorithm.taps import Taps, multiplied
 
 
 class Pullback(Protocol):
@@ -35,7 +36,7 @@ class Pullback(Protocol):
     @property
     def measured(self) -> Measured: ...
 
-    def vjp(self, weights: Tensor) -> Gradient:
+    def vjp(self, weights: Tensor) -> Direction:
         """Return Jᵀw = Σ_i w_i ∇h_i for weights (B,)."""
         ...
 
@@ -43,11 +44,14 @@ class Pullback(Protocol):
 class MarginJacobian(Pullback, Protocol):
     """J of one micro-batch, both ways."""
 
-    def jvp(self, direction: Gradient) -> Tensor:
+    def vjp(self, weights: Tensor) -> Gradient: ...
+
+    def jvp(self, direction: Direction) -> Tensor:
         """Return J d = (⟨∇h_i, d⟩)_i, shape (B,)."""
         ...
 
 
+MakePullback = Callable[[nn.Module, PairBatch, PplScope], Pullback]
 MakeJacobian = Callable[[nn.Module, PairBatch, PplScope], MarginJacobian]
 
 
@@ -62,6 +66,51 @@ class GraphPullback:
 
     def vjp(self, weights: Tensor) -> Gradient:
         return torch.autograd.grad(self._margin, self._parameters, weights, materialize_grads=True)
+
+
+class FactoredPullback:
+    """An ordinary backward pass, but a gradient that is fewer numbers as factors stays factors.
+
+    Where a layer (out, in) sees T tokens with T · (out + in) < out · in, its gradient is left as
+    Σ_t w_t δ_t a_tᵀ: it takes less room than the matrix, and what is multiplied by it costs less by
+    as much (Gram form).
+
+    Args:
+        policy: the policy.
+        batch: the pairs.
+        ppl_scope: which tokens count in PPLDiff.
+        untapped: parameters that taps do not see or see wrongly.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        batch: PairBatch,
+        ppl_scope: PplScope,
+        untapped: Set[nn.Parameter] = frozenset(),
+    ) -> None:
+        tokens = batch.input_ids.numel()
+        factored = {p for p in multiplied(policy) if tokens * sum(p.shape) < p.numel()} - untapped
+        self._parameters = trainable(policy)
+        self._whole = [p for p in self._parameters if p not in factored]
+        self._taps = Taps(policy, batch, set(self._whole))
+        with self._taps.attached():
+            with_graph = self._taps.measure(ppl_scope)
+        self._margin = with_graph.margin
+        self.measured = with_graph.detach()
+
+    def vjp(self, weights: Tensor) -> Direction:
+        found: dict[nn.Parameter, Tensor | Factors] = {}
+
+        def take(parameter: nn.Parameter, form: Form) -> None:
+            assert isinstance(form, (Outer, Read))  # what multiplying few tokens leaves
+            factors = form.factors()
+            found[parameter] = plus(found[parameter], factors) if parameter in found else factors
+
+        with self._taps.attached():
+            whole = self._taps.backward(self._margin, weights, take, self._whole)
+        found |= zip(self._whole, whole, strict=True)
+        return tuple(found.get(p, torch.zeros_like(p)) for p in self._parameters)
 
 
 class DoubleBackwardJacobian:
@@ -84,80 +133,86 @@ class DoubleBackwardJacobian:
             self._margin, self._parameters, weights, retain_graph=True, materialize_grads=True
         )
 
-    def jvp(self, direction: Gradient) -> Tensor:
+    def jvp(self, direction: Direction) -> Tensor:
         weights = torch.zeros_like(self._margin, requires_grad=True)
         backward = torch.autograd.grad(
             self._margin, self._parameters, weights, create_graph=True, materialize_grads=True
         )
-        reached = [(b, d) for b, d in zip(backward, direction, strict=True) if b.requires_grad]
+        reached = [
+            (b, dense(d)) for b, d in zip(backward, direction, strict=True) if b.requires_grad
+        ]
         (product,) = torch.autograd.grad([b for b, _ in reached], weights, [d for _, d in reached])
         return product
 
 
 class KeptJacobian:
-    """Holds every pair's own gradient ∇h_i; products are small sums.
+    """Holds every pair's own gradient ∇h_i, of each tensor in the form of the fewest numbers.
 
     Args:
-        measured: what the forward passes said of the B pairs, without graph.
-        gradients: for each trainable parameter (B, *its shape).
+        measured: what the forward pass said of the B pairs, without graph.
+        forms: for each trainable parameter the forms of which its gradient is the sum.
     """
 
-    def __init__(self, measured: Measured, gradients: list[Tensor]) -> None:
-        self.measured, self._gradients = measured, gradients
+    def __init__(self, measured: Measured, forms: Mapping[nn.Parameter, Sequence[Form]]) -> None:
+        self.measured, self._forms = measured, forms
 
     def vjp(self, weights: Tensor) -> Gradient:
-        return tuple(torch.tensordot(weights, g.to(weights), dims=1) for g in self._gradients)
+        def total(parameter: nn.Parameter, forms: Sequence[Form]) -> Tensor:
+            parts = [form.vjp(weights).to(parameter) for form in forms]
+            return sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter)
 
-    def jvp(self, direction: Gradient) -> Tensor:
-        pairs = zip(self._gradients, direction, strict=True)
-        return torch.stack([g.flatten(1).to(d) @ d.flatten() for g, d in pairs]).sum(0)
+        return tuple(total(p, forms) for p, forms in self._forms.items())
+
+    def jvp(self, direction: Direction) -> Tensor:
+        total = torch.zeros_like(self.measured.margin)
+        for forms, d in zip(self._forms.values(), direction, strict=True):
+            for form in forms:
+                total += form.jvp(d)
+        return total
 
 
-def per_adapter(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> KeptJacobian:
+def kept(
+    policy: nn.Module,
+    batch: PairBatch,
+    ppl_scope: PplScope,
+    untapped: Set[nn.Parameter] = frozenset(),
+) -> KeptJacobian:
     """Make J from one forward and one backward pass over all pairs together.
 
-    Where only the weights of linear layers train, as with LoRA, a pair's gradient of a layer is
-    Σ_t δ_t a_tᵀ over the pair's own tokens t, with the layer's input a and its output's gradient δ:
-    taps on the layers collect it during the backward pass of Σ_i h_i. Nothing is run twice and no
-    graph is kept. Exact with any attention kernel, mixed precision and gradient checkpointing.
-
-    Raises:
-        NotTappedError: a trained layer does not see one vector a token.
-    """
-    with tapped(policy, batch) as taps:
-        with_graph = measure(policy, batch, ppl_scope)
-        taps.collect(with_graph.margin.sum())
-    return KeptJacobian(with_graph.detach(), taps.gradients)
-
-
-def per_pair(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> KeptJacobian:
-    """Make J from one ordinary forward and backward pass a pair: any policy, one pair at a time."""
-    measured, gradients = [], []
-    for pair in batch.single_pairs():
-        with_graph = measure(policy, pair, ppl_scope)
-        gradients.append(
-            torch.autograd.grad(with_graph.margin, trainable(policy), materialize_grads=True)
-        )
-        measured.append(with_graph.detach())
-    return KeptJacobian(
-        Measured.concatenate(measured),
-        [torch.stack(of_parameter) for of_parameter in zip(*gradients, strict=True)],
-    )
-
-
-class RecomputedJacobian:
-    """Keeps nothing between its products but the batch, and goes through the policy for each.
-
-    For policies whose B gradients do not fit: the three products of a step are three ordinary
-    forward and backward passes instead of one, in no more memory than DPO. θ must be back where it
-    was when a product is asked for.
+    Taps on the layers collect each pair's own gradients during the backward pass of Σ_i h_i (see
+    taps.py). Nothing is run twice and no graph is kept. Exact with any attention kernel, mixed
+    precision and gradient checkpointing.
 
     Args:
         policy: the policy.
         batch: the pairs.
         ppl_scope: which tokens count in PPLDiff.
-        make_kept: how `jvp` makes the gradients of one part of the batch, to drop them at once.
-        parts: the parts.
+        untapped: parameters that taps do not see or see wrongly; theirs are made by an ordinary
+            backward pass a pair, and held whole.
+
+    Raises:
+        NotTappedError: a layer does not see one vector a token, and is not in `untapped`.
+    """
+    forms: dict[nn.Parameter, list[Form]] = {p: [] for p in trainable(policy)}
+    if untapped:
+        alone = list(gradients_by_pair(policy, batch, ppl_scope, untapped))
+        measured = Measured.concatenate([measured for measured, _ in alone])
+        for i, p in enumerate(p for p in forms if p in untapped):
+            forms[p] = [Whole(torch.stack([gradient[i] for _, gradient in alone]))]
+    if len(untapped) < len(forms):
+        taps = Taps(policy, batch, untapped)
+        with taps.attached():
+            with_graph = taps.measure(ppl_scope)
+            measured, ones = with_graph.detach(), torch.ones_like(with_graph.margin)
+            taps.backward(with_graph.margin, ones, lambda p, form: forms[p].append(form))
+    return KeptJacobian(measured, forms)
+
+
+class GraphJacobian:
+    """Keeps the forward pass's graph, and goes back through it for each product.
+
+    For policies whose B gradients do not fit: taps multiply every ∇h_i by d as it passes by and
+    keep none. Three backward passes instead of one, in little more memory than DPO.
     """
 
     def __init__(
@@ -165,43 +220,114 @@ class RecomputedJacobian:
         policy: nn.Module,
         batch: PairBatch,
         ppl_scope: PplScope,
-        make_kept: MakeJacobian,
-        parts: Callable[[PairBatch], Iterable[PairBatch]],
+        untapped: Set[nn.Parameter] = frozenset(),
     ) -> None:
         self._policy, self._batch, self._ppl_scope = policy, batch, ppl_scope
-        self._make_kept, self._parts = make_kept, parts
+        self._untapped, self._taps = untapped, Taps(policy, batch, untapped)
+        with self._taps.attached():
+            with_graph = self._taps.measure(ppl_scope)
+        self._margin = with_graph.margin
+        self.measured = with_graph.detach()
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        with self._taps.attached():
+            return torch.autograd.grad(
+                self._margin,
+                trainable(self._policy),
+                weights,
+                retain_graph=True,
+                materialize_grads=True,
+            )
+
+    def jvp(self, direction: Direction) -> Tensor:
+        along = dict(zip(trainable(self._policy), direction, strict=True))
+        total, ones = torch.zeros_like(self._margin), torch.ones_like(self._margin)
+
+        def multiply(parameter: nn.Parameter, form: Form) -> None:
+            total.add_(form.jvp(along[parameter]))
+
+        if len(self._untapped) < len(along):
+            with self._taps.attached():
+                self._taps.backward(self._margin, ones, multiply, keep_graph=True)
+        if self._untapped:
+            by_pair = gradients_by_pair(self._policy, self._batch, self._ppl_scope, self._untapped)
+            d = [dense(along[p]) for p in along if p in self._untapped]
+            total += torch.stack([_inner(gradient, d) for _, gradient in by_pair])
+        return total
+
+
+class RecomputedJacobian:
+    """Keeps nothing between its products but the batch, and goes through the policy for each.
+
+    For steps of many micro-batches, whose graphs do not fit side by side: three ordinary forward
+    and backward passes, of one micro-batch at a time. θ must be back where it was when a product is
+    asked for.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        batch: PairBatch,
+        ppl_scope: PplScope,
+        untapped: Set[nn.Parameter] = frozenset(),
+    ) -> None:
+        self._again = policy, batch, ppl_scope
+        self._untapped = untapped
         self._graph: GraphPullback | None = None
         self._measured: Measured | None = None
 
     @property
     def measured(self) -> Measured:
         if self._measured is None:
-            self._graph = GraphPullback(self._policy, self._batch, self._ppl_scope)
+            self._graph = GraphPullback(*self._again)
             self._measured = self._graph.measured
         return self._measured
 
     def vjp(self, weights: Tensor) -> Gradient:
-        graph = self._graph or GraphPullback(self._policy, self._batch, self._ppl_scope)
+        graph = self._graph or GraphPullback(*self._again)
         self._graph = None  # a backward pass frees it
         return graph.vjp(weights)
 
-    def jvp(self, direction: Gradient) -> Tensor:
-        kept = (
-            self._make_kept(self._policy, part, self._ppl_scope)
-            for part in self._parts(self._batch)
-        )
-        return torch.cat([jacobian.jvp(direction) for jacobian in kept])
+    def jvp(self, direction: Direction) -> Tensor:
+        return GraphJacobian(*self._again, self._untapped).jvp(direction)
 
 
-def per_adapter_recompute(
-    policy: nn.Module, batch: PairBatch, ppl_scope: PplScope
-) -> RecomputedJacobian:
-    """Make J by taps, holding the gradients of one micro-batch at a time."""
-    return RecomputedJacobian(policy, batch, ppl_scope, per_adapter, lambda batch: [batch])
+class PartJacobian:
+    """J of some of the pairs that another J is of.
+
+    Args:
+        whole: J of a micro-batch.
+        chosen: (B',) which of its pairs.
+    """
+
+    def __init__(self, whole: MarginJacobian, chosen: Tensor) -> None:
+        self._whole, self._chosen = whole, chosen
+        self.measured = whole.measured.of(chosen)
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        others_too = torch.zeros_like(self._whole.measured.margin)
+        return self._whole.vjp(others_too.index_copy(0, self._chosen, weights))
+
+    def jvp(self, direction: Direction) -> Tensor:
+        return self._whole.jvp(direction)[self._chosen]
 
 
-def per_pair_recompute(
-    policy: nn.Module, batch: PairBatch, ppl_scope: PplScope
-) -> RecomputedJacobian:
-    """Make J pair by pair, holding one gradient at a time."""
-    return RecomputedJacobian(policy, batch, ppl_scope, per_pair, PairBatch.single_pairs)
+def gradients_by_pair(
+    policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, parameters: Set[nn.Parameter]
+) -> Iterator[tuple[Measured, Gradient]]:
+    """Yield what is measured of each pair and its ∇h_i, by an ordinary backward pass of its own.
+
+    The gradients are of `parameters`, in the order of `policy.parameters()`.
+    """
+    wanted = [p for p in trainable(policy) if p in parameters]
+    for pair in batch.single_pairs():
+        alone = measure(policy, pair, ppl_scope)
+        yield (
+            alone.detach(),
+            torch.autograd.grad(alone.margin, wanted, torch.ones_like(alone.margin),
+                                materialize_grads=True),
+        )  # fmt: skip
+
+
+def _inner(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
+    return torch.stack([(x * y.to(x)).sum() for x, y in zip(a, b, strict=True)]).sum()

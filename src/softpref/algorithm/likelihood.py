@@ -44,6 +44,10 @@ class Measured:
         """Return the same numbers without the graph that made them."""
         return Measured(*(getattr(self, f.name).detach() for f in fields(self)))
 
+    def of(self, chosen: Tensor) -> Measured:
+        """Return the measurements of the pairs `chosen` (B',) alone."""
+        return Measured(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
     @staticmethod
     def concatenate(parts: Sequence[Measured]) -> Measured:
         """Join the measurements of micro-batches into those of the whole batch."""

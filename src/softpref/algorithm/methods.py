@@ -9,6 +9,7 @@ from softpref.algorithm.labeller import Constant, Labeller
 
 META_OPTIONS = frozenset(
     {
+        "clean_gradient",
         "engine",
         "keep_budget_gib",
         "lookahead",

@@ -33,6 +33,7 @@ def moved(policy: nn.Module, direction: Gradient, step_size: float) -> Iterator[
     try:
         for p, d in zip(parameters, direction, strict=True):
             p.data = p.data.sub(d.to(p), alpha=step_size)
+        del direction, d  # as large as θ
         torch.clear_autocast_cache()
         yield
     finally:
@@ -54,10 +55,14 @@ def evaluating(policy: nn.Module) -> Iterator[None]:
 
 
 def nudge(policy: nn.Module, seed: int = 0) -> Gradient:
-    """Return a small random direction, of one thirtieth of the policy's usual weight or so.
+    """Return a small random direction, of a thirtieth of each tensor's spread or of 1 where all 0.
 
     What is checked of a policy is checked off its starting point too: an adapter that starts at
     zero hides there whether it is seen at all.
     """
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(p.shape, generator=generator).to(p) / 30 for p in trainable(policy))
+    scales = [float(p.detach().square().mean().sqrt()) or 1.0 for p in trainable(policy)]
+    return tuple(
+        torch.randn(p.shape, generator=generator).to(p) * (scale / 30)
+        for p, scale in zip(trainable(policy), scales, strict=True)
+    )

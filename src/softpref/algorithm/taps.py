@@ -1,4 +1,4 @@
-"""Taps on linear layers: each pair's own gradient of their weights, from one backward pass.
+"""Taps on layers: what one backward pass says of each pair's own gradient of their weights.
 
 Shapes: B pairs; tokens t of the flattened (R · N); a layer's input a (…, in) and its output's
 gradient δ (…, out).
@@ -6,90 +6,144 @@ gradient δ (…, out).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import grouped_mm
+from torch.func import functional_call
 
-from softpref.algorithm.policy import trainable
+from softpref.algorithm.forms import Form, Read, Rows, Spans, Whole, outer
+from softpref.algorithm.head import linear_logps, multiplied_in, response_head
+from softpref.algorithm.likelihood import Measured, PplScope, measure
+from softpref.algorithm.policy import Gradient
 from softpref.algorithm.rows import PairBatch
+
+Found = Iterator[tuple[nn.Parameter, Form]]
+ReadOff = Callable[[Any, Tensor, Tensor, Spans], Found]
+Take = Callable[[nn.Parameter, Form], None]
 
 
 class NotTappedError(RuntimeError):
-    """A trained layer's gradients cannot be told apart by pair."""
+    """A layer's gradients cannot be told apart by pair.
 
+    Attributes:
+        parameters: the layer's.
+    """
 
-class Spans:
-    """Sums over each pair's own tokens; pair i's are `spans[i]` of the flattened (R · N)."""
-
-    def __init__(self, batch: PairBatch) -> None:
-        self._spans, device = batch.spans, batch.input_ids.device
-        in_place = sorted(range(len(batch)), key=batch.spans.__getitem__)
-        stops = [batch.spans[i][1] for i in in_place]
-        # A group reaches over the padding before its pair, where δ is 0.
-        self._offsets = torch.tensor(stops, dtype=torch.int32, device=device)
-        self._place_of_pair = torch.tensor(in_place, device=device).argsort()
-
-    def products(self, delta: Tensor, a: Tensor) -> Tensor:
-        """Return Σ_t δ_t a_tᵀ of each pair, (B, out, in), for δ (R · N, out) and a (R · N, in)."""
-        entry = delta.element_size()
-        aligned = all(entry * width % 16 == 0 for width in (delta.shape[1], a.shape[1]))
-        if aligned and delta.dtype != torch.float64:  # what grouped_mm can do
-            by_place = grouped_mm(delta.contiguous().T, a.contiguous(), offs=self._offsets)
-            return by_place[self._place_of_pair]
-        return torch.stack([delta[start:stop].T @ a[start:stop] for start, stop in self._spans])
-
-    def sums(self, delta: Tensor) -> Tensor:
-        """Return Σ_t δ_t of each pair, (B, out), for δ (R · N, out)."""
-        return torch.stack([delta[start:stop].sum(0) for start, stop in self._spans])
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__("a trained layer does not see one vector a token")
+        self.parameters = frozenset(layer.parameters(recurse=False))
 
 
 class Taps:
-    """Collects ∇h_i of every trainable parameter while Σ_i h_i is differentiated.
+    """The taps of one batch: on every layer of which a parameter trains that is not left out.
 
-    Attributes:
-        gradients: for each trainable parameter (B, *its shape), once `collect` has run.
+    The policy's forward and backward passes belong inside `attached`.
     """
 
-    def __init__(self, policy: nn.Module, batch: PairBatch) -> None:
-        self._spans, self._tokens = Spans(batch), batch.input_ids.numel()
-        self._pairs, self._parameters = len(batch), trainable(policy)
-        self._found: dict[Tensor, Tensor] = {}
+    def __init__(
+        self, policy: nn.Module, batch: PairBatch, leave_out: Set[nn.Parameter] = frozenset()
+    ) -> None:
+        self._policy, self._spans, self._leave_out = policy, Spans(batch), leave_out
+        reads_head = batch.read is response_head
+        self._batch = (
+            replace(batch, read=partial(response_head, logps=self._logps)) if reads_head else batch
+        )
         self._anchor = torch.zeros((), device=batch.input_ids.device, requires_grad=True)
-        self.gradients: list[Tensor] = []
+        self._take: Take | None = None
 
-    def on(self, layer: nn.Linear) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        """Return the forward hook that taps a layer."""
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hold the hooks on the policy, which is as before afterwards."""
+        hooks = [
+            layer.register_forward_hook(partial(self._tap, read_off), with_kwargs=True)
+            for layer, read_off in tappable(self._policy)
+            if not self._leave_out >= set(trained(layer))
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def measure(self, ppl_scope: PplScope) -> Measured:
+        """Run the forward pass; see `likelihood.measure`."""
+        return measure(self._policy, self._batch, ppl_scope)
+
+    def backward(
+        self,
+        margin: Tensor,
+        weights: Tensor,
+        take: Take,
+        parameters: Iterable[nn.Parameter] = (),
+        keep_graph: bool = False,
+    ) -> Gradient:
+        """Run the backward pass of Σ_i w_i h_i and hand over every form that passes by.
+
+        A parameter that several layers share is handed over several times. No tapped weight's
+        gradient is made on the way.
+
+        Args:
+            margin: (B,) h.
+            weights: (B,) w.
+            take: what is called with each parameter and the form of w_i ∇h_i.
+            parameters: of which the gradient is made as usual, and returned.
+            keep_graph: whether there will be another backward pass.
+
+        Raises:
+            NotTappedError: a layer does not see one vector a token.
+        """
+        wanted = list(parameters)
+        self._take = take
+        try:
+            _, *gradient = torch.autograd.grad(
+                margin,
+                [self._anchor, *wanted],
+                weights,
+                retain_graph=keep_graph,
+                materialize_grads=True,
+            )
+        finally:
+            self._take = None
+        return tuple(gradient)
+
+    def _tap(
+        self, read_off: ReadOff, layer: nn.Module, arguments: tuple, named: dict, output: Any
+    ) -> Any:
+        """Be a layer's forward hook."""
+        given = [*arguments, *named.values()]
+        if len(given) != 1 or not isinstance(output, Tensor):
+            raise NotTappedError(layer)
 
         def keep(inputs: Tensor, by_output: Tensor) -> None:
-            if by_output.numel() != self._tokens * layer.out_features:
-                raise NotTappedError("a trained layer does not see one vector a token")
-            a, delta = inputs.flatten(0, -2).to(by_output), by_output.flatten(0, -2)
-            if layer.weight.requires_grad:
-                self._add(layer.weight, self._spans.products(delta, a))
-            if layer.bias is not None and layer.bias.requires_grad:
-                self._add(layer.bias, self._spans.sums(delta))
+            self._hand_over(read_off(layer, inputs, by_output, self._spans))
 
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return _Tap.apply(output, arguments[0], self._anchor, keep)
+        return _Tap.apply(output, given[0], self._anchor, keep)
 
-        return hook
+    def _logps(self, hidden: Tensor, head: nn.Linear, target: Tensor) -> Tensor:
+        """Read log-probabilities off the head as `linear_logps` does, with a tap on them."""
+        logps = linear_logps(hidden, head, target)
+        if not trained(head):
+            return logps
+        dtype, pairs = multiplied_in(head), len(self._batch)
+        pair = self._batch.responses.sequence % pairs
 
-    def collect(self, margins: Tensor) -> None:
-        """Run the backward pass of Σ_i h_i, shape (), for the taps alone."""
-        torch.autograd.grad(margins, self._anchor, allow_unused=True)
-        for p in self._parameters:
-            if p not in self._found:
-                self._found[p] = p.new_zeros((self._pairs, *p.shape))
-        self.gradients = [self._found[p] for p in self._parameters]
+        def keep(hidden: Tensor, by_logp: Tensor) -> None:
+            self._hand_over(_head(Read(hidden, target, by_logp, head, pair, pairs, dtype), head))
 
-    def _add(self, parameter: Tensor, found: Tensor) -> None:
-        before = self._found.get(parameter)
-        self._found[parameter] = found if before is None else before + found
+        return _Tap.apply(logps, hidden, self._anchor, keep)
+
+    def _hand_over(self, found: Iterable[tuple[nn.Parameter, Form]]) -> None:
+        if self._take is None:
+            return
+        for parameter, form in found:
+            if parameter.requires_grad and parameter not in self._leave_out:
+                self._take(parameter, form)
 
 
 class _Tap(torch.autograd.Function):
@@ -114,29 +168,99 @@ class _Tap(torch.autograd.Function):
         return by_output, None, by_output.new_zeros((), dtype=torch.float32), None
 
 
-@contextmanager
-def tapped(policy: nn.Module, batch: PairBatch) -> Iterator[Taps]:
-    """Hold taps on every layer of which a parameter trains; the policy is as before afterwards."""
-    taps = Taps(policy, batch)
-    hooks = [layer.register_forward_hook(taps.on(layer)) for layer in trained_layers(policy)]
-    try:
-        yield taps
-    finally:
-        for hook in hooks:
-            hook.remove()
+def trained(layer: nn.Module) -> list[nn.Parameter]:
+    """Return the layer's own trainable parameters."""
+    return [p for p in layer.parameters(recurse=False) if p.requires_grad]
 
 
-def trained_layers(policy: nn.Module) -> list[nn.Linear]:
-    """Return the linear layers that hold trainable parameters of their own."""
-    return [
-        module
-        for module in policy.modules()
-        if isinstance(module, nn.Linear)
-        and any(p.requires_grad for p in module.parameters(recurse=False))
-    ]
+def tappable(policy: nn.Module) -> Iterator[tuple[nn.Module, ReadOff]]:
+    """Yield the layers of a known kind that hold trainable parameters, and how each is read."""
+    for layer in policy.modules():
+        read_off = _kind(layer) if trained(layer) else None
+        if read_off:
+            yield layer, read_off
 
 
-def untapped(policy: nn.Module) -> list[str]:
-    """Return the names of the trainable parameters that are no linear layer's."""
-    inside = {id(p) for layer in trained_layers(policy) for p in layer.parameters(recurse=False)}
-    return [n for n, p in policy.named_parameters() if p.requires_grad and id(p) not in inside]
+def untapped(policy: nn.Module) -> frozenset[nn.Parameter]:
+    """Return the trainable parameters that are in no layer of a known kind."""
+    seen = {p for layer, _ in tappable(policy) for p in trained(layer)}
+    return frozenset(p for p in policy.parameters() if p.requires_grad and p not in seen)
+
+
+def multiplied(policy: nn.Module) -> set[nn.Parameter]:
+    """Return the trainable matrices that are used for nothing but to multiply every token."""
+    held = [(p, read_off) for layer, read_off in tappable(policy) for p in trained(layer)]
+    others = {p for p, read_off in held if read_off not in (_linear, _transposed_linear)}
+    return {p for p, _ in held if p.ndim == 2} - others
+
+
+def _kind(layer: nn.Module) -> ReadOff | None:
+    if isinstance(layer, nn.Linear):
+        return _linear
+    if isinstance(layer, nn.Embedding):
+        return _embedding
+    if type(layer).__name__ == "Conv1D":  # transformers' linear layer with a weight (in, out)
+        return _transposed_linear
+    own = dict(layer.named_parameters(recurse=False))
+    if "weight" in own and own.keys() <= {"weight", "bias"} and own["weight"].ndim == 1:
+        return _norm
+    return None
+
+
+def _linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
+    """The form of y = W a + b: ∇_W h_i = Σ_t δ_t a_tᵀ and ∇_b h_i = Σ_t δ_t."""
+    delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
+    yield layer.weight, outer(delta, a, spans)
+    if layer.bias is not None:
+        yield layer.bias, Whole(spans.sums(delta))
+
+
+def _transposed_linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
+    """The form of y = Wᵀ a + b."""
+    delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
+    yield layer.weight, outer(a, delta, spans)
+    if layer.bias is not None:
+        yield layer.bias, Whole(spans.sums(delta))
+
+
+def _embedding(layer: Any, ids: Tensor, delta: Tensor, spans: Spans) -> Found:
+    """The form of y_t = W[ids_t]; the row of `padding_idx` has no gradient."""
+    delta, ids = _by_token(layer, delta, spans), ids.flatten()
+    if layer.padding_idx is not None:
+        delta = delta.masked_fill((ids == layer.padding_idx)[:, None], 0)
+    yield layer.weight, Rows(ids, delta, len(layer.weight), spans)
+
+
+def _head(read: Read, head: Any) -> Found:
+    yield head.weight, read
+    if head.bias is not None:
+        yield head.bias, read.bias()
+
+
+def _norm(layer: Any, inputs: Tensor, delta: Tensor, spans: Spans) -> Found:
+    """The form of y = w ∘ x̂ + b, or (1 + w) ∘ x̂: ∇_w h_i = Σ_t δ_t ∘ x̂_t.
+
+    Whatever makes x̂, it is the layer at weight 1 less the layer at weight 0.
+    """
+    own = dict(layer.named_parameters(recurse=False))
+    zeros = {name: torch.zeros_like(p) for name, p in own.items()}
+    ones = zeros | {"weight": torch.ones_like(layer.weight)}
+    inputs = inputs.to(layer.weight.dtype)
+    normed = functional_call(layer, ones, (inputs,)) - functional_call(layer, zeros, (inputs,))
+    width = len(layer.weight)
+    if normed.shape != delta.shape or delta.numel() % (len(spans.pair) * width):
+        raise NotTappedError(layer)
+
+    def by_pair(of_vectors: Tensor) -> Whole:
+        return Whole(spans.sums(of_vectors.reshape(len(spans.pair), -1, width).sum(1)))
+
+    yield layer.weight, by_pair(delta * normed.to(delta))
+    if "bias" in own:
+        yield own["bias"], by_pair(delta)
+
+
+def _by_token(layer: nn.Module, vectors: Tensor, spans: Spans) -> Tensor:
+    """Return (…, width) as (R · N, width)."""
+    if vectors.shape[:-1].numel() != len(spans.pair):
+        raise NotTappedError(layer)
+    return vectors.flatten(0, -2)

@@ -50,6 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 COMMON = {
     "meta_hidden": 128,
     "lookahead": "sgd",
+    "clean_gradient": "lookahead",
     "zscore": "frozen",
     "engine": "auto",
     "keep_budget_gib": KEEP_BUDGET_GIB,
@@ -121,14 +122,21 @@ class MSPOConfig(TrainingArguments):
     meta_hidden: int = option("Width of the meta-learner's two hidden layers; default 128.")
     lookahead_lr: float | None = option("α of the look-ahead; default: the policy's current one.")
     lookahead: Literal["sgd", "adamw"] = option("Look-ahead optimizer; default sgd (Eq. 8).")
+    clean_gradient: Literal["lookahead", "current"] = option(
+        "Where the clean gradient is taken: `lookahead`, after the look-ahead (Eq. 9, exact, "
+        "default); `current`, at the policy as it is, an approximation that runs clean and noisy "
+        "pairs together and errs in proportion to α."
+    )
     warm_start: bool = option("Fit the meta-learner to the clean pairs before training.")
     zscore: Literal["frozen", "running"] = option(
         "PPLDiff's mean and deviation: from the first 1,000 training pairs under the starting "
         "policy (frozen, default), or followed during training (running)."
     )
     noise_rate: float | None = option("Share of flipped labels; default: estimated.")
-    engine: Engine = option("How the meta-gradient is computed; all are exact; default auto.")
-    keep_budget_gib: float = option("Most memory for the pairs' own gradients, GiB; default 4.")
+    engine: Engine = option("How the meta-gradient is made; all are exact; default: by memory.")
+    keep_budget_gib: float = option(
+        "Most memory for the step to hold beyond DPO's, GiB; default 4."
+    )
 
     learning_rate: float = option("The policy's peak learning rate.")
     lr_scheduler_type: str = option("Learning-rate schedule, by transformers' names.")
@@ -167,6 +175,10 @@ class MSPOConfig(TrainingArguments):
                 raise UsageError(f"--{name}: {why}.")
         if self.tuning == "full" and (self.lora_r or self.lora_alpha or self.lora_target_modules):
             raise UsageError("--tuning full does not read --lora_*: leave them out.")
+        if self.clean_gradient == "current" and self.lookahead_lr is not None:
+            raise UsageError(
+                "--clean_gradient current does not look ahead: leave --lookahead_lr out."
+            )
         if self.lookahead == "adamw" and "adamw" not in str(self.optim).lower():
             raise UsageError(
                 f"--lookahead adamw needs an AdamW optimizer, not --optim {self.optim}."

@@ -42,6 +42,15 @@ def shortest_pairs(pairs: Dataset) -> list[dict[str, Any]]:
     return [pairs[i] for i in pair_lengths(pairs).argsort()[:PROBE_PAIRS].tolist()]
 
 
+def mean_tokens(pairs: Dataset, *, shared: bool) -> float:
+    """Return the mean tokens a pair takes in a batch, its prompt counted as often as it is run."""
+    lengths = pair_lengths(pairs).double().mean()
+    if shared:
+        return float(lengths)
+    prompts = sum(len(ids) for ids in pairs["prompt_ids"]) / len(pairs)
+    return float(lengths) + prompts
+
+
 def choose_layout(
     layout: Layout, policy: nn.Module, probe: Sequence[dict[str, Any]]
 ) -> tuple[Collate, str]:

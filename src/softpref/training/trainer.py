@@ -20,28 +20,23 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from softpref.algorithm.bilevel import (
     STARTING,
-    Move,
     NonFiniteError,
-    move,
-    mspo_step,
     non_finite_pairs,
     require_finite,
 )
-from softpref.algorithm.engine import EngineError, choose_engine
-from softpref.algorithm.jacobian import GraphPullback, MakeJacobian
+from softpref.algorithm.engine import Chosen, Step, choose_engine
+from softpref.algorithm.forms import dense
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
-from softpref.algorithm.rows import PairBatch
-from softpref.data.batches import length_buckets
 from softpref.errors import UsageError
 from softpref.training.checkpoints import JSON, SafeCheckpoints
 from softpref.training.config import MSPOConfig
 from softpref.training.labels import LabelHistory, beliefs
-from softpref.training.layout import choose_layout, longest_pairs, shortest_pairs
+from softpref.training.layout import choose_layout, longest_pairs, mean_tokens, shortest_pairs
 from softpref.training.lookahead import adamw_scales
 from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
 from softpref.training.models import (
@@ -58,13 +53,14 @@ from softpref.training.reference import (
     sets_with_reference,
 )
 from softpref.training.scoring import score_pairs
+from softpref.training.step import Stepped, Steps
 from softpref.training.teacher import Teacher, make_meta_learner
 
 logger = logging.getLogger(__name__)
 
 IDENTITY = (
     "method", "tuning", "beta", "ppl_scope", "max_length", "seed", "data_seed", "bf16",
-    "lookahead", "lookahead_lr", "zscore", "warm_start", "noise_rate",
+    "lookahead", "lookahead_lr", "clean_gradient", "zscore", "warm_start", "noise_rate",
     "meta_every", "meta_batch_size", "meta_lr", "meta_hidden",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
@@ -149,8 +145,9 @@ class MSPOTrainer(SafeCheckpoints):
             self.teacher.meta_learner if self.teacher else cast(Labeller, self.method.labeller)
         )
         self.history = LabelHistory()
+        self._steps = Steps(args, self.collate, self.labeller, self.method.signal)
         self._window: list[list[dict[str, Any]]] = []
-        self._clean_window: list[PairBatch] = []
+        self._drawn: list[dict[str, Any]] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._say_how()
 
@@ -168,59 +165,44 @@ class MSPOTrainer(SafeCheckpoints):
         if inputs is not self._window[-1]:
             return torch.zeros((), device=self.args.device)
         model.train()
-        window = self._batches([pair for pairs in self._window for pair in pairs])
+        pairs = [pair for part in self._window for pair in part]
+        self._drawn = []
         try:
-            moved = self._step(model, window)
-            require_finite("the noisy batch's loss or its gradient", moved.loss, *moved.gradient)
+            done = self._step(model, pairs)
+            require_finite(
+                "the noisy batch's loss or its gradient", done.moved.loss, *done.moved.gradient
+            )
         except NonFiniteError as error:
-            self._stop(model, window, error)
-        for parameter, gradient in zip(trainable(model), moved.gradient, strict=True):
-            parameter.grad = gradient.to(parameter)
-        self._note(torch.cat([batch.index for batch in window]), moved)
-        return moved.loss.to(torch.float32)
+            self._stop(model, pairs, error)
+        for parameter, gradient in zip(trainable(model), done.moved.gradient, strict=True):
+            parameter.grad = dense(gradient).to(parameter)
+        self._note(done)
+        return done.moved.loss.to(torch.float32)
 
-    def _step(self, policy: nn.Module, window: list[PairBatch]) -> Move:
-        args, teacher, signal = self.args, self.teacher, self.method.signal
-        pairs = sum(map(len, window))
-        if teacher is None or self.state.global_step % args.meta_every:
-            jacobians = (GraphPullback(policy, batch, args.ppl_scope) for batch in window)
-            return move(jacobians, self.labeller, pairs=pairs, beta=args.beta, signal=signal)
-        assert self._engine is not None  # chosen where there is a teacher
-        make_jacobian, _ = self._engine
-        held = [make_jacobian(policy, batch, args.ppl_scope) for batch in window]
-        self._clean_window = self._batches(teacher.draw())
-        scales = None if args.lookahead == "sgd" else adamw_scales(self.optimizer, policy)
-        moved, meta_loss = mspo_step(
-            policy,
-            teacher.meta_learner,
-            teacher.optimizer,
-            held,
-            self._clean_window,
-            beta=args.beta,
-            lookahead_lr=self._lookahead_lr(),
-            preconditioner=scales,
-            signal=signal,
-        )
-        if args.zscore == "running":
-            teacher.meta_learner.follow(signal(moved.measured))
-        self._noted["meta/loss"].append(float(meta_loss))
-        return moved
-
-    def _batches(self, pairs: list[dict[str, Any]]) -> list[PairBatch]:
-        """Return the pairs of one step as micro-batches of pairs of like length."""
-        size = self.args.per_device_train_batch_size
-        return [self.collate(part).to(self.args.device) for part in length_buckets(pairs, size)]
+    def _step(self, policy: nn.Module, pairs: list[dict[str, Any]]) -> Stepped:
+        teacher, engine = self.teacher, self._engine
+        if teacher is None or engine is None or self.state.global_step % self.args.meta_every:
+            return self._steps.follow(policy, pairs)
+        clean = self._drawn = teacher.draw()
+        scales = None if self.args.lookahead == "sgd" else adamw_scales(self.optimizer, policy)
+        if self.args.clean_gradient == "current":
+            return self._steps.teach_without_lookahead(
+                policy, pairs, clean, teacher, engine, scales
+            )
+        lookahead_lr = self._lookahead_lr()
+        return self._steps.teach(policy, pairs, clean, teacher, engine, lookahead_lr, scales)
 
     def _lookahead_lr(self) -> float:
         assert self.lr_scheduler is not None
         given = self.args.lookahead_lr
         return float(self.lr_scheduler.get_last_lr()[0]) if given is None else given
 
-    def _stop(self, policy: nn.Module, window: list[PairBatch], error: Exception) -> NoReturn:
+    def _stop(self, policy: nn.Module, noisy: list[dict[str, Any]], error: Exception) -> NoReturn:
         found = []
-        for pairs, batches in ((self.pairs, window), (self.clean, self._clean_window)):
+        for source, pairs in ((self.pairs, noisy), (self.clean, self._drawn)):
+            batches = self._steps.batches(pairs)
             culprits = non_finite_pairs(policy, batches, self.args.ppl_scope)
-            found += [pairs[i]["uid"] for i in culprits] if pairs else []
+            found += [source[i]["uid"] for i in culprits] if source else []
         raise UsageError(
             f"step {self.state.global_step + 1}: {error}. Nothing was moved. "
             + (
@@ -230,9 +212,14 @@ class MSPOTrainer(SafeCheckpoints):
             )
         ) from error
 
-    def _note(self, index: Tensor, moved: Move) -> None:
+    def _note(self, done: Stepped) -> None:
         """Keep the labels of this step, and its metrics for the next log line."""
+        moved, index = done.moved, done.index
         signal = self.method.signal(moved.measured)
+        if self.teacher and done.meta_loss is not None:
+            self._noted["meta/loss"].append(float(done.meta_loss))
+            if self.args.zscore == "running":
+                self.teacher.meta_learner.follow(signal)
         self.history.record(self.state.global_step + 1, index, signal, moved)
         metrics = reward_metrics(moved.measured, self.args.beta)
         metrics |= label_metrics(moved.soft_label, signal)
@@ -371,14 +358,14 @@ class MSPOTrainer(SafeCheckpoints):
         updates = math.ceil(self.total_steps() / self.args.meta_every)
         return Teacher(meta_learner.to(self.args.device), self.clean, self.args, updates)
 
-    def _choose_engine(self) -> tuple[MakeJacobian, str]:
+    def _choose_engine(self) -> Chosen:
         args = self.args
-        pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        micro_batches = args.gradient_accumulation_steps
+        pairs = args.per_device_train_batch_size * micro_batches
         probe = self.collate(shortest_pairs(self.pairs)).to(args.device)
-        try:
-            return choose_engine(args.engine, self.policy, probe, pairs, args.keep_budget_gib)
-        except EngineError as error:
-            raise UsageError(f"--{error}.") from None
+        tokens = round(pairs * mean_tokens(self.pairs, shared=probe.position_ids is not None))
+        step = Step(pairs, tokens, micro_batches)
+        return choose_engine(args.engine, self.policy, probe, step, args.keep_budget_gib)
 
     def _say_how(self) -> None:
         args, steps = self.args, self.total_steps()
@@ -386,7 +373,7 @@ class MSPOTrainer(SafeCheckpoints):
         logger.info("steps: %d of %d pairs", steps, pairs)
         logger.info("layout: %s", self._layout_why)
         if self._engine:
-            logger.info("engine: %s", self._engine[1])
+            logger.info("engine: %s", self._engine.why)
         warmup = args.get_warmup_steps(steps)
         if warmup > steps / 2:
             logger.warning("warning: warm-up takes %d of %d steps: the policy will hardly move; "

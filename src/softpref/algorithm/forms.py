@@ -1,0 +1,237 @@
+"""The forms in which every pair's own gradient of one trained tensor W can be held.
+
+A *form* holds ∇_W h_i for the B pairs of a micro-batch and answers two products: `vjp(w)` =
+Σ_i w_i ∇_W h_i, in W's shape, and `jvp(d)` = (⟨∇_W h_i, d⟩)_i. A layer that multiplies by W adds
+the outer product of two vectors to its pair's gradient for each token, so two thin matrices often
+take less room than B gradients, and a direction d that comes from few clean tokens less than W.
+
+Shapes: B pairs; T tokens, of pairs `pair` (T,); W is (m, n).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import grouped_mm
+
+from softpref.algorithm.head import CHUNK_ENTRIES, pulls
+from softpref.algorithm.rows import PairBatch
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Σ_s left_s right_sᵀ, a gradient (m, n) as left (S, m) and right (S, n)."""
+
+    left: Tensor
+    right: Tensor
+
+    def dense(self) -> Tensor:
+        """Return the sum, (m, n)."""
+        return self.left.T @ self.right
+
+    def isfinite(self) -> Tensor:
+        """Return for each token whether all of its entries are numbers, (S,)."""
+        return self.left.isfinite().all(-1) & self.right.isfinite().all(-1)
+
+
+Direction = tuple[Tensor | Factors, ...]
+"""A gradient of which some tensors are held as factors."""
+
+
+def plus(a: Tensor | Factors, b: Tensor | Factors) -> Tensor | Factors:
+    """Return a + b, as factors while these are fewer numbers."""
+    if isinstance(a, Factors) and isinstance(b, Factors):
+        both = Factors(torch.cat([a.left, b.left]), torch.cat([a.right, b.right]))
+        if both.left.numel() + both.right.numel() < both.left.shape[1] * both.right.shape[1]:
+            return both
+    return dense(a) + dense(b)
+
+
+def dense(direction: Tensor | Factors) -> Tensor:
+    """Return a direction as one tensor."""
+    return direction.dense() if isinstance(direction, Factors) else direction
+
+
+class Form(Protocol):
+    """∇_W h_i of B pairs, in whatever form."""
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        """Return Σ_i w_i ∇_W h_i, in W's shape, for weights (B,)."""
+        ...
+
+    def jvp(self, direction: Tensor | Factors) -> Tensor:
+        """Return (⟨∇_W h_i, d⟩)_i, shape (B,)."""
+        ...
+
+
+class Spans:
+    """Which token of the flattened (R · N) is whose, and sums over each pair's own tokens.
+
+    Attributes:
+        pair: (R · N,) each token's pair; padding, where δ is 0, is counted as pair 0's.
+        pairs: B.
+    """
+
+    def __init__(self, batch: PairBatch) -> None:
+        self.pair, self.pairs = batch.pair.flatten().clamp_min(0), len(batch)
+        self._spans, device = batch.spans, batch.input_ids.device
+        in_place = sorted(range(len(batch)), key=batch.spans.__getitem__)
+        stops = [batch.spans[i][1] for i in in_place]
+        # A group reaches over the padding before its pair, where δ is 0.
+        self._offsets = torch.tensor(stops, dtype=torch.int32, device=device)
+        self._place_of_pair = torch.tensor(in_place, device=device).argsort()
+
+    def products(self, delta: Tensor, a: Tensor) -> Tensor:
+        """Return Σ_t δ_t a_tᵀ of each pair, (B, out, in), for δ (R · N, out) and a (R · N, in)."""
+        entry = delta.element_size()
+        aligned = all(entry * width % 16 == 0 for width in (delta.shape[1], a.shape[1]))
+        if aligned and delta.dtype != torch.float64:  # what grouped_mm can do
+            by_place = grouped_mm(delta.contiguous().T, a.contiguous(), offs=self._offsets)
+            return by_place[self._place_of_pair]
+        return torch.stack([delta[start:stop].T @ a[start:stop] for start, stop in self._spans])
+
+    def sums(self, delta: Tensor) -> Tensor:
+        """Return Σ_t δ_t of each pair, (B, ...), for δ (R · N, ...)."""
+        return torch.stack([delta[start:stop].sum(0) for start, stop in self._spans])
+
+
+class Whole:
+    """The gradients themselves, (B, *W's shape)."""
+
+    def __init__(self, gradients: Tensor) -> None:
+        self._gradients = gradients
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        return torch.tensordot(weights, self._gradients.to(weights), dims=1)
+
+    def jvp(self, direction: Tensor | Factors) -> Tensor:
+        d = dense(direction)
+        return self._gradients.flatten(1).to(d) @ d.flatten()
+
+
+class Outer:
+    """∇_W h_i = Σ_t left_t right_tᵀ over the pair's tokens, left (T, m) and right (T, n)."""
+
+    def __init__(self, left: Tensor, right: Tensor, spans: Spans) -> None:
+        self._left, self._right, self._spans = left, right, spans
+
+    def factors(self) -> Factors:
+        """Return Σ_i ∇_W h_i."""
+        return Factors(self._left, self._right)
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        left, right, of_token = self._left, self._right, weights[self._spans.pair, None]
+        if left.shape[1] <= right.shape[1]:
+            return (left * of_token.to(left)).T @ right
+        return left.T @ (right * of_token.to(right))
+
+    def jvp(self, direction: Tensor | Factors) -> Tensor:
+        """By two inner products a pair of tokens where d is factors, through d where it is not."""
+        left, right = self._left, self._right
+        if isinstance(direction, Tensor):
+            by_token = _row_products(left, right @ direction.T.to(right))
+        else:
+            step = max(1, CHUNK_ENTRIES // len(direction.left))
+            other, another = direction.left.T.to(left), direction.right.T.to(right)
+            by_token = torch.cat(
+                [
+                    _row_products(rows @ other, columns @ another)
+                    for rows, columns in zip(left.split(step), right.split(step), strict=True)
+                ]
+            )
+        return _sums(by_token, self._spans.pair, self._spans.pairs)
+
+
+def outer(left: Tensor, right: Tensor, spans: Spans) -> Outer | Whole:
+    """Return Σ_t left_t right_tᵀ of each pair, in whichever form is fewer numbers."""
+    if left.numel() + right.numel() < spans.pairs * left.shape[1] * right.shape[1]:
+        return Outer(left, right, spans)
+    return Whole(spans.products(left, right))
+
+
+class Rows:
+    """∇_W h_i adds δ_t to row ids_t of W for each token: an embedding's. ids (T,), δ (T, n)."""
+
+    def __init__(self, ids: Tensor, delta: Tensor, rows: int, spans: Spans) -> None:
+        self._ids, self._delta, self._rows, self._spans = ids, delta, rows, spans
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        delta = self._delta * weights[self._spans.pair, None].to(self._delta)
+        return delta.new_zeros(self._rows, delta.shape[1]).index_add(0, self._ids, delta)
+
+    def jvp(self, direction: Tensor | Factors) -> Tensor:
+        by_token = _row_products(self._delta, dense(direction)[self._ids])
+        return _sums(by_token, self._spans.pair, self._spans.pairs)
+
+
+class Read:
+    """∇_W h_i = Σ_t c_t (e_{y_t} − p_t) h_tᵀ: an output head's that gives log p_t[y_t].
+
+    The probabilities p_t are made again for each product, a chunk of tokens at a time.
+
+    Args:
+        hidden: (T, n) what the head reads.
+        target: (T,) y_t.
+        by_logp: (T,) c_t = ∂h_i / ∂ log p_t[y_t].
+        head: the head; its weight is W.
+        pair: (T,) each token's pair.
+        pairs: B.
+        dtype: what the head multiplies in.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        by_logp: Tensor,
+        head: nn.Linear,
+        pair: Tensor,
+        pairs: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._hidden, self._target, self._by_logp = hidden, target, by_logp
+        self._head, self._pair, self._pairs, self._dtype = head, pair, pairs, dtype
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        total = torch.zeros_like(self._head.weight)
+        scale = self._by_logp * weights[self._pair]
+        for rows, pull in pulls(self._hidden, self._head, self._target, self._dtype):
+            pull = (pull * scale[rows, None].to(pull)).to(self._dtype)
+            total += pull.T @ self._hidden[rows].to(self._dtype)
+        return total
+
+    def jvp(self, direction: Tensor | Factors) -> Tensor:
+        d, by_token = dense(direction), torch.empty_like(self._by_logp)
+        for rows, pull in pulls(self._hidden, self._head, self._target, self._dtype):
+            moved = self._hidden[rows].to(self._dtype) @ d.T.to(self._dtype)
+            by_token[rows] = _row_products(pull, moved).to(by_token)
+        return _sums(by_token * self._by_logp, self._pair, self._pairs)
+
+    def factors(self) -> Factors:
+        """Return Σ_i ∇_W h_i."""
+        pulled = [
+            (pull * self._by_logp[rows, None]).to(self._dtype)
+            for rows, pull in pulls(self._hidden, self._head, self._target, self._dtype)
+        ]
+        return Factors(torch.cat(pulled), self._hidden.to(self._dtype))
+
+    def bias(self) -> Whole:
+        """Return the same of the head's bias, (B, V)."""
+        gradients = self._hidden.new_zeros(self._pairs, len(self._head.weight))
+        for rows, pull in pulls(self._hidden, self._head, self._target, self._dtype):
+            pull *= self._by_logp[rows, None].to(pull)
+            gradients.index_add_(0, self._pair[rows], pull.to(gradients))
+        return Whole(gradients)
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return Σ_k a_tk b_tk, (T,), in float32 or wider."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return torch.linalg.vecdot(a.to(wide), b.to(wide))
+
+
+def _sums(by_token: Tensor, pair: Tensor, pairs: int) -> Tensor:
+    return by_token.new_zeros(pairs).index_add(0, pair, by_token)

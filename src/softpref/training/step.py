@@ -1,0 +1,133 @@
+"""One step on the pairs of its whole effective batch, as a run's options have it.
+
+Shapes: B pairs of the step, C clean pairs beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from softpref.algorithm.bilevel import Move, Signal, clean_gradient, move, mspo_step, teach
+from softpref.algorithm.engine import Chosen
+from softpref.algorithm.jacobian import GraphPullback, PartJacobian
+from softpref.algorithm.labeller import Labeller
+from softpref.algorithm.policy import Gradient
+from softpref.algorithm.rows import PairBatch
+from softpref.data.batches import Collate, Pair, length_buckets
+from softpref.training.config import MSPOConfig
+from softpref.training.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step came to.
+
+    Attributes:
+        moved: where the policy is pulled, and by which labels.
+        index: (B,) each pair's position in its data set, in the order of `moved`.
+        meta_loss: L_meta of a step that taught, nats, shape ().
+    """
+
+    moved: Move
+    index: Tensor
+    meta_loss: Tensor | None = None
+
+
+class Steps:
+    """The steps of one run.
+
+    Args:
+        args: the run's options.
+        collate: makes a micro-batch of pairs.
+        labeller: whose labels the policy follows.
+        signal: the PPLDiff it sees.
+    """
+
+    def __init__(
+        self, args: MSPOConfig, collate: Collate, labeller: Labeller, signal: Signal
+    ) -> None:
+        self._args, self._collate = args, collate
+        self._labeller, self._signal = labeller, signal
+
+    def batches(self, pairs: Sequence[Pair]) -> list[PairBatch]:
+        """Return the pairs of one step as micro-batches of pairs of like length."""
+        return [self._collate(part).to(self._args.device) for part in self._parts(pairs)]
+
+    def follow(self, policy: nn.Module, pairs: Sequence[Pair]) -> Stepped:
+        """Move by the labeller's labels, one micro-batch after the other."""
+        batches = self.batches(pairs)
+        pullbacks = (GraphPullback(policy, batch, self._args.ppl_scope) for batch in batches)
+        moved = move(
+            pullbacks, self._labeller, pairs=len(pairs), beta=self._args.beta, signal=self._signal
+        )
+        return Stepped(moved, torch.cat([batch.index for batch in batches]))
+
+    def teach(
+        self,
+        policy: nn.Module,
+        pairs: Sequence[Pair],
+        clean: Sequence[Pair],
+        teacher: Teacher,
+        engine: Chosen,
+        lookahead_lr: float,
+        preconditioner: Gradient | None,
+    ) -> Stepped:
+        """Teach the meta-learner by the clean pairs' gradient at θ', then move by its labels."""
+        batches = self.batches(pairs)
+        jacobians = [engine.make_jacobian(policy, batch, self._args.ppl_scope) for batch in batches]
+        moved, meta_loss = mspo_step(
+            policy,
+            teacher.meta_learner,
+            teacher.optimizer,
+            jacobians,
+            self.batches(clean),
+            beta=self._args.beta,
+            lookahead_lr=lookahead_lr,
+            preconditioner=preconditioner,
+            signal=self._signal,
+            make_pullback=engine.make_pullback,
+        )
+        return Stepped(moved, torch.cat([batch.index for batch in batches]), meta_loss)
+
+    def teach_without_lookahead(
+        self,
+        policy: nn.Module,
+        pairs: Sequence[Pair],
+        clean: Sequence[Pair],
+        teacher: Teacher,
+        engine: Chosen,
+        preconditioner: Gradient | None,
+    ) -> Stepped:
+        """Do `teach` with the clean gradient at θ for θ': an approximation, to first order in α.
+
+        Clean and noisy pairs share micro-batches, so that one pass serves both.
+        """
+        args, device = self._args, self._args.device
+        trusted = {id(pair) for pair in clean}
+        noisy_parts: list[PartJacobian] = []
+        clean_parts: list[PartJacobian] = []
+        index = []
+        for part in self._parts([*pairs, *clean]):
+            batch = self._collate(part).to(device)
+            whole = engine.make_jacobian(policy, batch, args.ppl_scope)
+            is_clean = torch.tensor([id(pair) in trusted for pair in part], device=device)
+            for parts, chosen in ((noisy_parts, ~is_clean), (clean_parts, is_clean)):
+                if chosen.any():
+                    parts.append(PartJacobian(whole, chosen.nonzero().squeeze(1)))
+            index.append(batch.index[~is_clean])
+        meta_loss, gradient = clean_gradient(clean_parts, len(clean), args.beta)
+        teach(
+            teacher.meta_learner, teacher.optimizer, noisy_parts, gradient,
+            beta=args.beta, preconditioner=preconditioner, signal=self._signal,
+        )  # fmt: skip
+        moved = move(
+            noisy_parts, self._labeller, pairs=len(pairs), beta=args.beta, signal=self._signal
+        )
+        return Stepped(moved, torch.cat(index), meta_loss)
+
+    def _parts(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
+        return length_buckets(pairs, self._args.per_device_train_batch_size)
