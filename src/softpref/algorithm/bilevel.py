@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from softpref.algorithm.engine import Engine, Step, choose_engine
-from softpref.algorithm.forms import Direction, Factors, dense, plus
+from softpref.algorithm.forms import Direction, Held, dense, parts, plus
 from softpref.algorithm.jacobian import GraphPullback, MakePullback, MarginJacobian, Pullback
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope
@@ -177,6 +177,7 @@ def mspo_step(
         meta_learner, meta_optimizer, jacobians, gradient,
         beta=beta, preconditioner=preconditioner, signal=signal,
     )  # fmt: skip
+    del gradient  # as large as θ
     pairs = sum(len(j.measured.margin) for j in jacobians)
     return move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal), meta_loss  # Eq. 11
 
@@ -283,9 +284,10 @@ def precondition(gradient: Direction, preconditioner: Gradient | None) -> Direct
     return tuple(p * dense(g) for p, g in zip(preconditioner, gradient, strict=True))
 
 
-def require_finite(what: str, *tensors: Tensor | Factors) -> None:
-    """Raise NonFiniteError unless every entry is a number."""
-    if not all(bool(t.isfinite().all()) for t in tensors):
+def require_finite(what: str, *held: Held) -> None:
+    """Raise NonFiniteError unless the sum of each tensor, and so each entry, is a number."""
+    sums = [part.sum(dtype=torch.float64) for each in held for part in parts(each)]
+    if not all(bool(total.isfinite()) for total in sums):
         raise NonFiniteError(f"{what} is not finite")
 
 

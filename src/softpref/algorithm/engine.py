@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from softpref.algorithm.jacobian import (
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.policy import moved, nudge, trainable
 from softpref.algorithm.rows import PairBatch
-from softpref.algorithm.taps import NotTappedError, multiplied, untapped
+from softpref.algorithm.taps import NotTappedError, numbers_by_token, untapped
 
 Engine = Literal["auto", "kept", "graph", "recompute", "double_backward"]
 KEEP_BUDGET_GIB = 4.0
@@ -139,16 +139,16 @@ def kept_gib(
     policy: nn.Module, probe: PairBatch, step: Step, unseen: Set[nn.Parameter] = frozenset()
 ) -> float:
     """Return the memory that `kept` holds between its products, by count, GiB in float32."""
-    matrices = multiplied(policy)
-    if probe.read is response_head:
-        matrices.discard(policy.get_output_embeddings().weight)  # type: ignore[operator]
+    by_token = numbers_by_token(policy)
+    if probe.read is response_head:  # it holds what the head reads
+        head = cast(Any, policy).get_output_embeddings().weight
+        by_token |= {head: head.shape[1] * (1 if head in by_token else 2)}
 
     def numbers(p: nn.Parameter) -> int:
         whole = step.pairs * p.numel()
-        if p in unseen or p.ndim == 1:
+        if p in unseen or p not in by_token:
             return whole
-        # An embedding, or a head that reads responses only, holds its outputs' or inputs' vectors.
-        return min(whole, step.tokens * (sum(p.shape) if p in matrices else p.shape[-1]))
+        return min(whole, step.tokens * by_token[p])
 
     return sum(map(numbers, trainable(policy))) * 4 / 2**30
 

@@ -11,13 +11,13 @@ Shapes: B pairs; T tokens, of pairs `pair` (T,); W is (m, n).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 
-from softpref.algorithm.head import CHUNK_ENTRIES, pulls
+from softpref.algorithm.head import CHUNK_ENTRIES, by_head_bias, by_head_weight, probabilities
 from softpref.algorithm.rows import PairBatch
 
 
@@ -32,27 +32,65 @@ class Factors:
         """Return the sum, (m, n)."""
         return self.left.T @ self.right
 
-    def isfinite(self) -> Tensor:
-        """Return for each token whether all of its entries are numbers, (S,)."""
-        return self.left.isfinite().all(-1) & self.right.isfinite().all(-1)
+    def joined(self, other: Factors) -> Factors:
+        """Return the sum of both, over the tokens of both."""
+        left, right = torch.cat([self.left, other.left]), torch.cat([self.right, other.right])
+        return Factors(left, right)
+
+    def fewer_numbers(self) -> bool:
+        """Return whether this is fewer numbers than the sum itself."""
+        m, n = self.left.shape[1], self.right.shape[1]
+        return len(self.left) * (m + n) < m * n
 
 
-Direction = tuple[Tensor | Factors, ...]
-"""A gradient of which some tensors are held as factors."""
+@dataclass(frozen=True)
+class FewRows:
+    """An embedding's gradient (m, n) of which few rows are not 0: `values` (S, n) at `ids` (S,)."""
+
+    ids: Tensor
+    values: Tensor
+    rows: int
+
+    def dense(self) -> Tensor:
+        """Return the gradient, (m, n)."""
+        zeros = self.values.new_zeros(self.rows, self.values.shape[1])
+        return zeros.index_add(0, self.ids, self.values)
+
+    def joined(self, other: FewRows) -> FewRows:
+        """Return the sum of both, over the tokens of both."""
+        ids, values = torch.cat([self.ids, other.ids]), torch.cat([self.values, other.values])
+        return FewRows(ids, values, self.rows)
+
+    def fewer_numbers(self) -> bool:
+        """Return whether this is fewer numbers than the gradient itself."""
+        return len(self.ids) < self.rows
 
 
-def plus(a: Tensor | Factors, b: Tensor | Factors) -> Tensor | Factors:
-    """Return a + b, as factors while these are fewer numbers."""
-    if isinstance(a, Factors) and isinstance(b, Factors):
-        both = Factors(torch.cat([a.left, b.left]), torch.cat([a.right, b.right]))
-        if both.left.numel() + both.right.numel() < both.left.shape[1] * both.right.shape[1]:
+Held = Tensor | Factors | FewRows
+"""One tensor's gradient, in the form of the fewest numbers."""
+Direction = tuple[Held, ...]
+"""A gradient of which some tensors are not held whole."""
+
+
+def plus(a: Held, b: Held) -> Held:
+    """Return a + b, in the form of both while that is fewer numbers."""
+    if type(a) is type(b) and not isinstance(a, Tensor):
+        both: Factors | FewRows = cast(Any, a).joined(b)
+        if both.fewer_numbers():
             return both
     return dense(a) + dense(b)
 
 
-def dense(direction: Tensor | Factors) -> Tensor:
-    """Return a direction as one tensor."""
-    return direction.dense() if isinstance(direction, Factors) else direction
+def dense(held: Held) -> Tensor:
+    """Return a gradient as one tensor."""
+    return held if isinstance(held, Tensor) else held.dense()
+
+
+def parts(held: Held) -> tuple[Tensor, ...]:
+    """Return the tensors that hold a gradient."""
+    if isinstance(held, Tensor):
+        return (held,)
+    return (held.left, held.right) if isinstance(held, Factors) else (held.values,)
 
 
 class Form(Protocol):
@@ -62,7 +100,7 @@ class Form(Protocol):
         """Return Σ_i w_i ∇_W h_i, in W's shape, for weights (B,)."""
         ...
 
-    def jvp(self, direction: Tensor | Factors) -> Tensor:
+    def jvp(self, direction: Held) -> Tensor:
         """Return (⟨∇_W h_i, d⟩)_i, shape (B,)."""
         ...
 
@@ -107,7 +145,7 @@ class Whole:
     def vjp(self, weights: Tensor) -> Tensor:
         return torch.tensordot(weights, self._gradients.to(weights), dims=1)
 
-    def jvp(self, direction: Tensor | Factors) -> Tensor:
+    def jvp(self, direction: Held) -> Tensor:
         d = dense(direction)
         return self._gradients.flatten(1).to(d) @ d.flatten()
 
@@ -117,6 +155,13 @@ class Outer:
 
     def __init__(self, left: Tensor, right: Tensor, spans: Spans) -> None:
         self._left, self._right, self._spans = left, right, spans
+
+    def smallest(self) -> Form:
+        """Return this, or the gradients themselves where these are fewer numbers."""
+        left, right, spans = self._left, self._right, self._spans
+        if left.numel() + right.numel() < spans.pairs * left.shape[1] * right.shape[1]:
+            return self
+        return Whole(spans.products(left, right))
 
     def factors(self) -> Factors:
         """Return Σ_i ∇_W h_i."""
@@ -128,11 +173,15 @@ class Outer:
             return (left * of_token.to(left)).T @ right
         return left.T @ (right * of_token.to(right))
 
-    def jvp(self, direction: Tensor | Factors) -> Tensor:
+    def jvp(self, direction: Held) -> Tensor:
         """By two inner products a pair of tokens where d is factors, through d where it is not."""
         left, right = self._left, self._right
-        if isinstance(direction, Tensor):
-            by_token = _row_products(left, right @ direction.T.to(right))
+        if not isinstance(direction, Factors):
+            d = dense(direction).to(left)
+            narrow = left.shape[1] <= right.shape[1]
+            by_token = (
+                _row_products(left, right @ d.T) if narrow else _row_products(left @ d, right)
+            )
         else:
             step = max(1, CHUNK_ENTRIES // len(direction.left))
             other, another = direction.left.T.to(left), direction.right.T.to(right)
@@ -145,24 +194,21 @@ class Outer:
         return _sums(by_token, self._spans.pair, self._spans.pairs)
 
 
-def outer(left: Tensor, right: Tensor, spans: Spans) -> Outer | Whole:
-    """Return Σ_t left_t right_tᵀ of each pair, in whichever form is fewer numbers."""
-    if left.numel() + right.numel() < spans.pairs * left.shape[1] * right.shape[1]:
-        return Outer(left, right, spans)
-    return Whole(spans.products(left, right))
-
-
 class Rows:
     """∇_W h_i adds δ_t to row ids_t of W for each token: an embedding's. ids (T,), δ (T, n)."""
 
     def __init__(self, ids: Tensor, delta: Tensor, rows: int, spans: Spans) -> None:
         self._ids, self._delta, self._rows, self._spans = ids, delta, rows, spans
 
+    def factors(self) -> FewRows:
+        """Return Σ_i ∇_W h_i."""
+        return FewRows(self._ids, self._delta, self._rows)
+
     def vjp(self, weights: Tensor) -> Tensor:
         delta = self._delta * weights[self._spans.pair, None].to(self._delta)
-        return delta.new_zeros(self._rows, delta.shape[1]).index_add(0, self._ids, delta)
+        return FewRows(self._ids, delta, self._rows).dense()
 
-    def jvp(self, direction: Tensor | Factors) -> Tensor:
+    def jvp(self, direction: Held) -> Tensor:
         by_token = _row_products(self._delta, dense(direction)[self._ids])
         return _sums(by_token, self._spans.pair, self._spans.pairs)
 
@@ -196,35 +242,28 @@ class Read:
         self._head, self._pair, self._pairs, self._dtype = head, pair, pairs, dtype
 
     def vjp(self, weights: Tensor) -> Tensor:
-        total = torch.zeros_like(self._head.weight)
         scale = self._by_logp * weights[self._pair]
-        for rows, pull in pulls(self._hidden, self._head, self._target, self._dtype):
-            pull = (pull * scale[rows, None].to(pull)).to(self._dtype)
-            total += pull.T @ self._hidden[rows].to(self._dtype)
-        return total
+        return by_head_weight(self._hidden, self._head, self._target, scale, self._dtype)
 
-    def jvp(self, direction: Tensor | Factors) -> Tensor:
-        d, by_token = dense(direction), torch.empty_like(self._by_logp)
-        for rows, pull in pulls(self._hidden, self._head, self._target, self._dtype):
-            moved = self._hidden[rows].to(self._dtype) @ d.T.to(self._dtype)
-            by_token[rows] = _row_products(pull, moved).to(by_token)
+    def jvp(self, direction: Held) -> Tensor:
+        d, hidden = dense(direction), self._hidden
+        by_token = _row_products(hidden, d[self._target])
+        for rows, p in probabilities(hidden, self._head, self._dtype):
+            by_token[rows] -= _row_products(hidden[rows], p @ d.to(p))
         return _sums(by_token * self._by_logp, self._pair, self._pairs)
 
     def factors(self) -> Factors:
         """Return Σ_i ∇_W h_i."""
-        pulled = [
-            (pull * self._by_logp[rows, None]).to(self._dtype)
-            for rows, pull in pulls(self._hidden, self._head, self._target, self._dtype)
-        ]
-        return Factors(torch.cat(pulled), self._hidden.to(self._dtype))
+        pull = torch.cat([-p for _, p in probabilities(self._hidden, self._head, self._dtype)])
+        pull.scatter_add_(1, self._target[:, None], torch.ones_like(pull[:, :1]))
+        scaled = self._hidden * self._by_logp[:, None].to(self._hidden)
+        return Factors(pull, scaled.to(pull))
 
     def bias(self) -> Whole:
         """Return the same of the head's bias, (B, V)."""
-        gradients = self._hidden.new_zeros(self._pairs, len(self._head.weight))
-        for rows, pull in pulls(self._hidden, self._head, self._target, self._dtype):
-            pull *= self._by_logp[rows, None].to(pull)
-            gradients.index_add_(0, self._pair[rows], pull.to(gradients))
-        return Whole(gradients)
+        pairs = torch.arange(self._pairs, device=self._pair.device)
+        by_pair = self._by_logp[:, None] * (self._pair[:, None] == pairs)
+        return Whole(by_head_bias(self._hidden, self._head, self._target, by_pair, self._dtype))
 
 
 def _row_products(a: Tensor, b: Tensor) -> Tensor:

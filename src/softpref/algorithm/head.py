@@ -132,30 +132,49 @@ def multiplied_in(head: nn.Linear) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
 
 
-def pulls(
-    hidden: Tensor, head: nn.Linear, target: Tensor, dtype: torch.dtype
+def probabilities(
+    hidden: Tensor, head: nn.Linear, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield ∂ log p_t[y_t] / ∂ logits = e_{y_t} − p_t, a chunk of tokens after the other.
+    """Yield p = softmax(W h + b), a chunk of tokens after the other.
 
     Args:
         hidden: (T, D) hidden states.
         head: the output head.
-        target: (T,) y_t.
-        dtype: what logits are computed in; what is yielded is in float32 or wider.
+        dtype: what it multiplies in.
 
     Yields:
-        Which tokens, and their (tokens, V).
+        Which tokens, and their p (tokens, V), in `dtype`.
     """
     weight = head.weight.detach().to(dtype)
     bias = None if head.bias is None else head.bias.detach().to(dtype)
     for rows in _chunks(len(hidden), weight):
-        pull = -_wide(F.linear(hidden[rows].to(dtype), weight, bias)).softmax(-1)
-        pull.scatter_add_(-1, target[rows, None], torch.ones_like(pull[:, :1]))
-        yield rows, pull
+        logits = _wide(F.linear(hidden[rows].to(dtype), weight, bias))
+        yield rows, logits.softmax(-1).to(dtype)
+
+
+def by_head_weight(
+    hidden: Tensor, head: nn.Linear, target: Tensor, by_logp: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return Σ_t c_t (e_{y_t} − p_t) h_tᵀ, in W's shape, for c (T,)."""
+    pull = torch.zeros_like(head.weight)
+    scaled = hidden.to(dtype) * by_logp[:, None].to(dtype)
+    for rows, p in probabilities(hidden, head, dtype):
+        pull -= p.T @ scaled[rows]
+    return pull.index_add_(0, target, scaled.to(pull))
+
+
+def by_head_bias(
+    hidden: Tensor, head: nn.Linear, target: Tensor, by_logp: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return Σ_t c_t (e_{y_t} − p_t) for each of the K columns of c (T, K): (K, V)."""
+    pull = by_logp.new_zeros(by_logp.shape[1], len(head.weight))
+    for rows, p in probabilities(hidden, head, dtype):
+        pull -= by_logp[rows].T @ p.to(by_logp)
+    return pull.index_add_(1, target, by_logp.T)
 
 
 class _ByHidden(torch.autograd.Function):
-    """log softmax(W h_t + b)[y_t] and, made along with it, its gradient Wᵀ(e_{y_t} − p) in h_t."""
+    """log softmax(W h_t + b)[y_t] and, made along with it, its gradient W[y_t] − Wᵀp in h_t."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear, target: Tensor) -> Tensor:
@@ -164,11 +183,10 @@ class _ByHidden(torch.autograd.Function):
         for rows in _chunks(len(hidden), head.weight):
             logits = _wide(F.linear(hidden[rows], head.weight, head.bias))
             normaliser = logits.logsumexp(-1, keepdim=True)
-            at_target = target[rows, None]
-            parts.append((logits.gather(-1, at_target) - normaliser).squeeze(-1))
-            pull = logits.sub_(normaliser).exp_().neg_()
-            pull.scatter_add_(-1, at_target, torch.ones_like(normaliser))
-            slope[rows] = (pull.to(head.weight.dtype) @ head.weight).to(slope)
+            parts.append((logits.gather(-1, target[rows, None]) - normaliser).squeeze(-1))
+            p = logits.sub_(normaliser).exp_()
+            mean = p.to(head.weight.dtype) @ head.weight
+            slope[rows] = (head.weight[target[rows]] - mean).to(slope)
         ctx.save_for_backward(slope)
         return torch.cat(parts)
 
@@ -197,13 +215,10 @@ class _ByWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_logp: Tensor) -> tuple[Tensor | None, ...]:
         hidden, target = ctx.saved_tensors
-        by_weight = torch.zeros_like(ctx.head.weight)
-        by_bias = None if ctx.head.bias is None else torch.zeros_like(ctx.head.bias)
-        for rows, pull in pulls(hidden, ctx.head, target, ctx.dtype):
-            pull *= by_logp[rows, None]
-            by_weight += pull.to(ctx.dtype).T @ hidden[rows].to(ctx.dtype)
-            if by_bias is not None:
-                by_bias += pull.sum(0)
+        by_weight = by_head_weight(hidden, ctx.head, target, by_logp, ctx.dtype)
+        by_bias = None
+        if ctx.head.bias is not None and ctx.head.bias.requires_grad:
+            by_bias = by_head_bias(hidden, ctx.head, target, by_logp[:, None], ctx.dtype)[0]
         return by_weight, by_bias, None, None, None
 
 

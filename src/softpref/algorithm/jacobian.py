@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from softpref.algorithm.forms import Direction, Factors, Form, Outer, Read, Whole, dense, plus
-from softpref.algorithm.head import all_logits
+from softpref.algorithm.forms import Direction, Form, Held, Outer, Read, Rows, Whole, dense
+from softpref.algorithm.head import all_logits, response_head
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import Gradient, trainable
 from softpref.algorithm.rows import PairBatch
-from softpref.algorithm.taps import Taps, multiplied
+from softpref.algorithm.taps import Taps, numbers_by_token
 
 
 class Pullback(Protocol):
@@ -73,7 +73,7 @@ class FactoredPullback:
 
     Where a layer (out, in) sees T tokens with T · (out + in) < out · in, its gradient is left as
     Σ_t w_t δ_t a_tᵀ: it takes less room than the matrix, and what is multiplied by it costs less by
-    as much (Gram form).
+    as much (Gram form). An embedding's is left as the rows it touches.
 
     Args:
         policy: the policy.
@@ -89,8 +89,14 @@ class FactoredPullback:
         ppl_scope: PplScope,
         untapped: Set[nn.Parameter] = frozenset(),
     ) -> None:
-        tokens = batch.input_ids.numel()
-        factored = {p for p in multiplied(policy) if tokens * sum(p.shape) < p.numel()} - untapped
+        reads_head = batch.read is response_head
+        head = cast(Any, policy).get_output_embeddings() if reads_head else None
+        tokens = {head.weight: len(batch.responses.target)} if head else {}
+        factored = {
+            p
+            for p, numbers in numbers_by_token(policy).items()
+            if tokens.get(p, batch.input_ids.numel()) * numbers < p.numel()
+        } - untapped
         self._parameters = trainable(policy)
         self._whole = [p for p in self._parameters if p not in factored]
         self._taps = Taps(policy, batch, set(self._whole))
@@ -100,12 +106,11 @@ class FactoredPullback:
         self.measured = with_graph.detach()
 
     def vjp(self, weights: Tensor) -> Direction:
-        found: dict[nn.Parameter, Tensor | Factors] = {}
+        found: dict[nn.Parameter, Held] = {}
 
         def take(parameter: nn.Parameter, form: Form) -> None:
-            assert isinstance(form, (Outer, Read))  # what multiplying few tokens leaves
-            factors = form.factors()
-            found[parameter] = plus(found[parameter], factors) if parameter in found else factors
+            assert isinstance(form, (Outer, Rows, Read))  # what `numbers_by_token` names
+            found[parameter] = form.factors()
 
         with self._taps.attached():
             whole = self._taps.backward(self._margin, weights, take, self._whole)
@@ -194,6 +199,10 @@ def kept(
         NotTappedError: a layer does not see one vector a token, and is not in `untapped`.
     """
     forms: dict[nn.Parameter, list[Form]] = {p: [] for p in trainable(policy)}
+
+    def take(parameter: nn.Parameter, form: Form) -> None:
+        forms[parameter].append(form.smallest() if isinstance(form, Outer) else form)
+
     if untapped:
         alone = list(gradients_by_pair(policy, batch, ppl_scope, untapped))
         measured = Measured.concatenate([measured for measured, _ in alone])
@@ -204,7 +213,7 @@ def kept(
         with taps.attached():
             with_graph = taps.measure(ppl_scope)
             measured, ones = with_graph.detach(), torch.ones_like(with_graph.margin)
-            taps.backward(with_graph.margin, ones, lambda p, form: forms[p].append(form))
+            taps.backward(with_graph.margin, ones, take)
     return KeptJacobian(measured, forms)
 
 

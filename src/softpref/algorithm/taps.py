@@ -6,6 +6,7 @@ gradient δ (…, out).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from softpref.algorithm.forms import Form, Read, Rows, Spans, Whole, outer
+from softpref.algorithm.forms import Form, Outer, Read, Rows, Spans, Whole
 from softpref.algorithm.head import linear_logps, multiplied_in, response_head
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import Gradient
@@ -151,14 +152,15 @@ class _Tap(torch.autograd.Function):
 
     The input is saved as autograd saves tensors, so gradient checkpointing recomputes it. The
     anchor is what the backward pass is asked for, so that it passes through the taps and makes no
-    weight's gradient on the way.
+    weight's gradient on the way. What is returned shares the output's storage but is no view of it,
+    for some models go on to add to it in place.
     """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor, keep: Callable) -> Tensor:
         ctx.save_for_backward(inputs)
         ctx.keep = keep
-        return output.view_as(output)
+        return output.data
 
     @staticmethod
     @once_differentiable
@@ -187,11 +189,18 @@ def untapped(policy: nn.Module) -> frozenset[nn.Parameter]:
     return frozenset(p for p in policy.parameters() if p.requires_grad and p not in seen)
 
 
-def multiplied(policy: nn.Module) -> set[nn.Parameter]:
-    """Return the trainable matrices that are used for nothing but to multiply every token."""
+def numbers_by_token(policy: nn.Module) -> dict[nn.Parameter, int]:
+    """Return how many numbers a token leaves of a matrix' gradient when that is held by tokens.
+
+    Only of matrices that one layer uses: what two layers leave is not of one form.
+    """
     held = [(p, read_off) for layer, read_off in tappable(policy) for p in trained(layer)]
-    others = {p for p, read_off in held if read_off not in (_linear, _transposed_linear)}
-    return {p for p, _ in held if p.ndim == 2} - others
+    uses = Counter(p for p, _ in held)
+    return {
+        p: p.shape[1] + 1 if read_off is _embedding else sum(p.shape)
+        for p, read_off in held
+        if p.ndim == 2 and uses[p] == 1
+    }
 
 
 def _kind(layer: nn.Module) -> ReadOff | None:
@@ -210,7 +219,7 @@ def _kind(layer: nn.Module) -> ReadOff | None:
 def _linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
     """The form of y = W a + b: ∇_W h_i = Σ_t δ_t a_tᵀ and ∇_b h_i = Σ_t δ_t."""
     delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
-    yield layer.weight, outer(delta, a, spans)
+    yield layer.weight, Outer(delta, a, spans)
     if layer.bias is not None:
         yield layer.bias, Whole(spans.sums(delta))
 
@@ -218,14 +227,15 @@ def _linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
 def _transposed_linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
     """The form of y = Wᵀ a + b."""
     delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
-    yield layer.weight, outer(a, delta, spans)
+    yield layer.weight, Outer(a, delta, spans)
     if layer.bias is not None:
         yield layer.bias, Whole(spans.sums(delta))
 
 
 def _embedding(layer: Any, ids: Tensor, delta: Tensor, spans: Spans) -> Found:
-    """The form of y_t = W[ids_t]; the row of `padding_idx` has no gradient."""
+    """The form of y_t = W[ids_t], times a factor in some; the row of `padding_idx` has none."""
     delta, ids = _by_token(layer, delta, spans), ids.flatten()
+    delta = delta * getattr(layer, "embed_scale", 1.0)
     if layer.padding_idx is not None:
         delta = delta.masked_fill((ids == layer.padding_idx)[:, None], 0)
     yield layer.weight, Rows(ids, delta, len(layer.weight), spans)
@@ -246,6 +256,8 @@ def _norm(layer: Any, inputs: Tensor, delta: Tensor, spans: Spans) -> Found:
     zeros = {name: torch.zeros_like(p) for name, p in own.items()}
     ones = zeros | {"weight": torch.ones_like(layer.weight)}
     inputs = inputs.to(layer.weight.dtype)
+    if inputs.ndim == 4 and inputs.stride(1) < inputs.stride(2):  # heads before tokens
+        inputs, delta = inputs.transpose(1, 2), delta.transpose(1, 2)
     normed = functional_call(layer, ones, (inputs,)) - functional_call(layer, zeros, (inputs,))
     width = len(layer.weight)
     if normed.shape != delta.shape or delta.numel() % (len(spans.pair) * width):

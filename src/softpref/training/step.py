@@ -5,6 +5,7 @@ Shapes: B pairs of the step, C clean pairs beside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,8 @@ class Steps:
 
     def batches(self, pairs: Sequence[Pair]) -> list[PairBatch]:
         """Return the pairs of one step as micro-batches of pairs of like length."""
-        return [self._collate(part).to(self._args.device) for part in self._parts(pairs)]
+        size = self._args.per_device_train_batch_size
+        return [self._collate(part).to(self._args.device) for part in length_buckets(pairs, size)]
 
     def follow(self, policy: nn.Module, pairs: Sequence[Pair]) -> Stepped:
         """Move by the labeller's labels, one micro-batch after the other."""
@@ -104,14 +106,17 @@ class Steps:
     ) -> Stepped:
         """Do `teach` with the clean gradient at θ for θ': an approximation, to first order in α.
 
-        Clean and noisy pairs share micro-batches, so that one pass serves both.
+        Clean and noisy pairs share micro-batches, as many as the noisy ones alone would need: one
+        pass serves both.
         """
         args, device = self._args, self._args.device
         trusted = {id(pair) for pair in clean}
         noisy_parts: list[PartJacobian] = []
         clean_parts: list[PartJacobian] = []
         index = []
-        for part in self._parts([*pairs, *clean]):
+        micro_batches = math.ceil(len(pairs) / args.per_device_train_batch_size)
+        size = math.ceil((len(pairs) + len(clean)) / micro_batches)
+        for part in length_buckets([*pairs, *clean], size):
             batch = self._collate(part).to(device)
             whole = engine.make_jacobian(policy, batch, args.ppl_scope)
             is_clean = torch.tensor([id(pair) in trusted for pair in part], device=device)
@@ -128,6 +133,3 @@ class Steps:
             noisy_parts, self._labeller, pairs=len(pairs), beta=args.beta, signal=self._signal
         )
         return Stepped(moved, torch.cat(index), meta_loss)
-
-    def _parts(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
-        return length_buckets(pairs, self._args.per_device_train_batch_size)
