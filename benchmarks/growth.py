@@ -1,7 +1,8 @@
-"""How the cost of a step grows with batch, m, length, vocabulary, rank and depth.
+"""How the cost of a step grows with batch, m, length, vocabulary, rank, depth and width.
 
-One size at a time is changed from a base (LoRA, random Llama); seconds of our DPO step and of our
-MSPO step, medians of interleaved rounds on one thread, as JSON and as a picture.
+One size at a time is changed from a base (random Llama), by LoRA and with all weights; seconds of
+our DPO step and of our MSPO step, medians of interleaved rounds on one thread, as JSON and as a
+picture.
 
     python benchmarks/growth.py docs/growth.json docs/growth.png
 """
@@ -29,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import CURRENT, move, mspo_step
 from softpref.algorithm.head import response_head
-from softpref.algorithm.jacobian import GraphPullback, per_adapter
+from softpref.algorithm.jacobian import FactoredPullback, GraphPullback, kept
 from softpref.algorithm.labeller import Constant
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import make_shared_batch
@@ -37,11 +38,15 @@ from softpref.training.models import lora_config
 
 ROUNDS = 5
 BETA, LOOKAHEAD_LR = 0.1, 1e-6
+COLOURS = ("#c8553d", "#1f6f8b")
 
 
 @dataclass(frozen=True)
 class Size:
-    """One setting: pairs a step, clean pairs, tokens, vocabulary, LoRA rank, layers."""
+    """One setting: pairs a step, clean pairs, tokens, vocabulary, LoRA rank, layers, hidden size.
+
+    Rank 0 trains all weights.
+    """
 
     batch: int = 8
     clean: int = 1
@@ -50,6 +55,7 @@ class Size:
     vocabulary: int = 4096
     rank: int = 16
     depth: int = 4
+    width: int = 256
 
 
 GROWTH: dict[str, tuple[int, ...]] = {
@@ -60,27 +66,29 @@ GROWTH: dict[str, tuple[int, ...]] = {
     "vocabulary": (1024, 4096, 16384, 65536),
     "rank": (2, 8, 16, 64),
     "depth": (2, 4, 8),
+    "width": (128, 256, 512, 1024),
 }
 UNITS = {
     "batch": "pairs a step", "clean": "clean pairs a step (of 8)", "prompt": "prompt, tokens",
     "response": "each response, tokens", "vocabulary": "vocabulary, tokens", "rank": "LoRA rank",
-    "depth": "layers",
+    "depth": "layers", "width": "hidden size",
 }  # fmt: skip
 
 
 def policy_of(size: Size) -> nn.Module:
-    """Return a random Llama of hidden size 256 with LoRA on every linear layer but the head."""
+    """Return a random Llama, with LoRA on all its linear layers but the head unless rank is 0."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=size.vocabulary,
-        hidden_size=256,
-        intermediate_size=688,
+        hidden_size=size.width,
+        intermediate_size=size.width * 43 // 16,
         num_hidden_layers=size.depth,
         num_attention_heads=4,
         max_position_embeddings=2048,
         use_cache=False,
     )
-    return get_peft_model(LlamaForCausalLM(config), lora_config(rank=size.rank)).train()
+    model = LlamaForCausalLM(config)
+    return (get_peft_model(model, lora_config(rank=size.rank)) if size.rank else model).train()
 
 
 def batch_of(size: Size, count: int, random: Random) -> PairBatch:
@@ -99,7 +107,7 @@ def batch_of(size: Size, count: int, random: Random) -> PairBatch:
         }
         for _ in range(count)
     ]
-    return make_shared_batch(pairs, response_head, hidden_size=256)
+    return make_shared_batch(pairs, response_head, hidden_size=size.width)
 
 
 def measure(size: Size) -> dict[str, Any]:
@@ -113,10 +121,10 @@ def measure(size: Size) -> dict[str, Any]:
         move(jacobians, Constant(1.0), pairs=size.batch, beta=BETA, signal=CURRENT)
 
     def mspo() -> None:
-        jacobians = [per_adapter(policy, noisy, "response")]
+        jacobians = [kept(policy, noisy, "response")]
         mspo_step(
             policy, meta_learner, optimizer, jacobians, [clean], beta=BETA,
-            lookahead_lr=LOOKAHEAD_LR,
+            lookahead_lr=LOOKAHEAD_LR, make_pullback=FactoredPullback,
         )  # fmt: skip
 
     seconds: dict[str, list[float]] = {"dpo": [], "mspo": []}
@@ -138,39 +146,44 @@ def _timed(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draw seconds of both steps against each size, and beneath it their ratio with quartiles."""
-    figure = Figure(figsize=(13, 11), layout="constrained")
+def draw(results: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
+    """Draw seconds of our DPO step against each size, and beneath it MSPO / DPO with quartiles."""
+    figure = Figure(figsize=(15, 11), layout="constrained")
     axes = figure.subplots(4, 4, height_ratios=[3, 2, 3, 2])
-    for place, (name, points) in enumerate(results.items()):
+    for place, name in enumerate(GROWTH):
         top, column = 2 * (place // 4), place % 4
         above, below = axes[top][column], axes[top + 1][column]
-        x = [point[name] for point in points]
-        above.plot(x, [p["mspo"] for p in points], "o-", color="#c8553d", label="MSPO")
-        above.plot(x, [p["dpo"] for p in points], "o-", color="#1f6f8b", label="DPO")
+        for (tuning, by_size), colour in zip(results.items(), COLOURS, strict=True):
+            points = by_size.get(name, [])
+            x, ratio = [point[name] for point in points], [p["mspo_vs_dpo"] for p in points]
+            above.plot(x, [p["mspo"] for p in points], "o-", color=colour, label=f"MSPO, {tuning}")
+            above.plot(x, [p["dpo"] for p in points], "o--", color=colour, label=f"DPO, {tuning}")
+            below.plot(x, [r["median"] for r in ratio], "o-", color=colour)
+            quartiles = [r["q1"] for r in ratio], [r["q3"] for r in ratio]
+            below.fill_between(x, *quartiles, color=colour, alpha=0.2)
         above.set(xscale="log", ylim=(0, None), ylabel="seconds a step")
-        above.legend(frameon=False)
-        ratio = [p["mspo_vs_dpo"] for p in points]
-        below.plot(x, [r["median"] for r in ratio], "o-", color="black")
-        below.fill_between(x, [r["q1"] for r in ratio], [r["q3"] for r in ratio], alpha=0.2)
         below.set(xscale="log", xlabel=UNITS[name], ylabel="MSPO / DPO", ylim=(0.9, None))
         for panel in (above, below):
-            panel.set_xticks(x, [str(value) for value in x])
+            panel.set_xticks(GROWTH[name], [str(value) for value in GROWTH[name]])
             panel.minorticks_off()
-    for empty in axes[2:, 3]:
-        empty.set_axis_off()
+    axes[0][0].legend(frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def main(numbers: str, picture: str) -> None:
     """Measure every setting, write the numbers and the picture."""
     torch.set_num_threads(1)
-    results: dict[str, list[dict[str, Any]]] = {}
-    for name, values in GROWTH.items():
-        sizes = [dataclasses.replace(Size(), **{name: value}) for value in values]
-        results[name] = [
-            dataclasses.asdict(size) | measure(size) for size in tqdm(sizes, name, leave=False)
-        ]
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for tuning, base in (("LoRA", Size()), ("full", Size(rank=0))):
+        results[tuning] = {}
+        for name, values in GROWTH.items():
+            if name == "rank" and not base.rank:
+                continue
+            sizes = [dataclasses.replace(base, **{name: value}) for value in values]
+            results[tuning][name] = [
+                dataclasses.asdict(size) | measure(size)
+                for size in tqdm(sizes, f"{tuning}, {name}", leave=False)
+            ]
     Path(numbers).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, Path(picture))
 

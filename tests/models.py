@@ -27,10 +27,10 @@ def tiny_model(
     dtype: torch.dtype = torch.float64,
     attention: str = "eager",
     spread: float = 0.2,
+    **sizes,
 ) -> nn.Module:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        architecture,
+    common = dict(
         vocab_size=VOCABULARY,
         hidden_size=16,
         num_hidden_layers=2,
@@ -39,7 +39,9 @@ def tiny_model(
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
-        **ARCHITECTURES[architecture],
+    )
+    config = AutoConfig.for_model(
+        architecture, **common | ARCHITECTURES.get(architecture, {}) | sizes
     )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     # A trained model's gradients are not all alike: make the random one less uniform.

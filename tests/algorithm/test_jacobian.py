@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from peft import LoHaConfig, get_peft_model
 from torch import nn
 
-from softpref.algorithm.engine import Step, choose_engine, find_untapped
-from softpref.algorithm.forms import Spans
+from softpref.algorithm.engine import Step, choose_engine, find_untapped, kept_gib
+from softpref.algorithm.forms import Factors, FewRows, Outer, dense
 from softpref.algorithm.head import all_logits, response_head
 from softpref.algorithm.jacobian import (
     DoubleBackwardJacobian,
+    FactoredPullback,
     GraphJacobian,
     GraphPullback,
+    PartJacobian,
     RecomputedJacobian,
     kept,
 )
@@ -26,7 +28,7 @@ from softpref.algorithm.policy import moved, nudge, trainable
 from softpref.algorithm.taps import NotTappedError, Taps
 from softpref.data.batches import make_batch, make_shared_batch
 from softpref.training.models import switch_dropout_off
-from tests.models import random_pairs, tiny_model, with_lora, without_float32
+from tests.models import ARCHITECTURES, random_pairs, tiny_model, with_lora, without_float32
 
 
 def pair_by_pair(policy, batch, ppl_scope):
@@ -288,21 +290,97 @@ def test_taps_on_any_shape(pairs, longest, seed, layout, rank):
         hold_to_contract(kept, policy, LAYOUTS[layout](rows), matrix, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("width", [8, 7])
-def test_products_of_spans_by_hand(dtype, width):
-    """Grouped products want widths of 16 bytes and no float64; the rest goes span by span.
+WIDE = dict(hidden_size=64, intermediate_size=96)  # matrices of more numbers than few tokens leave
 
-    The spans stand in another order than the pairs, with padding between them, as packed rows do.
-    """
-    batch = make_shared_batch(random_pairs(6), hidden_size=1)
-    assert list(batch.spans) != sorted(batch.spans)
-    torch.manual_seed(0)
-    tokens = batch.input_ids.numel()
-    delta, a = torch.randn(tokens, width).to(dtype), torch.randn(tokens, 16).to(dtype)
-    delta[batch.pair.flatten() < 0] = 0  # nothing is read off padding
-    spans = Spans(batch)
-    for i, (start, stop) in enumerate(batch.spans):
-        expected = sum(torch.outer(delta[t], a[t]) for t in range(start, stop))
-        torch.testing.assert_close(spans.products(delta, a)[i], expected, rtol=0.05, atol=0.1)
-        torch.testing.assert_close(spans.sums(delta)[i], delta[start:stop].sum(0))
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_taps_see_all_of_every_architecture(architecture, tied):
+    policy = tiny_model(architecture, tie_word_embeddings=tied)
+    pairs = random_pairs(4)
+    for layout in ("shared", "shared, response head"):
+        batch = LAYOUTS[layout](pairs)
+        assert not find_untapped(policy, batch)
+        for make in (kept, GraphJacobian):
+            hold_to_contract(make, policy, batch, slow_matrix(policy, pairs))
+
+
+def test_positions_that_padded_rows_share_go_pair_by_pair():
+    policy, batch = tiny_model("gpt2"), make_batch(random_pairs(4))
+    position_embedding = policy.transformer.wpe.weight
+    assert find_untapped(policy, batch) == {position_embedding}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "unseen"),
+    [
+        ("gemma3_text", dict(num_key_value_heads=2, head_dim=8), ""),
+        ("stablelm", dict(num_key_value_heads=2, qk_layernorm=True), ""),
+        ("falcon", dict(), ""),
+        (
+            "mixtral",
+            dict(num_key_value_heads=2, num_local_experts=3, experts_implementation="eager"),
+            "mlp",
+        ),
+    ],
+)
+def test_layers_of_other_kinds(architecture, config, unseen):
+    """Scaled embeddings, norms of heads before tokens, sums in place; experts go pair by pair."""
+    policy = tiny_model(architecture, intermediate_size=24, **config)
+    pairs = random_pairs(4)
+    batch = make_shared_batch(pairs)
+    untapped = find_untapped(policy, batch)
+    names = {name for name, p in policy.named_parameters() if p in untapped}
+    assert names == {name for name, _ in policy.named_parameters() if unseen and unseen in name}
+    for make in (kept, GraphJacobian):
+        jacobian = partial(make, untapped=untapped)
+        hold_to_contract(jacobian, policy, batch, slow_matrix(policy, pairs))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("read", [all_logits, response_head])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_gradient_in_factors_is_the_gradient(architecture, read, checkpointed):
+    policy, pairs = tiny_model(architecture, **WIDE), random_pairs(3, longest=3)
+    matrix = slow_matrix(policy, pairs)
+    if checkpointed:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        switch_dropout_off(policy)
+        policy.train()
+    batch, weights = make_shared_batch(pairs, read), matrix.new_tensor([1.0, -2.0, 0.5])
+    found = FactoredPullback(policy, batch, "response").vjp(weights)
+    kinds = {
+        name: type(held) for (name, _), held in zip(policy.named_parameters(), found, strict=True)
+    }
+    assert set(kinds.values()) == {torch.Tensor, Factors, FewRows}
+    assert error(flat(map(dense, found)), weights @ matrix) < 1e-6
+    # and what is multiplied by it is multiplied by the gradient
+    for make in (kept, GraphJacobian):
+        jacobian = make(policy, batch, "response")
+        assert error(jacobian.jvp(found), matrix @ (weights @ matrix)) < 1e-6
+
+
+def test_large_matrices_are_held_by_their_tokens():
+    """`kept` holds fewer numbers than B gradients, and the estimate says how many."""
+    policy, pairs = tiny_model(hidden_size=64, intermediate_size=96), random_pairs(3, longest=3)
+    for read in (all_logits, response_head):
+        batch = make_shared_batch(pairs, read)
+        jacobian = kept(policy, batch, "response")
+        forms = [form for of_parameter in jacobian._forms.values() for form in of_parameter]
+        assert any(isinstance(form, Outer) for form in forms)
+        numbers = sum(
+            value.numel() for form in forms for value in vars(form).values()
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+        )  # fmt: skip
+        estimate = kept_gib(policy, batch, Step.of([batch])) * 2**30 / 4
+        assert numbers == pytest.approx(estimate, rel=0.1)
+        assert numbers < len(pairs) * sum(p.numel() for p in policy.parameters()) / 2
+
+
+def test_part_of_a_jacobian():
+    policy, pairs = tiny_model(), random_pairs(5)
+    whole = kept(policy, make_shared_batch(pairs), "response")
+    chosen = torch.tensor([3, 1, 4])
+    part = lambda *_: PartJacobian(whole, chosen)  # noqa: E731
+    hold_to_contract(part, policy, None, slow_matrix(policy, pairs)[chosen])
+    assert torch.equal(part().measured.margin, whole.measured.margin[chosen])

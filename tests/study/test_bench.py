@@ -13,7 +13,7 @@ import torch
 from softpref.cli import main
 from softpref.study import bench, bench_memory
 from softpref.study.bench import ONE_BILLION, PRESETS, SHAPES, SMALL, Preset
-from softpref.study.bench_contestants import NAMES, make_contestant
+from softpref.study.bench_contestants import EVERYWHERE, NAMES, make_contestant
 from softpref.study.bench_report import Group, rows, runs
 from softpref.study.bench_timing import Quartiles, paired_ratio, time_rounds
 from softpref.study.bench_workload import TUNINGS, ModelSize, Shape, Workload
@@ -23,7 +23,10 @@ WORKLOAD = Workload(TINY, Shape(12, 6), "cpu", batches=2)
 TWO_SHAPES = (WORKLOAD, dataclasses.replace(WORKLOAD, shape=Shape(4, 8)))
 RATIOS = {
     "mspo_vs_trl_default", "mspo_vs_trl_best", "mspo_vs_dpo", "dpo_vs_trl_default",
-    "double_backward_vs_dpo", "memory_mspo_vs_dpo",
+    "double_backward_vs_dpo", "without_lookahead_vs_dpo", "memory_mspo_vs_dpo",
+    "graph_checkpointed_vs_dpo_checkpointed", "memory_graph_checkpointed_vs_dpo_checkpointed",
+    "recompute_checkpointed_vs_dpo_checkpointed",
+    "memory_recompute_checkpointed_vs_dpo_checkpointed",
 }  # fmt: skip
 DPOS = ("trl_default", "trl_best", "dpo")
 
@@ -132,12 +135,24 @@ def test_the_response_only_head_is_on_in_its_step_and_nowhere_else(tmp_path, mon
 
 def test_mspo_is_asked_for_its_clean_batch_and_engine(tmp_path):
     asked = {
-        name: make_contestant(name, WORKLOAD, "lora", tmp_path).trainer.args for name in NAMES[3:]
+        name: make_contestant(name, WORKLOAD, "lora", tmp_path).trainer.args
+        for name in NAMES[3:]
+        if name != "dpo_checkpointed"
     }
-    found = {name: (args.meta_batch_size, args.engine) for name, args in asked.items()}
+    found = {
+        name: (args.meta_batch_size, args.engine, args.clean_gradient)
+        for name, args in asked.items()
+    }
     assert found == {
-        "mspo_m1/8": (1, "auto"), "mspo_m1": (8, "auto"), "double_backward": (1, "double_backward"),
-    }  # fmt: skip
+        "mspo_m1/8": (1, "auto", "lookahead"),
+        "mspo_m1": (8, "auto", "lookahead"),
+        "double_backward": (1, "double_backward", "lookahead"),
+        "without_lookahead": (1, "auto", "current"),
+        "graph_checkpointed": (1, "graph", "lookahead"),
+        "recompute_checkpointed": (1, "recompute", "lookahead"),
+    }
+    checkpointed = {name for name, args in asked.items() if args.activation_checkpointing}
+    assert checkpointed == {"graph_checkpointed", "recompute_checkpointed"}
 
 
 class Racer:
@@ -187,12 +202,18 @@ def test_ratios_are_formed_within_a_round():
 
 def group(tuning, workload=WORKLOAD, **seconds):
     times = {"trl_default": 4.0, "trl_best": 2.0, "dpo": 1.0, "mspo_m1/8": 1.2, "mspo_m1": 2.5,
-             "double_backward": 3.0} | seconds  # fmt: skip
+             "double_backward": 3.0, "without_lookahead": 1.4, "dpo_checkpointed": 2.0,
+             "graph_checkpointed": 5.0, "recompute_checkpointed": 6.0} | seconds  # fmt: skip
     return Group(
         tuning,
         workload,
         {name: [second, 2 * second] if second else [] for name, second in times.items()},
-        {"dpo": [100.0, 200.0], "mspo_m1/8": [110.0, 260.0]},
+        {
+            "dpo": [100.0, 200.0],
+            "mspo_m1/8": [110.0, 260.0],
+            "dpo_checkpointed": [50.0, 50.0],
+            "graph_checkpointed": [60.0, 55.0],
+        },
         response_only_head=True,
     )
 
@@ -202,18 +223,25 @@ def test_json_holds_the_ratios_it_names():
     assert (few["m"], whole["m"]) == (0.125, 1.0)
     assert few["shape"] == {"prompt": 12, "response": 6}
     assert few["dtype"] == "float32"
-    medians = {name: few["lora"][name]["median"] for name in RATIOS}
+    medians = {name: ratio["median"] for name in RATIOS if (ratio := few["lora"][name])}
     assert medians == pytest.approx(
         {
             "mspo_vs_trl_default": 0.3, "mspo_vs_trl_best": 0.6, "mspo_vs_dpo": 1.2,
             "dpo_vs_trl_default": 0.25, "double_backward_vs_dpo": 3.0, "memory_mspo_vs_dpo": 1.2,
+            "without_lookahead_vs_dpo": 1.4, "graph_checkpointed_vs_dpo_checkpointed": 2.5,
+            "recompute_checkpointed_vs_dpo_checkpointed": 3.0,
+            "memory_graph_checkpointed_vs_dpo_checkpointed": 1.15,
         }
     )  # fmt: skip
     assert few["lora"]["seconds"] == pytest.approx(
-        {"trl_default": 6.0, "trl_best": 3.0, "dpo": 1.5, "mspo": 1.8, "double_backward": 4.5}
-    )
+        {"trl_default": 6.0, "trl_best": 3.0, "dpo": 1.5, "mspo": 1.8, "double_backward": 4.5,
+         "without_lookahead": 2.1, "dpo_checkpointed": 3.0, "graph_checkpointed": 7.5,
+         "recompute_checkpointed": 9.0}
+    )  # fmt: skip
     assert few["lora"]["peak_mib"] == {
         "trl_default": None, "trl_best": None, "dpo": 150.0, "mspo": 185.0, "double_backward": None,
+        "without_lookahead": None, "dpo_checkpointed": 50.0, "graph_checkpointed": 57.5,
+        "recompute_checkpointed": None,
     }  # fmt: skip
     assert few["full"]["double_backward_vs_dpo"] is None
     assert whole["lora"]["mspo_vs_dpo"]["median"] == pytest.approx(2.5)
@@ -223,7 +251,7 @@ def test_json_holds_the_ratios_it_names():
 
 def test_every_row_of_the_table_says_what_it_is_about():
     header, *body = rows([group("lora"), group("full", double_backward=None)])
-    assert len(body) == 12
+    assert len(body) == 2 * len(NAMES)
     line = dict(zip(header, body[3], strict=True))
     assert line == {
         "tuning": "LoRA r=16", "dtype": "float32", "prompt + response, tokens": "12 + 6",
@@ -232,7 +260,8 @@ def test_every_row_of_the_table_says_what_it_is_about():
         "x our DPO": "1.20 (1.20 to 1.20)", "peak, MiB": "185",
     }  # fmt: skip
     assert "response-only head: on" in body[1][4]
-    assert body[-1][5:] == ("-",) * 5
+    double_backward = body[len(NAMES) + NAMES.index("double_backward")]
+    assert double_backward[5:] == ("-",) * 5
 
 
 def test_the_command_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
@@ -253,7 +282,7 @@ def test_the_command_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
         torch.set_num_threads(threads)
     printed = capsys.readouterr()
     assert printed.err.count("Warning") == 0
-    assert len(printed.out.splitlines()) == 1 + 4 * len(NAMES) + 1
+    assert len(printed.out.splitlines()) == 1 + 2 * (len(NAMES) + len(EVERYWHERE)) + 1
     found = json.loads(numbers.read_text())
     assert found.keys() == {"preset", "device", "machine", "versions", "threads", "runs"}
     assert (found["preset"], found["device"], found["threads"]) == ("cpu", "cpu", 1)

@@ -15,8 +15,7 @@ from softpref.world.language import make_tokenizer
 from tests.models import tiny_model, with_lora
 from tests.toy import toy_config, toy_pairs, toy_trainer
 
-STEPS = {"tuning": "lora", "max_steps": 3, "learning_rate": 1e-2, "warmup_steps": 0,
-         "max_grad_norm": 0.0}  # fmt: skip
+STEPS = {"max_steps": 3, "learning_rate": 1e-2, "warmup_steps": 0, "max_grad_norm": 0.0}
 
 
 def weights(trainer):
@@ -27,35 +26,72 @@ def weights(trainer):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
-    """Three steps pair by pair on padded rows."""
-    return weights(
-        toy_trainer(tmp_path_factory.mktemp("slow"), engine="per_pair", layout="padded", **STEPS)
-    )
+    """Three steps by double backward on padded rows, for both tunings."""
+    options = STEPS | {"engine": "double_backward", "layout": "padded"}
+    return {
+        tuning: weights(toy_trainer(tmp_path_factory.mktemp(tuning), tuning=tuning, **options))
+        for tuning in ("lora", "full")
+    }
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"layout": "padded"},
-        {"engine": "lora_recompute"},
+        {"engine": "graph"},
+        {"engine": "recompute"},
         {"keep_budget_gib": 0.0},
         {"activation_checkpointing": True},
+        {"activation_checkpointing": True, "engine": "graph"},
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "engine": "recompute"},
         {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
     ],
     ids=str,
 )
-def test_three_steps_end_where_the_slow_way_ends(options, slow, tmp_path):
-    fast = weights(toy_trainer(tmp_path, **(STEPS | options)))
+def test_three_steps_end_where_the_slow_way_ends(options, tuning, slow, tmp_path):
+    fast = weights(toy_trainer(tmp_path, **(STEPS | {"tuning": tuning} | options)))
     # AdamW turns a rounding error in a gradient near 0 into a step of either sign.
-    assert (fast - slow).norm() < 1e-3 * slow.norm()
+    assert (fast - slow[tuning]).norm() < 1e-3 * slow[tuning].norm()
 
 
 def test_three_steps_differ_from_three_other_steps(slow, tmp_path):
     """The bound above is no wider than what a real difference makes."""
-    other = weights(toy_trainer(tmp_path, **(STEPS | {"meta_lr": 1e-2})))
-    assert (other - slow).norm() > 1e-2 * slow.norm()
+    other = weights(toy_trainer(tmp_path, tuning="lora", **(STEPS | {"meta_lr": 1e-2})))
+    assert (other - slow["lora"]).norm() > 1e-2 * slow["lora"].norm()
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_clean_gradient_at_theta_is_near_the_one_at_theta_prime(micro_batches, tmp_path):
+    """As near as α is to 0; clean pairs ride in the noisy pairs' micro-batches."""
+    size = {"per_device_train_batch_size": 8 // micro_batches,
+            "gradient_accumulation_steps": micro_batches, "meta_batch_size": 3}  # fmt: skip
+    options = STEPS | size | {"tuning": "full", "lookahead": "sgd"}
+
+    def run(name, **more):
+        trainer = toy_trainer(tmp_path / name, **(options | more))
+        end = weights(trainer)
+        return trainer, end
+
+    near, at_theta = run("current", clean_gradient="current")
+    ahead, exact = run("exact", lookahead_lr=1e-5)
+    _, far = run("far", lookahead_lr=0.3)
+    assert (at_theta - exact).norm() < 1e-3 * exact.norm()
+    assert (at_theta - exact).norm() < 0.1 * (far - exact).norm()
+    losses = [
+        [log["meta/loss"] for log in trainer.state.log_history if "meta/loss" in log]
+        for trainer in (near, ahead)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    index = [t.history.tensors()["index"].sort().values for t in (near, ahead)]
+    assert torch.equal(*index)
+
+
+def test_without_a_look_ahead_there_is_no_rate_for_it(tmp_path):
+    with pytest.raises(UsageError, match="leave --lookahead_lr out"):
+        toy_config(tmp_path, clean_gradient="current", lookahead_lr=1e-3)
 
 
 def said(caplog, tmp_path, **options):
@@ -67,45 +103,36 @@ def said(caplog, tmp_path, **options):
 def test_the_screen_says_what_was_chosen_and_why(caplog, tmp_path):
     trainer, text = said(caplog, tmp_path)
     assert "layout: prompts shared, log-probabilities of responses only" in text
-    assert "engine: lora, one pass for all pairs; the gradients of 8 pairs are kept" in text
-    batch = trainer._batches(trainer.pairs.select(range(8)).to_list())[0]
+    assert "engine: kept, one pass for all pairs; the gradients of 8 pairs take" in text
+    batch = trainer._steps.batches(trainer.pairs.select(range(8)).to_list())[0]
     assert batch.position_ids is not None
 
 
 def test_past_the_budget_the_screen_says_so(caplog, tmp_path):
-    _, text = said(caplog, tmp_path, keep_budget_gib=0.0)
-    assert "engine: lora_recompute" in text
+    _, text = said(caplog, tmp_path, keep_budget_gib=0.0, gradient_accumulation_steps=1)
+    assert "engine: graph" in text
     assert "of the 0 allowed" in text
+    _, text = said(caplog, tmp_path, keep_budget_gib=0.0, gradient_accumulation_steps=2)
+    assert "engine: recompute" in text
 
 
-def test_full_fine_tuning_says_why_it_goes_pair_by_pair(caplog, tmp_path):
-    _, text = said(caplog, tmp_path, tuning="full")
-    assert "engine: per_pair, since" in text
-    assert "no linear layer's (model.embed_tokens.weight" in text
-
-
-def test_an_engine_that_would_be_wrong_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="--engine lora: .*choose auto or per_pair"):
-        toy_trainer(tmp_path, **(STEPS | {"tuning": "full", "engine": "lora"}))
-
-
-def test_dora_trains_by_the_general_engine(caplog, tmp_path):
+def test_dora_trains_and_the_screen_says_how(caplog, tmp_path):
     with caplog.at_level(logging.INFO, "softpref"):
         trainer = MSPOTrainer(
             tiny_model(dtype=torch.float32, attention="sdpa"),
-            toy_config(tmp_path, **STEPS),
+            toy_config(tmp_path, tuning="lora", **STEPS),
             toy_pairs(40, flip_every=3),
             toy_pairs(16, seed=1),
             processing_class=make_tokenizer(),
             peft_config=LoraConfig(r=2, target_modules="all-linear", use_dora=True),
         )
-    assert "engine: per_pair, since" in caplog.text
+    assert "trained tensors that taps do not see go pair by pair" in caplog.text
     trainer.train()
 
 
 def test_methods_that_teach_nothing_refuse_the_engines_options(tmp_path):
     with pytest.raises(UsageError, match="--engine"):
-        MSPOConfig(output_dir=str(tmp_path), method="dpo", engine="lora", use_cpu=True)
+        MSPOConfig(output_dir=str(tmp_path), method="dpo", engine="kept", use_cpu=True)
     with pytest.raises(UsageError, match="--keep_budget_gib"):
         MSPOConfig(output_dir=str(tmp_path), method="dpo", keep_budget_gib=1.0, use_cpu=True)
 
@@ -114,11 +141,11 @@ def test_adapters_in_16_bits_are_refused_and_a_base_in_16_bits_is_not(tmp_path):
     """At a learning rate of 1e-6 a bf16 adapter would not move, nor look ahead."""
     policy = with_lora(tiny_model(dtype=torch.bfloat16, attention="sdpa"))
     with pytest.raises(UsageError, match="adapter needs float32 weights"):
-        toy_trainer(tmp_path, model=policy, **STEPS)
+        toy_trainer(tmp_path, model=policy, tuning="lora", **STEPS)
     for name, p in policy.named_parameters():
         if "lora_" in name:
             p.data = p.data.float()
-    toy_trainer(tmp_path, model=policy, **STEPS).train()
+    toy_trainer(tmp_path, model=policy, tuning="lora", **STEPS).train()
 
 
 @pytest.mark.parametrize(

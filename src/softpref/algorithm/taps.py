@@ -166,7 +166,7 @@ class _Tap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_output: Tensor) -> tuple:
         (inputs,) = ctx.saved_tensors
-        ctx.keep(inputs, by_output)
+        ctx.keep(inputs.detach(), by_output)
         return by_output, None, by_output.new_zeros((), dtype=torch.float32), None
 
 

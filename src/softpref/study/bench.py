@@ -20,7 +20,13 @@ from tqdm import tqdm
 
 from softpref.errors import UsageError
 from softpref.options import option
-from softpref.study.bench_contestants import NAMES, Name, has_response_only_head, make_contestant
+from softpref.study.bench_contestants import (
+    EVERYWHERE,
+    NAMES,
+    Name,
+    has_response_only_head,
+    make_contestant,
+)
 from softpref.study.bench_memory import peak_in_new_process
 from softpref.study.bench_report import LEGEND, Group, draw_step_times, rows, runs
 from softpref.study.bench_timing import time_rounds
@@ -38,7 +44,8 @@ class Preset:
     """How much is measured.
 
     Attributes:
-        workloads: what steps are timed on, one for each data shape; memory on the first alone.
+        workloads: what steps are timed on, one for each data shape; memory, and what is not in
+            `EVERYWHERE`, on the first alone.
         rounds: timed steps of each contestant.
         slow_rounds: timed steps of MSPO by double backward, at most `rounds`.
         peaks: how many processes measure each contestant's memory.
@@ -49,6 +56,10 @@ class Preset:
     slow_rounds: int
     peaks: dict[Name, int]
 
+    def names_on(self, workload: Workload) -> tuple[Name, ...]:
+        """Return who takes part on a workload."""
+        return NAMES if workload == self.workloads[0] else EVERYWHERE
+
     def rounds_of(self, name: Name) -> int:
         """Return how many steps of a contestant are timed."""
         return min(self.slow_rounds, self.rounds) if name == SLOW else self.rounds
@@ -57,18 +68,22 @@ class Preset:
 SHAPES = (Shape(128, 64), Shape(32, 128))
 SMALL = ModelSize(4096, 256, 688, 6, 4, 2, tie_word_embeddings=False)  # 6.45 M parameters
 ONE_BILLION = ModelSize(128256, 2048, 8192, 16, 32, 8, tie_word_embeddings=True)
+PEAKS: dict[Name, int] = {
+    "trl_default": 1, "trl_best": 1, "dpo": 3, "mspo_m1/8": 3,
+    "dpo_checkpointed": 3, "graph_checkpointed": 3, "recompute_checkpointed": 1,
+}  # fmt: skip
 PRESETS = {
     "cpu": Preset(
         workloads=tuple(Workload(SMALL, shape, "cpu") for shape in SHAPES),
         rounds=5,
         slow_rounds=2,
-        peaks={"trl_default": 1, "trl_best": 1, "dpo": 3, "mspo_m1/8": 3},
+        peaks=PEAKS,
     ),
     "gpu": Preset(
         workloads=tuple(Workload(ONE_BILLION, shape, "cuda") for shape in SHAPES),
         rounds=20,
         slow_rounds=3,
-        peaks={"trl_default": 1, "trl_best": 1, "dpo": 3, "mspo_m1/8": 3},
+        peaks=PEAKS,
     ),
 }
 
@@ -78,7 +93,7 @@ class BenchOptions:
     """Options of `softpref bench`."""
 
     preset: Literal["cpu", "gpu"] = option(
-        "`cpu`: a 6 M model in float32, under ten minutes; `gpu`: a 1 B model in bfloat16.", "cpu"
+        "`cpu`: a 6 M model in float32, about ten minutes; `gpu`: a 1 B model in bfloat16.", "cpu"
     )
     json: str | None = option("Write the numbers to this file.")
     plot: str | None = option("Draw the step times into this PNG.")
@@ -111,7 +126,9 @@ def run_bench(options: BenchOptions) -> None:
 def measure(preset: Preset) -> list[Group]:
     """Time every contestant on every workload, and measure memory on the first."""
     timed = [(workload, tuning) for workload in preset.workloads for tuning in TUNINGS]
-    steps = len(timed) * sum(1 + preset.rounds_of(name) for name in NAMES)
+    steps = sum(
+        1 + preset.rounds_of(name) for workload, _ in timed for name in preset.names_on(workload)
+    )
     processes = len(TUNINGS) * sum(preset.peaks.values())
     groups = []
     with tqdm(total=steps + processes, desc="measuring", leave=False, disable=None) as bar:
@@ -129,8 +146,9 @@ def _time(
     preset: Preset, workload: Workload, tuning: Tuning, after_step: Callable[[], object]
 ) -> dict[Name, list[float]]:
     with tempfile.TemporaryDirectory() as home:
-        contestants = {name: make_contestant(name, workload, tuning, Path(home)) for name in NAMES}
-        rounds = {name: preset.rounds_of(name) for name in NAMES}
+        names = preset.names_on(workload)
+        contestants = {name: make_contestant(name, workload, tuning, Path(home)) for name in names}
+        rounds = {name: preset.rounds_of(name) for name in names}
         seconds = time_rounds(contestants, rounds, workload.device, after_step)
     del contestants
     gc.collect()  # trainers refer to themselves

@@ -22,8 +22,12 @@ from softpref.training.config import MSPOConfig
 from softpref.training.models import lora_config
 from softpref.training.trainer import MSPOTrainer
 
-Name = Literal["trl_default", "trl_best", "dpo", "mspo_m1/8", "mspo_m1", "double_backward"]
+Name = Literal[
+    "trl_default", "trl_best", "dpo", "mspo_m1/8", "mspo_m1", "double_backward",
+    "without_lookahead", "dpo_checkpointed", "graph_checkpointed", "recompute_checkpointed",
+]  # fmt: skip
 NAMES: tuple[Name, ...] = get_args(Name)
+EVERYWHERE = NAMES[:6]  # the rest take part on the first shape alone
 
 # m: the size of MSPO's clean batch in the size of the noisy one.
 M_FEW, M_ALL = 0.125, 1.0
@@ -107,6 +111,19 @@ def make_contestant(name: Name, workload: Workload, tuning: Tuning, home: Path) 
                 return Contestant(_mspo(workload, tuning, home, M_ALL, "auto"), workload)
             case "double_backward":
                 return Contestant(_mspo(workload, tuning, home, M_FEW, "double_backward"), workload)
+            case "without_lookahead":
+                at_theta = {"clean_gradient": "current", "lookahead_lr": None}
+                trainer = _mspo(workload, tuning, home, M_FEW, "auto", **at_theta)
+                return Contestant(trainer, workload)
+            case "dpo_checkpointed":
+                trainer = _ours(workload, tuning, home, method="dpo", activation_checkpointing=True)
+                return Contestant(trainer, workload)
+            case "graph_checkpointed" | "recompute_checkpointed":
+                engine = name.removesuffix("_checkpointed")
+                trainer = _mspo(
+                    workload, tuning, home, M_FEW, engine, activation_checkpointing=True
+                )
+                return Contestant(trainer, workload)
 
 
 def has_response_only_head() -> bool:
@@ -147,19 +164,20 @@ def _trl(workload: Workload, tuning: Tuning, home: Path, reference: Any, **optio
     )
 
 
-def _mspo(workload: Workload, tuning: Tuning, home: Path, m: float, engine: str) -> Trainer:
+def _mspo(
+    workload: Workload, tuning: Tuning, home: Path, m: float, engine: str, **options: Any
+) -> Trainer:
     # The noise rate is given and the labeller not fitted first, since neither is part of a step.
-    return _ours(
-        workload,
-        tuning,
-        home,
-        method="mspo",
-        engine=engine,
-        meta_batch_size=max(1, round(m * workload.pairs)),
-        lookahead_lr=LOOKAHEAD_LR,
-        noise_rate=0.2,
-        warm_start=False,
-    )
+    given = {
+        "method": "mspo",
+        "engine": engine,
+        "meta_batch_size": max(1, round(m * workload.pairs)),
+        "meta_every": 1,
+        "lookahead_lr": LOOKAHEAD_LR,
+        "noise_rate": 0.2,
+        "warm_start": False,
+    }
+    return _ours(workload, tuning, home, **given | options)
 
 
 def _ours(workload: Workload, tuning: Tuning, home: Path, **options: Any) -> Trainer:

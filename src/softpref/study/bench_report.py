@@ -30,8 +30,20 @@ LABELS: dict[Name, str] = {
     "mspo_m1/8": "softpref MSPO",
     "mspo_m1": "softpref MSPO",
     "double_backward": "softpref MSPO, double backward",
+    "without_lookahead": "softpref MSPO, clean gradient at θ",
+    "dpo_checkpointed": "softpref DPO, checkpointed",
+    "graph_checkpointed": "softpref MSPO, graph, checkpointed",
+    "recompute_checkpointed": "softpref MSPO, recompute, checkpointed",
 }
-M_LABELS: dict[Name, str] = {"mspo_m1/8": "1/8", "mspo_m1": "1", "double_backward": "1/8"}
+NO_M: tuple[Name, ...] = ("trl_default", "trl_best", "dpo", "dpo_checkpointed")
+M_LABELS: dict[Name, str] = {
+    name: "1" if name == "mspo_m1" else "1/8" for name in NAMES if name not in NO_M
+}
+# MSPO in other ways, at m = 1/8, and last the checkpointed DPO some of them are held against.
+AT_M_FEW: tuple[Name, ...] = (
+    "double_backward", "without_lookahead", "graph_checkpointed", "recompute_checkpointed",
+    "dpo_checkpointed",
+)  # fmt: skip
 COLOURS = ("#1f6f8b", "#c8553d")
 
 
@@ -53,7 +65,7 @@ class Group:
 
     def time_ratio(self, ours: Name, theirs: Name) -> Quartiles | None:
         """Return step time of one contestant in that of another."""
-        return paired_ratio(self.seconds[ours], self.seconds[theirs])
+        return paired_ratio(self.seconds.get(ours, []), self.seconds.get(theirs, []))
 
     def peak_ratio(self, ours: Name, theirs: Name) -> Quartiles | None:
         """Return peak memory of one contestant in that of another."""
@@ -62,7 +74,7 @@ class Group:
 
 def rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """Return the table, header first."""
-    return [HEADER, *(_row(group, name) for group in groups for name in NAMES)]
+    return [HEADER, *(_row(group, name) for group in groups for name in group.seconds)]
 
 
 def _row(group: Group, name: Name) -> tuple[str, ...]:
@@ -108,24 +120,24 @@ def runs(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def _figures(group: Group, m: float) -> dict[str, Any]:
     """Return the ratios and medians of one tuning at one shape and m; null: not measured."""
-    mspo = MSPO[m]
-    shown: dict[str, Name] = {
-        "trl_default": "trl_default", "trl_best": "trl_best", "dpo": "dpo", "mspo": mspo,
-    }  # fmt: skip
-    double_backward = None
-    if m == M_FEW:
-        shown["double_backward"] = "double_backward"
-        double_backward = group.time_ratio("double_backward", "dpo")
-    seconds = {key: quartiles(group.seconds[name]) for key, name in shown.items()}
-    peaks = {key: quartiles(group.peaks.get(name, [])) for key, name in shown.items()}
+    mspo, few = MSPO[m], m == M_FEW
+    others = AT_M_FEW if few else ()
+    names: dict[str, Name] = {name: name for name in (*NAMES[:3], *others)} | {"mspo": mspo}
     ratios = {
         "mspo_vs_trl_default": group.time_ratio(mspo, "trl_default"),
         "mspo_vs_trl_best": group.time_ratio(mspo, "trl_best"),
         "mspo_vs_dpo": group.time_ratio(mspo, "dpo"),
         "dpo_vs_trl_default": group.time_ratio("dpo", "trl_default"),
-        "double_backward_vs_dpo": double_backward,
         "memory_mspo_vs_dpo": group.peak_ratio(mspo, "dpo"),
     }
+    for name in AT_M_FEW[:-1]:
+        checkpointed = name.endswith("_checkpointed")
+        base: Name = "dpo_checkpointed" if checkpointed else "dpo"
+        ratios[f"{name}_vs_{base}"] = group.time_ratio(name, base) if few else None
+        if checkpointed:
+            ratios[f"memory_{name}_vs_{base}"] = group.peak_ratio(name, base) if few else None
+    seconds = {key: quartiles(group.seconds.get(name, [])) for key, name in names.items()}
+    peaks = {key: quartiles(group.peaks.get(name, [])) for key, name in names.items()}
     return {
         **{key: ratio and asdict(ratio) for key, ratio in ratios.items()},
         "seconds": {key: found and found.median for key, found in seconds.items()},
@@ -141,7 +153,7 @@ def draw_step_times(groups: Sequence[Group], path: Path) -> None:
         groups: what was measured.
         path: a PNG.
     """
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     panels = figure.subplots(1, len(TUNINGS), sharey=True)
     for axes, tuning in zip(panels, TUNINGS, strict=True):
         of_tuning = [group for group in groups if group.tuning == tuning]
