@@ -76,7 +76,7 @@ def slow_read():
     return torch.stack([w for w, _ in found]), torch.stack([b for _, b in found])
 
 
-@pytest.fixture(params=["whole", "outer", "rows", "read"])
+@pytest.fixture(params=["whole", "outer", "tall outer", "rows", "read"])
 def held(request, batch, spans):
     """A form, and the gradients (B, m, n) that it should stand for."""
     if request.param == "rows":
@@ -88,6 +88,8 @@ def held(request, batch, spans):
         torch.manual_seed(0)
         return form, slow_read()[0]
     left, right = token_vectors(batch, M, 0), token_vectors(batch, N, 1)
+    if request.param == "tall outer":
+        left, right = right, left
     slow = slow_outer(batch, left, right)
     return (Whole(slow) if request.param == "whole" else Outer(left, right, spans)), slow
 

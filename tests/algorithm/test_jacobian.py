@@ -305,6 +305,22 @@ def test_taps_see_all_of_every_architecture(architecture, tied):
             hold_to_contract(make, policy, batch, slow_matrix(policy, pairs))
 
 
+def test_a_padding_token_among_the_tokens_has_no_gradient():
+    """Many tokenizers pad with the end of sequence, which every response ends on."""
+    policy, pairs = tiny_model(), random_pairs(3)
+    assert policy.get_input_embeddings().padding_idx == 0
+    pairs = [pair | {"chosen_ids": [*pair["chosen_ids"], 0, 5]} for pair in pairs]
+    for make in (kept, GraphJacobian):
+        hold_to_contract(make, policy, make_shared_batch(pairs), slow_matrix(policy, pairs))
+
+
+@pytest.mark.parametrize("engine", MAKERS)
+def test_a_tensor_that_is_not_used_has_no_gradient(engine):
+    policy, pairs = tiny_model(), random_pairs(2)
+    policy.unused = nn.Linear(3, 3, dtype=torch.float64)
+    hold_to_contract(MAKERS[engine], policy, make_batch(pairs), slow_matrix(policy, pairs))
+
+
 def test_positions_that_padded_rows_share_go_pair_by_pair():
     policy, batch = tiny_model("gpt2"), make_batch(random_pairs(4))
     position_embedding = policy.transformer.wpe.weight
@@ -368,10 +384,12 @@ def test_large_matrices_are_held_by_their_tokens():
         jacobian = kept(policy, batch, "response")
         forms = [form for of_parameter in jacobian._forms.values() for form in of_parameter]
         assert any(isinstance(form, Outer) for form in forms)
-        numbers = sum(
-            value.numel() for form in forms for value in vars(form).values()
+        tensors = [
+            value for form in forms for value in vars(form).values()
             if isinstance(value, torch.Tensor) and value.is_floating_point()
-        )  # fmt: skip
+        ]  # fmt: skip
+        assert not any(tensor.requires_grad for tensor in tensors)  # which would hold the graph
+        numbers = sum(tensor.numel() for tensor in tensors)
         estimate = kept_gib(policy, batch, Step.of([batch])) * 2**30 / 4
         assert numbers == pytest.approx(estimate, rel=0.1)
         assert numbers < len(pairs) * sum(p.numel() for p in policy.parameters()) / 2
