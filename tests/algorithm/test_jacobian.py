@@ -376,6 +376,24 @@ def test_a_gradient_in_factors_is_the_gradient(architecture, read, checkpointed)
         assert error(jacobian.jvp(found), matrix @ (weights @ matrix)) < 1e-6
 
 
+def test_factors_only_where_these_are_fewer_numbers_and_are_seen_rightly():
+    policy, pairs = tiny_model(**WIDE), random_pairs(3, longest=3)
+    policy.model.layers[0].mlp.up_proj.__class__ = UsesItsWeightBehindItsBack
+    matrix = slow_matrix(policy, pairs)
+    batch, weights = make_shared_batch(pairs), matrix.new_tensor([1.0, -2.0, 0.5])
+    untapped = find_untapped(policy, batch)
+    assert untapped == {policy.model.layers[0].mlp.up_proj.weight}
+    found = FactoredPullback(policy, batch, "response", untapped).vjp(weights)
+    assert error(flat(map(dense, found)), weights @ matrix) < 1e-6
+    tokens = batch.input_ids.numel()
+    for p, held in zip(policy.parameters(), found, strict=True):
+        if isinstance(held, Factors):
+            assert tokens * sum(p.shape) < p.numel()
+    longer = make_shared_batch(random_pairs(8))
+    whole = FactoredPullback(policy, longer, "response").vjp(torch.ones(8, dtype=torch.float64))
+    assert not any(isinstance(held, Factors) for held in whole)
+
+
 def test_large_matrices_are_held_by_their_tokens():
     """`kept` holds fewer numbers than B gradients, and the estimate says how many."""
     policy, pairs = tiny_model(hidden_size=64, intermediate_size=96), random_pairs(3, longest=3)
