@@ -51,6 +51,11 @@ class Taps:
         self, policy: nn.Module, batch: PairBatch, leave_out: Set[nn.Parameter] = frozenset()
     ) -> None:
         self._policy, self._spans, self._leave_out = policy, Spans(batch), leave_out
+        self._layers = [
+            (layer, read_off)
+            for layer, read_off in tappable(policy)
+            if not leave_out >= set(trained(layer))
+        ]
         reads_head = batch.read is response_head
         self._batch = (
             replace(batch, read=partial(response_head, logps=self._logps)) if reads_head else batch
@@ -63,8 +68,7 @@ class Taps:
         """Hold the hooks on the policy, which is as before afterwards."""
         hooks = [
             layer.register_forward_hook(partial(self._tap, read_off), with_kwargs=True)
-            for layer, read_off in tappable(self._policy)
-            if not self._leave_out >= set(trained(layer))
+            for layer, read_off in self._layers
         ]
         try:
             yield

@@ -174,7 +174,9 @@ def draw_step_times(groups: Sequence[Group], path: Path) -> None:
     ticks = [LABELS[name] + (f", m = {m}" if (m := M_LABELS.get(name)) else "") for name in NAMES]
     panels[0].set_yticks([place + 0.2 for place in range(len(NAMES))], ticks)
     panels[0].invert_yaxis()
-    panels[-1].legend(frameon=False, title="prompt + response")
+    handles, shapes = panels[0].get_legend_handles_labels()
+    figure.legend(handles, shapes, loc="outside lower center", ncols=2, frameon=False,
+                  title="prompt + response")  # fmt: skip
     figure.savefig(path, dpi=130)
 
 
