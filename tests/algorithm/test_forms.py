@@ -123,6 +123,27 @@ def test_the_sum_over_pairs_in_factors(held):
         torch.testing.assert_close(form.factors().dense(), slow.sum(0))
 
 
+@pytest.mark.parametrize("sureness", [0.5, 5.0, 12.0])
+def test_a_sure_head_in_16_bits(sureness):
+    """Where p[y] is near 1, p − 1 must be taken before it is rounded."""
+    head, hidden, target, by_logp, pair, _ = read_form()
+    with torch.no_grad():
+        for t in range(12):  # let each token's word stand out in its own hidden state
+            head.weight[target[t]] += sureness * hidden[t] / hidden[t].norm() ** 2
+    exact = Read(hidden, target, by_logp, head, pair, 3, torch.float64)
+    rounded = Read(
+        hidden.bfloat16(), target, by_logp.float(), head.float(), pair, 3, torch.bfloat16
+    )
+    weights, direction = tensor(3, seed=5), tensor(WORDS, N, seed=7)
+    pairs = (
+        (rounded.vjp(weights.float()), exact.vjp(weights)),
+        (rounded.jvp(direction.float()), exact.jvp(direction)),
+        (rounded.factors().dense(), exact.factors().dense()),
+    )
+    for found, truth in pairs:
+        assert float((found.double() - truth).detach().norm() / truth.detach().norm()) < 3e-2
+
+
 def test_the_bias_of_a_head():
     torch.manual_seed(0)
     form = read_form()[-1]

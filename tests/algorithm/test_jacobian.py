@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft import LoHaConfig, get_peft_model
 from torch import nn
 
-from softpref.algorithm.engine import Step, choose_engine, find_untapped, kept_gib
+from softpref.algorithm.engine import StepSize, choose_engine, find_untapped, graph_gib, kept_gib
 from softpref.algorithm.forms import Factors, FewRows, Outer, dense
 from softpref.algorithm.head import all_logits, response_head
 from softpref.algorithm.jacobian import (
@@ -28,7 +28,14 @@ from softpref.algorithm.policy import moved, nudge, trainable
 from softpref.algorithm.taps import NotTappedError, Taps
 from softpref.data.batches import make_batch, make_shared_batch
 from softpref.training.models import switch_dropout_off
-from tests.models import ARCHITECTURES, random_pairs, tiny_model, with_lora, without_float32
+from tests.models import (
+    ARCHITECTURES,
+    VOCABULARY,
+    random_pairs,
+    tiny_model,
+    with_lora,
+    without_float32,
+)
 
 
 def pair_by_pair(policy, batch, ppl_scope):
@@ -222,7 +229,7 @@ def routed(model):
 def test_what_taps_cannot_see_goes_pair_by_pair_in_words(adapt, unseen, engine):
     policy, pairs = adapt(tiny_model()), random_pairs(3)
     batch = make_batch(pairs)
-    chosen = choose_engine(engine, policy, batch, Step.of([batch]))
+    chosen = choose_engine(engine, policy, batch, StepSize.of([batch]))
     assert "go pair by pair" in chosen.why
     assert unseen in chosen.why
     hold_to_contract(chosen.make_jacobian, policy, batch, slow_matrix(policy, pairs))
@@ -250,12 +257,12 @@ def test_choice_of_engine_follows_memory():
     def choice(step, budget=4.0):
         return choose_engine("auto", policy, batch, step, budget).why
 
-    assert choice(Step(8, 200, 1)).startswith("kept, one pass")
-    assert choice(Step(8, 200, 1), 0).startswith("graph, since the gradients of 8 pairs")
-    assert choice(Step(8, 200, 4), 0).startswith("recompute, since")
-    assert choice(Step(10**7, 2 * 10**8, 1)).startswith("graph")
+    assert choice(StepSize(8, 200, 1)).startswith("kept, one pass")
+    assert choice(StepSize(8, 200, 1), 0).startswith("graph, since the gradients of 8 pairs")
+    assert choice(StepSize(8, 200, 4), 0).startswith("recompute, since")
+    assert choice(StepSize(10**7, 2 * 10**8, 1)).startswith("graph")
     for engine in ("kept", "graph", "recompute", "double_backward"):
-        why = choose_engine(engine, policy, batch, Step(8, 200, 1)).why
+        why = choose_engine(engine, policy, batch, StepSize(8, 200, 1)).why
         assert why.startswith(f"{engine}, as asked for")
 
 
@@ -394,6 +401,57 @@ def test_factors_only_where_these_are_fewer_numbers_and_are_seen_rightly():
     assert not any(isinstance(held, Factors) for held in whole)
 
 
+@pytest.mark.parametrize("make", [kept, GraphJacobian])
+def test_a_layer_that_runs_twice(make):
+    """A parameter is then handed over twice, also where its gradient is left in factors."""
+    policy, pairs = tiny_model(**WIDE), random_pairs(3, longest=3)
+    policy.model.layers[1] = policy.model.layers[0]
+    matrix = slow_matrix(policy, pairs)
+    batch, weights = make_shared_batch(pairs), matrix.new_tensor([1.0, -2.0, 0.5])
+    assert not find_untapped(policy, batch)
+    hold_to_contract(make, policy, batch, matrix)
+    found = FactoredPullback(policy, batch, "response").vjp(weights)
+    assert any(isinstance(held, Factors) for held in found)
+    assert error(flat(map(dense, found)), weights @ matrix) < 1e-6
+
+
+@pytest.mark.parametrize("engine", ["kept", "graph", "recompute", "pair by pair"])
+def test_a_head_of_which_the_bias_alone_trains(engine):
+    policy, pairs = tiny_model("phi"), random_pairs(3)
+    for name, p in policy.named_parameters():
+        p.requires_grad_(name == "lm_head.bias" or "layernorm" in name)
+    batch = make_shared_batch(pairs, response_head)
+    assert not find_untapped(policy, batch)
+    matrix = slow_matrix(policy, pairs)
+    assert matrix[:, -VOCABULARY:].norm() > 0.1 * matrix.norm()
+    hold_to_contract(MAKERS[engine], policy, batch, matrix)
+
+
+def test_a_nan_in_the_trial_is_nothing_found_right():
+    policy, batch = tiny_model(), make_shared_batch(random_pairs(3))
+    with torch.no_grad():
+        policy.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    assert find_untapped(policy, batch) == set(policy.parameters())
+
+
+def test_the_graphs_are_measured_as_autograd_keeps_them():
+    """Far less under checkpointing, in proportion to a step's tokens, without the weights."""
+    policy = tiny_model(attention="sdpa")
+    batch = make_shared_batch(random_pairs(4, longest=12))
+    policy.train()
+    size = StepSize.of([batch])
+    found = graph_gib(policy, batch, size)
+    double = StepSize(2 * size.pairs, 2 * size.tokens, 1)
+    assert graph_gib(policy, batch, double) == pytest.approx(2 * found)
+    hidden_state = batch.input_ids.numel() * 16 * 8 / 2**30
+    assert 20 * hidden_state < found < 200 * hidden_state
+    with torch.no_grad():
+        policy.lm_head.weight = nn.Parameter(torch.randn(VOCABULARY, 16, dtype=torch.float64))
+    assert graph_gib(policy, batch, size) == pytest.approx(found, rel=0.01)
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    assert graph_gib(policy, batch, size) < found / 3
+
+
 def test_large_matrices_are_held_by_their_tokens():
     """`kept` holds fewer numbers than B gradients, and the estimate says how many."""
     policy, pairs = tiny_model(hidden_size=64, intermediate_size=96), random_pairs(3, longest=3)
@@ -408,7 +466,7 @@ def test_large_matrices_are_held_by_their_tokens():
         ]  # fmt: skip
         assert not any(tensor.requires_grad for tensor in tensors)  # which would hold the graph
         numbers = sum(tensor.numel() for tensor in tensors)
-        estimate = kept_gib(policy, batch, Step.of([batch])) * 2**30 / 4
+        estimate = kept_gib(policy, batch, StepSize.of([batch])) * 2**30 / 4
         assert numbers == pytest.approx(estimate, rel=0.1)
         assert numbers < len(pairs) * sum(p.numel() for p in policy.parameters()) / 2
 
@@ -416,7 +474,7 @@ def test_large_matrices_are_held_by_their_tokens():
 def test_part_of_a_jacobian():
     policy, pairs = tiny_model(), random_pairs(5)
     whole = kept(policy, make_shared_batch(pairs), "response")
-    chosen = torch.tensor([3, 1, 4])
-    part = lambda *_: PartJacobian(whole, chosen)  # noqa: E731
-    hold_to_contract(part, policy, None, slow_matrix(policy, pairs)[chosen])
-    assert torch.equal(part().measured.margin, whole.measured.margin[chosen])
+    which = torch.tensor([3, 1, 4])
+    part = lambda *_: PartJacobian(whole, which)  # noqa: E731
+    hold_to_contract(part, policy, None, slow_matrix(policy, pairs)[which])
+    assert torch.equal(part().measured.margin, whole.measured.margin[which])

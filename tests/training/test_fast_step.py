@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import torch
@@ -114,6 +115,15 @@ def test_past_the_budget_the_screen_says_so(caplog, tmp_path):
     assert "of the 0 allowed" in text
     _, text = said(caplog, tmp_path, keep_budget_gib=0.0, gradient_accumulation_steps=2)
     assert "engine: recompute" in text
+
+
+def test_the_choice_knows_of_checkpointing_and_of_clean_pairs_that_ride_along(tmp_path):
+    sizes = []
+    for options in ({}, {"activation_checkpointing": True}, {"clean_gradient": "current"}):
+        trainer = toy_trainer(tmp_path, tuning="full", **(STEPS | options))
+        assert trainer.policy.is_gradient_checkpointing == ("activation_checkpointing" in options)
+        sizes.append(int(re.search(r"gradients of (\d+) pairs", trainer._engine.why)[1]))
+    assert sizes == [8, 8, 16]
 
 
 def test_dora_trains_and_the_screen_says_how(caplog, tmp_path):

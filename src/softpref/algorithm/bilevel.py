@@ -14,7 +14,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.engine import Engine, Step, choose_engine
+from softpref.algorithm.engine import Engine, StepSize, choose_engine
 from softpref.algorithm.forms import Direction, Held, dense, parts, plus
 from softpref.algorithm.jacobian import GraphPullback, MakePullback, MarginJacobian, Pullback
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
@@ -69,21 +69,22 @@ def move(
     Takes the micro-batches one after the other, so that a generator needs to hold only one of them;
     `pairs` is B over all of them.
     """
-    gradient: Direction | None = None
-    measured, soft_labels = [], []
+    gradient: list[Held] = []
+    measured: list[Measured] = []
+    soft_labels = []
     for jacobian in jacobians:
+        said = jacobian.measured  # which may run the policy
         with torch.no_grad():
-            soft_label = labeller(signal(jacobian.measured)).to(jacobian.measured.margin)
-            pull = loss_by_margin(jacobian.measured.margin, strength(soft_label), beta) / pairs
-        part = jacobian.vjp(pull)
-        gradient = part if gradient is None else add(gradient, part)
-        measured.append(jacobian.measured)
+            soft_label = labeller(signal(said)).to(said.margin)
+            pull = loss_by_margin(said.margin, strength(soft_label), beta) / pairs
+        accumulate(gradient, jacobian.vjp(pull))
+        measured.append(said)
         soft_labels.append(soft_label)
-        del jacobian, part  # its graph, before the next one is made
-    assert gradient is not None, "a step needs at least one micro-batch"
+        del jacobian  # its graph, before the next one is made
+    assert measured, "a step needs at least one micro-batch"
     whole, soft_label = Measured.concatenate(measured), torch.cat(soft_labels)
     loss = geometric_loss(whole.margin, strength(soft_label), beta).mean()
-    return Move(gradient, loss, whole, soft_label)
+    return Move(tuple(gradient), loss, whole, soft_label)
 
 
 def look_ahead(
@@ -105,7 +106,7 @@ def look_ahead(
 
     θ is bit for bit what it was when this returns.
     """
-    pairs = sum(len(j.measured.margin) for j in jacobians)
+    pairs = sum(jacobian.pairs for jacobian in jacobians)
     virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal)
     require_finite("the loss of the noisy batch or its gradient", virtual.loss, *virtual.gradient)
     direction = tuple(map(dense, precondition(virtual.gradient, preconditioner)))
@@ -127,7 +128,7 @@ def clean_gradient(
 def strength_gradient(
     meta_learner: MetaLearner,
     jacobians: Sequence[MarginJacobian],
-    clean_gradient: Direction,
+    gradient: Direction,
     *,
     beta: float,
     preconditioner: Gradient | None,
@@ -137,7 +138,7 @@ def strength_gradient(
 
     dL_meta/ds_i = −(α/B) [∂²ℓ/∂h∂s]_i ⟨∇h_i, P g⟩          (Eq. 14, 15)
     """
-    direction = precondition(clean_gradient, preconditioner)
+    direction = precondition(gradient, preconditioner)
     u = torch.cat([jacobian.jvp(direction) for jacobian in jacobians])
     with torch.no_grad():
         soft_label = torch.cat([meta_learner(signal(j.measured)) for j in jacobians])
@@ -178,7 +179,7 @@ def mspo_step(
         beta=beta, preconditioner=preconditioner, signal=signal,
     )  # fmt: skip
     del gradient  # as large as θ
-    pairs = sum(len(j.measured.margin) for j in jacobians)
+    pairs = sum(jacobian.pairs for jacobian in jacobians)
     return move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal), meta_loss  # Eq. 11
 
 
@@ -186,7 +187,7 @@ def teach(
     meta_learner: MetaLearner,
     meta_optimizer: torch.optim.Optimizer,
     jacobians: Sequence[MarginJacobian],
-    clean_gradient: Direction,
+    gradient: Direction,
     *,
     beta: float,
     preconditioner: Gradient | None,
@@ -198,7 +199,7 @@ def teach(
         NonFiniteError: before φ moves.
     """
     by_strength = strength_gradient(
-        meta_learner, jacobians, clean_gradient,
+        meta_learner, jacobians, gradient,
         beta=beta, preconditioner=preconditioner, signal=signal,
     )  # fmt: skip
     seed_labels(meta_learner, jacobians, by_strength, signal)
@@ -244,11 +245,11 @@ def meta_gradient(
     noisy = [noisy] if isinstance(noisy, PairBatch) else list(noisy)
     clean = [clean] if isinstance(clean, PairBatch) else clean
     with evaluating(policy):
-        chosen = choose_engine(engine, policy, noisy[0], Step.of(noisy))
-        jacobians = [chosen.make_jacobian(policy, batch, ppl_scope) for batch in noisy]
+        choice = choose_engine(engine, policy, noisy[0], StepSize.of(noisy))
+        jacobians = [choice.make_jacobian(policy, batch, ppl_scope) for batch in noisy]
         _, gradient = look_ahead(
             policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-            preconditioner=None, signal=CURRENT, make_pullback=chosen.make_pullback,
+            preconditioner=None, signal=CURRENT, make_pullback=choice.make_pullback,
         )  # fmt: skip
         by_strength = strength_gradient(
             meta_learner, jacobians, gradient, beta=beta, preconditioner=None, signal=CURRENT
@@ -272,9 +273,10 @@ def seed_labels(
     soft_label.backward((2 * by_strength).to(soft_label))
 
 
-def add(a: Direction, b: Direction) -> Direction:
-    """Return a + b."""
-    return tuple(plus(x, y) for x, y in zip(a, b, strict=True))
+def accumulate(total: list[Held], part: Direction) -> None:
+    """Add a gradient to `total`, empty at first, tensor by tensor: θ's size is held twice only."""
+    for i, held in enumerate(part):
+        total[i : i + 1] = [plus(total[i], held) if i < len(total) else held]
 
 
 def precondition(gradient: Direction, preconditioner: Gradient | None) -> Direction:
@@ -286,8 +288,12 @@ def precondition(gradient: Direction, preconditioner: Gradient | None) -> Direct
 
 def require_finite(what: str, *held: Held) -> None:
     """Raise NonFiniteError unless the sum of each tensor, and so each entry, is a number."""
-    sums = [part.sum(dtype=torch.float64) for each in held for part in parts(each)]
-    if not all(bool(total.isfinite()) for total in sums):
+    sums = [
+        part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite()
+        for each in held
+        for part in parts(each)
+    ]
+    if not torch.stack(sums).all():
         raise NonFiniteError(f"{what} is not finite")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.head import response_head
+from softpref.algorithm.head import all_logits, response_head
 from softpref.algorithm.jacobian import (
     DoubleBackwardJacobian,
     FactoredPullback,
@@ -23,7 +23,7 @@ from softpref.algorithm.jacobian import (
 )
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.policy import moved, nudge, trainable
-from softpref.algorithm.rows import PairBatch
+from softpref.algorithm.rows import PairBatch, skips_masked
 from softpref.algorithm.taps import NotTappedError, numbers_by_token, untapped
 
 Engine = Literal["auto", "kept", "graph", "recompute", "double_backward"]
@@ -37,7 +37,7 @@ class EngineError(ValueError):
 
 
 @dataclass(frozen=True)
-class Step:
+class StepSize:
     """How much one step holds.
 
     Attributes:
@@ -51,14 +51,14 @@ class Step:
     micro_batches: int
 
     @staticmethod
-    def of(batches: list[PairBatch]) -> Step:
+    def of(batches: list[PairBatch]) -> StepSize:
         """Return the size of a step of these micro-batches."""
         tokens = sum(batch.input_ids.numel() for batch in batches)
-        return Step(sum(map(len, batches)), tokens, len(batches))
+        return StepSize(sum(map(len, batches)), tokens, len(batches))
 
 
 @dataclass(frozen=True)
-class Chosen:
+class EngineChoice:
     """An engine for one policy.
 
     Attributes:
@@ -76,9 +76,9 @@ def choose_engine(
     engine: Engine,
     policy: nn.Module,
     probe: PairBatch,
-    step: Step,
+    step: StepSize,
     keep_budget_gib: float = KEEP_BUDGET_GIB,
-) -> Chosen:
+) -> EngineChoice:
     """Return the way to make J for a policy; all are exact.
 
     `auto` keeps the pairs' gradients where they fit the memory budget, else the graphs of all
@@ -98,7 +98,7 @@ def choose_engine(
     if engine not in get_args(Engine):
         raise EngineError(f"engine must be one of {get_args(Engine)}, not {engine!r}")
     if engine == "double_backward":
-        return Chosen(DoubleBackwardJacobian, GraphPullback, f"{engine}, as asked for")
+        return EngineChoice(DoubleBackwardJacobian, GraphPullback, f"{engine}, as asked for")
     unseen = find_untapped(policy, probe)
     name, why = engine, "as asked for"
     if engine == "auto":
@@ -112,11 +112,15 @@ def choose_engine(
         "graph": partial(GraphJacobian, untapped=unseen),
         "recompute": partial(RecomputedJacobian, untapped=unseen),
     }
-    return Chosen(makers[name], partial(FactoredPullback, untapped=unseen), f"{name}, {why}")
+    return EngineChoice(makers[name], partial(FactoredPullback, untapped=unseen), f"{name}, {why}")
 
 
 def _by_memory(
-    policy: nn.Module, probe: PairBatch, step: Step, budget_gib: float, unseen: Set[nn.Parameter]
+    policy: nn.Module,
+    probe: PairBatch,
+    step: StepSize,
+    budget_gib: float,
+    unseen: Set[nn.Parameter],
 ) -> tuple[Literal["kept", "graph", "recompute"], str]:
     needed = kept_gib(policy, probe, step, unseen)
     if needed <= budget_gib:
@@ -126,6 +130,11 @@ def _by_memory(
         f"since the gradients of {step.pairs} pairs would take {needed:,.1f} GiB of the "
         f"{budget_gib:g} allowed: "
     )
+    if skips_masked(policy):
+        return (
+            "recompute",
+            why + "each micro-batch is run three times (FlexAttention keeps no graph)",
+        )
     beside_the_first = graph_gib(policy, probe, step) * (1 - 1 / step.micro_batches)
     if beside_the_first <= budget_gib:
         return "graph", why + "the forward pass is kept and gone back through three times"
@@ -136,7 +145,7 @@ def _by_memory(
 
 
 def kept_gib(
-    policy: nn.Module, probe: PairBatch, step: Step, unseen: Set[nn.Parameter] = frozenset()
+    policy: nn.Module, probe: PairBatch, step: StepSize, unseen: Set[nn.Parameter] = frozenset()
 ) -> float:
     """Return the memory that `kept` holds between its products, by count, GiB in float32."""
     by_token = numbers_by_token(policy)
@@ -153,7 +162,7 @@ def kept_gib(
     return sum(map(numbers, trainable(policy))) * 4 / 2**30
 
 
-def graph_gib(policy: nn.Module, probe: PairBatch, step: Step) -> float:
+def graph_gib(policy: nn.Module, probe: PairBatch, step: StepSize) -> float:
     """Return the memory of the graphs of a whole step, as the probe's, by tokens, GiB."""
     weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
     saved: dict[int, int] = {}
@@ -181,8 +190,8 @@ def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter
     unseen = untapped(policy)
     parameters = trainable(policy)
     with moved(policy, nudge(policy), 1.0):
-        weights = torch.linspace(-1, 2, len(probe), device=probe.input_ids.device)
-        pullback = GraphPullback(policy, probe, "response")
+        weights = torch.linspace(-0.9, 2.1, len(probe), device=probe.input_ids.device)
+        pullback = GraphPullback(policy, replace(probe, read=all_logits), "response")
         weights = weights.to(pullback.measured.margin)
         truth = pullback.vjp(weights)
         while True:
@@ -193,10 +202,13 @@ def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter
             else:
                 break
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.parameters())
-    tolerance = LARGEST_ERROR_16_BIT if low or torch.is_autocast_enabled() else LARGEST_ERROR
+    low |= torch.is_autocast_enabled(probe.input_ids.device.type)
+    tolerance = LARGEST_ERROR_16_BIT if low else LARGEST_ERROR
     norms = torch.stack([t.float().norm() for t in truth])
     # A gradient that cancels, as that of a key's bias, is rounding: it is held against the whole.
     least = tolerance * norms.norm()
     errors = torch.stack([(f - t).float().norm() for f, t in zip(found, truth, strict=True)])
-    wrong = errors > tolerance * norms.clamp_min(least)
-    return unseen | {p for p, is_wrong in zip(parameters, wrong.tolist(), strict=True) if is_wrong}
+    right = errors <= tolerance * norms.clamp_min(least)
+    return unseen | {
+        p for p, is_right in zip(parameters, right.tolist(), strict=True) if not is_right
+    }

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 
-from softpref.algorithm.head import CHUNK_ENTRIES, by_head_bias, by_head_weight, probabilities
+from softpref.algorithm.head import CHUNK_ENTRIES, by_head_bias, by_head_weight, residuals
+from softpref.algorithm.likelihood import sums_by
 from softpref.algorithm.rows import PairBatch
 
 
@@ -67,7 +68,7 @@ class FewRows:
 
 
 Held = Tensor | Factors | FewRows
-"""One tensor's gradient, in the form of the fewest numbers."""
+"""One tensor's gradient, whole or in a form of fewer numbers."""
 Direction = tuple[Held, ...]
 """A gradient of which some tensors are not held whole."""
 
@@ -191,7 +192,7 @@ class Outer:
                     for rows, columns in zip(left.split(step), right.split(step), strict=True)
                 ]
             )
-        return _sums(by_token, self._spans.pair, self._spans.pairs)
+        return sums_by(by_token, self._spans.pair, self._spans.pairs)
 
 
 class Rows:
@@ -210,13 +211,14 @@ class Rows:
 
     def jvp(self, direction: Held) -> Tensor:
         by_token = _row_products(self._delta, dense(direction)[self._ids])
-        return _sums(by_token, self._spans.pair, self._spans.pairs)
+        return sums_by(by_token, self._spans.pair, self._spans.pairs)
 
 
 class Read:
     """∇_W h_i = Σ_t c_t (e_{y_t} − p_t) h_tᵀ: an output head's that gives log p_t[y_t].
 
-    The probabilities p_t are made again for each product, a chunk of tokens at a time.
+    The probabilities p_t are made again for each product, a chunk of tokens at a time
+    (`head.residuals`).
 
     Args:
         hidden: (T, n) what the head reads.
@@ -246,18 +248,25 @@ class Read:
         return by_head_weight(self._hidden, self._head, self._target, scale, self._dtype)
 
     def jvp(self, direction: Held) -> Tensor:
-        d, hidden = dense(direction), self._hidden
-        by_token = _row_products(hidden, d[self._target])
-        for rows, p in probabilities(hidden, self._head, self._dtype):
-            by_token[rows] -= _row_products(hidden[rows], p @ d.to(p))
-        return _sums(by_token * self._by_logp, self._pair, self._pairs)
+        hidden = self._hidden.to(self._dtype)
+        if isinstance(direction, Factors):
+            left = direction.left.to(hidden)
+            right = hidden @ direction.right.T.to(hidden)
+        else:
+            left, right = dense(direction).T.to(hidden), hidden
+        by_token = -torch.cat(
+            [
+                _row_products(residual @ left.T, right[rows])
+                for rows, residual in residuals(hidden, self._head, self._target, self._dtype)
+            ]
+        )
+        return sums_by(by_token * self._by_logp, self._pair, self._pairs)
 
     def factors(self) -> Factors:
         """Return Σ_i ∇_W h_i."""
-        pull = torch.cat([-p for _, p in probabilities(self._hidden, self._head, self._dtype)])
-        pull.scatter_add_(1, self._target[:, None], torch.ones_like(pull[:, :1]))
-        scaled = self._hidden * self._by_logp[:, None].to(self._hidden)
-        return Factors(pull, scaled.to(pull))
+        hidden, dtype = self._hidden.to(self._dtype), self._dtype
+        found = [residual for _, residual in residuals(hidden, self._head, self._target, dtype)]
+        return Factors(torch.cat(found), hidden * -self._by_logp[:, None].to(hidden))
 
     def bias(self) -> Whole:
         """Return the same of the head's bias, (B, V)."""
@@ -270,7 +279,3 @@ def _row_products(a: Tensor, b: Tensor) -> Tensor:
     """Return Σ_k a_tk b_tk, (T,), in float32 or wider."""
     wide = torch.promote_types(a.dtype, torch.float32)
     return torch.linalg.vecdot(a.to(wide), b.to(wide))
-
-
-def _sums(by_token: Tensor, pair: Tensor, pairs: int) -> Tensor:
-    return by_token.new_zeros(pairs).index_add(0, pair, by_token)

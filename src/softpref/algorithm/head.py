@@ -117,11 +117,12 @@ def linear_logps(hidden: Tensor, head: nn.Linear, target: Tensor) -> Tensor:
     Each log-probability's gradient with respect to its hidden state is made along with it (one
     vector a token). A head that trains makes its logits once more in the backward pass.
     """
-    if not torch.is_grad_enabled() or not (hidden.requires_grad or head.weight.requires_grad):
+    trains = any(p.requires_grad for p in head.parameters())
+    if not torch.is_grad_enabled() or not (hidden.requires_grad or trains):
         chunks = _chunks(len(hidden), head.weight)
         return torch.cat([_logps_at(hidden[rows], head, target[rows]) for rows in chunks])
     logps = _ByHidden.apply(hidden, head, target)
-    if head.weight.requires_grad:
+    if trains:
         logps = logps + _ByWeight.apply(head.weight, head.bias, hidden.detach(), head, target)
     return logps
 
@@ -132,49 +133,53 @@ def multiplied_in(head: nn.Linear) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
 
 
-def probabilities(
-    hidden: Tensor, head: nn.Linear, dtype: torch.dtype
+def residuals(
+    hidden: Tensor, head: nn.Linear, target: Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield p = softmax(W h + b), a chunk of tokens after the other.
+    """Yield r = softmax(W h + b) − e_y, a chunk of tokens after the other.
+
+    It is −∂ log p[y] / ∂ logits. The difference is taken before anything is rounded to `dtype`, for
+    where p[y] is near 1 nothing would be left of it afterwards.
 
     Args:
         hidden: (T, D) hidden states.
         head: the output head.
-        dtype: what it multiplies in.
+        target: (T,) y.
+        dtype: what the head multiplies in.
 
     Yields:
-        Which tokens, and their p (tokens, V), in `dtype`.
+        Which tokens, and their r (tokens, V), in `dtype`.
     """
     weight = head.weight.detach().to(dtype)
     bias = None if head.bias is None else head.bias.detach().to(dtype)
     for rows in _chunks(len(hidden), weight):
         logits = _wide(F.linear(hidden[rows].to(dtype), weight, bias))
-        yield rows, logits.softmax(-1).to(dtype)
+        yield rows, _less_one_at(logits.softmax(-1), target[rows]).to(dtype)
 
 
 def by_head_weight(
     hidden: Tensor, head: nn.Linear, target: Tensor, by_logp: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Return Σ_t c_t (e_{y_t} − p_t) h_tᵀ, in W's shape, for c (T,)."""
+    """Return −Σ_t c_t r_t h_tᵀ, in W's shape, for c (T,): the gradient of Σ_t c_t log p_t[y_t]."""
     pull = torch.zeros_like(head.weight)
     scaled = hidden.to(dtype) * by_logp[:, None].to(dtype)
-    for rows, p in probabilities(hidden, head, dtype):
-        pull -= p.T @ scaled[rows]
-    return pull.index_add_(0, target, scaled.to(pull))
+    for rows, residual in residuals(hidden, head, target, dtype):
+        pull -= residual.T @ scaled[rows]
+    return pull
 
 
 def by_head_bias(
     hidden: Tensor, head: nn.Linear, target: Tensor, by_logp: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Return Σ_t c_t (e_{y_t} − p_t) for each of the K columns of c (T, K): (K, V)."""
+    """Return −Σ_t c_t r_t for each of the K columns of c (T, K): (K, V)."""
     pull = by_logp.new_zeros(by_logp.shape[1], len(head.weight))
-    for rows, p in probabilities(hidden, head, dtype):
-        pull -= by_logp[rows].T @ p.to(by_logp)
-    return pull.index_add_(1, target, by_logp.T)
+    for rows, residual in residuals(hidden, head, target, dtype):
+        pull -= by_logp[rows].T @ residual.to(by_logp)
+    return pull
 
 
 class _ByHidden(torch.autograd.Function):
-    """log softmax(W h_t + b)[y_t] and, made along with it, its gradient W[y_t] − Wᵀp in h_t."""
+    """log softmax(W h_t + b)[y_t] and, made along with it, its gradient −Wᵀ r_t in h_t."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear, target: Tensor) -> Tensor:
@@ -184,9 +189,8 @@ class _ByHidden(torch.autograd.Function):
             logits = _wide(F.linear(hidden[rows], head.weight, head.bias))
             normaliser = logits.logsumexp(-1, keepdim=True)
             parts.append((logits.gather(-1, target[rows, None]) - normaliser).squeeze(-1))
-            p = logits.sub_(normaliser).exp_()
-            mean = p.to(head.weight.dtype) @ head.weight
-            slope[rows] = (head.weight[target[rows]] - mean).to(slope)
+            residual = _less_one_at(logits.sub_(normaliser).exp_(), target[rows])
+            slope[rows] = -(residual.to(head.weight.dtype) @ head.weight).to(slope)
         ctx.save_for_backward(slope)
         return torch.cat(parts)
 
@@ -215,9 +219,10 @@ class _ByWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_logp: Tensor) -> tuple[Tensor | None, ...]:
         hidden, target = ctx.saved_tensors
-        by_weight = by_head_weight(hidden, ctx.head, target, by_logp, ctx.dtype)
-        by_bias = None
-        if ctx.head.bias is not None and ctx.head.bias.requires_grad:
+        by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            by_weight = by_head_weight(hidden, ctx.head, target, by_logp, ctx.dtype)
+        if ctx.needs_input_grad[1]:
             by_bias = by_head_bias(hidden, ctx.head, target, by_logp[:, None], ctx.dtype)[0]
         return by_weight, by_bias, None, None, None
 
@@ -229,6 +234,11 @@ def _logps_at(hidden: Tensor, head: nn.Linear, target: Tensor) -> Tensor:
 def _log_softmax_at(logits: Tensor, target: Tensor) -> Tensor:
     logits = _wide(logits)
     return logits.gather(-1, target[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def _less_one_at(p: Tensor, target: Tensor) -> Tensor:
+    """Return p − e_y, in p's place."""
+    return p.scatter_add_(-1, target[:, None], torch.full_like(p[:, :1], -1.0))
 
 
 def _wide(logits: Tensor) -> Tensor:

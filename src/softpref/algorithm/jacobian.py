@@ -1,8 +1,8 @@
 """J = ∂h/∂θ, the Jacobian of a batch's margins, as a linear operator.
 
 The loss depends on θ only through the margins, so all that the method needs of the language model
-is J's products: `vjp(w)` = Σ_i w_i ∇h_i and `jvp(d)` = (⟨∇h_i, d⟩)_i. There is one class for each
-way to make them; all agree (one test contract).
+is J's products: `vjp(w)` = Σ_i w_i ∇h_i and `jvp(d)` = (⟨∇h_i, d⟩)_i. There is one small class for
+each way to make them; those that make both are held to one test contract.
 
 Shapes: B pairs. A *gradient* is a tuple with one tensor for each trainable parameter of the policy,
 in the order of `policy.parameters()`.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from softpref.algorithm.forms import Direction, Form, Held, Outer, Read, Rows, Whole, dense
+from softpref.algorithm.forms import Direction, Form, Held, Outer, Read, Rows, Whole, dense, plus
 from softpref.algorithm.head import all_logits, response_head
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import Gradient, trainable
@@ -30,8 +30,12 @@ class Pullback(Protocol):
     """Jᵀ of one micro-batch at the θ it was made at: all that a step without teaching needs.
 
     Attributes:
-        measured: what the forward pass said, without its graph.
+        pairs: B.
+        measured: what the forward pass said, without its graph; asking may cost that pass.
     """
+
+    @property
+    def pairs(self) -> int: ...
 
     @property
     def measured(self) -> Measured: ...
@@ -62,7 +66,7 @@ class GraphPullback:
         with_graph = measure(policy, batch, ppl_scope)
         self._margin = with_graph.margin
         self._parameters = trainable(policy)
-        self.measured = with_graph.detach()
+        self.pairs, self.measured = len(batch), with_graph.detach()
 
     def vjp(self, weights: Tensor) -> Gradient:
         return torch.autograd.grad(self._margin, self._parameters, weights, materialize_grads=True)
@@ -103,19 +107,20 @@ class FactoredPullback:
         with self._taps.attached():
             with_graph = self._taps.measure(ppl_scope)
         self._margin = with_graph.margin
-        self.measured = with_graph.detach()
+        self.pairs, self.measured = len(batch), with_graph.detach()
 
     def vjp(self, weights: Tensor) -> Direction:
         found: dict[nn.Parameter, Held] = {}
 
         def take(parameter: nn.Parameter, form: Form) -> None:
             assert isinstance(form, (Outer, Rows, Read))  # what `numbers_by_token` names
-            found[parameter] = form.factors()
+            factors = form.factors()
+            found[parameter] = plus(found[parameter], factors) if parameter in found else factors
 
         with self._taps.attached():
             whole = self._taps.backward(self._margin, weights, take, self._whole)
         found |= zip(self._whole, whole, strict=True)
-        return tuple(found.get(p, torch.zeros_like(p)) for p in self._parameters)
+        return tuple(found[p] if p in found else torch.zeros_like(p) for p in self._parameters)
 
 
 class DoubleBackwardJacobian:
@@ -131,7 +136,7 @@ class DoubleBackwardJacobian:
             with_graph = measure(policy, replace(batch, read=all_logits), ppl_scope)
         self._margin = with_graph.margin
         self._parameters = trainable(policy)
-        self.measured = with_graph.detach()
+        self.pairs, self.measured = len(batch), with_graph.detach()
 
     def vjp(self, weights: Tensor) -> Gradient:
         return torch.autograd.grad(
@@ -159,7 +164,7 @@ class KeptJacobian:
     """
 
     def __init__(self, measured: Measured, forms: Mapping[nn.Parameter, Sequence[Form]]) -> None:
-        self.measured, self._forms = measured, forms
+        self.pairs, self.measured, self._forms = len(measured.margin), measured, forms
 
     def vjp(self, weights: Tensor) -> Gradient:
         def total(parameter: nn.Parameter, forms: Sequence[Form]) -> Tensor:
@@ -221,7 +226,8 @@ class GraphJacobian:
     """Keeps the forward pass's graph, and goes back through it for each product.
 
     For policies whose B gradients do not fit: taps multiply every ∇h_i by d as it passes by and
-    keep none. Three backward passes instead of one, in little more memory than DPO.
+    keep none. One forward and three backward passes, in little more memory than DPO takes for the
+    same micro-batch.
     """
 
     def __init__(
@@ -236,7 +242,7 @@ class GraphJacobian:
         with self._taps.attached():
             with_graph = self._taps.measure(ppl_scope)
         self._margin = with_graph.margin
-        self.measured = with_graph.detach()
+        self.pairs, self.measured = len(batch), with_graph.detach()
 
     def vjp(self, weights: Tensor) -> Gradient:
         with self._taps.attached():
@@ -249,6 +255,13 @@ class GraphJacobian:
             )
 
     def jvp(self, direction: Direction) -> Tensor:
+        return self._multiply(direction, keep_graph=True)
+
+    def last_jvp(self, direction: Direction) -> Tensor:
+        """Return `jvp`, and let the graph go on the way."""
+        return self._multiply(direction, keep_graph=False)
+
+    def _multiply(self, direction: Direction, keep_graph: bool) -> Tensor:
         along = dict(zip(trainable(self._policy), direction, strict=True))
         total, ones = torch.zeros_like(self._margin), torch.ones_like(self._margin)
 
@@ -257,7 +270,7 @@ class GraphJacobian:
 
         if len(self._untapped) < len(along):
             with self._taps.attached():
-                self._taps.backward(self._margin, ones, multiply, keep_graph=True)
+                self._taps.backward(self._margin, ones, multiply, keep_graph=keep_graph)
         if self._untapped:
             by_pair = gradients_by_pair(self._policy, self._batch, self._ppl_scope, self._untapped)
             d = [dense(along[p]) for p in along if p in self._untapped]
@@ -266,11 +279,12 @@ class GraphJacobian:
 
 
 class RecomputedJacobian:
-    """Keeps nothing between its products but the batch, and goes through the policy for each.
+    """Goes through the policy for each product, and keeps nothing but what was measured.
 
     For steps of many micro-batches, whose graphs do not fit side by side: three ordinary forward
-    and backward passes, of one micro-batch at a time. θ must be back where it was when a product is
-    asked for.
+    and backward passes. The graph that `measured` made is kept for the first `vjp`, so whoever asks
+    for the one is to ask for the other before going to the next micro-batch. θ must be back where
+    it was when a product is asked for.
     """
 
     def __init__(
@@ -281,7 +295,7 @@ class RecomputedJacobian:
         untapped: Set[nn.Parameter] = frozenset(),
     ) -> None:
         self._again = policy, batch, ppl_scope
-        self._untapped = untapped
+        self._untapped, self.pairs = untapped, len(batch)
         self._graph: GraphPullback | None = None
         self._measured: Measured | None = None
 
@@ -298,7 +312,7 @@ class RecomputedJacobian:
         return graph.vjp(weights)
 
     def jvp(self, direction: Direction) -> Tensor:
-        return GraphJacobian(*self._again, self._untapped).jvp(direction)
+        return GraphJacobian(*self._again, self._untapped).last_jvp(direction)
 
 
 class PartJacobian:
@@ -306,19 +320,23 @@ class PartJacobian:
 
     Args:
         whole: J of a micro-batch.
-        chosen: (B',) which of its pairs.
+        which: (B',) the places of these pairs.
     """
 
-    def __init__(self, whole: MarginJacobian, chosen: Tensor) -> None:
-        self._whole, self._chosen = whole, chosen
-        self.measured = whole.measured.of(chosen)
+    def __init__(self, whole: MarginJacobian, which: Tensor) -> None:
+        self._whole, self._which = whole, which
+        self.pairs = len(which)
+
+    @property
+    def measured(self) -> Measured:
+        return self._whole.measured.of(self._which)
 
     def vjp(self, weights: Tensor) -> Gradient:
-        others_too = torch.zeros_like(self._whole.measured.margin)
-        return self._whole.vjp(others_too.index_copy(0, self._chosen, weights))
+        of_all = weights.new_zeros(self._whole.pairs).index_copy(0, self._which, weights)
+        return self._whole.vjp(of_all)
 
     def jvp(self, direction: Direction) -> Tensor:
-        return self._whole.jvp(direction)[self._chosen]
+        return self._whole.jvp(direction)[self._which]
 
 
 def gradients_by_pair(

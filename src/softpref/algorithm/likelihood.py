@@ -44,9 +44,9 @@ class Measured:
         """Return the same numbers without the graph that made them."""
         return Measured(*(getattr(self, f.name).detach() for f in fields(self)))
 
-    def of(self, chosen: Tensor) -> Measured:
-        """Return the measurements of the pairs `chosen` (B',) alone."""
-        return Measured(*(getattr(self, f.name)[chosen] for f in fields(self)))
+    def of(self, which: Tensor) -> Measured:
+        """Return the measurements of the pairs at `which` (B',) alone."""
+        return Measured(*(getattr(self, f.name)[which] for f in fields(self)))
 
     @staticmethod
     def concatenate(parts: Sequence[Measured]) -> Measured:
@@ -98,8 +98,8 @@ def measure(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> Measure
     """
     groups = [batch.responses] if ppl_scope == "response" else [batch.responses, batch.prompts]
     logps, *of_prompts = batch.read(policy, batch.inputs(policy), groups)
-    response_logp = _sums(logps, batch.responses.sequence, 2 * len(batch))
-    prompt_logp = [_sums(p, batch.prompts.sequence, len(batch)) for p in of_prompts]
+    response_logp = sums_by(logps, batch.responses.sequence, 2 * len(batch))
+    prompt_logp = [sums_by(p, batch.prompts.sequence, len(batch)) for p in of_prompts]
     chosen_log_ppl, rejected_log_ppl = log_perplexity(
         response_logp.detach(),
         batch.responses.sequence.bincount(minlength=2 * len(batch)),
@@ -121,6 +121,6 @@ def measure(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> Measure
     )
 
 
-def _sums(logps: Tensor, sequence: Tensor, count: int) -> Tensor:
-    """Sum (T,) log-probabilities by sequence: (count,)."""
-    return logps.new_zeros(count).index_add(0, sequence, logps)
+def sums_by(values: Tensor, group: Tensor, count: int) -> Tensor:
+    """Return the sums of values (T,) by their group (T,), (count,)."""
+    return values.new_zeros(count).index_add(0, group, values)

@@ -56,10 +56,7 @@ class Taps:
             for layer, read_off in tappable(policy)
             if not leave_out >= set(trained(layer))
         ]
-        reads_head = batch.read is response_head
-        self._batch = (
-            replace(batch, read=partial(response_head, logps=self._logps)) if reads_head else batch
-        )
+        self._batch = batch
         self._anchor = torch.zeros((), device=batch.input_ids.device, requires_grad=True)
         self._take: Take | None = None
 
@@ -78,7 +75,10 @@ class Taps:
 
     def measure(self, ppl_scope: PplScope) -> Measured:
         """Run the forward pass; see `likelihood.measure`."""
-        return measure(self._policy, self._batch, ppl_scope)
+        batch = self._batch
+        if batch.read is response_head:
+            batch = replace(batch, read=partial(response_head, logps=self._logps))
+        return measure(self._policy, batch, ppl_scope)
 
     def backward(
         self,
@@ -224,7 +224,7 @@ def _linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
     """The form of y = W a + b: ∇_W h_i = Σ_t δ_t a_tᵀ and ∇_b h_i = Σ_t δ_t."""
     delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
     yield layer.weight, Outer(delta, a, spans)
-    if layer.bias is not None:
+    if layer.bias is not None and layer.bias.requires_grad:
         yield layer.bias, Whole(spans.sums(delta))
 
 
@@ -232,7 +232,7 @@ def _transposed_linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Fo
     """The form of y = Wᵀ a + b."""
     delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
     yield layer.weight, Outer(a, delta, spans)
-    if layer.bias is not None:
+    if layer.bias is not None and layer.bias.requires_grad:
         yield layer.bias, Whole(spans.sums(delta))
 
 
@@ -247,7 +247,7 @@ def _embedding(layer: Any, ids: Tensor, delta: Tensor, spans: Spans) -> Found:
 
 def _head(read: Read, head: Any) -> Found:
     yield head.weight, read
-    if head.bias is not None:
+    if head.bias is not None and head.bias.requires_grad:
         yield head.bias, read.bias()
 
 

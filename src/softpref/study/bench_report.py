@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from softpref.study.bench_contestants import M_FEW, MSPO, NAMES, Name
+from softpref.study.bench_contestants import DPOS, M_FEW, MSPO, NAMES, Name
 from softpref.study.bench_timing import Quartiles, paired_ratio, quartiles
 from softpref.study.bench_workload import TUNINGS, Tuning, Workload
 
@@ -39,11 +39,11 @@ NO_M: tuple[Name, ...] = ("trl_default", "trl_best", "dpo", "dpo_checkpointed")
 M_LABELS: dict[Name, str] = {
     name: "1" if name == "mspo_m1" else "1/8" for name in NAMES if name not in NO_M
 }
-# MSPO in other ways, at m = 1/8, and last the checkpointed DPO some of them are held against.
-AT_M_FEW: tuple[Name, ...] = (
-    "double_backward", "without_lookahead", "graph_checkpointed", "recompute_checkpointed",
-    "dpo_checkpointed",
-)  # fmt: skip
+# MSPO in other ways, at m = 1/8, and what each is held against.
+HELD_AGAINST: dict[Name, Name] = {
+    "double_backward": "dpo", "without_lookahead": "dpo",
+    "graph_checkpointed": "dpo_checkpointed", "recompute_checkpointed": "dpo_checkpointed",
+}  # fmt: skip
 COLOURS = ("#1f6f8b", "#c8553d")
 
 
@@ -82,7 +82,7 @@ def _row(group: Group, name: Name) -> tuple[str, ...]:
     if name == "trl_best":
         label += f" (response-only head: {'on' if group.response_only_head else 'off'})"
     seconds, peak = (quartiles(sample.get(name, [])) for sample in (group.seconds, group.peaks))
-    ratios = (_in_words(group.time_ratio(name, other)) for other in NAMES[:3])
+    ratios = (_in_words(group.time_ratio(name, other)) for other in DPOS)
     return (
         TUNING_LABELS[group.tuning],
         _dtype(group),
@@ -121,8 +121,8 @@ def runs(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def _figures(group: Group, m: float) -> dict[str, Any]:
     """Return the ratios and medians of one tuning at one shape and m; null: not measured."""
     mspo, few = MSPO[m], m == M_FEW
-    others = AT_M_FEW if few else ()
-    names: dict[str, Name] = {name: name for name in (*NAMES[:3], *others)} | {"mspo": mspo}
+    others = (*HELD_AGAINST, "dpo_checkpointed") if few else ()
+    names: dict[str, Name] = {name: name for name in (*DPOS, *others)} | {"mspo": mspo}
     ratios = {
         "mspo_vs_trl_default": group.time_ratio(mspo, "trl_default"),
         "mspo_vs_trl_best": group.time_ratio(mspo, "trl_best"),
@@ -130,11 +130,9 @@ def _figures(group: Group, m: float) -> dict[str, Any]:
         "dpo_vs_trl_default": group.time_ratio("dpo", "trl_default"),
         "memory_mspo_vs_dpo": group.peak_ratio(mspo, "dpo"),
     }
-    for name in AT_M_FEW[:-1]:
-        checkpointed = name.endswith("_checkpointed")
-        base: Name = "dpo_checkpointed" if checkpointed else "dpo"
+    for name, base in HELD_AGAINST.items():
         ratios[f"{name}_vs_{base}"] = group.time_ratio(name, base) if few else None
-        if checkpointed:
+        if base == "dpo_checkpointed":
             ratios[f"memory_{name}_vs_{base}"] = group.peak_ratio(name, base) if few else None
     seconds = {key: quartiles(group.seconds.get(name, [])) for key, name in names.items()}
     peaks = {key: quartiles(group.peaks.get(name, [])) for key, name in names.items()}

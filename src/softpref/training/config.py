@@ -135,7 +135,7 @@ class MSPOConfig(TrainingArguments):
     noise_rate: float | None = option("Share of flipped labels; default: estimated.")
     engine: Engine = option("How the meta-gradient is made; all are exact; default: by memory.")
     keep_budget_gib: float = option(
-        "Most memory for the step to hold beyond DPO's, GiB; default 4."
+        "Most memory for the pairs' own gradients, or for graphs beside the first, GiB; default 4."
     )
 
     learning_rate: float = option("The policy's peak learning rate.")
@@ -220,10 +220,11 @@ class MSPOConfig(TrainingArguments):
     def resolved_layout(self) -> Layout:
         """Return the layout, padded where `auto` might choose what the engine cannot go through.
 
-        On a CUDA device `auto` may switch to FlexAttention, which cannot be differentiated twice.
+        On a CUDA device `auto` may switch to FlexAttention, whose graph serves for one backward
+        pass and cannot be differentiated twice.
         """
-        twice_on_cuda = self.engine == "double_backward" and self.device.type == "cuda"
-        return "padded" if twice_on_cuda else self.layout
+        goes_back_again = self.engine in ("double_backward", "graph")
+        return "padded" if goes_back_again and self.device.type == "cuda" else self.layout
 
     def resolved_meta_lr(self, meta_updates: int) -> float:
         """Return the meta-learner's learning rate for a run of `meta_updates` updates of φ."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from softpref.algorithm.bilevel import Move, Signal, clean_gradient, move, mspo_step, teach
-from softpref.algorithm.engine import Chosen
+from softpref.algorithm.engine import EngineChoice
 from softpref.algorithm.jacobian import GraphPullback, PartJacobian
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.policy import Gradient
@@ -59,7 +59,7 @@ class Steps:
         size = self._args.per_device_train_batch_size
         return [self._collate(part).to(self._args.device) for part in length_buckets(pairs, size)]
 
-    def follow(self, policy: nn.Module, pairs: Sequence[Pair]) -> Stepped:
+    def plain(self, policy: nn.Module, pairs: Sequence[Pair]) -> Stepped:
         """Move by the labeller's labels, one micro-batch after the other."""
         batches = self.batches(pairs)
         pullbacks = (GraphPullback(policy, batch, self._args.ppl_scope) for batch in batches)
@@ -68,13 +68,13 @@ class Steps:
         )
         return Stepped(moved, torch.cat([batch.index for batch in batches]))
 
-    def teach(
+    def taught(
         self,
         policy: nn.Module,
         pairs: Sequence[Pair],
         clean: Sequence[Pair],
         teacher: Teacher,
-        engine: Chosen,
+        engine: EngineChoice,
         lookahead_lr: float,
         preconditioner: Gradient | None,
     ) -> Stepped:
@@ -95,16 +95,16 @@ class Steps:
         )
         return Stepped(moved, torch.cat([batch.index for batch in batches]), meta_loss)
 
-    def teach_without_lookahead(
+    def taught_without_lookahead(
         self,
         policy: nn.Module,
         pairs: Sequence[Pair],
         clean: Sequence[Pair],
         teacher: Teacher,
-        engine: Chosen,
+        engine: EngineChoice,
         preconditioner: Gradient | None,
     ) -> Stepped:
-        """Do `teach` with the clean gradient at θ for θ': an approximation, to first order in α.
+        """Do `taught` with the clean gradient at θ for θ': an approximation, to first order in α.
 
         Clean and noisy pairs share micro-batches, as many as the noisy ones alone would need: one
         pass serves both.
@@ -120,9 +120,9 @@ class Steps:
             batch = self._collate(part).to(device)
             whole = engine.make_jacobian(policy, batch, args.ppl_scope)
             is_clean = torch.tensor([id(pair) in trusted for pair in part], device=device)
-            for parts, chosen in ((noisy_parts, ~is_clean), (clean_parts, is_clean)):
-                if chosen.any():
-                    parts.append(PartJacobian(whole, chosen.nonzero().squeeze(1)))
+            for parts, these in ((noisy_parts, ~is_clean), (clean_parts, is_clean)):
+                if these.any():
+                    parts.append(PartJacobian(whole, these.nonzero().squeeze(1)))
             index.append(batch.index[~is_clean])
         meta_loss, gradient = clean_gradient(clean_parts, len(clean), args.beta)
         teach(

@@ -24,7 +24,7 @@ from softpref.algorithm.bilevel import (
     non_finite_pairs,
     require_finite,
 )
-from softpref.algorithm.engine import Chosen, Step, choose_engine
+from softpref.algorithm.engine import EngineChoice, StepSize, choose_engine
 from softpref.algorithm.forms import dense
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
@@ -32,6 +32,7 @@ from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
+from softpref.algorithm.taps import NotTappedError
 from softpref.errors import UsageError
 from softpref.training.checkpoints import JSON, SafeCheckpoints
 from softpref.training.config import MSPOConfig
@@ -174,6 +175,8 @@ class MSPOTrainer(SafeCheckpoints):
             )
         except NonFiniteError as error:
             self._stop(model, pairs, error)
+        except NotTappedError as error:
+            raise UsageError(f"--engine: {error}; choose double_backward.") from error
         for parameter, gradient in zip(trainable(model), done.moved.gradient, strict=True):
             parameter.grad = dense(gradient).to(parameter)
         self._note(done)
@@ -182,15 +185,15 @@ class MSPOTrainer(SafeCheckpoints):
     def _step(self, policy: nn.Module, pairs: list[dict[str, Any]]) -> Stepped:
         teacher, engine = self.teacher, self._engine
         if teacher is None or engine is None or self.state.global_step % self.args.meta_every:
-            return self._steps.follow(policy, pairs)
+            return self._steps.plain(policy, pairs)
         clean = self._drawn = teacher.draw()
         scales = None if self.args.lookahead == "sgd" else adamw_scales(self.optimizer, policy)
         if self.args.clean_gradient == "current":
-            return self._steps.teach_without_lookahead(
+            return self._steps.taught_without_lookahead(
                 policy, pairs, clean, teacher, engine, scales
             )
         lookahead_lr = self._lookahead_lr()
-        return self._steps.teach(policy, pairs, clean, teacher, engine, lookahead_lr, scales)
+        return self._steps.taught(policy, pairs, clean, teacher, engine, lookahead_lr, scales)
 
     def _lookahead_lr(self) -> float:
         assert self.lr_scheduler is not None
@@ -358,13 +361,20 @@ class MSPOTrainer(SafeCheckpoints):
         updates = math.ceil(self.total_steps() / self.args.meta_every)
         return Teacher(meta_learner.to(self.args.device), self.clean, self.args, updates)
 
-    def _choose_engine(self) -> Chosen:
+    def _choose_engine(self) -> EngineChoice:
         args = self.args
+        if args.activation_checkpointing:  # as `train` will, for it decides on the graphs' size
+            cast(Any, self.policy).activation_checkpointing_enable(
+                activation_checkpointing_kwargs=args.activation_checkpointing_kwargs
+            )
+            self.policy.train()
         micro_batches = args.gradient_accumulation_steps
         pairs = args.per_device_train_batch_size * micro_batches
+        if args.clean_gradient == "current":
+            pairs += args.meta_batch_size
         probe = self.collate(shortest_pairs(self.pairs)).to(args.device)
         tokens = round(pairs * mean_tokens(self.pairs, shared=probe.position_ids is not None))
-        step = Step(pairs, tokens, micro_batches)
+        step = StepSize(pairs, tokens, micro_batches)
         return choose_engine(args.engine, self.policy, probe, step, args.keep_budget_gib)
 
     def _say_how(self) -> None:
