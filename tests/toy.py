@@ -9,6 +9,7 @@ from random import Random
 import torch
 from datasets import Dataset
 
+from softpref.algorithm.methods import METHODS
 from softpref.training.config import MSPOConfig
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import corrupt, make_tokenizer, prompts, right_answer
@@ -44,7 +45,7 @@ def toy_config(output: Path, **options) -> MSPOConfig:
         "disable_tqdm": True,
         "reference_cache": str(output / "cache"),
     }
-    if options.get("method", "mspo") != "dpo":
+    if METHODS[options.get("method", "mspo")].teaches:
         defaults |= {"meta_batch_size": 8, "meta_every": 1}
     return MSPOConfig(output_dir=str(output / "run"), **(defaults | options))
 

@@ -15,7 +15,7 @@ def measured(ppl_diff, starting=None):
     ppl_diff = torch.tensor(ppl_diff)
     zeros = torch.zeros_like(ppl_diff)
     start = zeros if starting is None else torch.tensor(starting)
-    return Measured(zeros, zeros, zeros, zeros, zeros + 3.0, ppl_diff, start)
+    return Measured(zeros, zeros, zeros, zeros, zeros + 3.0, ppl_diff, start, zeros)
 
 
 def falling():

@@ -1,4 +1,4 @@
-"""DPO here is DPO in TRL: same token ids, same log-probs, same loss."""
+"""DPO and rDPO here are TRL's: same token ids, same log-probs, same loss and gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from softpref.algorithm.bilevel import CURRENT, move
 from softpref.algorithm.jacobian import GraphPullback
-from softpref.algorithm.labeller import Constant
+from softpref.algorithm.methods import METHODS, Beginning
 from softpref.algorithm.policy import trainable
 from softpref.data import make_batch
 from softpref.data.sources import pairs_from_dataset
@@ -37,8 +37,15 @@ def conversational(pairs: Dataset) -> Dataset:
     )
 
 
-@pytest.mark.parametrize("form", ["plain", "conversational"])
-def test_token_ids_logps_loss_and_gradient_equal_trls(form, tmp_path):
+@pytest.mark.parametrize(
+    ("form", "method", "loss_type", "rate"),
+    [
+        ("plain", "dpo", "sigmoid", 0.0),
+        ("conversational", "dpo", "sigmoid", 0.0),
+        ("plain", "rdpo", "robust", 0.3),
+    ],
+)
+def test_token_ids_logps_loss_and_gradient_equal_trls(form, method, loss_type, rate, tmp_path):
     from trl import DPOConfig, DPOTrainer
 
     pairs = toy_pairs(6).remove_columns("is_flipped")
@@ -62,7 +69,7 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, tmp_path):
         args=DPOConfig(
             output_dir=str(tmp_path / "trl"), per_device_train_batch_size=6, beta=0.1, bf16=False,
             gradient_checkpointing=False, use_cpu=True, report_to="none", max_length=64,
-            disable_tqdm=True,
+            disable_tqdm=True, loss_type=[loss_type], label_smoothing=rate,
         ),
         train_dataset=pairs,
         processing_class=tokenizer,
@@ -75,7 +82,9 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, tmp_path):
     loss = trl.compute_loss(trl.model, inputs)
     theirs = torch.autograd.grad(loss, trainable(policy))
     jacobian = GraphPullback(policy, make_batch(ours.to_list()), "response")
-    mine = move([jacobian], Constant(1.0), pairs=6, beta=0.1, signal=CURRENT)
+    method = METHODS[method]
+    labeller = method.make_labeller(Beginning(rate, torch.empty(0)))
+    mine = move([jacobian], labeller, pairs=6, beta=0.1, signal=CURRENT, loss=method.loss)
     assert float(mine.loss) == pytest.approx(float(loss), rel=1e-6)
     metrics = {name: values[-1] for name, values in trl._metrics["train"].items()}
     for name in ("chosen", "rejected"):

@@ -20,8 +20,8 @@ from softpref.algorithm.jacobian import GraphPullback, MakePullback, MarginJacob
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import (
-    geometric_loss,
-    loss_by_margin,
+    GEOMETRIC,
+    PairLoss,
     loss_by_margin_and_strength,
     strength,
 )
@@ -31,6 +31,7 @@ from softpref.algorithm.rows import PairBatch
 Signal = Callable[[Measured], Tensor]
 CURRENT: Signal = attrgetter("ppl_diff")
 STARTING: Signal = attrgetter("starting_ppl_diff")
+GIVEN: Signal = attrgetter("given_label")
 
 
 class NonFiniteError(ArithmeticError):
@@ -61,6 +62,7 @@ def move(
     pairs: int,
     beta: float,
     signal: Signal,
+    loss: PairLoss = GEOMETRIC,
 ) -> Move:
     """Return L_main and its gradient, labels from `labeller` (Eq. 7 and 11).
 
@@ -76,15 +78,15 @@ def move(
         said = jacobian.measured  # which may run the policy
         with torch.no_grad():
             soft_label = labeller(signal(said)).to(said.margin)
-            pull = loss_by_margin(said.margin, strength(soft_label), beta) / pairs
+            pull = loss.by_margin(said.margin, soft_label, beta) / pairs
         accumulate(gradient, jacobian.vjp(pull))
         measured.append(said)
         soft_labels.append(soft_label)
         del jacobian  # its graph, before the next one is made
     assert measured, "a step needs at least one micro-batch"
     whole, soft_label = Measured.concatenate(measured), torch.cat(soft_labels)
-    loss = geometric_loss(whole.margin, strength(soft_label), beta).mean()
-    return Move(tuple(gradient), loss, whole, soft_label)
+    mean_loss = loss.value(whole.margin, soft_label, beta).mean()
+    return Move(tuple(gradient), mean_loss, whole, soft_label)
 
 
 def look_ahead(

@@ -127,21 +127,17 @@ def _by_memory(
         size = f"{1024 * needed:,.0f} MiB"
         return "kept", f"one pass for all pairs; the gradients of {step.pairs} pairs take {size}"
     why = (
-        f"since the gradients of {step.pairs} pairs would take {needed:,.1f} GiB of the "
-        f"{budget_gib:g} allowed: "
+        f"since the gradients of {step.pairs} pairs would take {needed:,.2f} GiB of the "
+        f"{budget_gib:g} allowed"
     )
+    three_times = "each micro-batch is run three times"
     if skips_masked(policy):
-        return (
-            "recompute",
-            why + "each micro-batch is run three times (FlexAttention keeps no graph)",
-        )
+        return "recompute", f"{why}, and FlexAttention keeps no graph: {three_times}"
     beside_the_first = graph_gib(policy, probe, step) * (1 - 1 / step.micro_batches)
     if beside_the_first <= budget_gib:
-        return "graph", why + "the forward pass is kept and gone back through three times"
-    return "recompute", why + (
-        f"so would the graphs of {step.micro_batches} micro-batches ({beside_the_first:,.1f} GiB), "
-        "so that each is run three times"
-    )
+        return "graph", f"{why}: the forward pass is kept and gone back through three times"
+    graphs = f"the graphs of {step.micro_batches - 1} micro-batches beside the first"
+    return "recompute", f"{why}, and {graphs} {beside_the_first:,.2f} GiB: {three_times}"
 
 
 def kept_gib(

@@ -18,9 +18,9 @@ WARM_START_STEPS = 200
 
 
 class Labeller(Protocol):
-    """Maps PPLDiff (B,) to the soft label p̂ (B,), the belief that the label is right."""
+    """Maps what it sees of a pair (B,), mostly PPLDiff, to the soft label p̂ (B,)."""
 
-    def __call__(self, ppl_diff: Tensor) -> Tensor: ...
+    def __call__(self, signal: Tensor, /) -> Tensor: ...
 
 
 class Constant:
@@ -31,6 +31,55 @@ class Constant:
 
     def __call__(self, ppl_diff: Tensor) -> Tensor:
         return torch.full_like(ppl_diff, self.soft_label)
+
+
+class AsGiven:
+    """The soft label that came with each pair, and `otherwise` where none did (NaN)."""
+
+    def __init__(self, otherwise: float) -> None:
+        self.otherwise = otherwise
+
+    def __call__(self, given_label: Tensor) -> Tensor:
+        return given_label.nan_to_num(self.otherwise)
+
+
+class Threshold:
+    """PerpCorrect's rule: 1 up to PPLDiff τ, and 0, the label reversed, beyond (Kong et al. 2024).
+
+    Args:
+        threshold: τ, nats per token.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def __call__(self, ppl_diff: Tensor) -> Tensor:
+        return (ppl_diff <= self.threshold).to(ppl_diff)
+
+    @staticmethod
+    def fit(clean_ppl_diff: Tensor, noise_rate: float) -> Threshold:
+        """Return the rule with the τ that is right most often, by the clean pairs.
+
+            τ = argmax (1 − ε) P(x ≤ τ) + ε P(−x > τ)
+
+        over clean pairs' PPLDiff x as given, weight 1 − ε, and swapped, weight ε. Of several such τ
+        the middle of the widest stretch is taken. (On right pairs alone τ = ∞ would be best; the
+        paper's Appendix C does not say how it is found.)
+
+        Args:
+            clean_ppl_diff: (n,) PPLDiff of the clean pairs under the starting policy.
+            noise_rate: ε, share of flipped labels.
+        """
+        x = clean_ppl_diff.double().sort().values
+        cuts = torch.cat([x, -x]).unique()
+        ends = torch.cat([cuts[:1] - 1, cuts, cuts[-1:] + 1])
+        between = (ends[1:] + ends[:-1]) / 2
+        kept = torch.searchsorted(x, between, right=True) / len(x)
+        reversed_ = torch.searchsorted(x, -between) / len(x)
+        right = (1 - noise_rate) * kept + noise_rate * reversed_
+        best = right >= right.max() - 1e-12
+        widest = torch.where(best, ends[1:] - ends[:-1], -1.0).argmax()
+        return Threshold(float(between[widest]))
 
 
 class MetaLearner(nn.Module):

@@ -30,6 +30,7 @@ class Measured:
         margin: h of Eq. 1, nats.
         ppl_diff: PPLDiff of Eq. 4 and 5 under this policy, nats per token; never differentiated.
         starting_ppl_diff: the same under the policy training started from.
+        given_label: the soft label that came with the pair, NaN where none did.
     """
 
     chosen_logp: Tensor
@@ -39,6 +40,7 @@ class Measured:
     margin: Tensor
     ppl_diff: Tensor
     starting_ppl_diff: Tensor
+    given_label: Tensor
 
     def detach(self) -> Measured:
         """Return the same numbers without the graph that made them."""
@@ -118,6 +120,7 @@ def measure(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> Measure
         margin=chosen_logratio - rejected_logratio,
         ppl_diff=chosen_log_ppl - rejected_log_ppl,
         starting_ppl_diff=batch.starting_ppl_diff,
+        given_label=batch.given_label,
     )
 
 

@@ -1,11 +1,15 @@
-"""The methods as data: whose labels, from which PPLDiff, and which options they read."""
+"""The methods as data: whose labels, from what, in which loss, and which options they read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from softpref.algorithm.bilevel import CURRENT, STARTING, Signal
-from softpref.algorithm.labeller import Constant, Labeller
+from torch import Tensor
+
+from softpref.algorithm.bilevel import CURRENT, GIVEN, STARTING, Signal
+from softpref.algorithm.labeller import AsGiven, Constant, Labeller, Threshold
+from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, PairLoss
 
 META_OPTIONS = frozenset(
     {
@@ -23,33 +27,106 @@ META_OPTIONS = frozenset(
         "zscore",
     }
 )
+GDPO_LABEL = 0.9
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is known before the first step.
+
+    Attributes:
+        noise_rate: the share of flipped labels, given or estimated; NaN where it is neither.
+        clean_ppl_diff: (n,) PPLDiff of the clean pairs under the starting policy; empty without.
+    """
+
+    noise_rate: float
+    clean_ppl_diff: Tensor
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to align: the step of bilevel.py with this labeller.
+    """One way to align: the step of bilevel.py with this loss and these labels.
 
     Attributes:
-        labeller: who says how far to believe a pair; None is a meta-learner, taught in training.
-        signal: the PPLDiff the labeller sees.
+        make_labeller: makes who says how far to believe a pair; None is a meta-learner, taught in
+            training.
+        signal: what the labeller sees of a pair.
+        source: where the method comes from.
+        loss: what is made of margin and label.
         options: the options the method reads, of those that only some methods read; setting any
             other of these is an error.
-        source: where the method comes from.
+        needs: what must be known of the training set: its `noise_rate`, a `clean` set beside it.
+        given_by: the column that holds the labels where pairs bring their own; required of
+            `is_flipped`, optional of `soft_label`.
     """
 
-    labeller: Labeller | None
+    make_labeller: Callable[[Beginning], Labeller] | None
     signal: Signal
-    options: frozenset[str]
     source: str
+    loss: PairLoss = GEOMETRIC
+    options: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    given_by: str | None = None
 
     @property
     def teaches(self) -> bool:
         """Whether the labeller learns from the clean pairs while the policy trains."""
-        return self.labeller is None
+        return self.make_labeller is None
+
+    @property
+    def ppl_diff(self) -> Signal:
+        """The PPLDiff that is recorded beside the labels."""
+        return CURRENT if self.signal is GIVEN else self.signal
+
+
+def rdpo_label(noise_rate: float) -> float:
+    """Return (1 − ε)/(1 − 2ε), above one: with it the mean loss over flips is DPO's.
+
+    Raises:
+        ValueError: ε is 0.5 or more, where labels say nothing.
+    """
+    if not noise_rate < 0.5:
+        raise ValueError(f"rDPO needs a noise rate below 50%, not {noise_rate:.1%}")
+    return (1 - noise_rate) / (1 - 2 * noise_rate)
 
 
 METHODS = {
-    "mspo": Method(None, CURRENT, META_OPTIONS, "Eq. 5 to 12"),
-    "mspo_static": Method(None, STARTING, META_OPTIONS, "section 4.3, Table 3"),
-    "dpo": Method(Constant(1.0), CURRENT, frozenset(), "Rafailov et al. 2023, Eq. 2"),
+    "mspo": Method(None, CURRENT, "Eq. 5 to 12", options=META_OPTIONS, needs=frozenset({"clean"})),
+    "mspo_static": Method(
+        None, STARTING, "section 4.3, Table 3", options=META_OPTIONS, needs=frozenset({"clean"})
+    ),
+    "dpo": Method(lambda _: Constant(1.0), CURRENT, "Rafailov et al. 2023, Eq. 2"),
+    "gdpo": Method(
+        lambda _: AsGiven(GDPO_LABEL),
+        GIVEN,
+        "geometric DPO, Furuta et al. 2024; Appendix C",
+        given_by="soft_label",
+    ),
+    "cdpo": Method(
+        lambda known: AsGiven(1 - known.noise_rate),
+        GIVEN,
+        "conservative DPO, Mitchell 2023",
+        loss=CROSS_ENTROPY,
+        options=frozenset({"noise_rate"}),
+        needs=frozenset({"noise_rate"}),
+        given_by="soft_label",
+    ),
+    "rdpo": Method(
+        lambda known: Constant(rdpo_label(known.noise_rate)),
+        CURRENT,
+        "robust DPO, Chowdhury et al. 2024",
+        loss=CROSS_ENTROPY,
+        options=frozenset({"noise_rate"}),
+        needs=frozenset({"noise_rate"}),
+    ),
+    "perpcorrect": Method(
+        lambda known: Threshold.fit(known.clean_ppl_diff, known.noise_rate),
+        STARTING,
+        "Kong et al. 2024; Appendix C",
+        options=frozenset({"noise_rate"}),
+        needs=frozenset({"clean", "noise_rate"}),
+    ),
+    "oracle": Method(
+        lambda _: AsGiven(1.0), GIVEN, "DPO on the true labels", given_by="is_flipped"
+    ),
 }

@@ -1,9 +1,12 @@
-"""The pair loss and its derivatives in the margin h and the strength s.
+"""The pair losses and their derivatives in the margin h, and in the strength s where V is taught.
 
 Shapes: every tensor is (B,), one entry a pair. β is in 1/nats, h in nats, s = 2p̂ − 1 in [−1, 1].
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,3 +36,33 @@ def loss_by_margin_and_strength(margin: Tensor, strength: Tensor, beta: float) -
     """
     z = beta * strength * margin
     return -beta * (-z).sigmoid() * (1 - z * z.sigmoid())
+
+
+def cross_entropy_loss(margin: Tensor, soft_label: Tensor, beta: float) -> Tensor:
+    """Return −p log σ(βh) − (1 − p) log σ(−βh): cDPO's (Mitchell 2023) at p = 1 − ε.
+
+    At p = (1 − ε)/(1 − 2ε), above one, it is rDPO's (Chowdhury et al. 2024, Eq. 8), whose mean over
+    random flips is DPO's; then it is unbounded below.
+    """
+    z = beta * margin
+    return -soft_label * F.logsigmoid(z) - (1 - soft_label) * F.logsigmoid(-z)
+
+
+def cross_entropy_by_margin(margin: Tensor, soft_label: Tensor, beta: float) -> Tensor:
+    """Return its derivative in h, β (σ(βh) − p)."""
+    return beta * ((beta * margin).sigmoid() - soft_label)
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A loss of a pair's margin, soft label and β, and its derivative in the margin."""
+
+    value: Callable[[Tensor, Tensor, float], Tensor]
+    by_margin: Callable[[Tensor, Tensor, float], Tensor]
+
+
+GEOMETRIC = PairLoss(
+    value=lambda margin, soft_label, beta: geometric_loss(margin, strength(soft_label), beta),
+    by_margin=lambda margin, soft_label, beta: loss_by_margin(margin, strength(soft_label), beta),
+)
+CROSS_ENTROPY = PairLoss(cross_entropy_loss, cross_entropy_by_margin)

@@ -92,7 +92,9 @@ class MSPOConfig(TrainingArguments):
         UsageError: a value is impossible, or the chosen method would ignore an option that was set.
     """
 
-    method: Literal["mspo", "mspo_static", "dpo"] = option("Alignment method.", "mspo")
+    method: Literal[
+        "mspo", "mspo_static", "dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "oracle"
+    ] = option("Alignment method; docs/methods.md says what each does.", "mspo")
     recipe: Literal["recommended", "faithful"] = option(
         "`recommended`: what we would use; `faithful`: the paper to the letter.", "recommended"
     )

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.bilevel import Move, Signal, clean_gradient, move, mspo_step, teach
+from softpref.algorithm.bilevel import Move, clean_gradient, move, mspo_step, teach
 from softpref.algorithm.engine import EngineChoice
 from softpref.algorithm.jacobian import GraphPullback, PartJacobian
 from softpref.algorithm.labeller import Labeller
+from softpref.algorithm.methods import Method
 from softpref.algorithm.policy import Gradient
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import Collate, Pair, length_buckets
@@ -45,14 +46,14 @@ class Steps:
         args: the run's options.
         collate: makes a micro-batch of pairs.
         labeller: whose labels the policy follows.
-        signal: the PPLDiff it sees.
+        method: what the labeller sees, and the loss.
     """
 
     def __init__(
-        self, args: MSPOConfig, collate: Collate, labeller: Labeller, signal: Signal
+        self, args: MSPOConfig, collate: Collate, labeller: Labeller, method: Method
     ) -> None:
         self._args, self._collate = args, collate
-        self._labeller, self._signal = labeller, signal
+        self._labeller, self._signal, self._loss = labeller, method.signal, method.loss
 
     def batches(self, pairs: Sequence[Pair]) -> list[PairBatch]:
         """Return the pairs of one step as micro-batches of pairs of like length."""
@@ -64,8 +65,9 @@ class Steps:
         batches = self.batches(pairs)
         pullbacks = (GraphPullback(policy, batch, self._args.ppl_scope) for batch in batches)
         moved = move(
-            pullbacks, self._labeller, pairs=len(pairs), beta=self._args.beta, signal=self._signal
-        )
+            pullbacks, self._labeller, pairs=len(pairs), beta=self._args.beta,
+            signal=self._signal, loss=self._loss,
+        )  # fmt: skip
         return Stepped(moved, torch.cat([batch.index for batch in batches]))
 
     def taught(

@@ -5,6 +5,7 @@ Shapes: B pairs of one step, over all its micro-batches; n training pairs.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections import defaultdict
@@ -29,7 +30,6 @@ from softpref.algorithm.forms import dense
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.methods import METHODS
-from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.taps import NotTappedError
@@ -46,6 +46,13 @@ from softpref.training.models import (
     load_tokenizer,
     make_trainable,
     switch_dropout_off,
+)
+from softpref.training.needs import (
+    beginning_of,
+    noise_of,
+    require_needs,
+    starting_ppl_diff,
+    with_given_labels,
 )
 from softpref.training.preparation import Pairs, prepare
 from softpref.training.reference import (
@@ -114,13 +121,15 @@ class MSPOTrainer(SafeCheckpoints):
         prepared = prepare(
             train_dataset, clean_dataset, eval_dataset, tokenizer, longest, args.on_bad_row
         )
-        self._require_teachable(args, prepared.clean)
+        require_needs(args, prepared)
         policy.to(args.device)
         switch_dropout_off(policy)
         probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
         collate, _ = choose_layout(args.resolved_layout(), policy, probe)
         start = self.start_fingerprint = fingerprint_weights(policy)
-        self.prepared = sets_with_reference(policy, prepared, args, start, collate)
+        prepared = sets_with_reference(policy, prepared, args, start, collate)
+        labelled = with_given_labels(prepared.train, args.method)
+        self.prepared = dataclasses.replace(prepared, train=labelled)
         self.pairs, self.clean = self.prepared.train, self.prepared.clean
         policy = make_trainable(policy, args, peft_config)
         switch_dropout_off(policy)  # the adapter's
@@ -139,14 +148,12 @@ class MSPOTrainer(SafeCheckpoints):
             "training pairs": fingerprint_tokens(self.pairs),
             "clean pairs": fingerprint_tokens(self.clean) if self.clean else None,
         }
-        self.noise = self._estimate_noise()
+        self.noise = noise_of(args, self.prepared)
         self.teacher = self._make_teacher()
         self._engine = self._choose_engine() if self.teacher else None
-        self.labeller: Labeller = (
-            self.teacher.meta_learner if self.teacher else cast(Labeller, self.method.labeller)
-        )
+        self.labeller = self._make_labeller()
         self.history = LabelHistory()
-        self._steps = Steps(args, self.collate, self.labeller, self.method.signal)
+        self._steps = Steps(args, self.collate, self.labeller, self.method)
         self._window: list[list[dict[str, Any]]] = []
         self._drawn: list[dict[str, Any]] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
@@ -218,7 +225,7 @@ class MSPOTrainer(SafeCheckpoints):
     def _note(self, done: Stepped) -> None:
         """Keep the labels of this step, and its metrics for the next log line."""
         moved, index = done.moved, done.index
-        signal = self.method.signal(moved.measured)
+        signal = self.method.ppl_diff(moved.measured)
         if self.teacher and done.meta_loss is not None:
             self._noted["meta/loss"].append(float(done.meta_loss))
             if self.args.zscore == "running":
@@ -325,41 +332,25 @@ class MSPOTrainer(SafeCheckpoints):
             what=what,
         )
 
-    def _require_teachable(self, args: MSPOConfig, clean: Dataset | None) -> None:
-        if not self.method.teaches:
-            return
-        if clean is None:
-            raise UsageError(
-                f"--method {args.method} learns from pairs you trust: give about 150 of them by "
-                "--clean FILE, or --clean N to hold N training pairs out."
-            )
-        if args.meta_batch_size > len(clean):
-            raise UsageError(
-                f"a meta batch of {args.meta_batch_size} (--meta_batch_size, or the recipe's) is "
-                f"larger than the clean set of {len(clean)}: lower it, or give more clean pairs."
-            )
-
-    def _starting_ppl_diff(self) -> tuple[Tensor, Tensor]:
-        assert self.clean is not None
-        noisy, clean = (torch.tensor(s["starting_ppl_diff"]) for s in (self.pairs, self.clean))
-        return noisy, clean
-
-    def _estimate_noise(self) -> NoiseRate | None:
-        if self.clean is None:
-            return None
-        if self.args.noise_rate is not None:
-            logger.info("noise rate: %.1f%%, as given", 100 * self.args.noise_rate)
-            return NoiseRate.given(self.args.noise_rate)
-        noise = estimate_noise_rate(*self._starting_ppl_diff())
-        logger.info("noise rate: %s", noise)
-        return noise
-
     def _make_teacher(self) -> Teacher | None:
         if not self.method.teaches or self.clean is None or self.noise is None:
             return None
-        meta_learner = make_meta_learner(self.args, *self._starting_ppl_diff(), self.noise.expected)
+        noisy, clean = starting_ppl_diff(self.pairs), starting_ppl_diff(self.clean)
+        meta_learner = make_meta_learner(self.args, noisy, clean, self.noise.expected)
         updates = math.ceil(self.total_steps() / self.args.meta_every)
         return Teacher(meta_learner.to(self.args.device), self.clean, self.args, updates)
+
+    def _make_labeller(self) -> Labeller:
+        if self.teacher or self.method.make_labeller is None:
+            return cast(Teacher, self.teacher).meta_learner
+        known = beginning_of(self.prepared, self.noise)
+        if "noise_rate" in self.method.needs:
+            logger.info("noise rate that %s takes for granted: %.1f%%", self.args.method,
+                        100 * known.noise_rate)  # fmt: skip
+        try:
+            return self.method.make_labeller(known)
+        except ValueError as error:
+            raise UsageError(f"--method {self.args.method}: {error}.") from None
 
     def _choose_engine(self) -> EngineChoice:
         args = self.args

@@ -1,0 +1,92 @@
+"""What a method must know of the data before the first step, and the words where it is missing."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from softpref.algorithm.methods import METHODS, Beginning
+from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.errors import UsageError
+from softpref.training.config import MSPOConfig
+from softpref.training.preparation import Prepared
+
+logger = logging.getLogger(__name__)
+
+NO_CLEAN = (
+    "give about 150 pairs you trust by --clean FILE, or --clean N to hold N training pairs out"
+)
+
+
+def require_needs(args: MSPOConfig, prepared: Prepared) -> None:
+    """Stop where the sets lack what the method needs.
+
+    Raises:
+        UsageError: there are no clean pairs, too few of them, no way to a noise rate, no truth for
+            `oracle`, or labels of the pairs' own that the method would not read.
+    """
+    method, clean = METHODS[args.method], prepared.clean
+    columns = prepared.train.column_names
+    if "clean" in method.needs and clean is None:
+        raise UsageError(f"--method {args.method} learns from clean pairs: {NO_CLEAN}.")
+    if "noise_rate" in method.needs and clean is None and args.noise_rate is None:
+        raise UsageError(
+            f"--method {args.method} must know the share of flipped labels: give it by "
+            f"--noise_rate, or, to have it estimated, {NO_CLEAN}."
+        )
+    if method.teaches and clean is not None and args.meta_batch_size > len(clean):
+        raise UsageError(
+            f"a meta batch of {args.meta_batch_size} (--meta_batch_size, or the recipe's) is "
+            f"larger than the clean set of {len(clean)}: lower it, or give more clean pairs."
+        )
+    if method.given_by == "is_flipped" and "is_flipped" not in columns:
+        raise UsageError(
+            f"--method {args.method} reads the truth, and the training pairs carry no "
+            "`is_flipped`: make them with `softpref inject`, or choose another method."
+        )
+    if "soft_label" in columns and method.given_by is None:
+        raise UsageError(
+            f"the training pairs carry `soft_label`, which --method {args.method} does not read: "
+            "drop the column, or choose gdpo or cdpo."
+        )
+
+
+def with_given_labels(pairs: Dataset, method: str) -> Dataset:
+    """Add `given_label` where the method reads labels that came with the pairs, and these have any.
+
+    It is `soft_label`, or for `oracle` 1, and 0 for a flipped pair.
+    """
+    column = METHODS[method].given_by
+    if column is None or column not in pairs.column_names:
+        return pairs
+    labels = pairs[column]
+    if column == "is_flipped":
+        labels = [0.0 if flipped else 1.0 for flipped in labels]
+    return pairs.add_column("given_label", list(labels))
+
+
+def starting_ppl_diff(pairs: Dataset) -> Tensor:
+    """Return PPLDiff under the starting policy, (n,), nats per token."""
+    return torch.tensor(pairs["starting_ppl_diff"])
+
+
+def noise_of(args: MSPOConfig, prepared: Prepared) -> NoiseRate | None:
+    """Return the noise rate, as given or as estimated with the clean pairs, and say which."""
+    if args.noise_rate is not None:
+        logger.info("noise rate: %.1f%%, as given", 100 * args.noise_rate)
+        return NoiseRate.given(args.noise_rate)
+    if prepared.clean is None:
+        return None
+    noise = estimate_noise_rate(*map(starting_ppl_diff, (prepared.train, prepared.clean)))
+    logger.info("noise rate: %s", noise)
+    return noise
+
+
+def beginning_of(prepared: Prepared, noise: NoiseRate | None) -> Beginning:
+    """Return what the method's labeller is made from."""
+    clean = starting_ppl_diff(prepared.clean) if prepared.clean else torch.empty(0)
+    return Beginning(noise.expected if noise else math.nan, clean)
