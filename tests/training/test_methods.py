@@ -91,7 +91,7 @@ def test_pairs_may_bring_their_own_labels(method, tmp_path):
     torch.testing.assert_close(history["soft_label"], expected)
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"gdpo", "cdpo", "oracle"}))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"gdpo", "cdpo"}))
 def test_labels_that_a_method_would_not_read_are_refused(method, tmp_path):
     with pytest.raises(UsageError, match="choose gdpo or cdpo"):
         toy_trainer(tmp_path, method=method, train=with_labels(toy_pairs(24), [0.5] * 24))
@@ -133,3 +133,13 @@ def test_a_given_noise_rate_needs_no_clean_pairs(method, tmp_path):
 def test_a_noise_rate_that_is_not_read_is_refused(method, tmp_path):
     with pytest.raises(UsageError, match="--noise_rate"):
         toy_config(tmp_path, method=method, noise_rate=0.2)
+
+
+def test_a_run_does_not_go_on_with_other_labels_of_the_pairs_own(tmp_path):
+    identities = [
+        toy_trainer(
+            tmp_path, method="gdpo", train=with_labels(toy_pairs(24), [label] * 24), **STEPS
+        ).identity()
+        for label in (0.3, 0.3, 0.4)
+    ]
+    assert identities[0] == identities[1] != identities[2]

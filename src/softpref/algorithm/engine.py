@@ -90,7 +90,8 @@ def choose_engine(
         policy: the policy.
         probe: a few pairs to try on.
         step: how much one step holds.
-        keep_budget_gib: most memory to be held beyond DPO's, GiB.
+        keep_budget_gib: most memory for the pairs' own gradients, or for graphs beside the first,
+            GiB.
 
     Raises:
         EngineError: `engine` names none.
@@ -190,13 +191,11 @@ def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter
         pullback = GraphPullback(policy, replace(probe, read=all_logits), "response")
         weights = weights.to(pullback.measured.margin)
         truth = pullback.vjp(weights)
-        while True:
-            try:
-                found = kept(policy, probe, "response", unseen).vjp(weights)
-            except NotTappedError as error:
-                unseen |= error.parameters.intersection(parameters)
-            else:
-                break
+        try:
+            found = kept(policy, probe, "response", unseen).vjp(weights)
+        except NotTappedError as error:
+            unseen |= error.parameters
+            found = kept(policy, probe, "response", unseen).vjp(weights)
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.parameters())
     low |= torch.is_autocast_enabled(probe.input_ids.device.type)
     tolerance = LARGEST_ERROR_16_BIT if low else LARGEST_ERROR

@@ -104,8 +104,7 @@ class FactoredPullback:
         self._parameters = trainable(policy)
         self._whole = [p for p in self._parameters if p not in factored]
         self._taps = Taps(policy, batch, set(self._whole))
-        with self._taps.attached():
-            with_graph = self._taps.measure(ppl_scope)
+        with_graph = self._taps.measure(ppl_scope)
         self._margin = with_graph.margin
         self.pairs, self.measured = len(batch), with_graph.detach()
 
@@ -117,8 +116,7 @@ class FactoredPullback:
             factors = form.factors()
             found[parameter] = plus(found[parameter], factors) if parameter in found else factors
 
-        with self._taps.attached():
-            whole = self._taps.backward(self._margin, weights, take, self._whole)
+        whole = self._taps.backward(self._margin, weights, take, self._whole)
         found |= zip(self._whole, whole, strict=True)
         return tuple(found[p] if p in found else torch.zeros_like(p) for p in self._parameters)
 
@@ -208,17 +206,16 @@ def kept(
     def take(parameter: nn.Parameter, form: Form) -> None:
         forms[parameter].append(form.smallest() if isinstance(form, Outer) else form)
 
+    if len(untapped) < len(forms):
+        taps = Taps(policy, batch, untapped)
+        with_graph = taps.measure(ppl_scope)
+        measured, ones = with_graph.detach(), torch.ones_like(with_graph.margin)
+        taps.backward(with_graph.margin, ones, take)
     if untapped:
         alone = list(gradients_by_pair(policy, batch, ppl_scope, untapped))
         measured = Measured.concatenate([measured for measured, _ in alone])
         for i, p in enumerate(p for p in forms if p in untapped):
             forms[p] = [Whole(torch.stack([gradient[i] for _, gradient in alone]))]
-    if len(untapped) < len(forms):
-        taps = Taps(policy, batch, untapped)
-        with taps.attached():
-            with_graph = taps.measure(ppl_scope)
-            measured, ones = with_graph.detach(), torch.ones_like(with_graph.margin)
-            taps.backward(with_graph.margin, ones, take)
     return KeptJacobian(measured, forms)
 
 
@@ -239,20 +236,13 @@ class GraphJacobian:
     ) -> None:
         self._policy, self._batch, self._ppl_scope = policy, batch, ppl_scope
         self._untapped, self._taps = untapped, Taps(policy, batch, untapped)
-        with self._taps.attached():
-            with_graph = self._taps.measure(ppl_scope)
+        with_graph = self._taps.measure(ppl_scope)
         self._margin = with_graph.margin
         self.pairs, self.measured = len(batch), with_graph.detach()
 
     def vjp(self, weights: Tensor) -> Gradient:
-        with self._taps.attached():
-            return torch.autograd.grad(
-                self._margin,
-                trainable(self._policy),
-                weights,
-                retain_graph=True,
-                materialize_grads=True,
-            )
+        parameters = trainable(self._policy)
+        return self._taps.backward(self._margin, weights, None, parameters, keep_graph=True)
 
     def jvp(self, direction: Direction) -> Tensor:
         return self._multiply(direction, keep_graph=True)
@@ -269,8 +259,7 @@ class GraphJacobian:
             total.add_(form.jvp(along[parameter]))
 
         if len(self._untapped) < len(along):
-            with self._taps.attached():
-                self._taps.backward(self._margin, ones, multiply, keep_graph=keep_graph)
+            self._taps.backward(self._margin, ones, multiply, keep_graph=keep_graph)
         if self._untapped:
             by_pair = gradients_by_pair(self._policy, self._batch, self._ppl_scope, self._untapped)
             d = [dense(along[p]) for p in along if p in self._untapped]

@@ -30,21 +30,22 @@ Take = Callable[[nn.Parameter, Form], None]
 
 
 class NotTappedError(RuntimeError):
-    """A layer's gradients cannot be told apart by pair.
+    """The gradients of some layers cannot be told apart by pair.
 
     Attributes:
-        parameters: the layer's.
+        parameters: these layers'.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__("a trained layer does not see one vector a token")
-        self.parameters = frozenset(layer.parameters(recurse=False))
+        self.parameters = frozenset(parameters)
 
 
 class Taps:
     """The taps of one batch: on every layer of which a parameter trains that is not left out.
 
-    The policy's forward and backward passes belong inside `attached`.
+    They hang on the policy during `measure` and `backward` alone; a backward pass needs them too,
+    for gradient checkpointing runs layers again in it.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Taps:
         self._batch = batch
         self._anchor = torch.zeros((), device=batch.input_ids.device, requires_grad=True)
         self._take: Take | None = None
+        self._missed: set[nn.Parameter] = set()
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
+    def _attached(self) -> Iterator[None]:
         """Hold the hooks on the policy, which is as before afterwards."""
         hooks = [
             layer.register_forward_hook(partial(self._tap, read_off), with_kwargs=True)
@@ -78,13 +80,14 @@ class Taps:
         batch = self._batch
         if batch.read is response_head:
             batch = replace(batch, read=partial(response_head, logps=self._logps))
-        return measure(self._policy, batch, ppl_scope)
+        with self._attached():
+            return measure(self._policy, batch, ppl_scope)
 
     def backward(
         self,
         margin: Tensor,
         weights: Tensor,
-        take: Take,
+        take: Take | None,
         parameters: Iterable[nn.Parameter] = (),
         keep_graph: bool = False,
     ) -> Gradient:
@@ -96,25 +99,24 @@ class Taps:
         Args:
             margin: (B,) h.
             weights: (B,) w.
-            take: what is called with each parameter and the form of w_i ∇h_i.
+            take: what is called with each parameter and the form of w_i ∇h_i, if anything is.
             parameters: of which the gradient is made as usual, and returned.
             keep_graph: whether there will be another backward pass.
 
         Raises:
-            NotTappedError: a layer does not see one vector a token.
+            NotTappedError: layers do not see one vector a token.
         """
-        wanted = list(parameters)
         self._take = take
-        try:
+        with self._attached():
             _, *gradient = torch.autograd.grad(
                 margin,
-                [self._anchor, *wanted],
+                [self._anchor, *parameters],
                 weights,
                 retain_graph=keep_graph,
                 materialize_grads=True,
             )
-        finally:
-            self._take = None
+        if take and self._missed:
+            raise NotTappedError(self._missed)
         return tuple(gradient)
 
     def _tap(
@@ -123,7 +125,8 @@ class Taps:
         """Be a layer's forward hook."""
         given = [*arguments, *named.values()]
         if len(given) != 1 or not isinstance(output, Tensor):
-            raise NotTappedError(layer)
+            self._missed.update(trained(layer))
+            return output
 
         def keep(inputs: Tensor, by_output: Tensor) -> None:
             self._hand_over(read_off(layer, inputs, by_output, self._spans))
@@ -146,9 +149,12 @@ class Taps:
     def _hand_over(self, found: Iterable[tuple[nn.Parameter, Form]]) -> None:
         if self._take is None:
             return
-        for parameter, form in found:
-            if parameter.requires_grad and parameter not in self._leave_out:
-                self._take(parameter, form)
+        try:
+            for parameter, form in found:
+                if parameter.requires_grad and parameter not in self._leave_out:
+                    self._take(parameter, form)
+        except NotTappedError as error:  # the pass goes on, to find all such layers at once
+            self._missed |= error.parameters
 
 
 class _Tap(torch.autograd.Function):
@@ -265,7 +271,7 @@ def _norm(layer: Any, inputs: Tensor, delta: Tensor, spans: Spans) -> Found:
     normed = functional_call(layer, ones, (inputs,)) - functional_call(layer, zeros, (inputs,))
     width = len(layer.weight)
     if normed.shape != delta.shape or delta.numel() % (len(spans.pair) * width):
-        raise NotTappedError(layer)
+        raise NotTappedError(trained(layer))
 
     def by_pair(of_vectors: Tensor) -> Whole:
         return Whole(spans.sums(of_vectors.reshape(len(spans.pair), -1, width).sum(1)))
@@ -278,5 +284,5 @@ def _norm(layer: Any, inputs: Tensor, delta: Tensor, spans: Spans) -> Found:
 def _by_token(layer: nn.Module, vectors: Tensor, spans: Spans) -> Tensor:
     """Return (…, width) as (R · N, width)."""
     if vectors.shape[:-1].numel() != len(spans.pair):
-        raise NotTappedError(layer)
+        raise NotTappedError(trained(layer))
     return vectors.flatten(0, -2)

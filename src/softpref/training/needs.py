@@ -48,7 +48,7 @@ def require_needs(args: MSPOConfig, prepared: Prepared) -> None:
             f"--method {args.method} reads the truth, and the training pairs carry no "
             "`is_flipped`: make them with `softpref inject`, or choose another method."
         )
-    if "soft_label" in columns and method.given_by is None:
+    if "soft_label" in columns and method.given_by != "soft_label":
         raise UsageError(
             f"the training pairs carry `soft_label`, which --method {args.method} does not read: "
             "drop the column, or choose gdpo or cdpo."

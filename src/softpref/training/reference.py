@@ -110,10 +110,11 @@ def _require_finite(columns: dict[str, Tensor], pairs: Dataset, what: str) -> No
 
 
 def fingerprint_tokens(pairs: Dataset) -> str:
-    """Return a hash of the pairs' token ids in their order."""
+    """Return a hash of the pairs' token ids, and of labels of their own, in their order."""
+    columns = [*PARTS, *({"given_label"} & set(pairs.column_names))]
     digest = hashlib.sha256()
-    for rows in pairs.select_columns(list(PARTS)).iter(1000):
-        digest.update(json.dumps([rows[column] for column in PARTS]).encode())
+    for rows in pairs.select_columns(columns).iter(1000):
+        digest.update(json.dumps([rows[column] for column in columns]).encode())
     return digest.hexdigest()[:32]
 
 
