@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from softpref.algorithm.engine import choose_engine
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.trainer import MSPOTrainer
@@ -88,6 +90,47 @@ def test_the_clean_gradient_at_theta_is_near_the_one_at_theta_prime(micro_batche
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     index = [t.history.tensors()["index"].sort().values for t in (near, ahead)]
     assert torch.equal(*index)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_clean_pairs_ride_in_as_many_micro_batches_as_there_were(micro_batches, tmp_path):
+    trainer = toy_trainer(
+        tmp_path, tuning="full", clean_gradient="current", meta_batch_size=3,
+        per_device_train_batch_size=8 // micro_batches, gradient_accumulation_steps=micro_batches,
+        **STEPS,
+    )  # fmt: skip
+    made, sizes = trainer._engine.make_jacobian, []
+
+    def note(policy, batch, ppl_scope):
+        sizes.append(len(batch))
+        return made(policy, batch, ppl_scope)
+
+    trainer._engine = dataclasses.replace(trainer._engine, make_jacobian=note)
+    trainer.args.max_steps = 1
+    trainer.train()
+    assert len(sizes) == micro_batches
+    assert sum(sizes) == 8 + 3
+
+
+def test_the_size_of_a_step_counts_prompts_as_often_as_they_are_run(tmp_path, monkeypatch):
+    asked = []
+
+    def note(engine, policy, probe, step, budget):
+        asked.append(step)
+        return choose_engine(engine, policy, probe, step, budget)
+
+    monkeypatch.setattr("softpref.training.trainer.choose_engine", note)
+    for layout in ("auto", "padded"):
+        trainer = toy_trainer(tmp_path, tuning="full", layout=layout, **STEPS)
+    lengths = [
+        [len(pair[part]) for part in ("prompt_ids", "chosen_ids", "rejected_ids")]
+        for pair in trainer.pairs
+    ]
+    shared, padded = asked
+    assert shared.tokens == round(8 * sum(map(sum, lengths)) / len(lengths))
+    assert padded.tokens - shared.tokens == pytest.approx(
+        8 * sum(prompt for prompt, *_ in lengths) / len(lengths), abs=1
+    )
 
 
 def test_without_a_look_ahead_there_is_no_rate_for_it(tmp_path):
