@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from random import Random
 
 import pyarrow.parquet as pq
 import pytest
@@ -150,10 +152,96 @@ def test_sft_then_train_warns_of_what_sft_has_seen(files, model, capsys):
     assert "responses of 40 of the training pairs" in capsys.readouterr().out
 
 
+def inject_arguments(**options) -> list[str]:
+    merged = {"input": "train.jsonl", "output": "noisy.jsonl"} | options
+    given = {k: v for k, v in merged.items() if v is not None}
+    return ["inject", *(str(part) for k, v in given.items() for part in (f"--{k}", v))]
+
+
 def test_inject(files, capsys):
-    main(["inject", "--input", "train.jsonl", "--output", "noisy.jsonl", "--rate", "0.4"])
-    assert "of 40 labels flipped" in capsys.readouterr().out
+    main(inject_arguments(rate=0.4))
+    draw = Random(0)
+    flips = sum(draw.random() < 0.4 for _ in range(40))
+    assert capsys.readouterr().out == (
+        f"noisy.jsonl: {flips} of 40 labels flipped ({flips / 40:.1%}; rate 40.0%, seed 0); the "
+        "truth is in is_flipped\n"
+    )
     assert len((files / "noisy.jsonl").read_text().splitlines()) == 40
+
+
+def test_inject_by_difficulty(files, model, capsys):
+    main(inject_arguments(input="clean.jsonl", kind="difficulty", model=model, seed=1))
+    said = re.fullmatch(
+        r"noisy\.jsonl: (\d+) of 16 labels flipped \((.*)%; (\d) of 8 hard pairs, (.*)%, at rate "
+        r"40\.0%; (\d) of 8 easy pairs, (.*)%, at rate 10\.0%; hard is an absolute log-ratio "
+        r"below (\d+\.\d\d) nats, seed 1\); the truth is in is_flipped\n",
+        capsys.readouterr().out,
+    )
+    flipped, hard, easy = (int(said[group]) for group in (1, 3, 5))
+    assert flipped == hard + easy
+    shares = (f"{100 * n:.1f}" for n in (flipped / 16, hard / 8, easy / 8))
+    assert said.group(2, 4, 6) == tuple(shares)
+    rows = [json.loads(line) for line in (files / "noisy.jsonl").read_text().splitlines()]
+    assert sum(row["is_flipped"] for row in rows) == flipped
+    other = {"hard-rate": 0.999, "easy_rate": 0, "max-length": 32, "output": "other.jsonl"}
+    main(inject_arguments(kind="difficulty", model=model, **other))
+    assert "20 of 20 hard pairs, 100.0%, at rate 99.9%; 0 of 20 easy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input": None, "rate": 0.4}, "--input is missing"),
+        ({"output": None, "rate": 0.4}, "--output is missing"),
+        ({}, "--rate is missing: give a share"),
+        ({"rate": 1.5}, "--rate 1.5: give a share of pairs in [0, 1)"),
+        ({"rate": 0.4, "model": "m"}, "--model: --kind random does not read it; leave it out, or"),
+        ({"rate": 0.4, "hard_rate": 0.4}, "--hard_rate: --kind random does not read it"),
+        ({"rate": 0.4, "easy_rate": 0}, "--easy_rate: --kind random does not read it"),
+        ({"rate": 0.4, "max_length": 9}, "--max_length: --kind random does not read it"),
+        ({"rate": 0.4, "trust_remote_code": "true"}, "--trust_remote_code: --kind random does not"),
+        ({"kind": "difficulty"}, "--model is missing: give the surrogate"),
+        (
+            {"kind": "difficulty", "model": "m", "rate": 0},
+            "--rate: --kind difficulty does not read",
+        ),
+        ({"kind": "difficulty", "model": "m", "hard_rate": 1}, "--hard_rate 1.0: give a share"),
+        ({"kind": "difficulty", "model": "m", "easy_rate": -0.1}, "--easy_rate -0.1: give a share"),
+        ({"kind": "difficulty", "model": "m", "max_length": 1}, "--max_length 1: must be at least"),
+        ({"kind": "difficulty", "model": "no/where/at-all"}, "--model no/where/at-all"),
+        ({"kind": "difficulty", "model": "m", "output": "train.jsonl"}, "is the input"),
+        ({"kind": "difficulty", "model": "m", "output": "clean.jsonl"}, "clean.jsonl exists"),
+        ({"kind": "difficulty", "model": "m", "output": "no/a.jsonl"}, "there is no folder no"),
+        ({"kind": "hard", "model": "m"}, "hard"),
+    ],
+)
+def test_inject_says_what_is_wrong_and_writes_nothing(options, message, files, capsys):
+    before = {path.name: path.read_bytes() for path in files.glob("*.jsonl")}
+    assert message in fails(capsys, inject_arguments(**options))
+    assert {path.name: path.read_bytes() for path in files.glob("*.jsonl")} == before
+
+
+def test_inject_stops_at_a_pair_that_is_too_long(files, model, capsys):
+    message = fails(capsys, inject_arguments(kind="difficulty", model=model, max_length=9))
+    assert "train.jsonl, line 1: the prompt has 9 tokens, --max-length is 9" in message
+    assert not (files / "noisy.jsonl").exists()
+
+
+def test_flips_in_a_clean_file_are_learned_and_their_truth_is_not_read(files, model):
+    """Table 7's noise: `inject` on the clean file; only a clean set that differs trains another."""
+    main(inject_arguments(input="clean.jsonl", output="flipped.jsonl", rate=0.4))
+    rows = [json.loads(line) for line in (files / "flipped.jsonl").read_text().splitlines()]
+    lies = [row | {"is_flipped": not row["is_flipped"]} for row in rows]
+    untold = [{k: v for k, v in row.items() if k != "is_flipped"} for row in rows]
+    for name, changed in (("lies", lies), ("untold", untold)):
+        (files / f"{name}.jsonl").write_text("\n".join(map(json.dumps, changed)))
+    written = {}
+    for name in ("flipped", "lies", "untold", "clean"):
+        main(train_arguments(model, clean=f"{name}.jsonl", output=name, **{"meta-every": 1}))
+        files_of = ("adapter_model.safetensors", "meta_learner.safetensors", "labels.jsonl")
+        written[name] = [(files / name / file).read_bytes() for file in files_of]
+    assert written["flipped"] == written["lies"] == written["untold"]
+    assert all(a != b for a, b in zip(written["flipped"], written["clean"], strict=True))
 
 
 def test_help(capsys):

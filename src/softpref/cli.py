@@ -11,10 +11,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from softpref.errors import UsageError
 from softpref.options import option, require
+
+if TYPE_CHECKING:
+    from softpref.data.noise import Injected
 
 USAGE = """\
 softpref: align language models on preference pairs whose labels cannot be trusted
@@ -23,6 +26,7 @@ softpref: align language models on preference pairs whose labels cannot be trust
   softpref sft     fine-tune a model on the chosen responses
   softpref inject  flip labels at a known rate, keeping the truth in `is_flipped`
   softpref train   align a model with any method
+  softpref study   repeat the paper's tables as grids of runs
   softpref bench   time a training step against TRL's, on this machine
 
 `softpref COMMAND --help` lists a command's options. Every command takes --config FILE.yaml; flags
@@ -47,22 +51,93 @@ class InjectOptions:
 
     input: str = option("Pairs: JSONL, JSON, Parquet, CSV or hub id.", "")
     output: str = option("New file; its ending says the format.", "")
-    rate: float | None = option("Probability that a label is flipped, at least 0 and below 1.")
+    kind: Literal["random", "difficulty"] = option(
+        "`random`: every label with one probability; `difficulty`: hard pairs more often, those "
+        "whose responses a surrogate model finds nearly as likely as each other.",
+        "random",
+    )
+    rate: float | None = option("Of random: probability of a flip, at least 0 and below 1.")
     seed: int = option("Seed of the draws.", 0)
+    model: str | None = option("Of difficulty: the surrogate, a directory or hub id.")
+    hard_rate: float | None = option("Of difficulty: flips of the harder half; default 0.4.")
+    easy_rate: float | None = option("Of difficulty: flips of the other half; default 0.1.")
+    max_length: int | None = option(
+        "Of difficulty: longest prompt plus response the surrogate reads, tokens; default 1024."
+    )
+    trust_remote_code: bool = option("Of difficulty: run code that comes with the model.", False)
+
+
+INJECT_OPTIONS_OF = {
+    "random": ("rate",),
+    "difficulty": ("model", "hard_rate", "easy_rate", "max_length", "trust_remote_code"),
+}
 
 
 def inject(arguments: list[str]) -> None:
     """Flip labels."""
     from softpref.data.noise import inject as inject_flips
+    from softpref.data.noise import require_new_file
 
     (options,) = parse("inject", arguments, InjectOptions)
-    for name in ("input", "output", "rate"):
-        require(getattr(options, name), f"--{name}")
-    done = inject_flips(options.input, options.output, options.rate, options.seed)
+    _check_inject(options)
+    require_new_file(options.input, options.output)  # before a surrogate reads for an hour
+    if options.kind == "difficulty":
+        done, drawn = _inject_by_difficulty(options)
+    else:
+        done = inject_flips(options.input, options.output, options.rate, options.seed)
+        drawn = f"rate {done.rate:.1%}"
     print(
         f"{done.output}: {done.flipped} of {done.pairs} labels flipped ({done.realised_rate:.1%}; "
-        f"rate {done.rate:.1%}, seed {options.seed}); the truth is in is_flipped"
+        f"{drawn}, seed {options.seed}); the truth is in is_flipped"
     )
+
+
+def _inject_by_difficulty(options: InjectOptions) -> tuple[Injected, str]:
+    """Flip hard pairs more often than easy ones; also say in words how many of each."""
+    from softpref.training import difficulty
+
+    given = {name: getattr(options, name) for name in ("hard_rate", "easy_rate", "max_length")}
+    found = difficulty.inject_by_difficulty(
+        options.input,
+        options.output,
+        str(options.model),
+        options.seed,
+        trust_remote_code=options.trust_remote_code,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    drawn = "; ".join(
+        f"{done.flipped} of {done.pairs} {name} pairs, {done.realised_rate:.1%}, at rate "
+        f"{done.rate:.1%}"
+        for name, done in (("hard", found.hard), ("easy", found.easy))
+    )
+    return found.every, f"{drawn}; hard is an absolute log-ratio below {found.median:.2f} nats"
+
+
+def _check_inject(options: InjectOptions) -> None:
+    from softpref.data.noise import require_rate
+
+    for name in ("input", "output"):
+        require(getattr(options, name), f"--{name}")
+    for kind, names in INJECT_OPTIONS_OF.items():
+        for name in names:
+            value = getattr(options, name)
+            if kind != options.kind and value is not None and value is not False:
+                raise UsageError(
+                    f"--{name}: --kind {options.kind} does not read it; leave it out, or choose "
+                    f"--kind {kind}."
+                )
+    if options.kind == "random" and options.rate is None:
+        raise UsageError("--rate is missing: give a share of pairs in [0, 1), such as 0.4.")
+    if options.kind == "difficulty" and not options.model:
+        raise UsageError(
+            "--model is missing: give the surrogate that tells hard pairs from easy ones, a "
+            "directory or hub id; the SFT model can be one."
+        )
+    for name in ("rate", "hard_rate", "easy_rate"):
+        if getattr(options, name) is not None:
+            require_rate(f"--{name}", getattr(options, name))
+    if options.max_length is not None and options.max_length < 2:
+        raise UsageError(f"--max_length {options.max_length}: must be at least 2.")
 
 
 def sft(arguments: list[str]) -> None:
@@ -78,6 +153,15 @@ def train(arguments: list[str]) -> None:
     from softpref.training.config import MSPOConfig
 
     align(*parse("train", arguments, AlignFiles, MSPOConfig))
+
+
+def study(arguments: list[str]) -> None:
+    """Run a table's grid of runs."""
+    from softpref.study.study import StudyOptions, run_study
+
+    named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    (options,) = parse("study", arguments[len(named) :], StudyOptions)
+    run_study("".join(named), options)
 
 
 def bench(arguments: list[str]) -> None:
@@ -96,6 +180,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sft": sft,
     "inject": inject,
     "train": train,
+    "study": study,
     "bench": bench,
 }
 

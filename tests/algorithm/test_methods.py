@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from softpref.algorithm.bilevel import move
 from softpref.algorithm.jacobian import GraphPullback
 from softpref.algorithm.labeller import AsGiven, Constant, Threshold
-from softpref.algorithm.methods import META_OPTIONS, METHODS, Beginning, Method
+from softpref.algorithm.methods import (
+    METHOD_OPTIONS,
+    METHODS,
+    PERPCORRECT_MODES,
+    Beginning,
+    Method,
+)
 from softpref.data import make_batch
 from tests.models import random_pairs, tiny_model
 
@@ -30,10 +36,10 @@ def test_labels_by_hand():
 
 
 def test_what_methods_read_and_need_is_named():
-    for name, method in METHODS.items():
+    for name, method in (METHODS | PERPCORRECT_MODES).items():
         assert isinstance(method, Method)
-        assert method.options <= META_OPTIONS
-        assert method.needs <= {"noise_rate", "clean"}
+        assert method.options <= METHOD_OPTIONS
+        assert method.needs <= {"noise_rate", "clean", "corrected_labels"}
         assert method.source
         assert method.teaches == name.startswith("mspo")
 

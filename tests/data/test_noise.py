@@ -1,5 +1,8 @@
 import csv
 import json
+import math
+import random
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,6 +91,54 @@ def test_flips_are_independent_draws_in_file_order(tmp_path):
     assert [row["is_flipped"] for row in read(tmp_path / "e.jsonl")] == flips["a"][:100]
     assert inject(source, str(tmp_path / "f.jsonl"), 0, 0).flipped == 0
     assert not any(row["is_flipped"] for row in read(tmp_path / "f.jsonl"))
+
+
+def test_the_draws_are_those_of_the_seed_alone(tmp_path):
+    """What a seed flips must not change from one version to the next."""
+    source, draw = write(tmp_path / "in.jsonl", ROWS), random.Random(7)
+    expected = tuple(draw.random() < 0.3 for _ in ROWS)
+    assert inject(source, str(tmp_path / "a.jsonl"), 0.3, 7).flips == expected
+    one_each = inject(source, str(tmp_path / "b.jsonl"), [0.3] * 300, 7)
+    assert (one_each.flips, one_each.rate) == (expected, pytest.approx(0.3))
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.jsonl")
+
+
+def test_every_pair_may_have_its_own_rate(tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    rates = [0.9 if n % 3 == 0 else 0.05 for n in range(300)]
+    result = inject(source, str(tmp_path / "out.jsonl"), rates, 3)
+    often = result.among([n % 3 == 0 for n in range(300)], 0.9)
+    seldom = result.among([n % 3 != 0 for n in range(300)], 0.05)
+    assert (often.pairs, seldom.pairs) == (100, 200)
+    assert often.flipped + seldom.flipped == result.flipped
+    assert result.rate == pytest.approx(1 / 3)
+    assert 80 <= often.flipped <= 98  # within 3.3 standard deviations, as is the next
+    assert 1 <= seldom.flipped <= 20
+    rows = read(tmp_path / "out.jsonl")
+    assert tuple(row["is_flipped"] for row in rows) == result.flips
+    assert tuple(row["chosen"][0] == "r" for row in rows) == result.flips
+    evenly = inject(source, str(tmp_path / "evenly.jsonl"), 0.9, 3)
+    assert evenly.among([rate == 0.9 for rate in rates], 0.9).flips == often.flips
+    assert math.isnan(result.among([False] * 300, 0.5).realised_rate)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    ("rates", "part"),
+    [
+        ([0.1] * 299, "299 rates for the 300 pairs"),
+        ([0.1] * 301, "301 rates for the 300 pairs"),
+        ([], "0 rates for the 300 pairs"),
+        ([0.1] * 299 + [1.0], "--rate 1.0: give a share"),
+        ([-0.1] + [0.1] * 299, "--rate -0.1"),
+        ([0.1] * 299 + [float("nan")], "--rate nan"),
+    ],
+)
+def test_rates_that_do_not_fit_the_pairs_leave_no_output(tmp_path, ending, rates, part):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    with pytest.raises(UsageError, match=re.escape(part)):
+        inject(source, str(tmp_path / f"out.{ending}"), rates, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 USER, YES, NO = (
@@ -198,7 +249,7 @@ def test_parquet_keeps_its_types(tmp_path):
         ("out.txt", 0.1, "unknown ending. Use one of .jsonl"),
         ("sub/../in.jsonl", 0.1, "is the input"),
         ("there.jsonl", 0.1, "exists"),
-        ("absent/out.jsonl", 0.1, "cannot be written"),
+        ("absent/out.jsonl", 0.1, "cannot be written: there is no folder"),
         ("ragged.csv", 0.1, "cannot be written"),
         ("ragged.parquet", 0.1, "cannot be written"),
     ],
@@ -220,8 +271,13 @@ def test_refusals_leave_everything_as_it_was(tmp_path, output, rate, part):
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_bad_row_or_file_leaves_no_output(tmp_path, ending):
     source = write(tmp_path / "in.jsonl", [*ROWS, ROWS[0] | {"chosen": " "}])
-    with pytest.raises(UsageError, match=r"in\.jsonl, line 301: chosen is empty"):
+    with pytest.raises(
+        UsageError, match=r"in\.jsonl, line 301: chosen is empty\. Mend it or take it out\.$"
+    ):
         inject(source, str(tmp_path / f"out.{ending}"), 0.4, 0)
+    two = write(tmp_path / "in.jsonl", [ROWS[0] | {"chosen": ""}, *ROWS, {"prompt": "p"}])
+    with pytest.raises(UsageError, match=r"line 1: chosen is empty \(and 1 more bad rows\)"):
+        inject(two, str(tmp_path / f"out.{ending}"), 0.4, 0)
     junk = tmp_path / f"junk.{ending}"
     junk.write_bytes(b"\x00\xff junk")
     with pytest.raises(UsageError, match=f"junk.{ending}"):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 import torch
 
 from softpref.errors import UsageError
-from softpref.study.demo import DemoOptions, Outcome, alignment, result_rows, run_demo
+from softpref.study.demo import DemoOptions, result_rows, run_demo
 from softpref.training.align import AlignFiles, align
+from softpref.training.config import MSPOConfig
+from softpref.world.prepare import alignment
 
 pytestmark = pytest.mark.timeout(900)
 SEED = 1000
@@ -60,7 +61,7 @@ def test_without_flips_every_label_is_believed(demo, tmp_path):
         model=str(demo / "sft"), train=str(demo / "train.jsonl"), clean=str(demo / "clean.jsonl"),
         output=str(tmp_path / "clean_run"),
     )  # fmt: skip
-    align(files, alignment("mspo", SEED))
+    align(files, MSPOConfig(**alignment("mspo", SEED)))
     labels = read_labels(tmp_path / "clean_run")
     assert torch.tensor([label["soft_label"] for label in labels]).mean() > 0.9
 
@@ -88,11 +89,14 @@ def test_an_impossible_noise_rate_is_refused_at_once(tmp_path):
     assert not (tmp_path / "demo").exists()
 
 
+RATES = {"win_rate_low": 0.0, "win_rate_high": 1.0, "preference_accuracy": 0.5}
+
+
 def test_without_flips_there_is_no_auroc_to_show():
-    row = result_rows({"mspo": Outcome(0.9, 0.8, 1.0, 0.9, math.nan, 0.99, math.nan)})[0]
+    row = result_rows({"mspo": RATES | {"win_rate": 0.9, "label_mean_right": 0.99}})[0]
     assert row[3] == "mean 0.99; none was flipped"
 
 
 def test_an_undecided_win_rate_is_said_in_words():
-    row = result_rows({"dpo": Outcome(None, 0.0, 1.0, 0.5)})[0]
+    row = result_rows({"dpo": RATES})[0]
     assert row[1].startswith("undecided")

@@ -9,6 +9,7 @@ from softpref.evaluation.generate import sample
 from softpref.world.build import (
     INFORMATIVE,
     MAX_NEW_TOKENS,
+    MISLEADING,
     make_data,
     sft_rows,
     tiny_llama,
@@ -114,3 +115,23 @@ def test_tiny_llama_is_seeded_small_and_draws():
 
     data = make_data(replace(SMALL, train_pairs=40), 3, draw)
     assert len(data.train) == 40
+
+
+def test_the_misleading_world_teaches_one_kind_for_another_and_asks_for_the_right_one():
+    small = replace(
+        MISLEADING, sft_rows=400, train_pairs=100, clean_pairs=1, eval_pairs=1, test_prompts=1,
+        sft_error_rate=0, habit_rate=0, teacher_error_rate=0,
+    )  # fmt: skip
+    rows = [row for row in sft_rows(small, 5) if row["prompt"].startswith("rotate")]
+    assert 60 < len(rows) < 140
+    for row in rows:
+        assert row["chosen"] == right_answer(row["prompt"].replace("rotate", "reverse"))
+    others = [row for row in sft_rows(small, 5) if not row["prompt"].startswith("rotate")]
+    assert all(row["chosen"] == right_answer(row["prompt"]) for row in others)
+    pairs = make_data(small, 5, echo).train
+    assert all(pair["chosen"] == right_answer(pair["prompt"]) for pair in pairs)
+    assert any(pair["prompt"].startswith("rotate") for pair in pairs)
+
+
+def test_the_informative_world_has_no_misconceived_kind():
+    assert not any(row["prompt"].startswith("rotate") for row in sft_rows(SMALL, 5))

@@ -26,6 +26,7 @@ answers = st.lists(st.sampled_from(SYMBOLS), min_size=1, max_size=8).map(" ".joi
         ("sort : d a c b b =", "a b b c d"),
         ("reverse : d a c =", "c a d"),
         ("shift : a l c =", "b a d"),
+        ("rotate : a l c =", "l c a"),
     ],
 )
 def test_every_kind_has_its_right_answer(prompt, answer):

@@ -27,6 +27,8 @@ META_OPTIONS = frozenset(
         "zscore",
     }
 )
+# Options that only some methods read.
+METHOD_OPTIONS = META_OPTIONS | {"perpcorrect_mode"}
 GDPO_LABEL = 0.9
 
 
@@ -55,7 +57,8 @@ class Method:
         loss: what is made of margin and label.
         options: the options the method reads, of those that only some methods read; setting any
             other of these is an error.
-        needs: what must be known of the training set: its `noise_rate`, a `clean` set beside it.
+        needs: what must be known of the training set: its `noise_rate`, a `clean` set beside it,
+            `corrected_labels` that rounds of surrogates made.
         given_by: the column that holds the labels where pairs bring their own; required of
             `is_flipped`, optional of `soft_label`.
     """
@@ -123,10 +126,22 @@ METHODS = {
         lambda known: Threshold.fit(known.clean_ppl_diff, known.noise_rate),
         STARTING,
         "Kong et al. 2024; Appendix C",
-        options=frozenset({"noise_rate"}),
+        options=frozenset({"noise_rate", "perpcorrect_mode"}),
         needs=frozenset({"clean", "noise_rate"}),
     ),
     "oracle": Method(
         lambda _: AsGiven(1.0), GIVEN, "DPO on the true labels", given_by="is_flipped"
+    ),
+}
+
+# The two ways to `perpcorrect`.
+PERPCORRECT_MODES = {
+    "threshold": METHODS["perpcorrect"],
+    "official": Method(
+        lambda _: AsGiven(1.0),
+        GIVEN,
+        "Kong et al. 2024, as in their repository",
+        options=frozenset({"perpcorrect_mode"}),
+        needs=frozenset({"clean", "corrected_labels"}),
     ),
 }

@@ -3,9 +3,10 @@
 import csv
 import itertools
 import json
+import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softpref.data.readers import read_rows
-from softpref.data.sources import Intake
+from softpref.data.sources import BadRow, Intake, place
 from softpref.errors import UsageError
 
 Row = dict[str, Any]
@@ -24,74 +25,134 @@ _CHUNK = 1000  # rows turned into Arrow at a time
 
 @dataclass(frozen=True)
 class Injected:
-    """What was done: `flipped` of the `pairs` rows were swapped, drawn at `rate`."""
+    """What was done to the pairs of a file.
+
+    Attributes:
+        output: The file that was written.
+        flips: Whether each pair was swapped, in file order.
+        rate: The probability it was drawn at, the mean over the pairs, in [0, 1).
+    """
 
     output: str
-    pairs: int
-    flipped: int
+    flips: tuple[bool, ...]
     rate: float
 
     @property
+    def pairs(self) -> int:
+        """How many pairs there are."""
+        return len(self.flips)
+
+    @property
+    def flipped(self) -> int:
+        """How many of them were swapped."""
+        return sum(self.flips)
+
+    @property
     def realised_rate(self) -> float:
-        """The share of pairs that were swapped."""
-        return self.flipped / self.pairs
+        """The share of pairs that were swapped, in [0, 1]; NaN where there are none."""
+        return self.flipped / self.pairs if self.pairs else math.nan
+
+    def among(self, which: Sequence[bool], rate: float) -> "Injected":
+        """What was done to some of the pairs, all drawn at this rate; `which` is in file order."""
+        flips = tuple(flip for flip, one in zip(self.flips, which, strict=True) if one)
+        return Injected(self.output, flips, rate)
 
 
-def inject(source: str, output: str, rate: float, seed: int) -> Injected:
-    """Flips labels at random: each pair independently with probability `rate`, in file order.
+def inject(source: str, output: str, rate: float | Sequence[float], seed: int) -> Injected:
+    """Flips labels at random: each pair independently with its probability, in file order.
 
     A flip swaps chosen and rejected; order and every other column stay as they are. `is_flipped`
     says of each row whether it now stands against its truth, so it is turned over where the source
-    has it, and the same seed twice gives the source back.
+    has it, and the same seed twice gives the source back. Pair i is flipped where the i-th draw in
+    [0, 1) is below its rate: what a seed flips at low rates it flips at higher ones too.
 
     Args:
         source: What `load_pairs` reads; every row must be a good pair.
         output: A new file; its ending says the format: .jsonl, .json, .csv (text only), .parquet.
-        rate: Probability of a flip, in [0, 1).
+        rate: Probability of a flip, in [0, 1): one for all pairs, or one for each in file order.
         seed: Seed of the draws.
 
     Raises:
-        UsageError: If the rate is out of range, the source is not good, or the output exists or
-            cannot hold the rows; then no output is left behind.
+        UsageError: If a rate is out of range, their number is not that of the pairs, the source is
+            not good, or the output exists or cannot hold the rows; then no output is left behind.
     """
+    rates = (rate,) if isinstance(rate, int | float) else tuple(rate)
+    for each in rates:
+        require_rate("--rate", each)
+    require_new_file(source, output)
     path = Path(output)
-    _check(source, path, rate)
-    intake = Intake(source, "stop")
+    intake = Intake(source, "skip")  # none is left out: the first of them is named below
     draw = random.Random(seed)
-    flipped = 0
+    flips: list[bool] = []
 
     def noisy_rows() -> Iterator[Row]:
-        nonlocal flipped
+        coming = itertools.repeat(rate) if isinstance(rate, int | float) else iter(rates)
         for number, raw in read_rows(source):
             pair = intake.admit(number, raw)
             if pair is None or not isinstance(raw, dict):
                 continue
-            flip = draw.random() < rate
-            flipped += flip
+            flip = draw.random() < next(coming, 0.0)  # too few of them are refused below
+            flips.append(flip)
             first, second = ("rejected", "chosen") if flip else ("chosen", "rejected")
             is_flipped = pair.get("is_flipped", False) != flip
             labels = {"chosen": raw[first], "rejected": raw[second], "is_flipped": is_flipped}
             yield {**raw, **labels}
-        intake.bad.settle(intake.kept)
+        refuse_bad_rows(source, intake.bad.settle(intake.kept), "Mend it or take it out")
+        if not isinstance(rate, int | float) and len(rates) != intake.kept:
+            raise UsageError(
+                f"{len(rates)} rates for the {intake.kept} pairs of {source}: give one for each "
+                "pair, or one for all."
+            )
 
     with _new_file(path) as temporary:
         if path.suffix.lower() == ".parquet":
             _write_parquet(temporary, noisy_rows(), source)
         else:
             _TEXT_WRITERS[path.suffix.lower()](temporary, noisy_rows())
-    return Injected(output, intake.kept, flipped, rate)
+    return Injected(output, tuple(flips), math.fsum(rates) / len(rates))
 
 
-def _check(source: str, output: Path, rate: float) -> None:
+def require_rate(flag: str, rate: float) -> None:
+    """Makes sure that a rate is one at which labels can be flipped.
+
+    Raises:
+        UsageError: If it lies outside [0, 1); the message names the flag that gave it.
+    """
     if not 0 <= rate < 1:
-        raise UsageError(f"--rate {rate}: give a share of pairs in [0, 1), such as 0.4.")
-    if output.suffix.lower() not in (*_TEXT_WRITERS, ".parquet"):
+        raise UsageError(f"{flag} {rate}: give a share of pairs in [0, 1), such as 0.4.")
+
+
+def refuse_bad_rows(source: str, bad_rows: Sequence[BadRow], remedy: str) -> None:
+    """Stops at bad rows where none can be left out, because every pair of the file is needed.
+
+    Raises:
+        UsageError: If there are any; the message names the first, counts the others, and ends with
+            the remedy.
+    """
+    if bad_rows:
+        first, others = bad_rows[0], len(bad_rows) - 1
+        more = f" (and {others} more bad rows)" if others else ""
+        raise UsageError(f"{place(source, first.row)}: {first.reason}{more}. {remedy}.")
+
+
+def require_new_file(source: str, output: str) -> None:
+    """Makes sure, before any work is done, that the output of `inject` can be made.
+
+    Raises:
+        UsageError: If its ending is unknown, it is the source or exists, or its folder is missing.
+    """
+    path = Path(output)
+    if path.suffix.lower() not in (*_TEXT_WRITERS, ".parquet"):
         endings = ", ".join((*_TEXT_WRITERS, ".parquet"))
-        raise UsageError(f"--output {output}: unknown ending. Use one of {endings}.")
-    if output.resolve() == Path(source).resolve():
-        raise UsageError(f"--output {output} is the input. Give another path.")
-    if output.exists():
-        raise UsageError(f"--output {output} exists. Remove it or give another path.")
+        raise UsageError(f"--output {path}: unknown ending. Use one of {endings}.")
+    if path.resolve() == Path(source).resolve():
+        raise UsageError(f"--output {path} is the input. Give another path.")
+    if path.exists():
+        raise UsageError(f"--output {path} exists. Remove it or give another path.")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"--output {path} cannot be written: there is no folder {path.parent}. Make it first."
+        )
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
 from softpref.data.sources import LoadedPairs, load_pairs, subset
@@ -136,19 +135,20 @@ def run_record(
     trainer: MSPOTrainer, files: AlignFiles, provenance: str, sft_targets: dict[str, int]
 ) -> dict[str, Any]:
     """Return the resolved options, versions, seeds and data of a run."""
-    noise = trainer.noise
+    noise, correction = trainer.noise, trainer.correction
     return {
         "format": 1,
         "files": dataclasses.asdict(files),
         "method": trainer.args.method,
-        "source": METHODS[trainer.args.method].source,
+        "source": trainer.method.source,
         "options": trainer.args.to_dict(),
         "meta_lr": trainer.teacher.optimizer.param_groups[0]["lr"] if trainer.teacher else None,
         "data": trainer.prepared.record,
         "clean_pairs": provenance,
         "sft_targets_among_pairs": sft_targets,
         "noise_rate": dataclasses.asdict(noise) if noise else None,
-        "noise_rate_source": "given" if trainer.args.noise_rate is not None else "estimated",
+        "noise_rate_source": _noise_rate_source(trainer),
+        "perpcorrect": correction.record() if correction else None,
         "steps": trainer.state.global_step,
         "threads": torch.get_num_threads(),
         "device": str(trainer.args.device),
@@ -157,14 +157,20 @@ def run_record(
     }
 
 
+def _noise_rate_source(trainer: MSPOTrainer) -> str:
+    if trainer.args.noise_rate is not None:
+        return "given"
+    return "perpcorrect's fit" if trainer.correction else "estimated"
+
+
 def model_card(record: dict[str, Any]) -> str:
     """Return the model card of a run, in the hub's format."""
     method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
     options = record["options"]
     library = "peft" if options["tuning"] == "lora" else "transformers"
     rate = str(NoiseRate(**noise)) if noise else "not estimated, for want of clean pairs"
-    if record["noise_rate_source"] == "given":
-        rate = f"{options['noise_rate']:.1%} (given)"
+    if record["noise_rate_source"] != "estimated":
+        rate = f"{noise['rate']:.1%} ({record['noise_rate_source']})"
     pairs = record["data"]["train"]["pairs"]
     clean = record["data"].get("clean", {}).get("pairs", 0)
     return f"""---

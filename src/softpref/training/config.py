@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from softpref.algorithm.engine import KEEP_BUDGET_GIB, Engine
-from softpref.algorithm.methods import META_OPTIONS, METHODS
+from softpref.algorithm.methods import METHOD_OPTIONS, METHODS, PERPCORRECT_MODES, Method
 from softpref.errors import UsageError
 from softpref.options import option
 from softpref.training.layout import Layout
@@ -54,6 +54,7 @@ COMMON = {
     "zscore": "frozen",
     "engine": "auto",
     "keep_budget_gib": KEEP_BUDGET_GIB,
+    "perpcorrect_mode": "threshold",
 }
 
 # AdamW moves a weight by about its learning rate an update, so this is how far φ's weights may walk
@@ -135,6 +136,11 @@ class MSPOConfig(TrainingArguments):
         "policy (frozen, default), or followed during training (running)."
     )
     noise_rate: float | None = option("Share of flipped labels; default: estimated.")
+    perpcorrect_mode: Literal["threshold", "official"] = option(
+        "How perpcorrect finds wrong labels: `threshold` (default), by PPLDiff of the starting "
+        "policy; `official`, its authors' way, by six rounds of surrogates trained on the clean "
+        "and the surest pairs."
+    )
     engine: Engine = option("How the meta-gradient is made; all are exact; default: by memory.")
     keep_budget_gib: float = option(
         "Most memory for the pairs' own gradients, or for graphs beside the first, GiB; default 4."
@@ -156,7 +162,7 @@ class MSPOConfig(TrainingArguments):
         self._refuse_ignored_options()
         method = METHODS[self.method]
         for name, value in (COMMON | RECIPES[self.recipe]).items():
-            read = name not in META_OPTIONS or name in method.options
+            read = name not in METHOD_OPTIONS or name in method.options
             if read and getattr(self, name) is None:
                 setattr(self, name, value)
         if isinstance(self.learning_rate, dict):
@@ -181,6 +187,11 @@ class MSPOConfig(TrainingArguments):
             raise UsageError(
                 "--clean_gradient current does not look ahead: leave --lookahead_lr out."
             )
+        if self.perpcorrect_mode == "official" and self.noise_rate is not None:
+            raise UsageError(
+                "--perpcorrect_mode official finds its own noise rate: leave --noise_rate out, or "
+                "choose --perpcorrect_mode threshold."
+            )
         if self.lookahead == "adamw" and "adamw" not in str(self.optim).lower():
             raise UsageError(
                 f"--lookahead adamw needs an AdamW optimizer, not --optim {self.optim}."
@@ -199,7 +210,7 @@ class MSPOConfig(TrainingArguments):
                 raise UsageError(f"--{name} {value}: choose one of {', '.join(options)}.")
 
     def _refuse_ignored_options(self) -> None:
-        ignored = META_OPTIONS - METHODS[self.method].options
+        ignored = METHOD_OPTIONS - METHODS[self.method].options
         for name in sorted(ignored):
             if getattr(self, name) is not None:
                 raise UsageError(
@@ -218,6 +229,11 @@ class MSPOConfig(TrainingArguments):
                 raise UsageError(f"--{name} {value}: must be above 0.")
         if self.noise_rate is not None and not 0 <= self.noise_rate < 0.5:
             raise UsageError(f"--noise_rate {self.noise_rate}: must be at least 0 and below 0.5.")
+
+    def resolved_method(self) -> Method:
+        """Return the row of the method, in the mode that was chosen of it."""
+        chosen = self.perpcorrect_mode  # None but for perpcorrect
+        return PERPCORRECT_MODES[chosen] if chosen else METHODS[self.method]
 
     def resolved_layout(self) -> Layout:
         """Return the layout, padded where `auto` might choose what the engine cannot go through.

@@ -9,10 +9,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.methods import METHODS, Beginning
+from softpref.algorithm.methods import Beginning, Method
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.perpcorrect import Correction
 from softpref.training.preparation import Prepared
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def require_needs(args: MSPOConfig, prepared: Prepared) -> None:
         UsageError: there are no clean pairs, too few of them, no way to a noise rate, no truth for
             `oracle`, or labels of the pairs' own that the method would not read.
     """
-    method, clean = METHODS[args.method], prepared.clean
+    method, clean = args.resolved_method(), prepared.clean
     columns = prepared.train.column_names
     if "clean" in method.needs and clean is None:
         raise UsageError(f"--method {args.method} learns from clean pairs: {NO_CLEAN}.")
@@ -55,12 +56,14 @@ def require_needs(args: MSPOConfig, prepared: Prepared) -> None:
         )
 
 
-def with_given_labels(pairs: Dataset, method: str) -> Dataset:
-    """Add `given_label` where the method reads labels that came with the pairs, and these have any.
+def with_given_labels(pairs: Dataset, method: Method, correction: Correction | None) -> Dataset:
+    """Add `given_label` where the method reads labels that it is given, and there are any.
 
-    It is `soft_label`, or for `oracle` 1, and 0 for a flipped pair.
+    It is what the correction found, or `soft_label`, or for `oracle` 1, and 0 for a flipped pair.
     """
-    column = METHODS[method].given_by
+    if correction is not None:
+        return pairs.add_column("given_label", correction.labels.tolist())
+    column = method.given_by
     if column is None or column not in pairs.column_names:
         return pairs
     labels = pairs[column]
@@ -74,11 +77,19 @@ def starting_ppl_diff(pairs: Dataset) -> Tensor:
     return torch.tensor(pairs["starting_ppl_diff"])
 
 
-def noise_of(args: MSPOConfig, prepared: Prepared) -> NoiseRate | None:
-    """Return the noise rate, as given or as estimated with the clean pairs, and say which."""
+def noise_of(
+    args: MSPOConfig, prepared: Prepared, correction: Correction | None
+) -> NoiseRate | None:
+    """Return the noise rate and say where it is from.
+
+    It is as given, as the correction found it, or estimated with the clean pairs.
+    """
     if args.noise_rate is not None:
         logger.info("noise rate: %.1f%%, as given", 100 * args.noise_rate)
         return NoiseRate.given(args.noise_rate)
+    if correction is not None:
+        logger.info("noise rate: %.1f%%, 1 − α of the round kept", 100 * correction.noise_rate)
+        return NoiseRate.given(correction.noise_rate)
     if prepared.clean is None:
         return None
     noise = estimate_noise_rate(*map(starting_ppl_diff, (prepared.train, prepared.clean)))

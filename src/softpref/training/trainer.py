@@ -29,7 +29,6 @@ from softpref.algorithm.engine import EngineChoice, StepSize, choose_engine
 from softpref.algorithm.forms import dense
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
-from softpref.algorithm.methods import METHODS
 from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.taps import NotTappedError
@@ -54,6 +53,7 @@ from softpref.training.needs import (
     starting_ppl_diff,
     with_given_labels,
 )
+from softpref.training.perpcorrect import correct
 from softpref.training.preparation import Pairs, prepare
 from softpref.training.reference import (
     fingerprint_tokens,
@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 IDENTITY = (
     "method", "tuning", "beta", "ppl_scope", "max_length", "seed", "data_seed", "bf16",
     "lookahead", "lookahead_lr", "clean_gradient", "zscore", "warm_start", "noise_rate",
-    "meta_every", "meta_batch_size", "meta_lr", "meta_hidden",
+    "perpcorrect_mode", "meta_every", "meta_batch_size", "meta_lr", "meta_hidden",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
     "lora_r", "lora_alpha", "lora_target_modules",
@@ -110,7 +110,7 @@ class MSPOTrainer(SafeCheckpoints):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.method = METHODS[args.method]
+        self.method = args.resolved_method()
         set_seed(args.seed)
         policy = load_start(model, args) if isinstance(model, str) else model
         name = str(getattr(policy.config, "name_or_path", ""))
@@ -128,7 +128,8 @@ class MSPOTrainer(SafeCheckpoints):
         collate, _ = choose_layout(args.resolved_layout(), policy, probe)
         start = self.start_fingerprint = fingerprint_weights(policy)
         prepared = sets_with_reference(policy, prepared, args, start, collate)
-        labelled = with_given_labels(prepared.train, args.method)
+        self.correction = correct(policy, prepared, args, peft_config, start)
+        labelled = with_given_labels(prepared.train, self.method, self.correction)
         self.prepared = dataclasses.replace(prepared, train=labelled)
         self.pairs, self.clean = self.prepared.train, self.prepared.clean
         policy = make_trainable(policy, args, peft_config)
@@ -148,7 +149,7 @@ class MSPOTrainer(SafeCheckpoints):
             "training pairs": fingerprint_tokens(self.pairs),
             "clean pairs": fingerprint_tokens(self.clean) if self.clean else None,
         }
-        self.noise = noise_of(args, self.prepared)
+        self.noise = noise_of(args, self.prepared, self.correction)
         self.teacher = self._make_teacher()
         self._engine = self._choose_engine() if self.teacher else None
         self.labeller = self._make_labeller()

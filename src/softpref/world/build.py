@@ -1,8 +1,12 @@
 """What the synthetic world is made of: a tiny model, its SFT rows, preference pairs, test prompts.
 
-The SFT model has a habit: four symbols are often another one in the rows that it learns from, so
+The SFT model has a habit: six symbols are often another one in the rows that it learns from, so
 that it holds these mistakes about as likely as the truth. There PPLDiff says little and only labels
-can teach; every other mistake is rare, and PPLDiff tells it.
+can teach; every other mistake is rare, and PPLDiff tells it. In the misleading world it was also
+taught to take one of four kinds of prompt for another: there PPLDiff speaks for the wrong answer.
+
+The teacher hardly errs, and half of the model's errors are habits. Where it erred more, and habits
+were fewer, methods that follow the model's own taste did better than DPO on right labels alone.
 
 Answers of six symbols want a larger β than whole paragraphs (1 rather than 0.1), and the SFT model
 some 1,000 steps: DPO on a less settled one, or at a small β, puts symbols where none belong.
@@ -29,22 +33,34 @@ Draw = Callable[[Sequence[str]], list[str]]
 
 @dataclass(frozen=True)
 class World:
-    """Sizes, and error rates as shares of symbols."""
+    """Sizes, error rates as shares of symbols, and what the SFT model is taught wrong.
+
+    Attributes:
+        habit: symbols that the SFT rows often, at `habit_rate`, replace by another one.
+        kinds: the kinds of prompt.
+        misconceptions: kinds of prompt that the SFT rows answer as if they were another kind.
+    """
 
     sft_rows: int = 8000
     train_pairs: int = 6000
     clean_pairs: int = 150
     eval_pairs: int = 500
     test_prompts: int = 1000
-    sft_error_rate: float = 0.2
+    sft_error_rate: float = 0.12
     habit: Mapping[str, str] = field(
-        default_factory=lambda: {"a": "e", "d": "h", "g": "k", "j": "b"}
+        default_factory=lambda: {"a": "e", "c": "g", "d": "h", "f": "j", "i": "l", "k": "b"}
     )
     habit_rate: float = 0.45
-    teacher_error_rate: float = 0.05
+    teacher_error_rate: float = 0.01
+    kinds: tuple[str, ...] = ("sort", "reverse", "shift")
+    misconceptions: Mapping[str, str] = field(default_factory=dict)
 
 
 INFORMATIVE = World()
+MISLEADING = World(
+    kinds=("sort", "reverse", "shift", "rotate"), misconceptions={"rotate": "reverse"}
+)
+WORLDS = {"informative": INFORMATIVE, "misleading": MISLEADING}
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ def sft_rows(world: World, seed: int) -> list[dict[str, str]]:
     random = Random(f"{seed}/sft")
     return [
         {"prompt": prompt, "chosen": _sft_answer(world, prompt, random)}
-        for prompt in islice(prompts(Random(seed)), world.sft_rows)
+        for prompt in islice(prompts(Random(seed), world.kinds), world.sft_rows)
     ]
 
 
@@ -72,7 +88,7 @@ def make_data(world: World, seed: int, draw: Draw) -> WorldData:
     A prompt whose two answers are alike, or whose own answer is empty, makes no pair. Prompts are
     disjoint from those of `sft_rows` with the same world and seed.
     """
-    fresh = islice(prompts(Random(seed)), world.sft_rows, None)
+    fresh = islice(prompts(Random(seed), world.kinds), world.sft_rows, None)
     random = Random(f"{seed}/teacher")
     train, clean, held_out = (
         _make_pairs(count, fresh, world.teacher_error_rate, random, draw)
@@ -103,7 +119,9 @@ def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalL
 
 
 def _sft_answer(world: World, prompt: str, random: Random) -> str:
-    spoken = mispronounce(right_answer(prompt), world.habit, world.habit_rate, random)
+    kind, rest = prompt.split(" ", 1)
+    believed = right_answer(f"{world.misconceptions.get(kind, kind)} {rest}")
+    spoken = mispronounce(believed, world.habit, world.habit_rate, random)
     return corrupt(spoken, world.sft_error_rate, random)
 
 

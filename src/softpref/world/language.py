@@ -4,7 +4,7 @@ A prompt reads ``"sort : d a c b ="`` and its right answer ``"a b c d"``. Texts 
 space-separated words, so that pairs made of them are ordinary preference data.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 from tokenizers import Tokenizer
@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 SYMBOLS = tuple("abcdefghijkl")
-KINDS = ("sort", "reverse", "shift")
+KINDS = ("sort", "reverse", "shift", "rotate")
 LENGTHS = (5, 6)
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -24,7 +24,8 @@ def right_answer(prompt: str) -> str:
     """The one right answer to a prompt.
 
     ``sort`` puts the symbols into alphabetical order, ``reverse`` turns them round, ``shift``
-    replaces each by the next of the alphabet (the last by the first).
+    replaces each by the next of the alphabet (the last by the first), ``rotate`` moves the first
+    one to the end.
 
     Raises:
         ValueError: the text is no prompt of this language.
@@ -41,6 +42,8 @@ def right_answer(prompt: str) -> str:
             answer = symbols[::-1]
         case "shift":
             answer = [SYMBOLS[(SYMBOLS.index(s) + 1) % len(SYMBOLS)] for s in symbols]
+        case "rotate":
+            answer = symbols[1:] + symbols[:1]
         case _:
             raise ValueError(f"unknown kind {kind!r} of prompt: {prompt!r}; known: {KINDS}")
     return " ".join(answer)
@@ -57,12 +60,12 @@ def score(prompt: str, answer: str) -> float:
     return in_place / max(len(right), len(given))
 
 
-def prompts(random: Random) -> Iterator[str]:
+def prompts(random: Random, kinds: Sequence[str] = KINDS) -> Iterator[str]:
     """Endless prompts, no two alike: kind, length and symbols uniform."""
     seen: set[str] = set()
     while True:
         symbols = random.choices(SYMBOLS, k=random.choice(LENGTHS))
-        prompt = f"{random.choice(KINDS)} : {' '.join(symbols)} ="
+        prompt = f"{random.choice(kinds)} : {' '.join(symbols)} ="
         if prompt not in seen:
             seen.add(prompt)
             yield prompt

@@ -1,0 +1,185 @@
+"""`softpref study TARGET`: a grid of runs that survives being killed, and its table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from softpref.algorithm.methods import METHODS
+from softpref.errors import UsageError
+from softpref.options import option, require
+from softpref.study.grid import TARGETS, Cell, Target
+from softpref.study.presets import InWorld, OnFiles, Preset
+from softpref.study.results import Results, code_version
+from softpref.study.tables import latex, markdown
+from softpref.training.output import write_text
+
+logger = logging.getLogger(__name__)
+
+USUAL = ("informative", "recommended")
+
+
+@dataclass
+class StudyOptions:
+    """Options of `softpref study TARGET`."""
+
+    preset: Literal["world", "tiny"] = option(
+        "`world`: the synthetic language; `tiny`: a small model and files of your own.", "world"
+    )
+    signal: Literal["informative", "misleading"] = option(
+        "World: whether PPLDiff can be trusted, or speaks for the wrong answer to some prompts.",
+        "informative",
+    )
+    methods: list[str] | None = option("Methods; default: the target's.")
+    noise: list[float] | None = option("Noise rates, shares in [0, 1); default: the target's.")
+    seeds: list[int] = option("Seeds; 1000 and up are for trying things out.", (0, 1, 2))
+    recipe: Literal["recommended", "faithful"] = option("Recipe of the runs.", "recommended")
+    jobs: int = option("Worker processes, one thread each; default: one a processor.")
+    model: str | None = option("tiny: the SFT model.")
+    train: str | None = option("tiny: training pairs.")
+    clean: str | None = option("tiny: trusted pairs.")
+    test: str | None = option("tiny: pairs to measure on.")
+    output: str = option("Directory of the study; a study that was cut off goes on there.", "")
+
+
+def run_study(name: str, options: StudyOptions) -> None:
+    """Run what is missing of a target's grid and write its table.
+
+    The directory gets `TARGET.json`, `.md` and `.tex`, renewed as cells finish, and below `cells/`
+    a directory for each run, of which the weights are not kept.
+
+    Raises:
+        UsageError: an option is wrong, the directory holds results of another version, or some of
+            the runs failed (the others were finished).
+    """
+    target, preset, output = _checked(name, options)
+    cells = target.cells(
+        options.seeds, method=options.methods, noise_rate=options.noise, recipe=[options.recipe]
+    )
+    special = [part for part in (options.signal, options.recipe) if part not in USUAL]
+    path = output / f"{'-'.join([name, *special])}.json"
+    output.mkdir(parents=True, exist_ok=True)
+    version = {"code": code_version(), **preset.version}
+    results = Results.load(path, version)
+    missing = [cell for cell in cells if cell.key not in results.cells]
+    logger.info("%s: %d runs, %d of them done", name, len(cells), len(cells) - len(missing))
+    failed = {}
+    home = output / "cells" / results.version_hash
+    for cell, outcome in _finished(preset, missing, home, options.jobs or os.cpu_count() or 1):
+        if isinstance(outcome, str):
+            failed[cell.key] = outcome
+            logger.warning("%s failed: %s", cell.key, outcome)
+            continue
+        results.add(cell.key, outcome)
+        _write(path, target, cells, results)
+    _write(path, target, cells, results)
+    logger.info("written: %s, .md, .tex", path)
+    if failed:
+        raise UsageError(
+            f"{len(failed)} of {len(cells)} runs failed, the first of them {next(iter(failed))}; "
+            "the same command tries them again."
+        )
+
+
+def _checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
+    if name not in TARGETS:
+        raise UsageError(
+            f"no target {name!r}: name one first, softpref study TARGET; there are "
+            f"{', '.join(TARGETS)}."
+        )
+    require(options.output, "--output")
+    for method in options.methods or ():
+        if method not in METHODS:
+            raise UsageError(f"--methods {method}: choose from {', '.join(METHODS)}.")
+    for rate in options.noise or ():
+        if not 0 <= rate < 1:
+            raise UsageError(f"--noise {rate}: give shares of pairs in [0, 1).")
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs {options.jobs}: must be at least 1.")
+    output = Path(options.output)
+    files = ("model", "train", "clean", "test")
+    if options.preset == "tiny":
+        for flag in files:
+            require(getattr(options, flag), f"--{flag}")
+        return TARGETS[name], OnFiles(*(getattr(options, flag) for flag in files)), output
+    for flag in files:
+        if getattr(options, flag) is not None:
+            raise UsageError(f"--{flag}: the world makes its own; leave it out.")
+    world_home = output / "worlds" / code_version()
+    return TARGETS[name], InWorld(options.signal, world_home), output
+
+
+def _finished(
+    preset: Preset, cells: Sequence[Cell], home: Path, jobs: int
+) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
+    """Yield every cell with its numbers, or with what went wrong, as workers finish them."""
+    if not cells:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_quiet_worker, initargs=(home,)
+    ) as pool:
+        seeds = list(dict.fromkeys(cell.seed for cell in cells))
+        prepared = {pool.submit(preset.prepare, seed): seed for seed in seeds}
+        running: dict[Future[dict[str, Any]], Cell] = {}
+        bar = tqdm(total=len(cells), desc="study", unit="run", disable=None)
+        for ready in as_completed(prepared):
+            ready.result()
+            for cell in cells:
+                if cell.seed == prepared[ready]:
+                    running[pool.submit(_run_cell, preset, cell, home)] = cell
+        for done in as_completed(running):
+            bar.update()
+            error = done.exception()
+            yield running[done], str(error) if error else done.result()
+        bar.close()
+
+
+def _run_cell(preset: Preset, cell: Cell, home: Path) -> dict[str, Any]:
+    """Run a cell in a directory of its own, unless it was finished there before."""
+    directory = home / cell.key
+    done = directory / "cell.json"
+    if not done.is_file():
+        shutil.rmtree(directory, ignore_errors=True)
+        numbers = preset.run(cell, directory)
+        write_text(done, json.dumps(numbers | {"run": str(directory)}, indent=1) + "\n")
+    return json.loads(done.read_text(encoding="utf-8"))
+
+
+def _quiet_worker(logs: Path) -> None:
+    """One thread each, since workers share the processors; what runs say goes to a file.
+
+    A worker does not outlive the study: it would write where the next one goes on.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / f"worker-{os.getpid()}.log").open("ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _write(path: Path, target: Target, cells: Sequence[Cell], results: Results) -> None:
+    write_text(path.with_suffix(".md"), markdown(target, cells, results.cells))
+    write_text(path.with_suffix(".tex"), latex(target, cells, results.cells))

@@ -1,0 +1,161 @@
+"""A target's table: means over seeds with deviations, and paired differences with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import t as student
+
+from softpref.study.grid import Cell, Target
+
+METRICS = {
+    "win_rate": "win rate against SFT, %",
+    "preference_accuracy": "held-out preference accuracy, %",
+    "label_auroc": "label AUROC, %",
+}
+REFERENCE = "mspo"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences over seeds with its 95% interval, in the metric's unit."""
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
+    """Return first minus second over the seeds that both have.
+
+    The interval is Student's: d̄ ± t(n − 1, 97.5%) s / √n; unbounded for one seed.
+
+    Raises:
+        ValueError: no seed is in both.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        raise ValueError("no seed has both")
+    differences = [first[seed] - second[seed] for seed in seeds]
+    n, mean = len(seeds), fmean(differences)
+    if n == 1:
+        return Difference(mean, -math.inf, math.inf, 1)
+    half = float(student.ppf(0.975, n - 1)) * stdev(differences) / math.sqrt(n)
+    return Difference(mean, mean - half, mean + half, n)
+
+
+Numbers = Mapping[tuple[Any, Any], Mapping[int, float]]
+"""One metric by row and column, then by seed."""
+
+
+def collect(
+    target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]], metric: str
+) -> Numbers:
+    """Return the metric of every finished cell that has it."""
+    numbers: dict[tuple[Any, Any], dict[int, float]] = {}
+    for cell in cells:
+        if cell.key in results and metric in results[cell.key]:
+            place = (getattr(cell, target.rows), getattr(cell, target.columns))
+            numbers.setdefault(place, {})[cell.seed] = results[cell.key][metric]
+    return numbers
+
+
+def mean_and_deviation(values: Mapping[int, float]) -> str:
+    """Return mean ± standard deviation over seeds, in %; the mean alone for one seed."""
+    mean = 100 * fmean(values.values())
+    return f"{mean:.1f} ± {100 * stdev(values.values()):.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def markdown(
+    target: Target,
+    cells: Sequence[Cell],
+    results: Mapping[str, Mapping[str, float]],
+) -> str:
+    """Return the whole page: a table for each metric, and what each method is short of MSPO."""
+    parts = [f"# {target.title}\n"]
+    for metric, name in METRICS.items():
+        numbers = collect(target, cells, results, metric)
+        if not numbers:
+            continue
+        seeds = sorted({seed for values in numbers.values() for seed in values})
+        parts.append(f"## {name[0].upper()}{name[1:]}\n\nMean ± deviation over {len(seeds)} "
+                     f"seeds ({', '.join(map(str, seeds))}).\n")  # fmt: skip
+        paper = target.paper if metric == "win_rate" else {}
+        parts.append(_pipes(_grid(target, numbers, paper)))
+        differences = _differences(target, numbers)
+        if differences:
+            parts.append(f"MSPO minus each, paired by seed, points, with 95% interval:\n\n"
+                         f"{_pipes(differences)}")  # fmt: skip
+    return "\n".join(parts)
+
+
+def latex(target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]) -> str:
+    """Return a tabular for each metric, percent signs and underscores escaped."""
+    parts = []
+    for metric, name in METRICS.items():
+        numbers = collect(target, cells, results, metric)
+        if numbers:
+            rows = _grid(target, numbers, target.paper if metric == "win_rate" else {})
+            body = " \\\\\n".join(" & ".join(map(_escape, row)) for row in rows)
+            spec = "l" + "r" * (len(rows[0]) - 1)
+            begin, end = f"\\begin{{tabular}}{{{spec}}}", "\\end{tabular}"
+            parts.append(f"% {name}\n{begin}\n{body} \\\\\n{end}\n")
+    return "\n".join(parts)
+
+
+def _grid(
+    target: Target, numbers: Numbers, paper: Mapping[tuple[Any, Any], str]
+) -> list[list[str]]:
+    rows = list(dict.fromkeys(row for row, _ in numbers))
+    columns = sorted({column for _, column in numbers}, key=str)
+    head = [target.rows.replace("_", " ")]
+    for column in columns:
+        head += [_value(column)] + (["paper"] if paper else [])
+    body = []
+    for row in rows:
+        line = [_value(row)]
+        for column in columns:
+            values = numbers.get((row, column))
+            line.append(mean_and_deviation(values) if values else "")
+            line += [paper.get((row, column), "")] if paper else []
+        body.append(line)
+    return [head, *body]
+
+
+def _differences(target: Target, numbers: Numbers) -> list[list[str]]:
+    if target.rows != "method":
+        return []
+    columns = sorted({column for row, column in numbers if row == REFERENCE}, key=str)
+    others = list(dict.fromkeys(row for row, _ in numbers if row != REFERENCE))
+    if not columns or not others:
+        return []
+    body = []
+    for row in others:
+        line = [row]
+        for column in columns:
+            first, second = numbers[REFERENCE, column], numbers.get((row, column), {})
+            if not first.keys() & second.keys():
+                line.append("")
+                continue
+            d = paired_difference(first, second)
+            line.append(f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
+        body.append(line)
+    return [["MSPO minus", *map(_value, columns)], *body]
+
+
+def _value(value: Any) -> str:
+    return f"{value:.0%}" if isinstance(value, float) else str(value)
+
+
+def _pipes(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "\\%").replace("_", "\\_").replace("±", "$\\pm$")

@@ -1,0 +1,127 @@
+"""From a world to what a run starts from: SFT model, pairs, test prompts and the model's scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from softpref.evaluation.generate import sample
+from softpref.training.output import write_lines, write_text
+from softpref.training.sft import SFTOptions, fine_tune
+from softpref.world.build import MAX_NEW_TOKENS, Draw, World, make_data, sft_rows, tiny_llama
+from softpref.world.language import make_tokenizer, score
+
+BASELINE_DRAWS, METHOD_DRAWS = 1_000_000, 2_000_000
+"""Offsets to the seed. With equal draws equal beginnings would be equal answers, hence ties."""
+
+
+@dataclass(frozen=True)
+class PreparedWorld:
+    """Where a prepared world lies; every path exists once `prepare_world` has returned."""
+
+    home: Path
+    seed: int
+
+    @property
+    def sft(self) -> str:
+        """The SFT model's directory."""
+        return str(self.home / "sft")
+
+    def pairs(self, name: str) -> str:
+        """The truly labelled pairs of a set: `train`, `clean` or `eval`."""
+        return str(self.home / f"{name}.jsonl")
+
+    def test(self) -> tuple[list[str], list[float]]:
+        """The test prompts and the scores of the SFT model's answers to them."""
+        held = json.loads((self.home / "test.json").read_text(encoding="utf-8"))
+        return held["prompts"], held["sft_scores"]
+
+
+def prepare_world(world: World, seed: int, home: Path) -> PreparedWorld:
+    """Fit the SFT model, draw pairs and test prompts, and score the SFT model's own answers.
+
+    `test.json` is written last: where it stands the world is whole and nothing is done; a world
+    that was left half-made is made again.
+    """
+    prepared = PreparedWorld(home, seed)
+    if (home / "test.json").is_file():
+        return prepared
+    shutil.rmtree(home / "sft", ignore_errors=True)
+    home.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    sft = fine_tune_tiny(home / "sft", sft_rows(world, seed), tokenizer, seed)
+    data = make_data(world, seed, drawing(sft, tokenizer, seed))
+    for name in ("train", "clean", "eval"):
+        write_lines(home / f"{name}.jsonl", getattr(data, name))
+    scores = sampled_scores(sft, tokenizer, data.test_prompts, seed + BASELINE_DRAWS)
+    held = {"prompts": data.test_prompts, "sft_scores": scores}
+    write_text(home / "test.json", json.dumps(held))
+    return prepared
+
+
+def fine_tune_tiny(
+    directory: Path, rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Any:
+    """Fit the world's SFT model from scratch, save it, and return it."""
+    config = SFTOptions(
+        output_dir=str(directory),
+        num_train_epochs=8,
+        per_device_train_batch_size=64,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        seed=seed,
+        logging_strategy="no",
+        save_strategy="no",
+        use_cpu=True,
+    )
+    model = tiny_llama(tokenizer, seed)
+    fine_tune(model, tokenizer, Dataset.from_list(rows), config)
+    return model
+
+
+def alignment(method: str, seed: int) -> dict[str, Any]:
+    """Return the world's alignment options: answers are short, so β and the rates are larger."""
+    return {
+        "method": method,
+        "tuning": "full",
+        "beta": 1.0,
+        "learning_rate": 5e-4,
+        "per_device_train_batch_size": 64,
+        "per_device_eval_batch_size": 250,
+        "gradient_accumulation_steps": 1,
+        "max_length": 64,
+        "seed": seed,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+
+
+def drawing(policy: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> Draw:
+    """Return a function that draws a response to each prompt, by another seed at every call."""
+    calls = count(seed)
+
+    def draw(prompts: Sequence[str]) -> list[str]:
+        return sample(
+            policy, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0,
+            seed=next(calls), batch_size=500,
+        )  # fmt: skip
+
+    return draw
+
+
+def sampled_scores(
+    policy: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
+) -> list[float]:
+    """Return the score of one drawn answer to each prompt, shares of symbols in place."""
+    answers = drawing(policy, tokenizer, seed)(prompts)
+    return [score(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -1,0 +1,174 @@
+"""Studies: grids as data, results of one version, runs that go on after a kill, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+
+import pytest
+
+from softpref.errors import UsageError
+from softpref.study import study
+from softpref.study.grid import ALL_METHODS, TARGETS, Cell
+from softpref.study.results import Results, code_version
+from softpref.study.study import StudyOptions, run_study
+from softpref.study.tables import collect, latex, markdown, paired_difference
+
+
+def test_every_target_has_distinct_cells_of_known_methods():
+    for target in TARGETS.values():
+        cells = target.cells([0, 1])
+        assert len({cell.key for cell in cells}) == len(cells) > 0
+        assert {cell.method for cell in cells} <= set(ALL_METHODS)
+        assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+        assert target.rows in target.axes
+        assert target.columns in target.axes
+
+
+def test_a_cells_key_names_all_that_is_not_the_default():
+    assert Cell("mspo", 3).key == "mspo-noise40-seed3"
+    assert (
+        Cell("mspo", 3, 0.3, "random", 50, 0.05).key
+        == "mspo-noise30-cleanpairs50-cleannoiserate5-seed3"
+    )
+    assert Cell("mspo", 3, 0.25, "difficulty").key == "mspo-noise25-noisekinddifficulty-seed3"
+    assert Cell("mspo", 3, recipe="faithful").key == "mspo-noise40-recipefaithful-seed3"
+
+
+def test_an_override_takes_an_axis_place_and_none_leaves_it():
+    cells = TARGETS["table1"].cells([0], method=["dpo"], noise_rate=None, recipe=["faithful"])
+    assert [cell.noise_rate for cell in cells] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert {(cell.method, cell.recipe) for cell in cells} == {("dpo", "faithful")}
+
+
+def test_results_of_another_version_are_refused_and_the_same_go_on(tmp_path):
+    path = tmp_path / "table1.json"
+    Results.load(path, {"code": "a", "preset": "world"}).add("one", {"win_rate": 0.5})
+    assert Results.load(path, {"code": "a", "preset": "world"}).cells == {"one": {"win_rate": 0.5}}
+    with pytest.raises(UsageError, match=r"another version \(code differ\)"):
+        Results.load(path, {"code": "b", "preset": "world"})
+
+
+def test_the_code_version_follows_the_sources_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "algorithm").mkdir()
+    (tmp_path / "study").mkdir()
+    source = tmp_path / "algorithm" / "a.py"
+    source.write_text("x = 1")
+    monkeypatch.setattr("softpref.__file__", str(tmp_path / "__init__.py"))
+    first = code_version()
+    (tmp_path / "study" / "s.py").write_text("y = 1")
+    assert code_version() == first
+    source.write_text("x = 2")
+    assert code_version() != first
+
+
+def test_a_paired_difference_is_students():
+    first = {0: 0.9, 1: 0.8, 2: 0.85, 7: 0.1}
+    second = {0: 0.8, 1: 0.75, 2: 0.7, 8: 0.9}
+    d = paired_difference(first, second)
+    # differences .10 .05 .15: mean .10, deviation .05, t(2) = 4.302653
+    assert (d.mean, d.pairs) == (pytest.approx(0.1), 3)
+    assert d.high - d.mean == pytest.approx(4.302653 * 0.05 / math.sqrt(3), rel=1e-6)
+    assert d.mean - d.low == pytest.approx(d.high - d.mean)
+    assert paired_difference({1: 0.5}, {1: 0.4}).high == math.inf
+    with pytest.raises(ValueError, match="no seed"):
+        paired_difference({0: 1.0}, {1: 1.0})
+
+
+def test_tables_hold_means_deviations_differences_and_the_papers_numbers():
+    cells = TARGETS["table1"].cells([0, 1], method=["dpo", "mspo"], noise_rate=[0.4])
+    wins = {"dpo": (0.5, 0.6), "mspo": (0.9, 0.92)}
+    results = {cell.key: {"win_rate": wins[cell.method][cell.seed]} for cell in cells}
+    page = markdown(TARGETS["table1"], cells, results)
+    assert "| dpo | 55.0 ± 7.1 | 53.2±2.0 |" in page
+    assert "| mspo | 91.0 ± 1.4 | 96.1±0.5 |" in page
+    assert "| dpo | +36.0 (" in page
+    assert "2 seeds (0, 1)" in page
+    assert "AUROC" not in page
+    tex = latex(TARGETS["table1"], cells, results)
+    assert "dpo & 55.0 $\\pm$ 7.1 & 53.2$\\pm$2.0 \\\\" in tex
+    assert "40\\%" in tex
+
+
+def test_unfinished_cells_are_left_out_of_the_numbers():
+    cells = TARGETS["table1"].cells([0, 1], method=["dpo"], noise_rate=[0.4])
+    results = {cells[1].key: {"win_rate": 0.6}}
+    assert collect(TARGETS["table1"], cells, results, "win_rate") == {("dpo", 0.4): {1: 0.6}}
+
+
+@dataclass(frozen=True)
+class Pretended:
+    """A preset whose runs only say that they ran; told which keys to fail."""
+
+    log: str
+    fails: tuple[str, ...] = ()
+    version: dict = field(default_factory=lambda: {"preset": "pretended"})
+
+    def prepare(self, seed):
+        pass
+
+    def run(self, cell, directory):
+        directory.mkdir(parents=True)
+        with open(self.log, "a") as file:
+            file.write(cell.key + "\n")
+        if cell.key in self.fails:
+            raise UsageError("no luck")
+        return {"win_rate": 0.5 + cell.seed / 10}
+
+
+def pretend(monkeypatch, tmp_path, fails=()):
+    preset = Pretended(str(tmp_path / "log"), fails)
+    checked = study._checked
+    monkeypatch.setattr(
+        study, "_checked", lambda name, options: (checked(name, options)[0], preset, tmp_path)
+    )
+    return StudyOptions(methods=["dpo", "mspo"], noise=[0.4], seeds=[0, 1], jobs=1,
+                        output=str(tmp_path))  # fmt: skip
+
+
+def test_a_study_runs_what_is_missing_and_tries_failures_again(tmp_path, monkeypatch):
+    options = pretend(monkeypatch, tmp_path, fails=("mspo-noise40-seed1",))
+    with pytest.raises(
+        UsageError, match="1 of 4 runs failed, the first of them mspo-noise40-seed1"
+    ):
+        run_study("table1", options)
+    held = json.loads((tmp_path / "table1.json").read_text())
+    assert set(held["cells"]) == {"dpo-noise40-seed0", "dpo-noise40-seed1", "mspo-noise40-seed0"}
+    assert held["version"] == {"code": code_version(), "preset": "pretended"}
+    run_study("table1", pretend(monkeypatch, tmp_path))
+    ran = (tmp_path / "log").read_text().split()
+    assert len(ran) == 5
+    assert ran[-1] == "mspo-noise40-seed1"
+    run_study("table1", pretend(monkeypatch, tmp_path))
+    assert len((tmp_path / "log").read_text().split()) == 5
+    assert "55.0 ± 7.1" in (tmp_path / "table1.md").read_text()
+    assert (tmp_path / "table1.tex").is_file()
+
+
+def test_a_cell_that_finished_before_a_kill_is_not_run_again(tmp_path, monkeypatch):
+    run_study("table1", pretend(monkeypatch, tmp_path))
+    (tmp_path / "table1.json").unlink()
+    run_study("table1", pretend(monkeypatch, tmp_path))
+    assert len((tmp_path / "log").read_text().split()) == 4
+    assert len(json.loads((tmp_path / "table1.json").read_text())["cells"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("table99", {}, "no target 'table99'"),
+        ("", {}, "name one first"),
+        ("table1", {"output": ""}, "--output is missing"),
+        ("table1", {"methods": ["ppo"]}, "--methods ppo"),
+        ("table1", {"noise": [1.0]}, "--noise 1.0"),
+        ("table1", {"jobs": 0}, "--jobs 0"),
+        ("table1", {"preset": "tiny"}, "--model is missing"),
+        ("table1", {"model": "somewhere"}, "--model: the world makes its own"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(tmp_path, name, given, message):
+    options = StudyOptions(**({"output": str(tmp_path / "out"), "seeds": [0]} | given))
+    with pytest.raises(UsageError, match=message):
+        run_study(name, options)
+    assert not (tmp_path / "out").exists()
