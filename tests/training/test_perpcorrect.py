@@ -13,6 +13,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from softpref.algorithm.two_gaussians import TwoGaussians
+from softpref.data import make_batch
 from softpref.errors import UsageError
 from softpref.training import perpcorrect
 from softpref.training.align import AlignFiles, model_card, run_record
@@ -21,7 +22,7 @@ from softpref.training.scoring import score_pairs
 from softpref.training.step import Steps
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
+from tests.models import dpo_gradient, tiny_model
 from tests.toy import toy_config, toy_pairs, toy_trainer
 
 OFFICIAL = {"method": "perpcorrect", "perpcorrect_mode": "official"}
@@ -188,6 +189,39 @@ def test_a_surrogate_learns_what_its_pairs_say(tuning, bf16, tmp_path):
     )  # fmt: skip
     assert scored.margin.mean() > 1
     assert "forward" not in vars(surrogate)
+
+
+def test_a_surrogates_steps_by_hand(tmp_path):
+    """AdamW without decay, a rate that falls in a line, gradients clipped at the run's norm."""
+    options = {"learning_rate": 3e-3, "max_grad_norm": 0.1, "per_device_train_batch_size": 8}
+    trainer, surrogate, _ = surrogate_after(tmp_path, lambda rows: rows, **options)
+    rows, policy = trainer.clean.to_list(), trainer.policy
+    assert len(rows) == 16  # one step an epoch: 8 pairs in each of 2 micro-batches
+    optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
+    for rate in (3e-3, 2e-3, 1e-3):
+        for parameter, gradient in zip(
+            policy.parameters(), dpo_gradient(policy, [make_batch(rows)], 0.1)[1], strict=True
+        ):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.1)
+        assert norm > 0.1
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    ends = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (surrogate, policy)]
+    assert (ends[0] - ends[1]).norm() < 1e-4 * ends[1].norm()
+
+
+def test_a_surrogate_starts_the_same_at_any_time_and_has_no_dropout(tmp_path):
+    trainer = toy_trainer(tmp_path, method="dpo")
+    args = toy_config(tmp_path, **OFFICIAL, tuning="lora")
+    adapter = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
+    surrogates = perpcorrect._Surrogates(trainer.policy, trainer.prepared, args, adapter, "")
+    starts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        starts.append(surrogates._fresh()[0])
+    assert same(*map(weights, starts))
+    assert not any(m.p for m in starts[0].modules() if isinstance(m, torch.nn.Dropout))
 
 
 def test_a_surrogate_has_three_epochs_in_batches_of_the_run(monkeypatch, tmp_path):
@@ -408,9 +442,17 @@ def test_clean_pairs_are_needed_and_own_labels_refused(tmp_path):
         official(tmp_path, train=toy_pairs(24).add_column("soft_label", [0.5] * 24))
 
 
-def test_a_surrogate_that_breaks_is_named_and_not_kept(tmp_path):
-    with pytest.raises(UsageError, match=r"surrogate of round 0: .* is not finite. Lower --learn"):
+def test_a_surrogate_that_breaks_is_named_and_not_kept(monkeypatch, tmp_path):
+    says = "surrogate of round 0: its loss or the gradient is not finite. Lower --learning_rate"
+    with pytest.raises(UsageError, match=says):
         official(tmp_path, learning_rate=1e30)
+
+    def break_it(self, surrogate, *rest):
+        surrogate.lm_head.weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(perpcorrect._Surrogates, "_train", break_it)
+    with pytest.raises(UsageError, match="surrogate of round 0: its PPLDiff is not finite"):
+        official(tmp_path)
     assert not list((tmp_path / "cache").glob("perpcorrect-*"))
 
 
