@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -192,11 +192,28 @@ def write(results: dict[Cell, Outcome], path: Path) -> None:
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
+def read(path: Path | None, sets: int) -> dict[Cell, Outcome]:
+    """Return what an interrupted run of as many sets has written, if anything."""
+    if path is None or not path.exists():
+        return {}
+    rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if row["sets"] == sets]
+    return {
+        Cell(**{field.name: row[field.name] for field in fields(Cell)}): Outcome(
+            **{field.name: row[field.name] for field in fields(Outcome)}
+        )
+        for row in rows
+    }
+
+
 def main() -> None:
-    """Simulate every cell and print the tables."""
+    """Simulate every cell that is not in the file yet and print the tables."""
     parser = argparse.ArgumentParser(description="Coverage of the noise rate's 95%% interval.")
     parser.add_argument("--sets", type=int, default=400, help="sets a setting, at least 2")
-    parser.add_argument("--json", type=Path, help="file for the numbers, written as they come")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="file for the numbers, written as they come; a run goes on from it",
+    )
     options = parser.parse_args()
     if options.sets < 2:
         parser.error("--sets: give at least 2")
@@ -207,9 +224,10 @@ def main() -> None:
         for rate in (*RATES, None)
         for clean in CLEAN_SIZES
     ]
-    results: dict[Cell, Outcome] = {}
-    with tqdm(total=len(cells) * options.sets, unit="set") as bar:
-        for place, cell in enumerate(cells):
+    results = read(options.json, options.sets)
+    missing = [(place, cell) for place, cell in enumerate(cells) if cell not in results]
+    with tqdm(total=len(missing) * options.sets, unit="set") as bar:
+        for place, cell in missing:
             seeds = range(place * options.sets, (place + 1) * options.sets)
             results[cell] = simulate(cell, _counted(seeds, bar))
             if options.json:

@@ -170,6 +170,8 @@ def test_inject(files, capsys):
 
 
 def test_inject_by_difficulty(files, model, capsys):
+    from softpref.training.difficulty import inject_by_difficulty
+
     main(inject_arguments(input="clean.jsonl", kind="difficulty", model=model, seed=1))
     said = re.fullmatch(
         r"noisy\.jsonl: (\d+) of 16 labels flipped \((.*)%; (\d) of 8 hard pairs, (.*)%, at rate "
@@ -183,6 +185,9 @@ def test_inject_by_difficulty(files, model, capsys):
     assert said.group(2, 4, 6) == tuple(shares)
     rows = [json.loads(line) for line in (files / "noisy.jsonl").read_text().splitlines()]
     assert sum(row["is_flipped"] for row in rows) == flipped
+    done = inject_by_difficulty("clean.jsonl", "same.jsonl", str(model), 1)
+    assert (files / "same.jsonl").read_bytes() == (files / "noisy.jsonl").read_bytes()
+    assert (done.hard.flipped, done.easy.flipped) == (hard, easy)
     other = {"hard-rate": 0.999, "easy_rate": 0, "max-length": 32, "output": "other.jsonl"}
     main(inject_arguments(kind="difficulty", model=model, **other))
     assert "20 of 20 hard pairs, 100.0%, at rate 99.9%; 0 of 20 easy" in capsys.readouterr().out

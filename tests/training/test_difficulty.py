@@ -178,10 +178,16 @@ def test_a_pair_the_surrogate_cannot_read_is_named(source, surrogate, tmp_path):
 
 def test_a_surrogate_without_finite_log_probabilities_is_refused(source, tmp_path):
     model = tiny_model(dtype=torch.float32, attention="sdpa")
-    token = make_tokenizer()("a")["input_ids"][0]
+    token = make_tokenizer()("c")["input_ids"][0]
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = torch.nan
     model.save_pretrained(tmp_path / "broken")
     make_tokenizer().save_pretrained(tmp_path / "broken")
-    with pytest.raises(UsageError, match=r"of \d+ pairs are not finite, first in .*, line \d+:"):
+    read = (" ".join(row[part] for part in row).split() for row in lines(source))
+    bad = [number for number, symbols in enumerate(read, start=1) if "c" in symbols]
+    assert 1 < len(bad) < COUNT
+    with pytest.raises(UsageError) as refused:
         sizes_of(source, str(tmp_path / "broken"))
+    assert f"of {len(bad)} pairs are not finite, first in {source}, line {bad[0]}:" in str(
+        refused.value
+    )
