@@ -206,8 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageError as error:
         _fail(f"softpref {command}: {error}")
     except KeyboardInterrupt:
-        print("interrupted; where a checkpoint was saved (--save_steps), the same command with "
-              "--resume_from_checkpoint true goes on from it", file=sys.stderr)  # fmt: skip
+        print("interrupted; a study goes on by the same command, sft and train from their last "
+              "checkpoint (--save_steps) with --resume_from_checkpoint true",
+              file=sys.stderr)  # fmt: skip
         sys.exit(130)
     finally:
         log.removeHandler(handler)

@@ -31,6 +31,17 @@ def test_held_out_accuracy_stands_beside_the_length_rule(tmp_path):
     assert evaluate(tmp_path) == {"preference_accuracy": 0.75, "length_rule_accuracy": 2.5 / 4}
 
 
+def test_the_length_of_messages_is_that_of_what_they_say(tmp_path):
+    def says(*contents):
+        return [{"role": "assistant", "content": content} for content in contents]
+
+    (tmp_path / "run.json").write_text('{"evaluation": {"eval_rewards/accuracies": 0.75}}')
+    prompt = [{"role": "user", "content": "?"}]
+    rows = [{"prompt": prompt, "chosen": says("12345"), "rejected": says("1", "2")}]
+    evaluate = HeldOutPairs(pairs_file(tmp_path / "eval.jsonl", rows))
+    assert evaluate(tmp_path)["length_rule_accuracy"] == 1
+
+
 def labelled_run(tmp_path, rate, row):
     noisy = str(tmp_path / "noisy.jsonl")
     inject(pairs_file(tmp_path / "train.jsonl", ROWS), noisy, rate, 1)

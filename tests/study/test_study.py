@@ -99,7 +99,7 @@ def test_unfinished_cells_are_left_out_of_the_numbers():
 
 @dataclass(frozen=True)
 class Pretended:
-    """A preset whose runs only say that they ran; told which keys to fail."""
+    """A preset whose runs only say that they ran; told which keys to fail, and how."""
 
     log: str
     fails: tuple[str, ...] = ()

@@ -32,10 +32,11 @@ class HeldOutPairs:
     def __init__(self, pairs: str) -> None:
         loaded = load_pairs(pairs).pairs
         longer = [
-            (len(str(chosen)) > len(str(rejected))) + 0.5 * (len(str(chosen)) == len(str(rejected)))
+            _characters(chosen) - _characters(rejected)
             for chosen, rejected in zip(loaded["chosen"], loaded["rejected"], strict=True)
         ]
-        self._length_rule = sum(longer) / len(longer)
+        right = sum(by > 0 for by in longer) + sum(by == 0 for by in longer) / 2
+        self._length_rule = right / len(longer)
 
     def __call__(self, run: Path) -> dict[str, float]:
         """Return both accuracies."""
@@ -44,6 +45,12 @@ class HeldOutPairs:
             "preference_accuracy": record["evaluation"]["eval_rewards/accuracies"],
             "length_rule_accuracy": self._length_rule,
         }
+
+
+def _characters(response: str | list[dict[str, str]]) -> int:
+    if isinstance(response, str):
+        return len(response)
+    return sum(len(message["content"]) for message in response)
 
 
 class LabelQuality:
@@ -64,8 +71,8 @@ class LabelQuality:
         is_flipped = torch.tensor([self._is_flipped[uid] for uid in labels["uid"].to_pylist()])
         numbers = {}
         if labels["p_correct"].null_count == 0:
-            numbers["label_auroc"] = auroc(torch.tensor(labels["p_correct"].to_pylist()),
-                                           ~is_flipped)  # fmt: skip
+            p_correct = torch.tensor(labels["p_correct"].to_pylist())
+            numbers["label_auroc"] = auroc(p_correct, ~is_flipped)
         if labels["soft_label"].null_count == 0:
             soft_label = torch.tensor(labels["soft_label"].to_pylist())
             numbers["label_mean_right"] = float(soft_label[~is_flipped].mean())

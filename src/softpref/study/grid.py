@@ -21,9 +21,9 @@ class Cell:
         noise_rate: share of training labels that are flipped.
         noise_kind: "random", or "difficulty": hard pairs, by the SFT model, at 1.6 times the rate
             and easy ones at 0.4 times, so 40% and 10% at 25%.
-        clean_pairs: size of the clean set.
+        clean_pairs: size of the clean set; None is 150 in the world, and a clean file whole.
         clean_noise_rate: share of the clean set's labels that are flipped.
-        rate_known: "estimated" or "given": where cDPO and rDPO have the noise rate from.
+        noise_rate_source: "estimated" or "given": where cDPO and rDPO have the noise rate from.
         recipe: of the alignment options.
     """
 
@@ -31,9 +31,9 @@ class Cell:
     seed: int
     noise_rate: float = 0.4
     noise_kind: str = "random"
-    clean_pairs: int = 150
+    clean_pairs: int | None = None
     clean_noise_rate: float = 0.0
-    rate_known: str = "estimated"
+    noise_rate_source: str = "estimated"
     recipe: str = "recommended"
 
     @property
@@ -132,8 +132,9 @@ TARGETS = {
     ),
     "rates": Target(
         "cDPO and rDPO with the noise rate estimated and given",
-        "method", "rate_known",
-        {"method": ("cdpo", "rdpo"), "rate_known": ("estimated", "given"), "noise_rate": (0.4,)},
+        "method", "noise_rate_source",
+        {"method": ("cdpo", "rdpo"), "noise_rate_source": ("estimated", "given"),
+         "noise_rate": (0.4,)},
     ),
 }  # fmt: skip
 """What `softpref study` can be asked for."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from softpref.algorithm.methods import METHODS
 from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
@@ -61,20 +62,18 @@ class InWorld:
         self._world(seed)
 
     def _world(self, seed: int) -> PreparedWorld:
-        # The first 150 clean pairs are the same whatever the target, the rest is for Figure 5.
+        # The first of them are the same whatever the target, the last 50 are for Figure 5 alone.
         world = dataclasses.replace(WORLDS[self.signal], clean_pairs=LARGEST_CLEAN_SET)
         return prepare_world(world, seed, self.home / f"{self.signal}-seed{seed}")
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
         """Flip labels, align, let the checker compare drawn answers."""
         world = self._world(cell.seed)
-        noisy, clean = _noisy_and_clean(
-            cell, world.sft, world.pairs("train"), world.pairs("clean"), directory
-        )
-        files = AlignFiles(world.sft, noisy, clean, world.pairs("eval"), str(directory / "run"))
-        evaluators = (Checker(world), HeldOutPairs(world.pairs("eval")), LabelQuality(noisy))
-        return _align_and_measure(files, _options(cell, alignment(cell.method, cell.seed)),
-                                  evaluators)  # fmt: skip
+        size = cell.clean_pairs or WORLDS[self.signal].clean_pairs
+        sources = Sources(world.sft, world.pairs("train"), world.pairs("clean"), size)
+        files = _noisy_files(cell, sources, world.pairs("eval"), directory)
+        options = alignment(cell.method, cell.seed)
+        return _align_and_measure(cell, files, options, [Checker(world)])
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,9 @@ class OnFiles:
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
         """Flip labels, align, measure on the test pairs."""
-        noisy, clean = _noisy_and_clean(cell, self.model, self.train, self.clean, directory)
-        files = AlignFiles(self.model, noisy, clean, self.test, str(directory / "run"))
+        size = cell.clean_pairs or len(load_pairs(self.clean).pairs)
+        sources = Sources(self.model, self.train, self.clean, size)
+        files = _noisy_files(cell, sources, self.test, directory)
         options = {
             "method": cell.method,
             "tuning": "full",
@@ -112,35 +112,47 @@ class OnFiles:
             "logging_strategy": "no",
             "save_strategy": "no",
         }
-        evaluators = (HeldOutPairs(self.test), LabelQuality(noisy))
-        return _align_and_measure(files, _options(cell, options), evaluators)
+        return _align_and_measure(cell, files, options, [])
 
 
-def _noisy_and_clean(
-    cell: Cell, sft: str, train: str, clean: str, directory: Path
-) -> tuple[str, str]:
-    """Write the cell's training and clean pairs, and return where."""
+@dataclass(frozen=True)
+class Sources:
+    """What a cell's files are made from: SFT model, right training and clean pairs, how many."""
+
+    sft: str
+    train: str
+    clean: str
+    clean_pairs: int
+
+
+def _noisy_files(cell: Cell, sources: Sources, test: str, directory: Path) -> AlignFiles:
+    """Write the cell's training and clean pairs, and return all that its run reads and writes."""
     directory.mkdir(parents=True)
-    noisy, trusted, chosen = (
-        str(directory / f"{name}.jsonl") for name in ("noisy", "clean", "trusted")
+    noisy, clean, chosen = (
+        str(directory / f"{name}.jsonl") for name in ("noisy", "clean", "before_flips")
     )
     if cell.noise_kind == "difficulty":
         inject_by_difficulty(
-            train, noisy, sft, cell.seed,
+            sources.train, noisy, sources.sft, cell.seed,
             hard_rate=HARD_SHARE * cell.noise_rate, easy_rate=EASY_SHARE * cell.noise_rate,
         )  # fmt: skip
     else:
-        inject(train, noisy, cell.noise_rate, cell.seed)
-    rows = load_pairs(clean).pairs
-    if len(rows) < cell.clean_pairs:
-        raise UsageError(f"{clean} has {len(rows)} pairs: {cell.clean_pairs} are asked for.")
-    write_lines(Path(chosen), rows.select(range(cell.clean_pairs)))
-    inject(chosen, trusted, cell.clean_noise_rate, cell.seed)
-    return noisy, trusted
+        inject(sources.train, noisy, cell.noise_rate, cell.seed)
+    rows = load_pairs(sources.clean).pairs
+    if len(rows) < sources.clean_pairs:
+        raise UsageError(
+            f"{sources.clean} has {len(rows)} pairs, and {sources.clean_pairs} are asked for: "
+            "give more."
+        )
+    write_lines(Path(chosen), rows.select(range(sources.clean_pairs)))
+    inject(chosen, clean, cell.clean_noise_rate, cell.seed)
+    return AlignFiles(sources.sft, noisy, clean, test, str(directory / "run"))
 
 
 def _options(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
-    known: dict[str, Any] = {"noise_rate": cell.noise_rate} if cell.rate_known == "given" else {}
+    known: dict[str, Any] = (
+        {"noise_rate": cell.noise_rate} if cell.noise_rate_source == "given" else {}
+    )
     recipe = options
     if cell.recipe == "faithful":
         own = ("learning_rate", "beta", "tuning", "gradient_accumulation_steps",
@@ -151,14 +163,16 @@ def _options(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
 
 
 def _align_and_measure(
-    files: AlignFiles, options: MSPOConfig, evaluators: Sequence[Evaluator]
+    cell: Cell, files: AlignFiles, options: dict[str, Any], evaluators: Sequence[Evaluator]
 ) -> dict[str, float]:
-    align(files, options)
+    """Align, and measure by the preset's evaluators and by those that any files allow."""
+    align(files, _options(cell, options))
     run = Path(files.output)
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
     noise = record["noise_rate"]
     numbers = {"noise_rate_estimate": noise["rate"]} if noise else {}
-    for evaluate in evaluators:
+    about_labels = [LabelQuality(files.train)] if "clean" in METHODS[cell.method].needs else []
+    for evaluate in (*evaluators, HeldOutPairs(str(files.eval)), *about_labels):
         numbers |= evaluate(run)
     for weights in run.glob("*.safetensors"):
         if weights.name != META_LEARNER:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,24 +127,37 @@ def _finished(
     """Yield every cell with its numbers, or with what went wrong, as workers finish them."""
     if not cells:
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_quiet_worker, initargs=(home,)
-    ) as pool:
-        seeds = list(dict.fromkeys(cell.seed for cell in cells))
-        prepared = {pool.submit(preset.prepare, seed): seed for seed in seeds}
-        running: dict[Future[dict[str, Any]], Cell] = {}
-        bar = tqdm(total=len(cells), desc="study", unit="run", disable=None)
-        for ready in as_completed(prepared):
-            ready.result()
-            for cell in cells:
-                if cell.seed == prepared[ready]:
-                    running[pool.submit(_run_cell, preset, cell, home)] = cell
-        for done in as_completed(running):
-            bar.update()
-            error = done.exception()
-            yield running[done], str(error) if error else done.result()
-        bar.close()
+    pool = ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), initializer=_quiet_worker, initargs=(home,)
+    )
+    seeds = dict.fromkeys(cell.seed for cell in cells)
+    waiting: dict[Future[Any], Cell | int] = {
+        pool.submit(preset.prepare, seed): seed for seed in seeds
+    }
+    try:
+        with tqdm(total=len(cells), desc="study", unit="run", disable=None) as bar:
+            while waiting:
+                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    finished = waiting.pop(done)
+                    if isinstance(finished, Cell):
+                        bar.update()
+                        yield finished, _outcome(done, home)
+                        continue
+                    done.result()
+                    for cell in cells:
+                        if cell.seed == finished:
+                            waiting[pool.submit(_run_cell, preset, cell, home)] = cell
+    finally:
+        pool.shutdown(cancel_futures=True)  # else an interrupted study would run to its end
+
+
+def _outcome(done: Future[dict[str, Any]], home: Path) -> dict[str, Any] | str:
+    error = done.exception()
+    if error is None:
+        return done.result()
+    if isinstance(error, UsageError):
+        return str(error)
+    return f"{type(error).__name__}: {error}; what the run said is in {home}/worker-*.log"
 
 
 def _run_cell(preset: Preset, cell: Cell, home: Path) -> dict[str, Any]:
@@ -154,7 +167,9 @@ def _run_cell(preset: Preset, cell: Cell, home: Path) -> dict[str, Any]:
     if not done.is_file():
         shutil.rmtree(directory, ignore_errors=True)
         numbers = preset.run(cell, directory)
-        write_text(done, json.dumps(numbers | {"run": str(directory)}, indent=1) + "\n")
+        write_text(
+            done, json.dumps(numbers | {"run": f"cells/{home.name}/{cell.key}"}, indent=1) + "\n"
+        )
     return json.loads(done.read_text(encoding="utf-8"))
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from softpref.errors import UsageError
 
@@ -43,3 +48,22 @@ def write_text(path: Path, text: str) -> None:
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """Write JSON lines."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_columns(path: Path, names: Sequence[str], count: int) -> dict[str, Tensor] | None:
+    """Return a cache's columns, (count,) each, or None where the file is missing or damaged."""
+    try:
+        columns = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    whole = all(name in columns and len(columns[name]) == count for name in names)
+    return columns if whole else None
+
+
+def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
+    """Write a cache's columns; of several processes that write the same one, the last stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    save_file({name: values.contiguous() for name, values in columns.items()}, partial)
+    os.replace(partial, path)

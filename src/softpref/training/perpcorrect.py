@@ -22,7 +22,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +31,6 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from peft import PeftConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
@@ -48,6 +45,7 @@ from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.models import make_trainable, switch_dropout_off
+from softpref.training.output import read_columns, write_columns
 from softpref.training.preparation import Prepared
 from softpref.training.reference import default_cache, fingerprint_tokens
 from softpref.training.scoring import mixed_precision, score_pairs
@@ -248,9 +246,9 @@ class _Surrogates:
             NonFiniteError: the surrogate's loss, gradient or PPLDiff is not finite.
         """
         path = self._kept_as.with_name(f"{self._kept_as.name}-{number}.safetensors")
-        known = _read(path, len(self._noisy))
+        known = read_columns(path, ["ppl_diff"], len(self._noisy))
         if known is not None:
-            return known
+            return known["ppl_diff"]
         surrogate, collate = self._fresh()
         reversed_ = self._noisy.select(doubted).to_list()
         pairs = [
@@ -269,7 +267,7 @@ class _Surrogates:
             what=f"PPLDiff under surrogate {number}",
         ).ppl_diff
         require_finite("its PPLDiff", ppl_diff)
-        _write(path, ppl_diff)
+        write_columns(path, {"ppl_diff": ppl_diff})
         return ppl_diff
 
     def _fresh(self) -> tuple[nn.Module, Collate]:
@@ -337,18 +335,3 @@ def _forward_in_mixed_precision(surrogate: Any, args: MSPOConfig) -> Iterator[No
 def _plain(value: Any) -> Any:
     """What stands for a value of an adapter's config that JSON does not know."""
     return sorted(value) if isinstance(value, set) else str(value)
-
-
-def _read(path: Path, count: int) -> Tensor | None:
-    try:
-        ppl_diff = load_file(path)["ppl_diff"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-    return ppl_diff if len(ppl_diff) == count else None
-
-
-def _write(path: Path, ppl_diff: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({"ppl_diff": ppl_diff.contiguous()}, partial)
-    os.replace(partial, path)

@@ -6,21 +6,19 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import cast
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from softpref.data.batches import PARTS, Collate
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.output import read_columns, write_columns
 from softpref.training.preparation import Prepared
 from softpref.training.scoring import score_pairs
 
@@ -79,7 +77,7 @@ def with_reference(
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     cache = Path(args.reference_cache) if args.reference_cache else default_cache()
     path = cache / f"{key}.safetensors"
-    columns = _read(path, len(pairs))
+    columns = read_columns(path, COLUMNS, len(pairs))
     if columns is None:
         scored = score_pairs(
             policy,
@@ -93,7 +91,7 @@ def with_reference(
         values = (scored.chosen_logp, scored.rejected_logp, scored.ppl_diff)
         columns = dict(zip(COLUMNS, values, strict=True))
         _require_finite(columns, pairs, what)
-        _write(path, columns)
+        write_columns(path, columns)
     for name in COLUMNS:
         pairs = pairs.add_column(name, columns[name].double().numpy())
     return pairs
@@ -130,20 +128,3 @@ def fingerprint_weights(policy: nn.Module) -> str:
             parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         )
     return digest.hexdigest()
-
-
-def _read(path: Path, count: int) -> dict[str, Tensor] | None:
-    try:
-        columns = load_file(path)
-    except (OSError, SafetensorError):
-        return None
-    whole = all(name in columns and len(columns[name]) == count for name in COLUMNS)
-    return columns if whole else None
-
-
-def _write(path: Path, columns: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
-    save_file(columns, partial)
-    os.replace(partial, path)
