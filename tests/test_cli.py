@@ -345,3 +345,15 @@ def test_conversations_without_a_template_and_tokenizers_without_eos(files, mode
 def test_a_warm_up_longer_than_half_the_run_is_warned_of(files, model, capsys):
     main(train_arguments(model, recipe="faithful", **{"gradient-accumulation-steps": 2}))
     assert "warm-up takes 100 of 2 steps" in capsys.readouterr().out
+
+
+def test_a_study_needs_a_target_and_no_seeds(files, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "table1", "--preset", "tiny", "--model", "nowhere", "--train", "noisy.jsonl",
+              "--clean", "clean.jsonl", "--test", "clean.jsonl", "--output", "s"])  # fmt: skip
+    assert stopped.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["study", "--output", "s"])
+    assert "name one first" in capsys.readouterr().err
+    assert not (files / "s").exists()

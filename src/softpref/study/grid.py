@@ -61,7 +61,7 @@ class Target:
         rows: the axis down the table.
         columns: the axis across.
         axes: values by field of `Cell`.
-        paper: the paper's own numbers, %, by row and column, as it prints them.
+        paper: the paper's win rates of Llama-2-7B on Golden HH, %, by row and column, as printed.
     """
 
     title: str
@@ -93,7 +93,7 @@ def _by_noise(rows: Mapping[str, str]) -> dict[tuple[str, float], str]:
 
 TARGETS = {
     "table1": Target(
-        "Win rate against SFT by method and noise rate (Table 1; beside it Llama-2-7B, Golden HH)",
+        "Methods by noise rate (Table 1)",
         "method", "noise_rate", {"method": ALL_METHODS, "noise_rate": NOISE_RATES},
         _by_noise({
             "dpo": "97.2±0.4 92.5±0.6 82.6±1.1 68.5±1.5 53.2±2.0",
@@ -105,21 +105,21 @@ TARGETS = {
         }),
     ),
     "table3": Target(
-        "What learning and the dynamic signal add (Table 3; beside it Llama-2-7B, Golden HH)",
+        "What learning and the dynamic signal add (Table 3)",
         "method", "noise_rate",
         {"method": ("perpcorrect", "mspo_static", "mspo"), "noise_rate": (0.3,)},
         {("perpcorrect", 0.3): "95.5±0.5", ("mspo_static", 0.3): "95.9±0.4",
          ("mspo", 0.3): "96.3±0.4"},
     ),
     "table4": Target(
-        "Flips that depend on difficulty (Table 4; beside it Llama-2-7B, Golden HH)",
+        "Flips that depend on difficulty (Table 4)",
         "method", "noise_kind",
         {"method": ALL_METHODS, "noise_kind": ("difficulty",), "noise_rate": (0.25,)},
         {("dpo", "difficulty"): "61.3±1.8", ("cdpo", "difficulty"): "75.8±1.2",
          ("perpcorrect", "difficulty"): "93.1±0.7", ("mspo", "difficulty"): "95.2±0.5"},
     ),
     "table7": Target(
-        "MSPO with noise in the clean set (Table 7; beside it Llama-2-7B, Golden HH)",
+        "MSPO with noise in the clean set (Table 7)",
         "clean_noise_rate", "method",
         {"clean_noise_rate": (0.0, 0.05, 0.1, 0.15), "method": ("mspo",), "noise_rate": (0.3,)},
         {(0.0, "mspo"): "96.3±0.4", (0.05, "mspo"): "95.8±0.5", (0.1, "mspo"): "95.1±0.6",

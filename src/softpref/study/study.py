@@ -29,6 +29,7 @@ from softpref.training.output import write_text
 logger = logging.getLogger(__name__)
 
 USUAL = ("informative", "recommended")
+SEEDS = (0, 1, 2)  # as many as the paper has
 
 
 @dataclass
@@ -44,7 +45,9 @@ class StudyOptions:
     )
     methods: list[str] | None = option("Methods; default: the target's.")
     noise: list[float] | None = option("Noise rates, shares in [0, 1); default: the target's.")
-    seeds: list[int] = option("Seeds; 1000 and up are for trying things out.", (0, 1, 2))
+    seeds: list[int] | None = option(
+        "Seeds; default 0 1 2. Those from 1000 are for trying things out."
+    )
     recipe: Literal["recommended", "faithful"] = option("Recipe of the runs.", "recommended")
     jobs: int = option("Worker processes, one thread each; default: one a processor.")
     model: str | None = option("tiny: the SFT model.")
@@ -66,12 +69,15 @@ def run_study(name: str, options: StudyOptions) -> None:
     """
     target, preset, output = _checked(name, options)
     cells = target.cells(
-        options.seeds, method=options.methods, noise_rate=options.noise, recipe=[options.recipe]
+        options.seeds or SEEDS,
+        method=options.methods,
+        noise_rate=options.noise,
+        recipe=[options.recipe],
     )
     special = [part for part in (options.signal, options.recipe) if part not in USUAL]
     path = output / f"{'-'.join([name, *special])}.json"
-    output.mkdir(parents=True, exist_ok=True)
     version = {"code": code_version(), **preset.version}
+    output.mkdir(parents=True, exist_ok=True)
     results = Results.load(path, version)
     missing = [cell for cell in cells if cell.key not in results.cells]
     logger.info("%s: %d runs, %d of them done", name, len(cells), len(cells) - len(missing))
@@ -87,9 +93,10 @@ def run_study(name: str, options: StudyOptions) -> None:
     _write(path, target, cells, results)
     logger.info("written: %s, .md, .tex", path)
     if failed:
+        first, why = next(iter(failed.items()))
         raise UsageError(
-            f"{len(failed)} of {len(cells)} runs failed, the first of them {next(iter(failed))}; "
-            "the same command tries them again."
+            f"{len(failed)} of {len(cells)} runs failed; the same command tries them again. The "
+            f"first of them, {first}: {why}"
         )
 
 

@@ -83,8 +83,12 @@ def markdown(
         if not numbers:
             continue
         seeds = sorted({seed for values in numbers.values() for seed in values})
-        parts.append(f"## {name[0].upper()}{name[1:]}\n\nMean ± deviation over {len(seeds)} "
-                     f"seeds ({', '.join(map(str, seeds))}).\n")  # fmt: skip
+        about = f"Mean ± deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
+        if metric == "win_rate" and target.paper:
+            about += " Beside it the paper's, of Llama-2-7B on Golden HH."
+        if metric == "preference_accuracy":
+            about += f" {_length_rule(target, cells, results)}"
+        parts.append(f"## {name[0].upper()}{name[1:]}\n\n{about}\n")
         paper = target.paper if metric == "win_rate" else {}
         parts.append(_pipes(_grid(target, numbers, paper)))
         differences = _differences(target, numbers)
@@ -92,6 +96,14 @@ def markdown(
             parts.append(f"MSPO minus each, paired by seed, points, with 95% interval:\n\n"
                          f"{_pipes(differences)}")  # fmt: skip
     return "\n".join(parts)
+
+
+def _length_rule(
+    target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]
+) -> str:
+    numbers = collect(target, cells, results, "length_rule_accuracy")
+    rates = [rate for by_seed in numbers.values() for rate in by_seed.values()]
+    return f"Calling the longer response the better one: {100 * fmean(rates):.1f}%."
 
 
 def latex(target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]) -> str:
