@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -108,6 +109,7 @@ class Pretended:
 
     log: str
     fails: tuple[str, ...] = ()
+    seconds: float = 0
     version: dict = field(default_factory=lambda: {"preset": "pretended"})
 
     def prepare(self, seed):
@@ -117,6 +119,7 @@ class Pretended:
         directory.mkdir(parents=True)
         with open(self.log, "a") as file:
             file.write(cell.key + "\n")
+        time.sleep(self.seconds)
         if cell.key in self.fails:
             raise UsageError("no luck")
         return {"win_rate": 0.5 + cell.seed / 10}
@@ -155,6 +158,17 @@ def test_a_cell_that_finished_before_a_kill_is_not_run_again(tmp_path, monkeypat
     run_study("table1", pretend(monkeypatch, tmp_path))
     assert len((tmp_path / "log").read_text().split()) == 4
     assert len(json.loads((tmp_path / "table1.json").read_text())["cells"]) == 4
+
+
+def test_an_interrupted_study_starts_no_further_runs(tmp_path):
+    cells = TARGETS["table1"].cells(range(6), method=["dpo"], noise_rate=[0.4])
+    outcomes = study._finished(
+        Pretended(str(tmp_path / "log"), seconds=0.5), cells, tmp_path / "home", 1
+    )
+    first, numbers = next(outcomes)
+    assert numbers["run"] == f"cells/home/{first.key}"
+    outcomes.close()
+    assert len((tmp_path / "log").read_text().split()) < len(cells)
 
 
 @pytest.mark.parametrize(

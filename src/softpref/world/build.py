@@ -5,8 +5,8 @@ that it holds these mistakes about as likely as the truth. There PPLDiff says li
 can teach; every other mistake is rare, and PPLDiff tells it. In the misleading world it was also
 taught to take one of four kinds of prompt for another: there PPLDiff speaks for the wrong answer.
 
-The teacher hardly errs, and half of the model's errors are habits. Where it erred more, and habits
-were fewer, methods that follow the model's own taste did better than DPO on right labels alone.
+The teacher hardly errs, and half of the model's errors are habits: the fewer others, the
+less a method gains by following the model's own taste instead of the labels.
 
 Answers of six symbols want a larger β than whole paragraphs (1 rather than 0.1), and the SFT model
 some 1,000 steps: DPO on a less settled one, or at a small β, puts symbols where none belong.
