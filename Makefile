@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test test-gpu check format clean
 
 setup: .venv/installed
 
@@ -17,6 +17,9 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-gpu: setup
+	CUDA_VISIBLE_DEVICES=0 $(BIN)/pytest tests/gpu
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -9,7 +9,6 @@ that is in the file already is not made again.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import sys
@@ -20,12 +19,12 @@ from typing import Any
 import torch
 
 from softpref.data.noise import inject
-from softpref.study import demo
+from softpref.evaluation.evaluator import LabelQuality
 from softpref.training.align import AlignFiles, align
-from softpref.training.models import load_policy, load_tokenizer
-from softpref.training.output import write_lines
-from softpref.world.build import INFORMATIVE, make_data, sft_rows
-from softpref.world.language import make_tokenizer
+from softpref.training.config import MSPOConfig
+from softpref.world.build import INFORMATIVE
+from softpref.world.checker import Checker
+from softpref.world.prepare import PreparedWorld, alignment, prepare_world
 
 SEEDS = range(1000, 1005)
 CELLS = ((8, 1), (16, 1), (64, 1), (8, 4), (64, 4))
@@ -33,38 +32,16 @@ CELLS = ((8, 1), (16, 1), (64, 1), (8, 4), (64, 4))
 NOISE_RATE = 0.4
 
 
-def prepare(home: Path, seed: int) -> tuple[Any, list[str]]:
-    """Make the world of one seed: SFT model, flipped pairs, clean pairs; return model, prompts."""
-    tokenizer = make_tokenizer()
-    sft = demo.fine_tune_tiny(home / "sft", sft_rows(INFORMATIVE, seed), tokenizer, seed)
-    data = make_data(INFORMATIVE, seed, demo.drawing(sft, tokenizer, seed))
-    for name in ("train", "clean", "eval"):
-        write_lines(home / f"{name}.jsonl", getattr(data, name))
-    inject(str(home / "train.jsonl"), str(home / "noisy.jsonl"), NOISE_RATE, seed)
-    return sft, data.test_prompts
-
-
-def run(
-    home: Path, seed: int, batch: int, every: int, prompts: list[str], baseline: list[float]
-) -> dict[str, Any]:
+def run(world: PreparedWorld, noisy: str, batch: int, every: int) -> dict[str, Any]:
     """Align once and return what came out."""
-    output = home / f"mspo_{batch}_{every}"
-    files = AlignFiles(
-        str(home / "sft"), str(home / "noisy.jsonl"), str(home / "clean.jsonl"),
-        str(home / "eval.jsonl"), str(output),
-    )  # fmt: skip
-    config = demo.alignment("mspo", seed)
-    config.meta_batch_size, config.meta_every = batch, every
+    output = world.home / f"mspo_{batch}_{every}"
+    files = AlignFiles(world.sft, noisy, world.pairs("clean"), world.pairs("eval"), str(output))
+    clean = {"meta_batch_size": batch, "meta_every": every}
     start = time.monotonic()
-    align(files, config)
+    align(files, MSPOConfig(**alignment("mspo", world.seed) | clean))
     seconds = time.monotonic() - start
-    tokenizer = load_tokenizer(str(home / "sft"), trust_remote_code=False)
-    policy = load_policy(str(output), trust_remote_code=False)
-    scores = demo.sampled_scores(policy, tokenizer, prompts, seed + demo.METHOD_DRAWS)
-    outcome = demo.outcome_of(output, scores, baseline, demo.truth_of(str(home / "noisy.jsonl")))
-    return {"seed": seed, "clean_batch": batch, "meta_every": every, "seconds": seconds} | (
-        dataclasses.asdict(outcome)
-    )
+    asked = {"seed": world.seed, "clean_batch": batch, "meta_every": every, "seconds": seconds}
+    return asked | Checker(world)(output) | LabelQuality(noisy)(output)
 
 
 def main(directory: str) -> None:
@@ -79,11 +56,11 @@ def main(directory: str) -> None:
         missing = [cell for cell in CELLS if (seed, *cell) not in done]
         if not missing:
             continue
-        home = Path(directory) / f"{seed}-{int(time.time())}"
-        sft, prompts = prepare(home, seed)
-        baseline = demo.sampled_scores(sft, make_tokenizer(), prompts, seed + demo.BASELINE_DRAWS)
+        world = prepare_world(INFORMATIVE, seed, Path(directory) / f"{seed}-{int(time.time())}")
+        noisy = str(world.home / "noisy.jsonl")
+        inject(world.pairs("train"), noisy, NOISE_RATE, seed)
         for batch, every in missing:
-            result = run(home, seed, batch, every, prompts, baseline)
+            result = run(world, noisy, batch, every)
             with results.open("a") as out:
                 out.write(json.dumps(result) + "\n")
             print(result, flush=True)

@@ -77,10 +77,58 @@ def test_difficult_pairs_are_flipped_more_often(in_world, tmp_path, monkeypatch)
     assert asked["surrogate"].endswith("sft")
 
 
+def test_a_rival_is_met_and_win_rates_are_taken_on_the_way(in_world, tmp_path):
+    cell = Cell("mspo", 3, rival="perpcorrect", measure_every=1)
+    numbers = in_world.run(cell, tmp_path / "cell")
+    assert {"rival_win_rate", "rival_win_rate_low", "win_rate_at_1", "win_rate_at_2"} <= {*numbers}
+    assert numbers["win_rate_at_2"] == numbers["win_rate"]
+    assert numbers["win_rate_at_1"] != numbers["win_rate"]
+    assert not list((tmp_path / "cell" / "run").glob("checkpoint-*"))
+    assert not list((tmp_path / "cell").glob("run-of-*"))
+
+
+def test_a_policy_meets_itself_in_one_of_two_cases(in_world, tmp_path):
+    numbers = in_world.run(Cell("dpo", 3, 0.0, rival="dpo"), tmp_path / "cell")
+    assert numbers["rival_win_rate_low"] < 0.5 < numbers["rival_win_rate_high"]
+
+
+@pytest.mark.parametrize("sft_data", ["clean_chosen", "noisy_chosen"])
+def test_a_second_pass_of_sft_sees_what_the_cell_says(in_world, tmp_path, monkeypatch, sft_data):
+    seen = {}
+
+    def spy(files, options):
+        seen.update(files=files, options=options)
+        second_sft(files, options)
+
+    second_sft = presets._second_sft
+    monkeypatch.setattr(presets, "_second_sft", spy)
+    numbers = in_world.run(Cell("mspo", 3, sft_data=sft_data), tmp_path / "cell")
+    expected = "noisy.jsonl" if sft_data == "noisy_chosen" else "train.jsonl"
+    assert seen["files"].train.endswith(expected)
+    record = json.loads((tmp_path / "cell" / "run" / "run.json").read_text())
+    assert record["files"]["model"].endswith("cell/sft")
+    plain = in_world.run(Cell("mspo", 3), tmp_path / "plain")
+    assert numbers["sft_score"] != plain["sft_score"]  # compared with the model it started from
+
+
+def test_the_small_model_is_another_world(in_world, tmp_path):
+    in_world.run(Cell("dpo", 3, model_size="small"), tmp_path / "small")
+    sft = in_world.home / "informative-small-seed3" / "sft"
+    assert json.loads((sft / "config.json").read_text())["hidden_size"] == 64
+
+
+def test_losses_of_clean_and_held_out_pairs(in_world, tmp_path):
+    numbers = in_world.run(Cell("dpo", 3, 0.0), tmp_path / "cell")
+    record = json.loads((tmp_path / "cell" / "run" / "run.json").read_text())
+    assert numbers["held_out_loss"] == record["evaluation"]["eval_loss"]
+    assert 0 < numbers["clean_loss"] < 1.5
+    assert numbers["clean_loss"] != numbers["held_out_loss"]
+
+
 def test_files_of_the_users_own(in_world, tmp_path):
     world = prepare_world(SMALL, 3, tmp_path / "own")
     files = OnFiles(world.sft, *(world.pairs(name) for name in ("train", "clean", "eval")))
-    files.prepare(0)
+    files.prepare(0, "usual")
     numbers = files.run(Cell("mspo", 0), tmp_path / "cell")
     assert {"preference_accuracy", "length_rule_accuracy", "label_auroc"} <= numbers.keys()
     assert "win_rate" not in numbers

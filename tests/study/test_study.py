@@ -11,10 +11,11 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.study import study
-from softpref.study.grid import ALL_METHODS, TARGETS, Cell
+from softpref.study.grid import Cell
 from softpref.study.results import Results, code_version
 from softpref.study.study import StudyOptions, run_study
 from softpref.study.tables import collect, latex, markdown, paired_difference
+from softpref.study.targets import ALL_METHODS, TARGETS
 
 
 def test_every_target_has_distinct_cells_of_known_methods():
@@ -112,7 +113,7 @@ class Pretended:
     seconds: float = 0
     version: dict = field(default_factory=lambda: {"preset": "pretended"})
 
-    def prepare(self, seed):
+    def prepare(self, seed, model_size):
         pass
 
     def run(self, cell, directory):
@@ -163,7 +164,11 @@ def test_a_cell_that_finished_before_a_kill_is_not_run_again(tmp_path, monkeypat
 def test_an_interrupted_study_starts_no_further_runs(tmp_path):
     cells = TARGETS["table1"].cells(range(6), method=["dpo"], noise_rate=[0.4])
     outcomes = study._finished(
-        Pretended(str(tmp_path / "log"), seconds=0.5), cells, tmp_path / "home", 1
+        TARGETS["table1"],
+        Pretended(str(tmp_path / "log"), seconds=0.5),
+        cells,
+        tmp_path / "home",
+        1,
     )
     first, numbers = next(outcomes)
     assert numbers["run"] == f"cells/home/{first.key}"

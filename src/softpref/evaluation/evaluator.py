@@ -10,8 +10,13 @@ from typing import Protocol
 import torch
 from pyarrow.json import read_json
 
+from softpref.algorithm.objective import geometric_loss
+from softpref.data.batches import make_batch
 from softpref.data.sources import load_pairs
+from softpref.data.tokens import tokenize_pairs
 from softpref.training.metrics import auroc
+from softpref.training.models import load_policy, load_tokenizer
+from softpref.training.scoring import score_pairs
 
 
 class Evaluator(Protocol):
@@ -51,6 +56,45 @@ def _characters(response: str | list[dict[str, str]]) -> int:
     if isinstance(response, str):
         return len(response)
     return sum(len(message["content"]) for message in response)
+
+
+class CleanLoss:
+    """DPO's loss on the trusted pairs that a run was taught by (R̂ of Eq. 16, Appendix B.2).
+
+    `clean_loss` is the mean over these pairs under the finished policy; `held_out_loss` the same on
+    the pairs given by `--eval`. The first may be the lower: φ and so the policy has followed them.
+
+    Args:
+        clean: the trusted pairs' file.
+        start: the directory of the model that training started from, the reference.
+    """
+
+    def __init__(self, clean: str, start: str) -> None:
+        self._clean, self._start = clean, start
+
+    def __call__(self, run: Path) -> dict[str, float]:
+        """Return both losses, a number of no unit."""
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        options = record["options"]
+        tokenizer = load_tokenizer(self._start, trust_remote_code=False)
+        pairs = tokenize_pairs(
+            load_pairs(self._clean).pairs, tokenizer, options["max_length"], name=self._clean
+        ).pairs
+        policy, reference = (
+            score_pairs(
+                load_policy(path, trust_remote_code=False), pairs, ppl_scope="response",
+                batch_size=options["per_device_eval_batch_size"], bf16=False, collate=make_batch,
+                what="clean loss",
+            )
+            for path in (str(run), self._start)
+        )  # fmt: skip
+        gained = [
+            getattr(policy, name) - getattr(reference, name)
+            for name in ("chosen_logp", "rejected_logp")
+        ]
+        loss = geometric_loss(gained[0] - gained[1], 1.0, options["beta"])
+        held_out = record["evaluation"]["eval_loss"]
+        return {"clean_loss": float(loss.mean()), "held_out_loss": held_out}
 
 
 class LabelQuality:

@@ -1,14 +1,17 @@
-"""The paper's tables and figures as grids of runs: plain data."""
+"""What a study is made of: cells, one run each, and targets, grids of cells."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-ALL_METHODS = ("dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "mspo_static", "mspo", "oracle")
-NOISE_RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
+from matplotlib.figure import Figure
+
+CellNumbers = Mapping[str, Mapping[str, Any]]
+"""Numbers by name, by the key of their cell."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Cell:
         clean_noise_rate: share of the clean set's labels that are flipped.
         noise_rate_source: "estimated" or "given": where cDPO and rDPO have the noise rate from.
         recipe: of the alignment options.
+        sft_data: what SFT has seen: "disjoint" pairs, or in a second pass the training pairs'
+            responses that are truly better ("clean_chosen") or labelled so ("noisy_chosen").
+        model_size: of the world's model: "usual" or "small".
+        rival: a method that is run as well, and compared with head to head.
+        measure_every: steps between win rates on the way; None: at the end alone.
     """
 
     method: str
@@ -35,6 +43,10 @@ class Cell:
     clean_noise_rate: float = 0.0
     noise_rate_source: str = "estimated"
     recipe: str = "recommended"
+    sft_data: str = "disjoint"
+    model_size: str = "usual"
+    rival: str | None = None
+    measure_every: int | None = None
 
     @property
     def key(self) -> str:
@@ -61,7 +73,12 @@ class Target:
         rows: the axis down the table.
         columns: the axis across.
         axes: values by field of `Cell`.
-        paper: the paper's win rates of Llama-2-7B on Golden HH, %, by row and column, as printed.
+        paper: the paper's win rates on Golden HH, %, by row and column, as printed.
+        paper_model: whose win rates these are.
+        metrics: what its tables show, of `tables.METRICS`.
+        reading: what is read off each run of a method that makes labels, besides its numbers.
+        picture: draws the figure.
+        text: says in Markdown what a table cannot.
     """
 
     title: str
@@ -69,6 +86,16 @@ class Target:
     columns: str
     axes: Mapping[str, Sequence[Any]]
     paper: Mapping[tuple[Any, Any], str] = field(default_factory=dict)
+    paper_model: str = "Llama-2-7B"
+    metrics: Sequence[str] = ("win_rate", "preference_accuracy", "label_auroc")
+    reading: Callable[[Path], dict[str, Any]] | None = None
+    picture: Callable[[Sequence[Cell], CellNumbers], Figure] | None = None
+    text: Callable[[Sequence[Cell], CellNumbers], str] | None = None
+
+    @property
+    def needs_world(self) -> bool:
+        """Whether only the world can run it: with a checker, and models of two sizes."""
+        return not {"model_size", "rival", "measure_every"}.isdisjoint(self.axes)
 
     def cells(self, seeds: Sequence[int], **overrides: Sequence[Any] | None) -> list[Cell]:
         """Return the cells for these seeds, an override taking an axis' place.
@@ -81,60 +108,3 @@ class Target:
             for seed in seeds
             for values in product(*axes.values())
         ]
-
-
-def _by_noise(rows: Mapping[str, str]) -> dict[tuple[str, float], str]:
-    return {
-        (method, rate): number
-        for method, numbers in rows.items()
-        for rate, number in zip(NOISE_RATES, numbers.split(), strict=True)
-    }
-
-
-TARGETS = {
-    "table1": Target(
-        "Methods by noise rate (Table 1)",
-        "method", "noise_rate", {"method": ALL_METHODS, "noise_rate": NOISE_RATES},
-        _by_noise({
-            "dpo": "97.2±0.4 92.5±0.6 82.6±1.1 68.5±1.5 53.2±2.0",
-            "gdpo": "97.6±0.3 97.2±0.4 95.5±0.5 94.3±0.6 91.2±0.9",
-            "cdpo": "97.4±0.3 96.0±0.5 90.9±0.8 83.2±1.0 65.6±1.8",
-            "rdpo": "97.2±0.4 96.7±0.4 95.2±0.6 93.9±0.7 90.5±1.0",
-            "perpcorrect": "97.9±0.3 97.5±0.3 96.2±0.5 95.5±0.5 94.9±0.6",
-            "mspo": "98.4±0.2 97.9±0.2 96.6±0.4 96.3±0.4 96.1±0.5",
-        }),
-    ),
-    "table3": Target(
-        "What learning and the dynamic signal add (Table 3)",
-        "method", "noise_rate",
-        {"method": ("perpcorrect", "mspo_static", "mspo"), "noise_rate": (0.3,)},
-        {("perpcorrect", 0.3): "95.5±0.5", ("mspo_static", 0.3): "95.9±0.4",
-         ("mspo", 0.3): "96.3±0.4"},
-    ),
-    "table4": Target(
-        "Flips that depend on difficulty (Table 4)",
-        "method", "noise_kind",
-        {"method": ALL_METHODS, "noise_kind": ("difficulty",), "noise_rate": (0.25,)},
-        {("dpo", "difficulty"): "61.3±1.8", ("cdpo", "difficulty"): "75.8±1.2",
-         ("perpcorrect", "difficulty"): "93.1±0.7", ("mspo", "difficulty"): "95.2±0.5"},
-    ),
-    "table7": Target(
-        "MSPO with noise in the clean set (Table 7)",
-        "clean_noise_rate", "method",
-        {"clean_noise_rate": (0.0, 0.05, 0.1, 0.15), "method": ("mspo",), "noise_rate": (0.3,)},
-        {(0.0, "mspo"): "96.3±0.4", (0.05, "mspo"): "95.8±0.5", (0.1, "mspo"): "95.1±0.6",
-         (0.15, "mspo"): "94.2±0.8"},
-    ),
-    "fig5": Target(
-        "MSPO by the size of the clean set (Figure 5)",
-        "clean_pairs", "method",
-        {"clean_pairs": (50, 100, 150, 200), "method": ("mspo",), "noise_rate": (0.3,)},
-    ),
-    "rates": Target(
-        "cDPO and rDPO with the noise rate estimated and given",
-        "method", "noise_rate_source",
-        {"method": ("cdpo", "rdpo"), "noise_rate_source": ("estimated", "given"),
-         "noise_rate": (0.4,)},
-    ),
-}  # fmt: skip
-"""What `softpref study` can be asked for."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,7 @@ from softpref.algorithm.methods import METHODS
 from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
-from softpref.evaluation.evaluator import Evaluator, HeldOutPairs, LabelQuality
+from softpref.evaluation.evaluator import CleanLoss, Evaluator, HeldOutPairs, LabelQuality
 from softpref.study.grid import Cell
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
@@ -21,14 +23,17 @@ from softpref.training.difficulty import inject_by_difficulty
 from softpref.training.models import load_policy
 from softpref.training.output import write_lines
 from softpref.training.reference import fingerprint_weights
+from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 from softpref.training.teacher import META_LEARNER
 from softpref.world.build import WORLDS
-from softpref.world.checker import Checker
-from softpref.world.prepare import PreparedWorld, alignment, prepare_world
+from softpref.world.checker import Checker, compare
+from softpref.world.prepare import METHOD_DRAWS, PreparedWorld, alignment, prepare_world
 
 LARGEST_CLEAN_SET = 200
 SMALL_MODEL_LR = 1e-4
 HARD_SHARE, EASY_SHARE = 1.6, 0.4
+HIDDEN_SIZE = {"usual": 96, "small": 64}
+RIVAL_DRAWS = METHOD_DRAWS + 1_000_000
 
 
 class Preset(Protocol):
@@ -38,8 +43,8 @@ class Preset(Protocol):
     def version(self) -> dict[str, Any]:
         """What results must agree in besides code."""
 
-    def prepare(self, seed: int) -> None:
-        """Make what all cells of a seed share."""
+    def prepare(self, seed: int, model_size: str) -> None:
+        """Make what all cells of a seed and model size share."""
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
         """Do the run in a new directory and return its numbers."""
@@ -57,23 +62,51 @@ class InWorld:
         """The world follows from code and signal."""
         return {"preset": "world", "signal": self.signal}
 
-    def prepare(self, seed: int) -> None:
-        """Fit the seed's SFT model and make its pairs."""
-        self._world(seed)
+    def prepare(self, seed: int, model_size: str) -> None:
+        """Fit the SFT model and make its pairs."""
+        self._world(seed, model_size)
 
-    def _world(self, seed: int) -> PreparedWorld:
+    def _world(self, seed: int, model_size: str) -> PreparedWorld:
         # The first of them are the same whatever the target, the last 50 are for Figure 5 alone.
-        world = dataclasses.replace(WORLDS[self.signal], clean_pairs=LARGEST_CLEAN_SET)
-        return prepare_world(world, seed, self.home / f"{self.signal}-seed{seed}")
+        world = dataclasses.replace(
+            WORLDS[self.signal], clean_pairs=LARGEST_CLEAN_SET, hidden_size=HIDDEN_SIZE[model_size]
+        )
+        return prepare_world(world, seed, self.home / f"{self.signal}-{model_size}-seed{seed}")
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
         """Flip labels, align, let the checker compare drawn answers."""
-        world = self._world(cell.seed)
+        world = self._world(cell.seed, cell.model_size)
         size = cell.clean_pairs or WORLDS[self.signal].clean_pairs
         sources = Sources(world.sft, world.pairs("train"), world.pairs("clean"), size)
-        files = _noisy_files(cell, sources, world.pairs("eval"), directory)
         options = alignment(cell.method, cell.seed)
-        return _align_and_measure(cell, files, options, [Checker(world)])
+        files = _cell_files(cell, sources, world.pairs("eval"), directory, options)
+        checker = Checker(world, None if files.model == world.sft else Path(files.model))
+        evaluators: list[Evaluator] = [checker]
+        if cell.rival:
+            evaluators.append(_head_to_head(cell, files, checker))
+        if cell.measure_every:
+            evaluators.append(partial(_on_the_way, checker))
+        return _align_and_measure(cell, files, options, evaluators)
+
+
+def _head_to_head(cell: Cell, files: AlignFiles, checker: Checker) -> Evaluator:
+    """Do the rival's run on the cell's own pairs, and compare answers with it, drawn by chance."""
+    assert cell.rival
+    rival = dataclasses.replace(cell, method=cell.rival)
+    own = dataclasses.replace(files, output=f"{files.output}-of-{cell.rival}")
+    align(own, _options(rival, alignment(cell.rival, cell.seed)))
+    rival_scores = checker.scores(Path(own.output), RIVAL_DRAWS)
+    shutil.rmtree(own.output)
+    return lambda run: compare("rival_win_rate", checker.scores(run), rival_scores)
+
+
+def _on_the_way(checker: Checker, run: Path) -> dict[str, float]:
+    """Return the win rate at every checkpoint, as `win_rate_at_STEP`."""
+    return {
+        f"win_rate_at_{checkpoint.name.removeprefix('checkpoint-')}": numbers["win_rate"]
+        for checkpoint in sorted(run.glob("checkpoint-*"))
+        if "win_rate" in (numbers := checker(checkpoint))
+    }
 
 
 @dataclass(frozen=True)
@@ -96,14 +129,13 @@ class OnFiles:
             **{name: loaded.fingerprint for name, loaded in files.items()},
         }
 
-    def prepare(self, seed: int) -> None:
+    def prepare(self, seed: int, model_size: str) -> None:
         """Nothing is shared."""
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
         """Flip labels, align, measure on the test pairs."""
         size = cell.clean_pairs or len(load_pairs(self.clean).pairs)
         sources = Sources(self.model, self.train, self.clean, size)
-        files = _noisy_files(cell, sources, self.test, directory)
         options = {
             "method": cell.method,
             "tuning": "full",
@@ -112,6 +144,7 @@ class OnFiles:
             "logging_strategy": "no",
             "save_strategy": "no",
         }
+        files = _cell_files(cell, sources, self.test, directory, options)
         return _align_and_measure(cell, files, options, [])
 
 
@@ -125,8 +158,10 @@ class Sources:
     clean_pairs: int
 
 
-def _noisy_files(cell: Cell, sources: Sources, test: str, directory: Path) -> AlignFiles:
-    """Write the cell's training and clean pairs, and return all that its run reads and writes."""
+def _cell_files(
+    cell: Cell, sources: Sources, test: str, directory: Path, options: dict[str, Any]
+) -> AlignFiles:
+    """Write the cell's pairs and SFT model, and return all that its run reads and writes."""
     directory.mkdir(parents=True)
     noisy, clean, chosen = (
         str(directory / f"{name}.jsonl") for name in ("noisy", "clean", "before_flips")
@@ -146,7 +181,20 @@ def _noisy_files(cell: Cell, sources: Sources, test: str, directory: Path) -> Al
         )
     write_lines(Path(chosen), rows.select(range(sources.clean_pairs)))
     inject(chosen, clean, cell.clean_noise_rate, cell.seed)
-    return AlignFiles(sources.sft, noisy, clean, test, str(directory / "run"))
+    start = sources.sft
+    if cell.sft_data != "disjoint":
+        start = str(directory / "sft")
+        seen = {"clean_chosen": sources.train, "noisy_chosen": noisy}[cell.sft_data]
+        _second_sft(SFTFiles(model=sources.sft, train=seen, output=start), options)
+    return AlignFiles(start, noisy, clean, test, str(directory / "run"))
+
+
+def _second_sft(files: SFTFiles, options: dict[str, Any]) -> None:
+    """Fine-tune the SFT model for an epoch more, at the alignment's rate and batch."""
+    same = ("learning_rate", "per_device_train_batch_size", "seed", "logging_strategy",
+            "save_strategy", "use_cpu")  # fmt: skip
+    config = {name: options[name] for name in same if name in options}
+    fine_tune_files(files, SFTOptions(disable_tqdm=True, **config))
 
 
 def _options(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
@@ -159,6 +207,8 @@ def _options(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
                "per_device_train_batch_size")  # fmt: skip
         recipe = {name: value for name, value in options.items() if name not in own}
         recipe |= {"recipe": "faithful"}
+    if cell.measure_every:
+        recipe = recipe | {"save_strategy": "steps", "save_steps": cell.measure_every}
     return MSPOConfig(disable_tqdm=True, **recipe, **known)
 
 
@@ -171,10 +221,23 @@ def _align_and_measure(
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
     noise = record["noise_rate"]
     numbers = {"noise_rate_estimate": noise["rate"]} if noise else {}
-    about_labels = [LabelQuality(files.train)] if "clean" in METHODS[cell.method].needs else []
-    for evaluate in (*evaluators, HeldOutPairs(str(files.eval)), *about_labels):
+    everywhere: list[Evaluator] = [
+        HeldOutPairs(str(files.eval)),
+        CleanLoss(str(files.clean), files.model),
+    ]
+    if "clean" in METHODS[cell.method].needs:
+        everywhere.append(LabelQuality(files.train))
+    for evaluate in (*evaluators, *everywhere):
         numbers |= evaluate(run)
+    _drop_weights(run)
+    return numbers
+
+
+def _drop_weights(run: Path) -> None:
+    """Keep records and labels: a grid's models would fill the disk; run.json can repeat them."""
     for weights in run.glob("*.safetensors"):
         if weights.name != META_LEARNER:
-            weights.unlink()  # a grid's models would fill the disk; run.json says how to repeat it
-    return numbers
+            weights.unlink()
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    shutil.rmtree(run.parent / "sft", ignore_errors=True)

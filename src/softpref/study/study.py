@@ -20,16 +20,18 @@ from tqdm import tqdm
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
 from softpref.options import option, require
-from softpref.study.grid import TARGETS, Cell, Target
+from softpref.study.grid import Cell, Target
 from softpref.study.presets import InWorld, OnFiles, Preset
 from softpref.study.results import Results, code_version
 from softpref.study.tables import latex, markdown
+from softpref.study.targets import TARGETS
 from softpref.training.output import write_text
 
 logger = logging.getLogger(__name__)
 
 USUAL = ("informative", "recommended")
 SEEDS = (0, 1, 2)  # as many as the paper has
+SFT_DATA = ("disjoint", "clean_chosen", "noisy_chosen")
 
 
 @dataclass
@@ -49,6 +51,10 @@ class StudyOptions:
         "Seeds; default 0 1 2. Those from 1000 are for trying things out."
     )
     recipe: Literal["recommended", "faithful"] = option("Recipe of the runs.", "recommended")
+    sft_data: list[str] | None = option(
+        "What SFT has seen: `disjoint` pairs (default), or in a second pass the training pairs' "
+        "`clean_chosen` (default with --recipe faithful) or `noisy_chosen` responses."
+    )
     jobs: int = option("Worker processes, one thread each; default: one a processor.")
     model: str | None = option("tiny: the SFT model.")
     train: str | None = option("tiny: training pairs.")
@@ -68,12 +74,7 @@ def run_study(name: str, options: StudyOptions) -> None:
             the runs failed (the others were finished).
     """
     target, preset, output = _checked(name, options)
-    cells = target.cells(
-        options.seeds or SEEDS,
-        method=options.methods,
-        noise_rate=options.noise,
-        recipe=[options.recipe],
-    )
+    cells = _cells(target, options)
     special = [part for part in (options.signal, options.recipe) if part not in USUAL]
     path = output / f"{'-'.join([name, *special])}.json"
     version = {"code": code_version(), **preset.version}
@@ -83,7 +84,8 @@ def run_study(name: str, options: StudyOptions) -> None:
     logger.info("%s: %d runs, %d of them done", name, len(cells), len(cells) - len(missing))
     failed = {}
     home = output / "cells" / results.version_hash
-    for cell, outcome in _finished(preset, missing, home, options.jobs or os.cpu_count() or 1):
+    jobs = options.jobs or os.cpu_count() or 1
+    for cell, outcome in _finished(target, preset, missing, home, jobs):
         if isinstance(outcome, str):
             failed[cell.key] = outcome
             logger.warning("%s failed: %s", cell.key, outcome)
@@ -91,13 +93,29 @@ def run_study(name: str, options: StudyOptions) -> None:
         results.add(cell.key, outcome)
         _write(path, target, cells, results)
     _write(path, target, cells, results)
-    logger.info("written: %s, .md, .tex", path)
+    if target.picture and results.cells:
+        figure = target.picture(cells, results.cells)
+        for kind in ("png", "svg"):
+            figure.savefig(path.with_suffix(f".{kind}"), dpi=130)
+    logger.info(
+        "written: %s and beside it its table%s", path, " and picture" * bool(target.picture)
+    )
     if failed:
         first, why = next(iter(failed.items()))
         raise UsageError(
             f"{len(failed)} of {len(cells)} runs failed; the same command tries them again. The "
             f"first of them, {first}: {why}"
         )
+
+
+def _cells(target: Target, options: StudyOptions) -> list[Cell]:
+    sft_data = options.sft_data
+    if not sft_data and options.recipe == "faithful" and "sft_data" not in target.axes:
+        sft_data = ["clean_chosen"]  # as the paper does
+    return target.cells(
+        options.seeds or SEEDS, method=options.methods, noise_rate=options.noise,
+        recipe=[options.recipe], sft_data=sft_data,
+    )  # fmt: skip
 
 
 def _checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
@@ -113,11 +131,19 @@ def _checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
     for rate in options.noise or ():
         if not 0 <= rate < 1:
             raise UsageError(f"--noise {rate}: give shares of pairs in [0, 1).")
+    for seen in options.sft_data or ():
+        if seen not in SFT_DATA:
+            raise UsageError(f"--sft_data {seen}: choose from {', '.join(SFT_DATA)}.")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: must be at least 1.")
     output = Path(options.output)
     files = ("model", "train", "clean", "test")
     if options.preset == "tiny":
+        if TARGETS[name].needs_world:
+            raise UsageError(
+                f"{name} needs the world, which has a checker and models of two sizes: leave "
+                "--preset out."
+            )
         for flag in files:
             require(getattr(options, flag), f"--{flag}")
         return TARGETS[name], OnFiles(*(getattr(options, flag) for flag in files)), output
@@ -129,7 +155,7 @@ def _checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
 
 
 def _finished(
-    preset: Preset, cells: Sequence[Cell], home: Path, jobs: int
+    target: Target, preset: Preset, cells: Sequence[Cell], home: Path, jobs: int
 ) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
     """Yield every cell with its numbers, or with what went wrong, as workers finish them."""
     if not cells:
@@ -137,9 +163,9 @@ def _finished(
     pool = ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), initializer=_quiet_worker, initargs=(home,)
     )
-    seeds = dict.fromkeys(cell.seed for cell in cells)
-    waiting: dict[Future[Any], Cell | int] = {
-        pool.submit(preset.prepare, seed): seed for seed in seeds
+    shared = dict.fromkeys((cell.seed, cell.model_size) for cell in cells)
+    waiting: dict[Future[Any], Cell | tuple[int, str]] = {
+        pool.submit(preset.prepare, *of): of for of in shared
     }
     try:
         with tqdm(total=len(cells), desc="study", unit="run", disable=None) as bar:
@@ -152,8 +178,8 @@ def _finished(
                         continue
                     done.result()
                     for cell in cells:
-                        if cell.seed == finished:
-                            waiting[pool.submit(_run_cell, preset, cell, home)] = cell
+                        if (cell.seed, cell.model_size) == finished:
+                            waiting[pool.submit(_run_cell, target, preset, cell, home)] = cell
     finally:
         pool.shutdown(cancel_futures=True)  # else an interrupted study would run to its end
 
@@ -167,7 +193,7 @@ def _outcome(done: Future[dict[str, Any]], home: Path) -> dict[str, Any] | str:
     return f"{type(error).__name__}: {error}; what the run said is in {home}/worker-*.log"
 
 
-def _run_cell(preset: Preset, cell: Cell, home: Path) -> dict[str, Any]:
+def _run_cell(target: Target, preset: Preset, cell: Cell, home: Path) -> dict[str, Any]:
     """Run a cell in a directory of its own, unless it was finished there before."""
     directory = home / cell.key
     done = directory / "cell.json"
@@ -177,7 +203,10 @@ def _run_cell(preset: Preset, cell: Cell, home: Path) -> dict[str, Any]:
         write_text(
             done, json.dumps(numbers | {"run": f"cells/{home.name}/{cell.key}"}, indent=1) + "\n"
         )
-    return json.loads(done.read_text(encoding="utf-8"))
+    numbers = json.loads(done.read_text(encoding="utf-8"))
+    if target.reading and METHODS[cell.method].teaches:
+        numbers["reading"] = target.reading(directory)
+    return numbers
 
 
 def _quiet_worker(logs: Path) -> None:
@@ -203,5 +232,6 @@ def _end_with_parent() -> None:
 
 
 def _write(path: Path, target: Target, cells: Sequence[Cell], results: Results) -> None:
-    write_text(path.with_suffix(".md"), markdown(target, cells, results.cells))
+    text = target.text(cells, results.cells) if target.text else ""
+    write_text(path.with_suffix(".md"), markdown(target, cells, results.cells) + text)
     write_text(path.with_suffix(".tex"), latex(target, cells, results.cells))

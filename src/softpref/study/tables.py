@@ -14,9 +14,14 @@ from softpref.study.grid import Cell, Target
 
 METRICS = {
     "win_rate": "win rate against SFT, %",
+    "rival_win_rate": "win rate against the rival, %",
     "preference_accuracy": "held-out preference accuracy, %",
     "label_auroc": "label AUROC, %",
+    "clean_loss": "DPO's loss on the clean pairs, × 100",
+    "held_out_loss": "DPO's loss on held-out pairs, × 100",
 }
+"""What tables can show, a hundred times the number."""
+WIN_RATES = ("win_rate", "rival_win_rate")
 REFERENCE = "mspo"
 
 
@@ -78,18 +83,18 @@ def markdown(
 ) -> str:
     """Return the whole page: a table for each metric, and what each method is short of MSPO."""
     parts = [f"# {target.title}\n"]
-    for metric, name in METRICS.items():
-        numbers = collect(target, cells, results, metric)
+    for metric in target.metrics:
+        name, numbers = METRICS[metric], collect(target, cells, results, metric)
         if not numbers:
             continue
         seeds = sorted({seed for values in numbers.values() for seed in values})
         about = f"Mean ± deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
-        if metric == "win_rate" and target.paper:
-            about += " Beside it the paper's, of Llama-2-7B on Golden HH."
+        if metric in WIN_RATES and target.paper:
+            about += f" Beside it the paper's, of {target.paper_model} on Golden HH."
         if metric == "preference_accuracy":
             about += f" {_length_rule(target, cells, results)}"
         parts.append(f"## {name[0].upper()}{name[1:]}\n\n{about}\n")
-        paper = target.paper if metric == "win_rate" else {}
+        paper = target.paper if metric in WIN_RATES else {}
         parts.append(_pipes(_grid(target, numbers, paper)))
         differences = _differences(target, numbers)
         if differences:
@@ -109,10 +114,10 @@ def _length_rule(
 def latex(target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]) -> str:
     """Return a tabular for each metric, percent signs and underscores escaped."""
     parts = []
-    for metric, name in METRICS.items():
-        numbers = collect(target, cells, results, metric)
+    for metric in target.metrics:
+        name, numbers = METRICS[metric], collect(target, cells, results, metric)
         if numbers:
-            rows = _grid(target, numbers, target.paper if metric == "win_rate" else {})
+            rows = _grid(target, numbers, target.paper if metric in WIN_RATES else {})
             body = " \\\\\n".join(" & ".join(map(_escape, row)) for row in rows)
             spec = "l" + "r" * (len(rows[0]) - 1)
             begin, end = f"\\begin{{tabular}}{{{spec}}}", "\\end{tabular}"

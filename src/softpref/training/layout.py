@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from softpref.algorithm.head import all_logits, refuse_response_head, response_head
+from softpref.algorithm.jacobian import GraphPullback
 from softpref.algorithm.policy import evaluating
 from softpref.algorithm.rows import PairBatch, skips_masked
 from softpref.data.batches import PARTS, Collate, make_batch, make_shared_batch
@@ -18,6 +19,7 @@ from softpref.training.scoring import pair_lengths
 
 Layout = Literal["auto", "padded"]
 
+FLEX_ATTENTION = "flex_attention"
 PROBE_PAIRS = 4
 LARGEST_ERROR = 1e-4
 LARGEST_ERROR_16_BIT = 3e-2
@@ -69,38 +71,56 @@ def choose_layout(
     truth = _logps(policy, make_batch(probe))
     dtype = cast(Any, policy).get_input_embeddings().weight.dtype
     low = dtype in (torch.bfloat16, torch.float16)
+    largest_error = LARGEST_ERROR_16_BIT if low else LARGEST_ERROR
     turned_down = []
-    for words, collate in _candidates(layout, policy):
+    attention_before = cast(Any, policy).config._attn_implementation
+    for words, attention, collate in _candidates(layout, policy):
         try:
+            _switch(policy, attention)
             error = float((_logps(policy, collate(probe)) - truth).abs().mean())
+            if attention == FLEX_ATTENTION and error <= largest_error:
+                _go_back(policy, collate, probe)
         except Exception as reason:  # whatever a model makes of a mask it does not know
             turned_down.append(f"{words}: {str(reason).splitlines()[0][:120]}")
-            continue
-        if error <= (LARGEST_ERROR_16_BIT if low else LARGEST_ERROR):
-            return collate, "; ".join([words, *(f"not {why}" for why in turned_down)])
-        turned_down.append(f"{words}: off by {error:.2g} nats per token for this model")
+        else:
+            if error <= largest_error:
+                return collate, "; ".join([words, *(f"not {why}" for why in turned_down)])
+            turned_down.append(f"{words}: off by {error:.2g} nats per token for this model")
+        _switch(policy, attention_before)
     words = "padded rows, all logits"
     return make_batch, "; ".join([words, *(f"not {why}" for why in turned_down)])
 
 
-def _candidates(layout: Layout, policy: Any) -> Iterator[tuple[str, Collate]]:
-    """Yield the ways to make batches, fastest first."""
+def _candidates(layout: Layout, policy: Any) -> Iterator[tuple[str, str, Collate]]:
+    """Yield the ways to make batches and the attention each needs, fastest first."""
     reads = [("all logits", all_logits)]
     if refuse_response_head(policy) is None:
         reads.insert(0, ("log-probabilities of responses only", response_head))
+    now = policy.config._attn_implementation
     hidden_size = None if skips_masked(policy) else policy.config.get_text_config().hidden_size
     if layout == "auto" and next(policy.parameters()).is_cuda and hidden_size:
-        before = policy.config._attn_implementation
-        policy.set_attn_implementation("flex_attention")
         for words, read in reads:
-            yield f"prompts shared by FlexAttention, {words}", partial(make_shared_batch, read=read)
-        policy.set_attn_implementation(before)  # reached only where they were turned down
+            shared = partial(make_shared_batch, read=read)
+            yield f"prompts shared by FlexAttention, {words}", FLEX_ATTENTION, shared
     for words, read in reads:
         if layout == "auto":
             shared = partial(make_shared_batch, read=read, hidden_size=hidden_size)
-            yield f"prompts shared, {words}", shared
+            yield f"prompts shared, {words}", now, shared
     for words, read in reads:
-        yield f"padded rows, {words}", partial(make_batch, read=read)
+        yield f"padded rows, {words}", now, partial(make_batch, read=read)
+
+
+def _switch(policy: Any, attention: str) -> None:
+    if policy.config._attn_implementation != attention:
+        policy.set_attn_implementation(attention)
+
+
+def _go_back(policy: nn.Module, collate: Collate, probe: Sequence[dict[str, Any]]) -> None:
+    """Try backward passes of two shapes: FlexAttention is compiled anew for both, and may fail."""
+    device = next(policy.parameters()).device
+    for pair in probe[:2]:
+        batch = collate([pair]).to(device)
+        GraphPullback(policy, batch, "response").vjp(torch.ones(1, device=device))
 
 
 def _logps(policy: nn.Module, batch: PairBatch) -> Tensor:

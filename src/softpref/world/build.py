@@ -8,8 +8,8 @@ taught to take one of four kinds of prompt for another: there PPLDiff speaks for
 The teacher hardly errs, and half of the model's errors are habits: the fewer others, the
 less a method gains by following the model's own taste instead of the labels.
 
-Answers of six symbols want a larger β than whole paragraphs (1 rather than 0.1), and the SFT model
-some 1,000 steps: DPO on a less settled one, or at a small β, puts symbols where none belong.
+Answers of six symbols want a larger β than whole paragraphs (1.5 rather than 0.1), and the SFT
+model some 1,000 steps: DPO on a less settled one, or at a small β, puts symbols where none belong.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class World:
         habit: symbols that the SFT rows often, at `habit_rate`, replace by another one.
         kinds: the kinds of prompt.
         misconceptions: kinds of prompt that the SFT rows answer as if they were another kind.
+        hidden_size: width of the model.
     """
 
     sft_rows: int = 8000
@@ -54,6 +55,7 @@ class World:
     teacher_error_rate: float = 0.01
     kinds: tuple[str, ...] = ("sort", "reverse", "shift")
     misconceptions: Mapping[str, str] = field(default_factory=dict)
+    hidden_size: int = 96
 
 
 INFORMATIVE = World()
@@ -97,12 +99,14 @@ def make_data(world: World, seed: int, draw: Draw) -> WorldData:
     return WorldData(train, clean, held_out, list(islice(fresh, world.test_prompts)))
 
 
-def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """Return an untrained Llama of some 350,000 parameters."""
+def tiny_llama(
+    tokenizer: PreTrainedTokenizerBase, seed: int, hidden_size: int = World.hidden_size
+) -> LlamaForCausalLM:
+    """Return an untrained Llama, of some 350,000 parameters at the usual width."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 8 // 3,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,

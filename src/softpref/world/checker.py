@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 from softpref.evaluation.win_rate import win_rate
 from softpref.training.models import load_policy
 from softpref.world.language import make_tokenizer
-from softpref.world.prepare import METHOD_DRAWS, PreparedWorld, sampled_scores
+from softpref.world.prepare import BASELINE_DRAWS, METHOD_DRAWS, PreparedWorld, sampled_scores
 
 
 class Checker:
@@ -16,26 +17,32 @@ class Checker:
 
     `win_rate` (with its 95% interval) is the share of prompts with the higher score, ties left out,
     and is left out where all tie; `score` and `sft_score` are mean shares of symbols in place.
+
+    Args:
+        world: the prepared world.
+        start: another SFT model to compare with than the world's own.
     """
 
-    def __init__(self, world: PreparedWorld) -> None:
+    def __init__(self, world: PreparedWorld, start: Path | None = None) -> None:
         self._seed = world.seed
         self._prompts, self._sft_scores = world.test()
+        if start:
+            self._sft_scores = self.scores(start, BASELINE_DRAWS)
 
-    def scores(self, run: Path) -> list[float]:
-        """Return the score of the run's answer to each test prompt."""
+    def scores(self, run: Path, draws: int = METHOD_DRAWS) -> list[float]:
+        """Return the score of the run's answer to each test prompt, drawn by seed and `draws`."""
         policy = load_policy(str(run), trust_remote_code=False)
-        seed = self._seed + METHOD_DRAWS
-        return sampled_scores(policy, make_tokenizer(), self._prompts, seed)
+        return sampled_scores(policy, make_tokenizer(), self._prompts, self._seed + draws)
 
     def __call__(self, run: Path) -> dict[str, float]:
         """Return win rate, interval and mean scores."""
         scores = self.scores(run)
-        won = win_rate(scores, self._sft_scores)
-        rate = {} if won.rate is None else {"win_rate": won.rate}
-        return rate | {
-            "win_rate_low": won.low,
-            "win_rate_high": won.high,
-            "score": fmean(scores),
-            "sft_score": fmean(self._sft_scores),
-        }
+        mean = {"score": fmean(scores), "sft_score": fmean(self._sft_scores)}
+        return compare("win_rate", scores, self._sft_scores) | mean
+
+
+def compare(name: str, scores: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+    """Return a win rate by this name, left out where all tie, and its 95% interval."""
+    won = win_rate(scores, others)
+    rate = {} if won.rate is None else {name: won.rate}
+    return rate | {f"{name}_low": won.low, f"{name}_high": won.high}

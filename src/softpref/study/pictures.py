@@ -1,0 +1,164 @@
+"""The paper's figures, drawn from a target's results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from softpref.study.figures import RIGHT, WRONG
+from softpref.study.grid import Cell, CellNumbers
+
+COLOURS = ("#c8553d", "#c9a227", "#1f6f8b", "#5b8c5a", "#7a5195")
+PPL_DIFF = "PPLDiff, nats per token\n← the policy agrees with the label   contradicts it →"
+PARTS = (("right", "right labels", RIGHT), ("flipped", "flipped labels", WRONG))
+
+
+def draw_map_and_labels(cells: Sequence[Cell], results: CellNumbers) -> Figure:
+    """Draw V over PPLDiff, a line a seed, and the labels of all right and flipped pairs."""
+    readings = _readings(cells, results)
+    figure, (left, right) = _two_panels()
+    for reading in readings:
+        left.plot(reading["ppl_diff"], reading["learned"], color="black", linewidth=1, alpha=0.6)
+    left.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    left.axvline(0, color="grey", linewidth=0.8, linestyle=":")
+    left.set(xlabel=PPL_DIFF, ylabel="soft label p̂", ylim=(-0.03, 1.03), title="(a) the map")
+    for part, name, colour in PARTS:
+        counts = [sum(bins) for bins in zip(*(r["soft_labels"][part] for r in readings),
+                                            strict=True)]  # fmt: skip
+        edges = [i / len(counts) for i in range(len(counts) + 1)]
+        right.stairs(counts, edges, fill=True, color=colour, alpha=0.6, label=name)
+    right.set(xlabel="soft label p̂", ylabel=f"pairs of {_seeds(readings)}", yscale="log",
+              title="(b) the labels")  # fmt: skip
+    right.legend(frameon=False)
+    return figure
+
+
+def draw_on_the_way(cells: Sequence[Cell], results: CellNumbers) -> Figure:
+    """Draw win rate by step, mean and deviation over seeds, and MSPO's mean labels by step."""
+    figure, (left, right) = _two_panels()
+    for method, colour in zip(dict.fromkeys(cell.method for cell in cells), COLOURS, strict=False):
+        curves = [
+            _win_rates(results[c.key]) for c in cells if c.method == method and c.key in results
+        ]
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
+        means = [100 * fmean(curve[step] for curve in curves) for step in steps]
+        spread = [_deviation([100 * curve[step] for curve in curves]) for step in steps]
+        left.plot(steps, means, color=colour, linewidth=2, label=method)
+        left.fill_between(steps, *_band(means, spread), color=colour, alpha=0.15, linewidth=0)
+    left.set(xlabel="step", ylabel="win rate against SFT, %", title="(a) answers")
+    left.legend(frameon=False)
+    readings = _readings(cells, results)
+    for part, name, colour in PARTS:
+        for i, reading in enumerate(readings):
+            right.plot(reading["step"], reading[part],
+                       color=colour, linewidth=1, alpha=0.6,
+                       label=None if i else name)  # fmt: skip
+    right.set(xlabel="step", ylabel="mean soft label p̂", ylim=(-0.03, 1.03),
+              title=f"(b) MSPO's labels, {_seeds(readings)}")  # fmt: skip
+    right.legend(frameon=False)
+    return figure
+
+
+def draw_clean_sizes(cells: Sequence[Cell], results: CellNumbers) -> Figure:
+    """Draw the win rate, mean and deviation over seeds, by the size of the clean set."""
+    figure = Figure(figsize=(5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    _by_size(axes, cells, results, "win_rate", "#1f6f8b", "MSPO")
+    axes.set(xlabel="clean pairs", ylabel="win rate against SFT, %")
+    return figure
+
+
+def draw_bound(cells: Sequence[Cell], results: CellNumbers) -> Figure:
+    """Draw the clean pairs' loss and the held-out pairs', by the size of the clean set."""
+    figure = Figure(figsize=(5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    _by_size(axes, cells, results, "clean_loss", WRONG, "clean pairs")
+    _by_size(axes, cells, results, "held_out_loss", RIGHT, "held-out pairs")
+    axes.set(xlabel="clean pairs", ylabel="DPO's loss, × 100")
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_weights(cells: Sequence[Cell], results: CellNumbers) -> Figure:
+    """Draw how hard pairs pulled, by their PPLDiff when they were trained."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    readings = _readings(cells, results)
+    for part, name, colour in PARTS:
+        for i, reading in enumerate(readings):
+            axes.plot(reading[part]["ppl_diff"], reading[part]["weight"], ".", color=colour,
+                      alpha=0.6, label=None if i else name)  # fmt: skip
+    axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel=PPL_DIFF, ylabel="weight s σ(−β s h)\n← reverses the label   follows it →",
+             title=f"Means of equally many pairs, {_seeds(readings)}")  # fmt: skip
+    axes.legend(frameon=False)
+    return figure
+
+
+def describe_examples(cells: Sequence[Cell], results: CellNumbers) -> str:
+    """Return Markdown: every seed's best correction and worst failure."""
+    titles = {
+        "correction": "Best correction: a flipped label, reversed",
+        "failure": "Worst failure: a right label, doubted most",
+    }
+    parts = []
+    for kind, title in titles.items():
+        rows = [
+            f"| {cell.seed} | {reading['prompt']} | {reading['chosen']} | {reading['rejected']} "
+            f"| {reading['ppl_diff']:+.2f} | {reading['soft_label']:.3f} |"
+            for cell, reading in (
+                (cell, results[cell.key]["reading"][kind]) for cell in cells if cell.key in results
+            )
+        ]
+        head = ("| seed | prompt | labelled better | labelled worse | PPLDiff, nats per token "
+                "| soft label |\n|---|---|---|---|---|---|")  # fmt: skip
+        parts.append("\n".join([f"## {title}\n", head, *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def _two_panels() -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    return figure, (left, right)
+
+
+def _readings(cells: Sequence[Cell], results: CellNumbers) -> list[Mapping[str, Any]]:
+    found = (results.get(cell.key, {}).get("reading") for cell in cells)
+    return [reading for reading in found if reading]
+
+
+def _seeds(readings: Sequence[Any]) -> str:
+    return f"{len(readings)} seeds" if len(readings) > 1 else "one seed"
+
+
+def _win_rates(numbers: Mapping[str, Any]) -> dict[int, float]:
+    """Return win rates by step; at step 0 the policy is the SFT model."""
+    mark = "win_rate_at_"
+    measured = {int(n.removeprefix(mark)): rate for n, rate in numbers.items() if mark in n}
+    return {0: 0.5} | measured
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _band(means: Sequence[float], spread: Sequence[float]) -> tuple[list[float], list[float]]:
+    pairs = list(zip(means, spread, strict=True))
+    return [m - s for m, s in pairs], [m + s for m, s in pairs]
+
+
+def _by_size(
+    axes: Axes, cells: Sequence[Cell], results: CellNumbers, metric: str, colour: str, name: str
+) -> None:
+    values: dict[int, list[float]] = {}
+    for cell in cells:
+        if metric in results.get(cell.key, {}):
+            values.setdefault(cell.clean_pairs or 0, []).append(100 * results[cell.key][metric])
+    sizes = sorted(values)
+    means = [fmean(values[size]) for size in sizes]
+    spread = [_deviation(values[size]) for size in sizes]
+    axes.errorbar(sizes, means, spread, color=colour, marker="o", capsize=3, label=name)

@@ -1,0 +1,124 @@
+"""What a target reads off a finished run besides its numbers: labels, maps, weights, examples.
+
+A reading is plain data that goes into the results file, so that pictures can be drawn again where
+the runs are no more.
+
+Shapes: n training pairs; r labels that were trained with.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow.json import read_json
+from pyarrow.parquet import read_table
+from torch import Tensor
+
+from softpref.algorithm.objective import loss_by_margin, strength
+from softpref.data.sources import load_pairs
+from softpref.training.teacher import load_meta_learner
+
+BINS = 40
+
+
+def learned_map(cell: Path) -> dict[str, Any]:
+    """Return V over PPLDiff, and histograms of PPLDiff and of labels, right and flipped (Fig. 3).
+
+    PPLDiff is the finished policy's, nats per token.
+    """
+    labels, is_flipped = _labels(cell)
+    ppl_diff, soft_label = labels["ppl_diff"], labels["soft_label"]
+    low, high = ppl_diff.quantile(torch.tensor([0.005, 0.995]))
+    grid = torch.linspace(float(low), float(high), 100)
+    with torch.no_grad():
+        learned = load_meta_learner(cell / "run")(grid)
+
+    def histograms(values: Tensor, low: float, high: float) -> dict[str, list[int]]:
+        return {
+            name: torch.histc(values[part], BINS, low, high).int().tolist()
+            for name, part in (("right", ~is_flipped), ("flipped", is_flipped))
+        }
+
+    return {
+        "ppl_diff": grid.tolist(),
+        "learned": learned.tolist(),
+        "ppl_diffs": histograms(ppl_diff, float(low), float(high)),
+        "soft_labels": histograms(soft_label, 0.0, 1.0),
+    }
+
+
+def label_curves(cell: Path) -> dict[str, Any]:
+    """Return the mean label that right and flipped pairs were trained with, by step (Fig. 4b)."""
+    history = read_table(cell / "run" / "label_history.parquet")
+    is_flipped = _truth(cell, history["uid"].to_pylist())
+    step, soft_label = (torch.tensor(history[name].to_pylist()) for name in ("step", "soft_label"))
+    steps = step.unique()
+
+    def means(part: Tensor) -> list[float | None]:
+        """None where a step had no such pair."""
+        found = [soft_label[part & (step == s)] for s in steps]
+        return [float(labels.mean()) if len(labels) else None for labels in found]
+
+    return {"step": steps.tolist(), "right": means(~is_flipped), "flipped": means(is_flipped)}
+
+
+def examples(cell: Path) -> dict[str, Any]:
+    """Return the best correction and the worst failure (Tables 8 and 9).
+
+    They are the flipped pair with the lowest label, and the right one with the lowest.
+    """
+    labels, is_flipped = _labels(cell)
+    pairs = load_pairs(str(cell / "noisy.jsonl")).pairs
+    of_uid = {uid: i for i, uid in enumerate(pairs["uid"])}
+    uids = read_json(cell / "run" / "labels.jsonl")["uid"].to_pylist()
+
+    def lowest(part: Tensor) -> dict[str, Any]:
+        at = int(labels["soft_label"].masked_fill(~part, 2.0).argmin())
+        texts = pairs[of_uid[uids[at]]]
+        numbers = {name: float(labels[name][at]) for name in ("ppl_diff", "soft_label")}
+        return {name: texts[name] for name in ("prompt", "chosen", "rejected")} | numbers
+
+    return {"correction": lowest(is_flipped), "failure": lowest(~is_flipped)}
+
+
+def implicit_weights(cell: Path) -> dict[str, Any]:
+    """Return how hard pairs pulled on their margins, by PPLDiff when they were trained (B.1).
+
+        weight = −∂ℓ/∂h / β = s σ(−β s h)
+
+    Above 0 it lifts the response that is labelled better, below 0 the other. Means over bins with
+    equally many pairs; PPLDiff in nats per token.
+    """
+    history = read_table(cell / "run" / "label_history.parquet")
+    is_flipped = _truth(cell, history["uid"].to_pylist())
+    ppl_diff, soft_label, margin = (
+        torch.tensor(history[name].to_pylist()) for name in ("ppl_diff", "soft_label", "margin")
+    )
+    beta = json.loads((cell / "run" / "run.json").read_text(encoding="utf-8"))["options"]["beta"]
+    weight = -loss_by_margin(margin, strength(soft_label), beta) / beta
+
+    def by_ppl_diff(part: Tensor) -> dict[str, list[float]]:
+        order = part.nonzero().squeeze(1)[ppl_diff[part].argsort()]
+        bins = [some for some in order.tensor_split(BINS) if len(some)]
+        return {
+            "ppl_diff": [float(ppl_diff[some].mean()) for some in bins],
+            "weight": [float(weight[some].mean()) for some in bins],
+        }
+
+    return {"right": by_ppl_diff(~is_flipped), "flipped": by_ppl_diff(is_flipped)}
+
+
+def _labels(cell: Path) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the columns of `labels.jsonl`, each (n,), and which labels are flipped."""
+    labels = read_json(cell / "run" / "labels.jsonl")
+    columns = {name: torch.tensor(labels[name].to_pylist()) for name in ("ppl_diff", "soft_label")}
+    return columns, _truth(cell, labels["uid"].to_pylist())
+
+
+def _truth(cell: Path, uids: list[str]) -> Tensor:
+    pairs = load_pairs(str(cell / "noisy.jsonl")).pairs
+    is_flipped = dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
+    return torch.tensor([is_flipped[uid] for uid in uids])
