@@ -157,7 +157,8 @@ def train(arguments: list[str]) -> None:
 
 def study(arguments: list[str]) -> None:
     """Run a table's grid of runs."""
-    from softpref.study.study import StudyOptions, run_study
+    from softpref.study.choices import StudyOptions
+    from softpref.study.study import run_study
 
     named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     (options,) = parse("study", arguments[len(named) :], StudyOptions)

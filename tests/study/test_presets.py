@@ -11,7 +11,7 @@ from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.study import presets
 from softpref.study.grid import Cell
-from softpref.study.presets import InWorld, OnFiles, _options
+from softpref.study.presets import InWorld, OnFiles, _config, for_recipe
 from softpref.world.build import INFORMATIVE
 from softpref.world.prepare import alignment, prepare_world
 
@@ -128,7 +128,6 @@ def test_losses_of_clean_and_held_out_pairs(in_world, tmp_path):
 def test_files_of_the_users_own(in_world, tmp_path):
     world = prepare_world(SMALL, 3, tmp_path / "own")
     files = OnFiles(world.sft, *(world.pairs(name) for name in ("train", "clean", "eval")))
-    files.prepare(0, "usual")
     numbers = files.run(Cell("mspo", 0), tmp_path / "cell")
     assert {"preference_accuracy", "length_rule_accuracy", "label_auroc"} <= numbers.keys()
     assert "win_rate" not in numbers
@@ -146,10 +145,15 @@ def test_the_version_follows_model_and_files(tmp_path, monkeypatch):
 
 
 def test_recipe_and_known_noise_rate_reach_the_options():
-    base = alignment("cdpo", 3)
-    assert _options(Cell("cdpo", 3), base).noise_rate is None
-    given = _options(Cell("cdpo", 3, noise_rate_source="given"), base)
+    def config(**special):
+        cell = Cell("cdpo", 3, **special)
+        return _config(cell, for_recipe(cell, alignment("cdpo", 3)))
+
+    assert config().noise_rate is None
+    given = config(noise_rate_source="given")
     assert (given.noise_rate, given.learning_rate) == (0.4, 5e-4)
-    faithful = _options(Cell("cdpo", 3, recipe="faithful"), base)
+    faithful = config(recipe="faithful")
     assert (faithful.learning_rate, faithful.beta, faithful.tuning) == (5e-7, 0.1, "full")
     assert faithful.per_device_train_batch_size * faithful.gradient_accumulation_steps == 64
+    official = Cell("perpcorrect", 3, perpcorrect_mode="official")
+    assert _config(official, alignment("perpcorrect", 3)).perpcorrect_mode == "official"

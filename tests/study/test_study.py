@@ -11,9 +11,10 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.study import study
+from softpref.study.choices import StudyOptions
 from softpref.study.grid import Cell
 from softpref.study.results import Results, code_version
-from softpref.study.study import StudyOptions, run_study
+from softpref.study.study import run_study
 from softpref.study.tables import collect, latex, markdown, paired_difference
 from softpref.study.targets import ALL_METHODS, TARGETS
 
@@ -113,7 +114,10 @@ class Pretended:
     seconds: float = 0
     version: dict = field(default_factory=lambda: {"preset": "pretended"})
 
-    def prepare(self, seed, model_size):
+    def shared(self, cell):
+        return (cell.seed,)
+
+    def prepare(self, seed):
         pass
 
     def run(self, cell, directory):
@@ -128,9 +132,9 @@ class Pretended:
 
 def pretend(monkeypatch, tmp_path, fails=()):
     preset = Pretended(str(tmp_path / "log"), fails)
-    checked = study._checked
+    checked = study.checked
     monkeypatch.setattr(
-        study, "_checked", lambda name, options: (checked(name, options)[0], preset, tmp_path)
+        study, "checked", lambda name, options: (checked(name, options)[0], preset, tmp_path)
     )
     return StudyOptions(methods=["dpo", "mspo"], noise=[0.4], seeds=[0, 1], jobs=1,
                         output=str(tmp_path))  # fmt: skip
@@ -187,7 +191,12 @@ def test_an_interrupted_study_starts_no_further_runs(tmp_path):
         ("table1", {"noise": [1.0]}, "--noise 1.0"),
         ("table1", {"jobs": 0}, "--jobs 0"),
         ("table1", {"preset": "tiny"}, "--model is missing"),
-        ("table1", {"model": "somewhere"}, "--model: the world makes its own"),
+        ("table1", {"model": "somewhere"}, "--model is not read by --preset world"),
+        ("table1", {"sft_data": ["all"]}, "--sft_data all: choose from disjoint"),
+        ("table1", {"dry_run": True}, "--dry_run is for --preset paper"),
+        ("table1", {"preset": "paper", "data": "hh"}, "--model is missing"),
+        ("table1", {"preset": "paper", "data": "hh", "model": "gpt-2"}, "--model gpt-2: choose"),
+        ("fig4", {"preset": "paper", "data": "hh", "model": "phi-2"}, "fig4 needs the world"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(tmp_path, name, given, message):

@@ -33,6 +33,7 @@ class Cell:
         model_size: of the world's model: "usual" or "small".
         rival: a method that is run as well, and compared with head to head.
         measure_every: steps between win rates on the way; None: at the end alone.
+        perpcorrect_mode: how perpcorrect finds wrong labels; None: by threshold.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Cell:
     model_size: str = "usual"
     rival: str | None = None
     measure_every: int | None = None
+    perpcorrect_mode: str | None = None
 
     @property
     def key(self) -> str:

@@ -59,7 +59,8 @@ def draw_on_the_way(cells: Sequence[Cell], results: CellNumbers) -> Figure:
                        label=None if i else name)  # fmt: skip
     right.set(xlabel="step", ylabel="mean soft label p̂", ylim=(-0.03, 1.03),
               title=f"(b) MSPO's labels, {_seeds(readings)}")  # fmt: skip
-    right.legend(frameon=False)
+    if readings:
+        right.legend(frameon=False)
     return figure
 
 

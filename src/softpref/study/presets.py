@@ -43,8 +43,11 @@ class Preset(Protocol):
     def version(self) -> dict[str, Any]:
         """What results must agree in besides code."""
 
-    def prepare(self, seed: int, model_size: str) -> None:
-        """Make what all cells of a seed and model size share."""
+    def shared(self, cell: Cell) -> tuple[Any, ...]:
+        """Name what the cell shares with others."""
+
+    def prepare(self, *shared: Any) -> None:
+        """Make what cells share, once, before the first of them runs."""
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
         """Do the run in a new directory and return its numbers."""
@@ -62,9 +65,13 @@ class InWorld:
         """The world follows from code and signal."""
         return {"preset": "world", "signal": self.signal}
 
-    def prepare(self, seed: int, model_size: str) -> None:
+    def shared(self, cell: Cell) -> tuple[int, str]:
+        """A world for every seed and size of model."""
+        return cell.seed, cell.model_size
+
+    def prepare(self, *shared: Any) -> None:
         """Fit the SFT model and make its pairs."""
-        self._world(seed, model_size)
+        self._world(*shared)
 
     def _world(self, seed: int, model_size: str) -> PreparedWorld:
         # The first of them are the same whatever the target, the last 50 are for Figure 5 alone.
@@ -78,15 +85,15 @@ class InWorld:
         world = self._world(cell.seed, cell.model_size)
         size = cell.clean_pairs or WORLDS[self.signal].clean_pairs
         sources = Sources(world.sft, world.pairs("train"), world.pairs("clean"), size)
-        options = alignment(cell.method, cell.seed)
-        files = _cell_files(cell, sources, world.pairs("eval"), directory, options)
+        options = for_recipe(cell, alignment(cell.method, cell.seed))
+        files = cell_files(cell, sources, world.pairs("eval"), directory, options)
         checker = Checker(world, None if files.model == world.sft else Path(files.model))
         evaluators: list[Evaluator] = [checker]
         if cell.rival:
             evaluators.append(_head_to_head(cell, files, checker))
         if cell.measure_every:
             evaluators.append(partial(_on_the_way, checker))
-        return _align_and_measure(cell, files, options, evaluators)
+        return align_and_measure(cell, files, options, evaluators)
 
 
 def _head_to_head(cell: Cell, files: AlignFiles, checker: Checker) -> Evaluator:
@@ -94,7 +101,7 @@ def _head_to_head(cell: Cell, files: AlignFiles, checker: Checker) -> Evaluator:
     assert cell.rival
     rival = dataclasses.replace(cell, method=cell.rival)
     own = dataclasses.replace(files, output=f"{files.output}-of-{cell.rival}")
-    align(own, _options(rival, alignment(cell.rival, cell.seed)))
+    align(own, _config(rival, for_recipe(cell, alignment(cell.rival, cell.seed))))
     rival_scores = checker.scores(Path(own.output), RIVAL_DRAWS)
     shutil.rmtree(own.output)
     return lambda run: compare("rival_win_rate", checker.scores(run), rival_scores)
@@ -129,14 +136,18 @@ class OnFiles:
             **{name: loaded.fingerprint for name, loaded in files.items()},
         }
 
-    def prepare(self, seed: int, model_size: str) -> None:
-        """Nothing is shared."""
+    def shared(self, cell: Cell) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    def prepare(self, *shared: Any) -> None:
+        """Do nothing."""
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
         """Flip labels, align, measure on the test pairs."""
         size = cell.clean_pairs or len(load_pairs(self.clean).pairs)
         sources = Sources(self.model, self.train, self.clean, size)
-        options = {
+        own = {
             "method": cell.method,
             "tuning": "full",
             "learning_rate": SMALL_MODEL_LR,
@@ -144,8 +155,9 @@ class OnFiles:
             "logging_strategy": "no",
             "save_strategy": "no",
         }
-        files = _cell_files(cell, sources, self.test, directory, options)
-        return _align_and_measure(cell, files, options, [])
+        options = for_recipe(cell, own)
+        files = cell_files(cell, sources, self.test, directory, options)
+        return align_and_measure(cell, files, options, [])
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ class Sources:
     clean_pairs: int
 
 
-def _cell_files(
+def cell_files(
     cell: Cell, sources: Sources, test: str, directory: Path, options: dict[str, Any]
 ) -> AlignFiles:
     """Write the cell's pairs and SFT model, and return all that its run reads and writes."""
@@ -197,26 +209,31 @@ def _second_sft(files: SFTFiles, options: dict[str, Any]) -> None:
     fine_tune_files(files, SFTOptions(disable_tqdm=True, **config))
 
 
-def _options(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
-    known: dict[str, Any] = (
-        {"noise_rate": cell.noise_rate} if cell.noise_rate_source == "given" else {}
-    )
-    recipe = options
-    if cell.recipe == "faithful":
-        own = ("learning_rate", "beta", "tuning", "gradient_accumulation_steps",
-               "per_device_train_batch_size")  # fmt: skip
-        recipe = {name: value for name, value in options.items() if name not in own}
-        recipe |= {"recipe": "faithful"}
+def for_recipe(cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
+    """Return a preset's options without those that the faithful recipe sets itself."""
+    if cell.recipe == "recommended":
+        return options
+    set_by_recipe = ("learning_rate", "beta", "tuning", "gradient_accumulation_steps",
+                     "per_device_train_batch_size")  # fmt: skip
+    return {name: value for name, value in options.items() if name not in set_by_recipe}
+
+
+def _config(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
+    asked: dict[str, Any] = {"recipe": cell.recipe}
+    if cell.noise_rate_source == "given":
+        asked["noise_rate"] = cell.noise_rate
+    if cell.perpcorrect_mode:
+        asked["perpcorrect_mode"] = cell.perpcorrect_mode
     if cell.measure_every:
-        recipe = recipe | {"save_strategy": "steps", "save_steps": cell.measure_every}
-    return MSPOConfig(disable_tqdm=True, **recipe, **known)
+        asked |= {"save_strategy": "steps", "save_steps": cell.measure_every}
+    return MSPOConfig(disable_tqdm=True, **options | asked)
 
 
-def _align_and_measure(
+def align_and_measure(
     cell: Cell, files: AlignFiles, options: dict[str, Any], evaluators: Sequence[Evaluator]
 ) -> dict[str, float]:
     """Align, and measure by the preset's evaluators and by those that any files allow."""
-    align(files, _options(cell, options))
+    align(files, _config(cell, options))
     run = Path(files.output)
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
     noise = record["noise_rate"]

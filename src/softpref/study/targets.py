@@ -122,6 +122,12 @@ TARGETS = {
         {"method": ("dpo", "perpcorrect", "mspo_static", "mspo", "oracle"),
          "sft_data": ("disjoint", "clean_chosen", "noisy_chosen"), "noise_rate": (0.4,)},
     ),
+    "official": Target(
+        "PerpCorrect by threshold and its authors' way",
+        "method", "perpcorrect_mode",
+        {"method": ("perpcorrect",), "perpcorrect_mode": ("threshold", "official"),
+         "noise_rate": (0.4,)},
+    ),
     "rates": Target(
         "cDPO and rDPO with the noise rate estimated and given",
         "method", "noise_rate_source",

@@ -1,0 +1,127 @@
+"""The options of `softpref study`, and what they ask for: a target, its cells, a preset."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from softpref.algorithm.methods import METHODS
+from softpref.errors import UsageError
+from softpref.options import option, require
+from softpref.study.grid import Cell, Target
+from softpref.study.paper import DATA, MODELS, OnPaper
+from softpref.study.presets import InWorld, OnFiles, Preset
+from softpref.study.results import code_version
+from softpref.study.targets import TARGETS
+
+USUAL = ("informative", "recommended")
+"""What goes without saying in the names of results."""
+SEEDS = (0, 1, 2)  # as many as the paper has
+SFT_DATA = ("disjoint", "clean_chosen", "noisy_chosen")
+
+
+@dataclass
+class StudyOptions:
+    """Options of `softpref study TARGET`."""
+
+    preset: Literal["world", "tiny", "paper"] = option(
+        "`world`: the synthetic language; `tiny`: a small model and files of your own; `paper`: "
+        "the paper's models and data, from a hub.",
+        "world",
+    )
+    signal: Literal["informative", "misleading"] = option(
+        "World: whether PPLDiff can be trusted, or speaks for the wrong answer to some prompts.",
+        "informative",
+    )
+    methods: list[str] | None = option("Methods; default: the target's.")
+    noise: list[float] | None = option("Noise rates, shares in [0, 1); default: the target's.")
+    seeds: list[int] | None = option(
+        "Seeds; default 0 1 2. Those from 1000 are for trying things out."
+    )
+    recipe: Literal["recommended", "faithful"] = option("Recipe of the runs.", "recommended")
+    sft_data: list[str] | None = option(
+        "What SFT has seen: `disjoint` pairs (default), or in a second pass the training pairs' "
+        "`clean_chosen` (default with --recipe faithful) or `noisy_chosen` responses."
+    )
+    jobs: int = option("Worker processes, one thread each; default: one a processor.")
+    model: str | None = option("tiny: the SFT model; paper: llama-2-7b or phi-2.")
+    data: str | None = option("paper: hh (Golden HH) or oasst1.")
+    dry_run: bool = option("paper: say what the grid would take, and run nothing.", False)
+    train: str | None = option("tiny: training pairs.")
+    clean: str | None = option("tiny: trusted pairs.")
+    test: str | None = option("tiny: pairs to measure on.")
+    output: str = option("Directory of the study; a study that was cut off goes on there.", "")
+
+
+def asked_cells(target: Target, options: StudyOptions) -> list[Cell]:
+    """Return the cells of a target's grid that the options ask for."""
+    sft_data = options.sft_data
+    if not sft_data and options.recipe == "faithful" and "sft_data" not in target.axes:
+        sft_data = ["clean_chosen"]  # as the paper does
+    return target.cells(
+        options.seeds or SEEDS, method=options.methods, noise_rate=options.noise,
+        recipe=[options.recipe], sft_data=sft_data,
+    )  # fmt: skip
+
+
+def checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
+    """Return target, preset and output directory; nothing is written.
+
+    Raises:
+        UsageError: an option is missing, unknown or at odds with another.
+    """
+    if name not in TARGETS:
+        raise UsageError(
+            f"no target {name!r}: name one first, softpref study TARGET; there are "
+            f"{', '.join(TARGETS)}."
+        )
+    if not options.dry_run:
+        require(options.output, "--output")
+    _refuse_unknown("methods", options.methods, METHODS)
+    _refuse_unknown("sft_data", options.sft_data, SFT_DATA)
+    for rate in options.noise or ():
+        if not 0 <= rate < 1:
+            raise UsageError(f"--noise {rate}: give shares of pairs in [0, 1).")
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs {options.jobs}: must be at least 1.")
+    if options.dry_run and options.preset != "paper":
+        raise UsageError("--dry_run is for --preset paper: the others can just be run.")
+    _refuse_others_files(options)
+    target, output = TARGETS[name], Path(options.output)
+    if options.preset != "world" and target.needs_world:
+        raise UsageError(
+            f"{name} needs the world, which has a checker and models of two sizes: leave --preset "
+            "out, or run table1 with the other model."
+        )
+    return target, _preset(options, output), output
+
+
+FILES = {"tiny": ("model", "train", "clean", "test"), "paper": ("model", "data"), "world": ()}
+
+
+def _refuse_others_files(options: StudyOptions) -> None:
+    own = FILES[options.preset]
+    for flag in own:
+        require(getattr(options, flag), f"--{flag}")
+    for flag in {flag: None for flags in FILES.values() for flag in flags}:
+        if flag not in own and getattr(options, flag) is not None:
+            raise UsageError(f"--{flag} is not read by --preset {options.preset}: leave it out.")
+
+
+def _preset(options: StudyOptions, output: Path) -> Preset:
+    made_by = output / "worlds" / code_version()
+    if options.preset == "tiny":
+        return OnFiles(*(getattr(options, flag) for flag in FILES["tiny"]))
+    if options.preset == "paper":
+        _refuse_unknown("model", [str(options.model)], MODELS)
+        _refuse_unknown("data", [str(options.data)], DATA)
+        return OnPaper(str(options.model), str(options.data), made_by)
+    return InWorld(options.signal, made_by)
+
+
+def _refuse_unknown(flag: str, given: Sequence[str] | None, known: Collection[str]) -> None:
+    for value in given or ():
+        if value not in known:
+            raise UsageError(f"--{flag} {value}: choose from {', '.join(known)}.")

@@ -1,0 +1,190 @@
+"""The paper's own setting: its models and data by hub ids, and what running it would take.
+
+Win rates need a judge; without one a run is measured by held-out preference accuracy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+from softpref.algorithm.methods import METHODS
+from softpref.data.readers import read_rows
+from softpref.study.grid import Cell
+from softpref.study.presets import Sources, align_and_measure, cell_files
+from softpref.training.config import RECIPES
+from softpref.training.output import write_lines
+from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
+
+logger = logging.getLogger(__name__)
+
+CLEAN_PAIRS = 150
+TEST_PROMPTS = 1000
+TRAIN_PAIRS, PAIR_TOKENS = 80_000, 400
+"""For the estimate: pairs of Golden HH by Appendix C, and tokens of a pair, an assumption."""
+PEAK_FLOPS, UTILISATION = 312e12, 0.4
+"""Of an A100 in bfloat16, and the share of it that training is assumed to reach."""
+
+HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
+Row = dict[str, str]
+
+
+def single_turn(row: Row) -> Row | None:
+    """Return an HH row as a pair; None where it is not one question and one answer.
+
+    PerpCorrect's way: exactly one "Human:" and one "Assistant:" in both texts, and the marks gone.
+    """
+    texts = row["chosen"], row["rejected"]
+    if any(text.count("Human:") != 1 or text.count("Assistant:") != 1 for text in texts):
+        return None
+    prompt, mark, chosen = row["chosen"].partition(ASSISTANT)
+    if not mark or not row["rejected"].startswith(prompt + mark):
+        return None
+    rejected = row["rejected"].removeprefix(prompt + mark)
+    return {"prompt": prompt.removeprefix(HUMAN), "chosen": chosen, "rejected": rejected}
+
+
+def without_prompter(row: Row) -> Row:
+    """Return an OASST1 row as a pair, its first "prompter: " gone, as PerpCorrect does it."""
+    return {
+        "prompt": row["prompt"].removeprefix("prompter: "),
+        "chosen": row["chosen"],
+        "rejected": row["rejected"],
+    }
+
+
+@dataclass(frozen=True)
+class PaperData:
+    """A data set of the paper: hub id, the split its test prompts are from, rows to pairs."""
+
+    hub_id: str
+    test_split: str
+    to_pair: Callable[[Row], Row | None]
+
+    def pairs(self, split: str) -> list[Row]:
+        """Load a split; pairs with a text of at most one character are left out."""
+        rows = read_rows(f"{self.hub_id}:{split}")
+        pairs = (self.to_pair(cast(Row, row)) for _, row in rows)
+        return [pair for pair in pairs if pair and min(map(len, pair.values())) > 1]
+
+
+@dataclass(frozen=True)
+class PaperModel:
+    """A model of the paper: hub id, parameters, and the learning rate of Table 5."""
+
+    hub_id: str
+    parameters: float
+    learning_rate: float
+
+
+DATA = {
+    "hh": PaperData("Unified-Language-Model-Alignment/Anthropic_HH_Golden", "test", single_turn),
+    "oasst1": PaperData("tasksource/oasst1_pairwise_rlhf_reward", "validation", without_prompter),
+}
+MODELS = {
+    "llama-2-7b": PaperModel("meta-llama/Llama-2-7b-chat-hf", 6.74e9, 5e-7),
+    "phi-2": PaperModel("microsoft/phi-2", 2.78e9, 1e-6),
+}
+
+
+@dataclass(frozen=True)
+class OnPaper:
+    """A model and a data set of the paper, one epoch, the clean set held out of training."""
+
+    model: str
+    data: str
+    home: Path
+
+    @property
+    def version(self) -> dict[str, Any]:
+        """The hub ids."""
+        return {
+            "preset": "paper",
+            "model": MODELS[self.model].hub_id,
+            "data": DATA[self.data].hub_id,
+        }
+
+    def shared(self, cell: Cell) -> tuple[int, str]:
+        """The files and the SFT model of a seed, by what SFT has seen."""
+        return cell.seed, cell.sft_data
+
+    def prepare(self, *shared: Any) -> None:
+        """Draw clean pairs and test pairs, and fit the SFT model for an epoch.
+
+        SFT sees the responses that are truly better: of one half of the pairs, of which the other
+        is aligned on ("disjoint"), or, as in the paper, of those that are aligned on.
+        """
+        seed, sft_data = shared
+        home = self._home(seed, sft_data)
+        if (home / "sft" / "sft_targets.json").is_file():
+            return
+        home.mkdir(parents=True, exist_ok=True)
+        data, random = DATA[self.data], Random(seed)
+        pairs, tests = data.pairs("train"), data.pairs(data.test_split)
+        random.shuffle(pairs)
+        random.shuffle(tests)
+        clean, rest = pairs[:CLEAN_PAIRS], pairs[CLEAN_PAIRS:]
+        seen, train = (rest, rest)
+        if sft_data == "disjoint":
+            seen, train = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        files = {"clean": clean, "train": train, "sft": seen, "test": _one_a_prompt(tests)}
+        for name, rows in files.items():
+            write_lines(home / f"{name}.jsonl", rows)
+        fine_tune_files(
+            SFTFiles(MODELS[self.model].hub_id, str(home / "sft.jsonl"), str(home / "sft")),
+            SFTOptions(seed=seed, bf16=True, save_strategy="no"),
+        )
+
+    def run(self, cell: Cell, directory: Path) -> dict[str, float]:
+        """Flip labels, align, measure on the test pairs."""
+        home = self._home(cell.seed, cell.sft_data)
+        sources = Sources(
+            str(home / "sft"), str(home / "train.jsonl"), str(home / "clean.jsonl"),
+            cell.clean_pairs or CLEAN_PAIRS,
+        )  # fmt: skip
+        options = {"method": cell.method, "seed": cell.seed, "bf16": True, "save_strategy": "no"}
+        if cell.recipe == "faithful":
+            options["learning_rate"] = MODELS[self.model].learning_rate
+        files = cell_files(cell, sources, str(home / "test.jsonl"), directory, options)
+        return align_and_measure(cell, files, options, [])
+
+    def _home(self, seed: int, sft_data: str) -> Path:
+        return self.home / f"{self.model}-{self.data}-{sft_data}-seed{seed}"
+
+
+def _one_a_prompt(pairs: Sequence[Row]) -> list[Row]:
+    return list({pair["prompt"]: pair for pair in pairs}.values())[:TEST_PROMPTS]
+
+
+def estimate(model: str, cells: Sequence[Cell]) -> str:
+    """Return what a grid would take, in words: runs, A100 hours, memory.
+
+    Operations, with F = 2 · parameters · tokens of a forward pass: SFT 3F of half of the tokens;
+    reference and labels 2F; alignment 3F a step with all weights or 2F with LoRA; a method that
+    teaches (1 + m) times that, m the clean batch over the batch divided by the steps between. With
+    all weights and weights, gradients and AdamW's moments in float32: 16 bytes a parameter.
+    """
+    parameters = MODELS[model].parameters
+    forward = 2 * parameters * TRAIN_PAIRS * PAIR_TOKENS
+    total = 0.0
+    for cell in cells:
+        recipe = RECIPES[cell.recipe]
+        passes = 3 if recipe["tuning"] == "full" else 2
+        m = recipe["meta_batch_size"] / 64 / recipe["meta_every"]
+        total += forward * (passes * (1 + m * METHODS[cell.method].teaches) + 2)
+    preparations = len({(cell.seed, cell.sft_data) for cell in cells})
+    total += preparations * 3 * forward / 2
+    hours = total / (PEAK_FLOPS * UTILISATION) / 3600
+    full = any(RECIPES[cell.recipe]["tuning"] == "full" for cell in cells)
+    gib = parameters * (16 if full else 2) / 2**30
+    kind = "all weights train in float32, with AdamW's moments" if full else "LoRA, base in bf16"
+    return (
+        f"{len(cells)} runs and {preparations} SFT runs of {MODELS[model].hub_id}: about "
+        f"{hours:,.0f} A100 hours at {UTILISATION:.0%} of its peak, for {TRAIN_PAIRS:,} pairs of "
+        f"{PAIR_TOKENS} tokens (the paper took 40 to 48 for one run of MSPO); {gib:,.0f} GiB for "
+        f"the model ({kind}), activations not counted. Nothing was run."
+    )
