@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from softpref.study.grid import Cell
 from softpref.study.paper import OnPaper, estimate, single_turn, without_prompter
 from softpref.study.study import run_study
 from softpref.study.targets import TARGETS
+from softpref.training.sft import SFTOptions
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
 
@@ -62,6 +64,9 @@ def on_paper(tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "read_rows", rows)
     monkeypatch.setattr(paper, "CLEAN_PAIRS", 6)
     monkeypatch.setattr(paper, "TEST_PROMPTS", 8)
+    monkeypatch.setattr(
+        paper, "SFTOptions", lambda **options: SFTOptions(**options | {"bf16": False})
+    )
     tiny = paper.PaperModel(str(tmp_path / "model"), 1e6, 5e-7)
     monkeypatch.setattr(paper, "MODELS", {"tiny": tiny})
     return OnPaper("tiny", "hh", tmp_path / "home")
@@ -124,7 +129,7 @@ def test_a_hub_out_of_reach_is_said_in_one_message(tmp_path):
         run_study("table1", options)
 
 
-def test_the_models_own_rate_is_faithful(on_paper, tmp_path, monkeypatch):
+def test_the_models_own_rate_is_faithful_and_sft_is_fitted_once(on_paper, tmp_path, monkeypatch):
     asked = {}
 
     def stop(cell, files, options, evaluators):
@@ -132,9 +137,14 @@ def test_the_models_own_rate_is_faithful(on_paper, tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(paper, "align_and_measure", stop)
-    monkeypatch.setattr(paper, "cell_files", lambda *_: None)
-    on_paper.run(Cell("dpo", 3, recipe="faithful"), tmp_path / "cell")
+    seen = []
+    monkeypatch.setattr(paper, "cell_files", lambda cell, sources, *_: seen.append((cell, sources)))
+    on_paper.run(Cell("dpo", 3, recipe="faithful", sft_data="clean_chosen"), tmp_path / "cell")
     assert asked["learning_rate"] == 5e-7
+    on_paper.run(Cell("dpo", 3, sft_data="noisy_chosen"), tmp_path / "cell")
+    (fitted, of_fitted), (noisy, of_noisy) = seen
+    assert (fitted.sft_data, Path(of_fitted.sft).name) == ("disjoint", "sft")  # not fitted twice
+    assert (noisy.sft_data, Path(of_noisy.sft).name) == ("noisy_chosen", "model")
     asked.clear()
     on_paper.run(Cell("dpo", 3), tmp_path / "cell")
     assert "learning_rate" not in asked

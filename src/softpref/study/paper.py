@@ -5,7 +5,9 @@ Win rates need a judge; without one a run is measured by held-out preference acc
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from random import Random
 from typing import Any, cast
 
 from softpref.algorithm.methods import METHODS
+from softpref.data.fingerprints import SFT_TARGETS
 from softpref.data.readers import read_rows
 from softpref.study.grid import Cell
 from softpref.study.presets import Sources, align_and_measure, cell_files
@@ -116,13 +119,15 @@ class OnPaper:
         """Draw clean pairs and test pairs, and fit the SFT model for an epoch.
 
         SFT sees the responses that are truly better: of one half of the pairs, of which the other
-        is aligned on ("disjoint"), or, as in the paper, of those that are aligned on.
+        is aligned on ("disjoint"), or, as in the paper, of those that are aligned on. What it sees
+        of noisy pairs, every cell must fit by itself.
         """
         seed, sft_data = shared
         home = self._home(seed, sft_data)
-        if (home / "sft" / "sft_targets.json").is_file():
+        if (home / "sft" / SFT_TARGETS).is_file():
             return
-        home.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
         data, random = DATA[self.data], Random(seed)
         pairs, tests = data.pairs("train"), data.pairs(data.test_split)
         random.shuffle(pairs)
@@ -134,6 +139,8 @@ class OnPaper:
         files = {"clean": clean, "train": train, "sft": seen, "test": _one_a_prompt(tests)}
         for name, rows in files.items():
             write_lines(home / f"{name}.jsonl", rows)
+        if sft_data == "noisy_chosen":
+            return
         fine_tune_files(
             SFTFiles(MODELS[self.model].hub_id, str(home / "sft.jsonl"), str(home / "sft")),
             SFTOptions(seed=seed, bf16=True, save_strategy="no"),
@@ -142,15 +149,17 @@ class OnPaper:
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
         """Flip labels, align, measure on the test pairs."""
         home = self._home(cell.seed, cell.sft_data)
+        fitted = cell.sft_data != "noisy_chosen"
         sources = Sources(
-            str(home / "sft"), str(home / "train.jsonl"), str(home / "clean.jsonl"),
-            cell.clean_pairs or CLEAN_PAIRS,
+            str(home / "sft") if fitted else MODELS[self.model].hub_id,
+            str(home / "train.jsonl"), str(home / "clean.jsonl"), cell.clean_pairs or CLEAN_PAIRS,
         )  # fmt: skip
-        options = {"method": cell.method, "seed": cell.seed, "bf16": True, "save_strategy": "no"}
+        own = {"method": cell.method, "seed": cell.seed, "bf16": True, "save_strategy": "no"}
+        as_fitted = dataclasses.replace(cell, sft_data="disjoint") if fitted else cell
+        files = cell_files(as_fitted, sources, str(home / "test.jsonl"), directory, own)
         if cell.recipe == "faithful":
-            options["learning_rate"] = MODELS[self.model].learning_rate
-        files = cell_files(cell, sources, str(home / "test.jsonl"), directory, options)
-        return align_and_measure(cell, files, options, [])
+            own["learning_rate"] = MODELS[self.model].learning_rate
+        return align_and_measure(cell, files, own, [])
 
     def _home(self, seed: int, sft_data: str) -> Path:
         return self.home / f"{self.model}-{self.data}-{sft_data}-seed{seed}"

@@ -85,15 +85,15 @@ class InWorld:
         world = self._world(cell.seed, cell.model_size)
         size = cell.clean_pairs or WORLDS[self.signal].clean_pairs
         sources = Sources(world.sft, world.pairs("train"), world.pairs("clean"), size)
-        options = for_recipe(cell, alignment(cell.method, cell.seed))
-        files = cell_files(cell, sources, world.pairs("eval"), directory, options)
+        own = alignment(cell.method, cell.seed)
+        files = cell_files(cell, sources, world.pairs("eval"), directory, own)
         checker = Checker(world, None if files.model == world.sft else Path(files.model))
         evaluators: list[Evaluator] = [checker]
         if cell.rival:
             evaluators.append(_head_to_head(cell, files, checker))
         if cell.measure_every:
             evaluators.append(partial(_on_the_way, checker))
-        return align_and_measure(cell, files, options, evaluators)
+        return align_and_measure(cell, files, for_recipe(cell, own), evaluators)
 
 
 def _head_to_head(cell: Cell, files: AlignFiles, checker: Checker) -> Evaluator:
@@ -155,9 +155,8 @@ class OnFiles:
             "logging_strategy": "no",
             "save_strategy": "no",
         }
-        options = for_recipe(cell, own)
-        files = cell_files(cell, sources, self.test, directory, options)
-        return align_and_measure(cell, files, options, [])
+        files = cell_files(cell, sources, self.test, directory, own)
+        return align_and_measure(cell, files, for_recipe(cell, own), [])
 
 
 @dataclass(frozen=True)
@@ -171,9 +170,17 @@ class Sources:
 
 
 def cell_files(
-    cell: Cell, sources: Sources, test: str, directory: Path, options: dict[str, Any]
+    cell: Cell, sources: Sources, test: str, directory: Path, own: dict[str, Any]
 ) -> AlignFiles:
-    """Write the cell's pairs and SFT model, and return all that its run reads and writes."""
+    """Write the cell's pairs, and its SFT model if SFT has seen them, and say where all lies.
+
+    Args:
+        cell: what is asked for.
+        sources: what the files are made from.
+        test: pairs to evaluate on.
+        directory: the cell's; new.
+        own: the preset's own alignment options, of which SFT takes rate and batch.
+    """
     directory.mkdir(parents=True)
     noisy, clean, chosen = (
         str(directory / f"{name}.jsonl") for name in ("noisy", "clean", "before_flips")
@@ -197,15 +204,15 @@ def cell_files(
     if cell.sft_data != "disjoint":
         start = str(directory / "sft")
         seen = {"clean_chosen": sources.train, "noisy_chosen": noisy}[cell.sft_data]
-        _second_sft(SFTFiles(model=sources.sft, train=seen, output=start), options)
+        _second_sft(SFTFiles(model=sources.sft, train=seen, output=start), own)
     return AlignFiles(start, noisy, clean, test, str(directory / "run"))
 
 
-def _second_sft(files: SFTFiles, options: dict[str, Any]) -> None:
-    """Fine-tune the SFT model for an epoch more, at the alignment's rate and batch."""
-    same = ("learning_rate", "per_device_train_batch_size", "seed", "logging_strategy",
+def _second_sft(files: SFTFiles, own: dict[str, Any]) -> None:
+    """Fine-tune the SFT model for an epoch more."""
+    same = ("learning_rate", "per_device_train_batch_size", "seed", "bf16", "logging_strategy",
             "save_strategy", "use_cpu")  # fmt: skip
-    config = {name: options[name] for name in same if name in options}
+    config = {name: own[name] for name in same if name in own}
     fine_tune_files(files, SFTOptions(disable_tqdm=True, **config))
 
 
