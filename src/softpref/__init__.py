@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from softpref.auditing.audit import audit
     from softpref.training.config import MSPOConfig
     from softpref.training.trainer import MSPOTrainer
 
-__all__ = ["MSPOConfig", "MSPOTrainer"]
+__all__ = ["MSPOConfig", "MSPOTrainer", "audit"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from softpref.training.config import MSPOConfig
 
         return MSPOConfig
+    if name == "audit":
+        from softpref.auditing.audit import audit
+
+        return audit
     raise AttributeError(f"module 'softpref' has no attribute {name!r}")

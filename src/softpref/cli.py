@@ -26,6 +26,7 @@ softpref: align language models on preference pairs whose labels cannot be trust
   softpref sft     fine-tune a model on the chosen responses
   softpref inject  flip labels at a known rate, keeping the truth in `is_flipped`
   softpref train   align a model with any method
+  softpref audit   say which labels of a preference set are wrong, with or without a run
   softpref study   repeat the paper's tables as grids of runs
   softpref bench   time a training step against TRL's, on this machine
 
@@ -155,6 +156,14 @@ def train(arguments: list[str]) -> None:
     align(*parse("train", arguments, AlignFiles, MSPOConfig))
 
 
+def audit(arguments: list[str]) -> None:
+    """Say which labels are wrong."""
+    from softpref.auditing.audit import AuditOptions, run_audit
+
+    (options,) = parse("audit", arguments, AuditOptions)
+    run_audit(options)
+
+
 def study(arguments: list[str]) -> None:
     """Run a table's grid of runs."""
     from softpref.study.choices import StudyOptions
@@ -181,6 +190,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sft": sft,
     "inject": inject,
     "train": train,
+    "audit": audit,
     "study": study,
     "bench": bench,
 }

@@ -1,0 +1,1 @@
+"""Which labels of a preference set are wrong: scores, probabilities, reasons, cleaned data."""

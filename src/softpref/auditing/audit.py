@@ -1,0 +1,302 @@
+"""`softpref audit`: how far to believe each label of a preference set, and what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from pyarrow.json import read_json
+from torch import Tensor
+
+from softpref.algorithm.methods import METHODS
+from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.auditing.beliefs import Beliefs, believe, longer_is_chosen, reason
+from softpref.auditing.export import EXPORTS, Trusted, write_cleaned
+from softpref.auditing.scores import Scored, score
+from softpref.auditing.warnings import warnings_about
+from softpref.data.sources import content_key
+from softpref.errors import UsageError
+from softpref.options import option, require
+from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
+from softpref.training.config import MSPOConfig
+from softpref.training.metrics import auroc
+from softpref.training.output import write_lines, write_text
+
+logger = logging.getLogger(__name__)
+
+LABELS, SUMMARY = "labels.jsonl", "summary.json"
+
+
+@dataclass
+class AuditOptions:
+    """Options of `softpref audit`."""
+
+    model: str | None = option("The model that scores the pairs: a directory or hub id.")
+    data: str | None = option("Pairs to audit: JSONL, JSON, Parquet, CSV or hub id.")
+    clean: str | None = option("Trusted pairs: a file, or a number of pairs to hold out.")
+    run: str | None = option(
+        "A finished run of mspo, in the place of --model: its labels, its policy; --data and "
+        "--clean are the run's own unless given."
+    )
+    output: str = option("Directory for the audit; must be new, empty or of the same audit.", "")
+    export: Literal["keep", "soft", "drop", "flip"] = option(
+        "What cleaned.jsonl makes of suspects: `soft` adds their probability as `soft_label` "
+        "(default), `keep` marks them, `drop` leaves them out, `flip` turns them round.",
+        "soft",
+    )
+    max_length: int = option("Longest prompt plus response, tokens.", 1024)
+    batch_size: int = option("Pairs in one forward pass.", 8)
+    ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
+        "Which tokens count in PPLDiff.", "response"
+    )
+    bf16: bool = option("Score in bfloat16.", False)
+    seed: int = option("Seed of the pairs that --clean N holds out.", 42)
+    on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
+    trust_remote_code: bool = option("Run code that comes with the model.", False)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an audit says of a whole set; shares are in [0, 1].
+
+    Attributes:
+        pairs: audited pairs, the trusted ones not among them.
+        clean_pairs: trusted pairs.
+        clean_provenance: where the trust is from.
+        noise_rate: share of wrong labels, with its 95% interval `noise_rate_low` to
+            `noise_rate_high`.
+        expected_wrong_labels: sum of 1 − `p_correct`.
+        suspect: pairs more likely labelled wrong than right.
+        unsure: others that are worth a look.
+        ece: calibration error of `p_correct`, on trusted pairs that its fit left out.
+        reliability: the curve behind it.
+        auroc: of `p_correct` against the truth; null where `is_flipped` is not known.
+        longer_is_chosen: share of pairs whose longer response is the one labelled better.
+        doubted_clean: uids of trusted pairs that look wrong.
+        warnings: what to mind before anything else, in words.
+    """
+
+    pairs: int
+    clean_pairs: int
+    clean_provenance: str
+    noise_rate: float
+    noise_rate_low: float
+    noise_rate_high: float
+    expected_wrong_labels: float
+    suspect: int
+    unsure: int
+    ece: float
+    reliability: list[dict[str, float]]
+    auroc: float | None
+    longer_is_chosen: float
+    doubted_clean: list[str]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An audit's result.
+
+    Attributes:
+        pairs: a row a pair, in the order of the data: `uid`, `row`, `ppl_diff` (nats per token),
+            `soft_label` (null without a run), `p_correct`, `margin` (nats) and `step` (of the run),
+            `rank` (1: most suspect), `flag` (`suspect`, `unsure`, `fine`), `why`.
+        summary: of the set.
+        trusted: the trusted pairs, for the export.
+    """
+
+    pairs: Dataset
+    summary: Summary
+    trusted: Trusted
+
+
+def run_audit(options: AuditOptions) -> None:
+    """Audit a set and write `labels.jsonl`, `summary.json` and `cleaned.jsonl`.
+
+    Raises:
+        UsageError: an option is wrong or missing, or data or model cannot be used; then nothing is
+            written.
+    """
+    require(options.output, "--output")
+    output = Path(options.output)
+    _refuse_other_contents(output)
+    asked = _of_run(options) if options.run else options
+    for flag in ("model", "data", "clean"):
+        require(getattr(asked, flag), f"--{flag}")
+    done = _audit(asked)
+    output.mkdir(parents=True, exist_ok=True)
+    write_lines(output / LABELS, done.pairs)
+    write_text(output / SUMMARY, json.dumps(dataclasses.asdict(done.summary), indent=1) + "\n")
+    written = write_cleaned(str(asked.data), output, done.pairs, done.trusted, options.export)
+    _say(done.summary, written, options.export)
+
+
+def audit(model: str, data: str, clean: str | int, **options: Any) -> Audit:
+    """Return how far each label of a preference set is to be believed.
+
+    Args:
+        model: a directory or hub id.
+        data: what `softpref.data.sources.load_pairs` reads.
+        clean: trusted pairs, likewise, or a number of pairs to hold out.
+        options: further fields of `AuditOptions`.
+
+    Raises:
+        UsageError: data or model cannot be used.
+    """
+    return _audit(AuditOptions(model=model, data=data, clean=str(clean), **options))
+
+
+def _audit(options: AuditOptions) -> Audit:
+    config = MSPOConfig(
+        output_dir=options.output or "audit",
+        method="dpo",  # nothing is trained: of its options scoring reads what is set here
+        max_length=options.max_length,
+        per_device_eval_batch_size=options.batch_size,
+        ppl_scope=options.ppl_scope,
+        bf16=options.bf16,
+        seed=options.seed,
+        on_bad_row=options.on_bad_row,
+        trust_remote_code=options.trust_remote_code,
+    )
+    files = AlignFiles(str(options.model), str(options.data), options.clean, None, options.output)
+    loaded, clean, _, provenance = load_sets(files, config)
+    assert clean is not None
+    scored = score(str(options.model), loaded, clean, config)
+    noise = estimate_noise_rate(scored.ppl_diff, scored.clean_ppl_diff)
+    beliefs = believe(scored.ppl_diff, scored.clean_ppl_diff, noise)
+    both_ways = labelled_both_ways(scored.pairs)
+    return Audit(
+        _rows(scored, beliefs, both_ways, options.run),
+        _summary(scored, beliefs, noise, provenance),
+        Trusted.of(scored.clean),
+    )
+
+
+def _of_run(options: AuditOptions) -> AuditOptions:
+    """Return the options with what a finished run says of itself."""
+    if options.model:
+        raise UsageError("--model and --run: give one of them; a run has its own policy.")
+    path = Path(str(options.run)) / RUN_RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        method, files, said = record["method"], record["files"], record["options"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"--run {options.run}: no finished run ({path.name}: {error}); give the --output of "
+            "softpref train."
+        ) from None
+    if not METHODS[method].teaches:
+        raise UsageError(
+            f"--run {options.run} was trained by {method}, which takes labels at their word, so "
+            "its policy repeats them: audit by the model it started from, --model "
+            f"{files['model']}."
+        )
+    return dataclasses.replace(
+        options, model=options.run, data=options.data or files["train"],
+        clean=options.clean or files["clean"], max_length=said["max_length"],
+        ppl_scope=said["ppl_scope"], seed=said["seed"],
+    )  # fmt: skip
+
+
+def labelled_both_ways(pairs: Dataset) -> list[bool]:
+    """Return for every pair whether the same two responses are labelled the other way round too."""
+    orders: dict[str, set[str]] = {}
+    keys = []
+    columns = (pairs[name] for name in ("prompt", "chosen", "rejected"))
+    for prompt, chosen, rejected in zip(*columns, strict=True):
+        key = content_key(prompt, chosen, rejected)
+        orders.setdefault(key, set()).add(json.dumps(chosen, sort_keys=True))
+        keys.append(key)
+    return [len(orders[key]) > 1 for key in keys]
+
+
+def _rows(scored: Scored, beliefs: Beliefs, both_ways: Sequence[bool], run: str | None) -> Dataset:
+    uids = list(scored.pairs["uid"])
+    columns = {
+        "uid": uids,
+        "row": list(scored.pairs["row"]),
+        "ppl_diff": scored.ppl_diff.tolist(),
+        **_labels_of_run(run, uids),
+        "p_correct": beliefs.p_correct.tolist(),
+        "rank": beliefs.rank.tolist(),
+        "flag": beliefs.flags,
+        "why": [
+            reason(*of_pair)
+            for of_pair in zip(
+                scored.ppl_diff.tolist(), beliefs.preference_right.tolist(), both_ways, strict=True
+            )
+        ],
+    }
+    return Dataset.from_dict(columns)
+
+
+def _labels_of_run(run: str | None, uids: Sequence[str]) -> dict[str, list[Any]]:
+    names = ("soft_label", "margin", "step")
+    if run is None:
+        return {name: [None] * len(uids) for name in names}
+    labels = read_json(Path(run) / LABELS)
+    of_uid = {uid: i for i, uid in enumerate(labels["uid"].to_pylist())}
+    places = [of_uid.get(uid) for uid in uids]
+    return {
+        name: [None if at is None else values[at] for at in places]
+        for name, values in ((name, labels[name].to_pylist()) for name in names)
+    }
+
+
+def _summary(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: str) -> Summary:
+    longer = longer_is_chosen(scored.pairs)
+    flags = beliefs.flags
+    return Summary(
+        pairs=len(scored.pairs),
+        clean_pairs=len(scored.clean),
+        clean_provenance=provenance,
+        noise_rate=noise.rate,
+        noise_rate_low=noise.low,
+        noise_rate_high=noise.high,
+        expected_wrong_labels=float((1 - beliefs.p_correct).sum()),
+        suspect=flags.count("suspect"),
+        unsure=flags.count("unsure"),
+        ece=beliefs.ece,
+        reliability=beliefs.reliability,
+        auroc=_auroc(scored.pairs, beliefs.rank),
+        longer_is_chosen=longer,
+        doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
+        warnings=warnings_about(scored, noise, longer, len(beliefs.doubted_clean)),
+    )
+
+
+def _auroc(pairs: Dataset, rank: Tensor) -> float | None:
+    if "is_flipped" not in pairs.column_names:
+        return None
+    is_flipped = torch.tensor(pairs["is_flipped"])
+    both = 0 < int(is_flipped.sum()) < len(is_flipped)
+    return auroc(rank.double(), ~is_flipped) if both else None
+
+
+def _refuse_other_contents(output: Path) -> None:
+    if output.is_file():
+        raise UsageError(f"--output {output}: is a file; give a directory.")
+    if output.is_dir() and any(output.iterdir()) and not (output / SUMMARY).is_file():
+        raise UsageError(f"--output {output}: holds something else; give a new directory.")
+
+
+def _say(summary: Summary, written: Path, export: str) -> None:
+    for warning in summary.warnings:
+        logger.warning("warning: %s", warning)
+    rate = NoiseRate(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high, 0.0)
+    logger.info("wrong labels: %s", rate)
+    logger.info(
+        "%d pairs: %d suspect (more likely wrong than right), %d unsure; calibration error %.1f%%",
+        summary.pairs, summary.suspect, summary.unsure, 100 * summary.ece,
+    )  # fmt: skip
+    if summary.auroc is not None:
+        logger.info("suspicion tells right from flipped labels with AUROC %.3f", summary.auroc)
+    logger.info("written: %s and beside it %s, %s", written, LABELS, SUMMARY)
+    logger.info("%s", EXPORTS[export])

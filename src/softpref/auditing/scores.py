@@ -1,0 +1,91 @@
+"""PPLDiff of every pair of a set under one model, in parts that are kept on disk.
+
+Shapes: n pairs of the audited set, m trusted pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+
+from softpref.data.fingerprints import count_sft_targets
+from softpref.data.sources import LoadedPairs
+from softpref.training.config import MSPOConfig
+from softpref.training.layout import choose_layout, longest_pairs
+from softpref.training.models import context_length, load_policy, load_tokenizer
+from softpref.training.needs import starting_ppl_diff
+from softpref.training.preparation import prepare
+from softpref.training.reference import fingerprint_weights, with_reference
+
+logger = logging.getLogger(__name__)
+
+PART = 2000
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The pairs of an audit and their PPLDiff under its model, nats per token.
+
+    Attributes:
+        pairs: the audited pairs, tokenized, without those that are trusted pairs too.
+        clean: the trusted pairs, tokenized.
+        ppl_diff: (n,) of `pairs`.
+        clean_ppl_diff: (m,) of `clean`.
+        contradicting: how many distinct pairs are labelled both ways.
+        sft_targets: how many pairs SFT has seen a response of.
+    """
+
+    pairs: Dataset
+    clean: Dataset
+    ppl_diff: Tensor
+    clean_ppl_diff: Tensor
+    contradicting: int
+    sft_targets: int
+
+
+def score(model: str, loaded: LoadedPairs, clean: LoadedPairs, args: MSPOConfig) -> Scored:
+    """Score both sets, each part once and for all: an interrupted audit goes on where it was.
+
+    Parts lie in softpref's cache under a hash of tokens, weights, precision and `ppl_scope`.
+
+    Raises:
+        UsageError: there is no such model, or a set cannot be used.
+    """
+    tokenizer = load_tokenizer(model, trust_remote_code=args.trust_remote_code)
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    policy = load_policy(model, trust_remote_code=args.trust_remote_code, dtype=dtype)
+    longest = min(args.max_length, context_length(policy))
+    prepared = prepare(loaded, clean, None, tokenizer, longest, args.on_bad_row)
+    assert prepared.clean is not None
+    policy.to(args.device)
+    probe = longest_pairs(prepared.train, prepared.clean)
+    collate, why = choose_layout(args.resolved_layout(), policy, probe)
+    logger.info("layout: %s", why)
+    weights = fingerprint_weights(policy)
+
+    def in_parts(pairs: Dataset, what: str) -> Dataset:
+        starts = range(0, len(pairs), PART)
+        return concatenate_datasets(
+            [
+                with_reference(
+                    policy, pairs.select(range(start, min(start + PART, len(pairs)))), args,
+                    weights, collate, f"{what}, part {i} of {len(starts)}",
+                )
+                for i, start in enumerate(starts, start=1)
+            ]
+        )  # fmt: skip
+
+    scored, trusted = in_parts(prepared.train, "scoring"), in_parts(prepared.clean, "clean")
+    return Scored(
+        scored,
+        trusted,
+        starting_ppl_diff(scored),
+        starting_ppl_diff(trusted),
+        loaded.contradicting,
+        count_sft_targets(model, scored) if Path(model).is_dir() else 0,
+    )

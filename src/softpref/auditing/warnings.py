@@ -1,0 +1,57 @@
+"""What is wrong with an audit or its data, in words, before anybody acts on it."""
+
+from __future__ import annotations
+
+from softpref.algorithm.noise_rate import NoiseRate
+from softpref.auditing.scores import Scored
+
+FEW_CLEAN_PAIRS = 100
+UNINFORMATIVE = 0.4
+"""Width of the noise rate's interval from which on PPLDiff says too little."""
+LENGTH_EXPLAINS = 0.7
+DOUBTED_SHARE = 0.1
+
+
+def warnings_about(
+    scored: Scored, noise: NoiseRate, longer_is_chosen: float, doubted_clean: int
+) -> list[str]:
+    """Return the warnings, the gravest first.
+
+    Args:
+        scored: the pairs and their scores.
+        noise: the share of wrong labels, with its interval.
+        longer_is_chosen: share of pairs whose longer response is labelled better.
+        doubted_clean: how many trusted pairs look wrong.
+    """
+    pairs, clean = len(scored.pairs), len(scored.clean)
+    found = []
+    if noise.high - noise.low > UNINFORMATIVE:
+        found.append(
+            "this model cannot tell right from wrong labels: its PPLDiff says too little of the "
+            "trusted pairs; do not act on single pairs, and try the model you will align"
+        )
+    if clean < FEW_CLEAN_PAIRS:
+        found.append(
+            f"{clean} trusted pairs are few: about 150 make the numbers below worth their digits"
+        )
+    if doubted_clean > DOUBTED_SHARE * clean:
+        found.append(
+            f"the model contradicts {doubted_clean} of the {clean} trusted pairs: look at them "
+            "(doubted_clean in summary.json); wrong ones among them spoil the whole audit"
+        )
+    if scored.sft_targets:
+        found.append(
+            f"the model was fine-tuned on responses of {scored.sft_targets} of the {pairs} pairs: "
+            "it finds them likely, right or wrong; audit with a model that has not seen them"
+        )
+    if max(longer_is_chosen, 1 - longer_is_chosen) >= LENGTH_EXPLAINS:
+        which, share = "longer", longer_is_chosen
+        if longer_is_chosen < 0.5:
+            which, share = "shorter", 1 - longer_is_chosen
+        found.append(
+            f"the {which} response is the one labelled better in {share:.0%} of the pairs: length "
+            "alone explains most labels"
+        )
+    if scored.contradicting:
+        found.append(f"{scored.contradicting} pairs are labelled both ways: one label is wrong")
+    return found

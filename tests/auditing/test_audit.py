@@ -1,0 +1,202 @@
+"""`softpref audit` over files: what it writes, that it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import load_dataset
+
+import softpref
+from softpref.auditing import audit, scores
+from softpref.auditing.audit import AuditOptions, labelled_both_ways, run_audit
+from softpref.auditing.beliefs import believe
+from softpref.auditing.export import EXPORTS
+from softpref.errors import UsageError
+from softpref.training import reference
+from softpref.training.align import AlignFiles, align
+from softpref.training.config import MSPOConfig
+from softpref.training.output import write_lines
+from softpref.world.build import tiny_llama
+from softpref.world.language import make_tokenizer
+from tests.toy import toy_pairs
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(scores, "PART", 16)
+    tiny_llama(make_tokenizer(), 0).save_pretrained(tmp_path / "sft")
+    make_tokenizer().save_pretrained(tmp_path / "sft")
+    rows = [row | {"source": f"s{i}"} for i, row in enumerate(toy_pairs(40, flip_every=3))]
+    write_lines(tmp_path / "data.jsonl", rows)
+    write_lines(tmp_path / "clean.jsonl", toy_pairs(16, seed=1))
+    return {name: str(tmp_path / file) for name, file in
+            (("model", "sft"), ("data", "data.jsonl"), ("clean", "clean.jsonl"))}  # fmt: skip
+
+
+def run_config(method):
+    return MSPOConfig(method=method, tuning="full", learning_rate=1e-3, use_cpu=True,
+                      save_strategy="no", disable_tqdm=True)  # fmt: skip
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_files_say_the_same_of_every_pair(files, tmp_path):
+    run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
+    labels = lines(tmp_path / "out" / "labels.jsonl")
+    cleaned = lines(tmp_path / "out" / "cleaned.jsonl")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["row"] for row in labels] == list(range(1, 41))
+    assert sorted(row["rank"] for row in labels) == list(range(1, 41))
+    assert [row["soft_label"] for row in cleaned] == [row["p_correct"] for row in labels]
+    assert [row["source"] for row in cleaned] == [f"s{i}" for i in range(40)]
+    for label, row in zip(labels, cleaned, strict=True):
+        assert row["is_suspect"] == (label["flag"] == "suspect") == (label["p_correct"] < 0.5)
+    assert summary["suspect"] == sum(row["is_suspect"] for row in cleaned)
+    wrong = sum(1 - row["p_correct"] for row in labels)
+    assert summary["expected_wrong_labels"] == pytest.approx(wrong)
+    assert (summary["pairs"], summary["clean_pairs"]) == (40, 16)
+    assert 0 <= summary["noise_rate_low"] <= summary["noise_rate_high"] <= 0.5
+    assert 0 <= summary["auroc"] <= 1
+    assert load_dataset("json", data_files=str(tmp_path / "out" / "cleaned.jsonl"))["train"]
+
+
+def test_two_audits_are_alike_to_the_byte(files, tmp_path):
+    for name in ("first", "second"):
+        run_audit(AuditOptions(**files, output=str(tmp_path / name)))
+    for name in ("labels.jsonl", "summary.json", "cleaned.jsonl"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_an_interrupted_audit_scores_only_what_is_missing(files, tmp_path, monkeypatch):
+    scored = []
+    score_pairs = reference.score_pairs
+
+    def interrupted(policy, pairs, **options):
+        scored.append(len(pairs))
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return score_pairs(policy, pairs, **options)
+
+    monkeypatch.setattr(reference, "score_pairs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+    run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
+    assert scored == [16, 16, 16, 8, 16]  # the second was cut off, the first not made again
+
+
+def test_trusted_pairs_among_the_data_are_certain(files, tmp_path):
+    data = lines(tmp_path / "data.jsonl")
+    reviewed = [row if i % 2 else row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+                for i, row in enumerate(data[:12])]  # fmt: skip
+    write_lines(tmp_path / "reviewed.jsonl", reviewed)
+    given = files | {"clean": str(tmp_path / "reviewed.jsonl")}
+    run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
+    cleaned = lines(tmp_path / "out" / "cleaned.jsonl")
+    assert [row["soft_label"] for row in cleaned[:12]] == [0.0, 1.0] * 6
+    assert [row["is_suspect"] for row in cleaned[:12]] == [True, False] * 6
+    assert len(lines(tmp_path / "out" / "labels.jsonl")) == 28
+    assert len(cleaned) == 40
+
+
+def test_pairs_held_out_by_number(files, tmp_path):
+    run_audit(AuditOptions(**files | {"clean": "12"}, output=str(tmp_path / "out")))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["pairs"], summary["clean_pairs"]) == (28, 12)
+    assert summary["clean_provenance"] == "truth restored"
+    held_out = [row for row in lines(tmp_path / "out" / "cleaned.jsonl")
+                if row["soft_label"] in (0, 1)]  # fmt: skip
+    assert all(row["soft_label"] == (0 if row["is_flipped"] else 1) for row in held_out)
+    assert len(held_out) == 12
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+def test_what_each_export_makes_of_suspects(files, tmp_path, export, monkeypatch):
+
+    def doubting(*pairs_and_noise):
+        doubted = torch.where(torch.arange(40) % 4 == 1, 0.2, 0.9).double()
+        return replace(believe(*pairs_and_noise), p_correct=doubted)
+
+    monkeypatch.setattr(audit, "believe", doubting)
+    run_audit(AuditOptions(**files, output=str(tmp_path / "out"), export=export))
+    labels = lines(tmp_path / "out" / "labels.jsonl")
+    data, cleaned = lines(tmp_path / "data.jsonl"), lines(tmp_path / "out" / "cleaned.jsonl")
+    suspect = {row["row"] - 1 for row in labels if row["flag"] == "suspect"}
+    assert suspect == set(range(1, 40, 4))
+    assert all(("soft_label" in row) == (export == "soft") for row in cleaned)
+    kept = [i for i in range(40) if export != "drop" or i not in suspect]
+    assert [row["source"] for row in cleaned] == [f"s{i}" for i in kept]
+    for i, row in zip(kept, cleaned, strict=True):
+        turned = export == "flip" and i in suspect
+        assert row["chosen"] == data[i]["rejected" if turned else "chosen"]
+        assert row["is_flipped"] == (data[i]["is_flipped"] != turned)
+
+
+def test_a_run_of_mspo_brings_its_policy_files_and_labels(files, tmp_path):
+    sft, data, clean = (files[name] for name in ("model", "data", "clean"))
+    output = str(tmp_path / "run")
+    align(AlignFiles(sft, data, clean, None, output), run_config("mspo"))
+    run_audit(AuditOptions(run=output, output=str(tmp_path / "out")))
+    labels = lines(tmp_path / "out" / "labels.jsonl")
+    of_run = lines(tmp_path / "run" / "labels.jsonl")
+    for mine, theirs in zip(labels, of_run, strict=True):
+        assert [mine[name] for name in ("uid", "soft_label", "margin", "step")] == [
+            theirs[name] for name in ("uid", "soft_label", "margin", "step")
+        ]
+        assert mine["ppl_diff"] == pytest.approx(theirs["ppl_diff"], abs=1e-4)
+
+
+def test_a_run_that_believed_its_labels_cannot_judge_them(files, tmp_path):
+    sft, data = files["model"], files["data"]
+    output = str(tmp_path / "run")
+    align(AlignFiles(sft, data, None, None, output), run_config("dpo"))
+    with pytest.raises(UsageError, match="trained by dpo, which takes labels at their word"):
+        run_audit(AuditOptions(run=output, clean=files["clean"], output=str(tmp_path / "out")))
+
+
+def test_from_python(files):
+    done = softpref.audit(files["model"], files["data"], files["clean"])
+    assert done.pairs.num_rows == done.summary.pairs == 40
+    assert {"uid", "p_correct", "rank", "flag", "why"} <= set(done.pairs.column_names)
+
+
+def test_the_same_pair_labelled_both_ways_is_noticed():
+    rows = toy_pairs(3).to_list()
+    first = rows[0]
+    turned = first | {"chosen": first["rejected"], "rejected": first["chosen"]}
+    pairs = type(toy_pairs(1)).from_list([*rows, turned, rows[1]])
+    assert labelled_both_ways(pairs) == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"output": ""}, "--output is missing"),
+        ({"model": None}, "--model is missing"),
+        ({"clean": None}, "--clean is missing"),
+        ({"data": None}, "--data is missing"),
+        ({"run": "nowhere"}, "--model and --run: give one of them"),
+        ({"run": "nowhere", "model": None}, "--run nowhere: no finished run"),
+        ({"model": "no/such/model/here"}, "--model no/such/model/here: no tokenizer"),
+        ({"clean": "40"}, "give a number from 1 to 39"),
+        ({"clean": "5"}, "at least 10 are needed"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(files, tmp_path, given, message):
+    options = AuditOptions(**({**files, "output": str(tmp_path / "out")} | given))
+    with pytest.raises(UsageError, match=message):
+        run_audit(options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_of_something_else_is_left_alone(files, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds something else"):
+        run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
