@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-gpu check format clean
+.PHONY: setup demo test test-gpu test-browser check format clean
 
 setup: .venv/installed
 
@@ -20,6 +20,12 @@ test: setup
 
 test-gpu: setup
 	CUDA_VISIBLE_DEVICES=0 $(BIN)/pytest tests/gpu
+
+# A real browser; Debian's, where it is missing.
+test-browser: setup
+	command -v chromium chromedriver || (apt-get update && apt-get install --yes chromium chromium-driver)
+	$(BIN)/pip install --quiet --constraint constraints.txt selenium
+	$(BIN)/pytest tests/browser
 
 check: setup
 	$(BIN)/ruff format --check .

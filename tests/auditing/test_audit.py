@@ -69,7 +69,7 @@ def test_files_say_the_same_of_every_pair(files, tmp_path):
 def test_two_audits_are_alike_to_the_byte(files, tmp_path):
     for name in ("first", "second"):
         run_audit(AuditOptions(**files, output=str(tmp_path / name)))
-    for name in ("labels.jsonl", "summary.json", "cleaned.jsonl"):
+    for name in ("labels.jsonl", "summary.json", "cleaned.jsonl", "report.html"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
@@ -136,6 +136,37 @@ def test_what_each_export_makes_of_suspects(files, tmp_path, export, monkeypatch
         turned = export == "flip" and i in suspect
         assert row["chosen"] == data[i]["rejected" if turned else "chosen"]
         assert row["is_flipped"] == (data[i]["is_flipped"] != turned)
+
+
+def test_marks_of_a_reviewer_are_the_last_word(files, tmp_path):
+    run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
+    uids = [row["uid"] for row in lines(tmp_path / "out" / "labels.jsonl")]
+    marks = [{"uid": uid, "mark": mark} for uid, mark in
+             zip(uids, ("right", "wrong", "unsure"), strict=False)]  # fmt: skip
+    write_lines(tmp_path / "marks.jsonl", marks)
+    given = files | {"marks": str(tmp_path / "marks.jsonl")}
+    run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
+    cleaned = lines(tmp_path / "out" / "cleaned.jsonl")
+    assert [row["soft_label"] for row in cleaned[:3]] == [1.0, 0.0, 0.5]
+    assert [row["is_suspect"] for row in cleaned[:3]] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"uid": "u"}, "marks.jsonl, line 1: no `uid` and `mark`"),
+        ({"uid": "u", "mark": "good"}, "marks.jsonl, line 1: mark 'good'; it must be one of right"),
+        ({"uid": "u", "mark": "right"}, "1 of the marked pairs are not in"),
+    ],
+)
+def test_marks_that_are_none_are_refused(files, tmp_path, line, message):
+    write_lines(tmp_path / "marks.jsonl", [line])
+    options = AuditOptions(
+        **files, marks=str(tmp_path / "marks.jsonl"), output=str(tmp_path / "out")
+    )
+    with pytest.raises(UsageError, match=message):
+        run_audit(options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_of_mspo_brings_its_policy_files_and_labels(files, tmp_path):

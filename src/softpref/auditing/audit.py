@@ -18,7 +18,8 @@ from torch import Tensor
 from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.auditing.beliefs import Beliefs, believe, longer_is_chosen, reason
-from softpref.auditing.export import EXPORTS, Trusted, write_cleaned
+from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, write_cleaned
+from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import Scored, score
 from softpref.auditing.warnings import warnings_about
 from softpref.data.sources import content_key
@@ -51,6 +52,7 @@ class AuditOptions:
         "(default), `keep` marks them, `drop` leaves them out, `flip` turns them round.",
         "soft",
     )
+    marks: str | None = option("Marks on suspects that report.html exported, for cleaned.jsonl.")
     max_length: int = option("Longest prompt plus response, tokens.", 1024)
     batch_size: int = option("Pairs in one forward pass.", 8)
     ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
@@ -109,16 +111,20 @@ class Audit:
             `soft_label` (null without a run), `p_correct`, `margin` (nats) and `step` (of the run),
             `rank` (1: most suspect), `flag` (`suspect`, `unsure`, `fine`), `why`.
         summary: of the set.
-        trusted: the trusted pairs, for the export.
+        texts: the same pairs' prompts and responses.
+        trusted: the trusted pairs.
+        fingerprint: of the data.
     """
 
     pairs: Dataset
     summary: Summary
+    texts: Dataset
     trusted: Trusted
+    fingerprint: str
 
 
 def run_audit(options: AuditOptions) -> None:
-    """Audit a set and write `labels.jsonl`, `summary.json` and `cleaned.jsonl`.
+    """Audit a set and write `labels.jsonl`, `summary.json`, `report.html` and `cleaned.jsonl`.
 
     Raises:
         UsageError: an option is wrong or missing, or data or model cannot be used; then nothing is
@@ -130,12 +136,22 @@ def run_audit(options: AuditOptions) -> None:
     asked = _of_run(options) if options.run else options
     for flag in ("model", "data", "clean"):
         require(getattr(asked, flag), f"--{flag}")
+    marks = read_marks(options.marks) if options.marks else {}
     done = _audit(asked)
+    unknown = marks.keys() - set(done.pairs["uid"])
+    if unknown:
+        raise UsageError(
+            f"--marks {options.marks}: {len(unknown)} of the marked pairs are not in {asked.data}, "
+            f"such as {min(unknown)}; give the marks of this audit's own report."
+        )
     output.mkdir(parents=True, exist_ok=True)
     write_lines(output / LABELS, done.pairs)
     write_text(output / SUMMARY, json.dumps(dataclasses.asdict(done.summary), indent=1) + "\n")
-    written = write_cleaned(str(asked.data), output, done.pairs, done.trusted, options.export)
-    _say(done.summary, written, options.export)
+    write_report(
+        output / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, options.seed
+    )
+    write_cleaned(str(asked.data), output, done.pairs, done.trusted, options.export, marks)
+    _say(done.summary, output, options.export)
 
 
 def audit(model: str, data: str, clean: str | int, **options: Any) -> Audit:
@@ -175,7 +191,9 @@ def _audit(options: AuditOptions) -> Audit:
     return Audit(
         _rows(scored, beliefs, both_ways, options.run),
         _summary(scored, beliefs, noise, provenance),
+        scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
+        loaded.fingerprint,
     )
 
 
@@ -287,7 +305,7 @@ def _refuse_other_contents(output: Path) -> None:
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
 
 
-def _say(summary: Summary, written: Path, export: str) -> None:
+def _say(summary: Summary, output: Path, export: str) -> None:
     for warning in summary.warnings:
         logger.warning("warning: %s", warning)
     rate = NoiseRate(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high, 0.0)
@@ -298,5 +316,6 @@ def _say(summary: Summary, written: Path, export: str) -> None:
     )  # fmt: skip
     if summary.auroc is not None:
         logger.info("suspicion tells right from flipped labels with AUROC %.3f", summary.auroc)
-    logger.info("written: %s and beside it %s, %s", written, LABELS, SUMMARY)
     logger.info("%s", EXPORTS[export])
+    logger.info("written: %s, %s, %s, %s; open the last", *(output / name for name in
+                (LABELS, SUMMARY, CLEANED, REPORT)))  # fmt: skip

@@ -95,9 +95,10 @@ def reason(ppl_diff: float, preference_right: float, labelled_both_ways: bool) -
         words = f"the model hardly prefers either response ({strength})"
     else:
         does = "contradicts" if ppl_diff > 0 else "agrees with"
+        often = f"{preference_right:.0%}" if preference_right < 0.995 else "more than 99%"
         words = (
             f"the model {does} the label ({strength}), and such a preference of its is right in "
-            f"{preference_right:.0%} of cases"
+            f"{often} of cases"
         )
     both = "; the same two responses are labelled the other way round elsewhere"
     return words + both * labelled_both_ways

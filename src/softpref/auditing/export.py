@@ -6,15 +6,17 @@ Rows keep their order and every column that they had.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from softpref.auditing.beliefs import SUSPECT
 from softpref.data.readers import read_rows
-from softpref.data.sources import Intake, content_key
+from softpref.data.sources import Intake, content_key, place
+from softpref.errors import UsageError
 from softpref.training.output import write_lines
 
 CLEANED = "cleaned.jsonl"
@@ -48,11 +50,44 @@ class Trusted:
         return None if better is None else float(better == _text(pair["chosen"]))
 
 
-def write_cleaned(data: str, output: Path, audited: Dataset, trusted: Trusted, export: str) -> Path:
+def read_marks(path: str) -> dict[str, float]:
+    """Return what a reviewer makes of each marked pair's label, by uid: 1 right, 0 wrong.
+
+    The file is the report's export: a line a pair, with `uid` and `mark`. An unsure pair is 1/2.
+
+    Raises:
+        UsageError: there is no such file, or a line is none of these.
+    """
+    value = {"right": 1.0, "wrong": 0.0, "unsure": 0.5}
+    marks = {}
+    for number, row in read_rows(path):
+        if not isinstance(row, dict) or not {"uid", "mark"} <= row.keys():
+            raise UsageError(
+                f"{place(path, number)}: no `uid` and `mark`; give the marks.jsonl that the report "
+                "exports."
+            )
+        if row["mark"] not in value:
+            raise UsageError(
+                f"{place(path, number)}: mark {row['mark']!r}; it must be one of "
+                f"{', '.join(value)}."
+            )
+        marks[str(row["uid"])] = value[row["mark"]]
+    return marks
+
+
+def write_cleaned(
+    data: str,
+    output: Path,
+    audited: Dataset,
+    trusted: Trusted,
+    export: str,
+    marks: Mapping[str, float],
+) -> Path:
     """Write the data's rows with `soft_label` and `is_suspect`, and return the file's path.
 
     `soft_label` holds `p_correct` and is written under `soft` alone. Trusted pairs among the data
-    are certain. Rows that the audit could not use are left out.
+    are certain, and so is what a reviewer has marked. Rows that the audit could not use are left
+    out.
 
     Args:
         data: what was audited.
@@ -60,28 +95,33 @@ def write_cleaned(data: str, output: Path, audited: Dataset, trusted: Trusted, e
         audited: the rows of the audit.
         trusted: the trusted pairs.
         export: one of `EXPORTS`.
+        marks: a reviewer's, by uid.
     """
-    p_correct = dict(zip(audited["row"], audited["p_correct"], strict=True))
-    suspect = {row for row, flag in zip(audited["row"], audited["flag"], strict=True)
-               if flag == "suspect"}  # fmt: skip
+    believed = dict(zip(audited["row"], audited["p_correct"], strict=True))
+
+    def p_correct(number: int, pair: dict[str, Any]) -> float | None:
+        certain = trusted.p_correct(pair)
+        if certain is None:
+            certain = marks.get(pair["uid"])
+        return believed.get(number) if certain is None else certain
+
     path = output / CLEANED
-    write_lines(path, _cleaned(data, p_correct, suspect, trusted, export))
+    write_lines(path, _cleaned(data, p_correct, export))
     return path
 
 
 def _cleaned(
-    data: str, p_correct: dict[int, float], suspect: set[int], trusted: Trusted, export: str
+    data: str, p_correct: Callable[[int, dict[str, Any]], float | None], export: str
 ) -> Iterator[dict[str, Any]]:
     intake = Intake(data, "skip")
     for number, raw in read_rows(data):
         pair = intake.admit(number, raw)
         if pair is None or not isinstance(raw, dict):
             continue
-        known = trusted.p_correct(pair)
-        p = p_correct.get(number) if known is None else known
+        p = p_correct(number, pair)
         if p is None:
             continue
-        is_suspect = number in suspect if known is None else known == 0
+        is_suspect = p < SUSPECT
         if is_suspect and export == "drop":
             continue
         row: dict[str, Any] = {**raw, "is_suspect": is_suspect}

@@ -1,0 +1,248 @@
+"use strict";
+// The pairs come as [uid, p, PPLDiff, flag, prompt, better, worse, why], the most suspect first;
+// those with a `why` have their texts whole, the others' are cut.
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const PAGE = 20;
+const [UID, P, PPL, FLAG, PROMPT, BETTER, WORSE, WHY] = [0, 1, 2, 3, 4, 5, 6, 7];
+const MARKS = ["right", "wrong", "unsure"];
+const KEY = "softpref-audit-" + DATA.fingerprint;
+const ALL = DATA.pairs.map((pair, index) => ({ pair, rank: index + 1 }));
+const SAMPLE = DATA.sample.map((index) => ALL[index]);
+const get = (id) => document.getElementById(id);
+
+let marks = remembered();
+let view = "sample";
+let shown = SAMPLE;
+let page = 0;
+let current = 0;
+let sort = { by: "rank", down: false };
+
+function remembered() {
+  try {
+    return JSON.parse(localStorage.getItem(KEY)) || {};
+  } catch {
+    return {}; // a browser that keeps nothing: marks last as long as the page
+  }
+}
+
+function remember() {
+  try {
+    localStorage.setItem(KEY, JSON.stringify(marks));
+  } catch {
+    get("advice").textContent = "Your browser keeps no marks: export before you close this page.";
+  }
+}
+
+function element(name, properties, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+// Words of one text that a longest common subsequence with the other leaves out.
+function differing(mine, other) {
+  const [a, b] = [mine.split(/(\s+)/), other.split(/(\s+)/)];
+  if (a.length * b.length > 1e6) return a.map((word) => [word, false]);
+  const width = b.length + 1;
+  const common = new Uint16Array((a.length + 1) * width);
+  for (let i = a.length - 1; i >= 0; i--)
+    for (let j = b.length - 1; j >= 0; j--)
+      common[i * width + j] = a[i] === b[j] ? common[(i + 1) * width + j + 1] + 1
+        : Math.max(common[(i + 1) * width + j], common[i * width + j + 1]);
+  const words = [];
+  let j = 0;
+  for (let i = 0; i < a.length; i++) {
+    while (j < b.length && a[i] !== b[j] && common[i * width + j + 1] > common[(i + 1) * width + j]) j++;
+    const same = j < b.length && a[i] === b[j];
+    words.push([a[i], !same]);
+    if (same) j++;
+  }
+  return words;
+}
+
+function response(mine, other) {
+  const parts = differing(mine, other).map(([word, differs]) =>
+    differs && word.trim() ? element("mark", {}, word) : word);
+  return element("div", { className: "text" }, ...parts);
+}
+
+function cell(name, className, ...children) {
+  const made = element("td", { className }, ...children);
+  made.dataset.name = name;
+  return made;
+}
+
+function markButtons(pair) {
+  const buttons = MARKS.map((mark) => {
+    const button = element("button", { type: "button" }, mark);
+    button.dataset.mark = mark;
+    button.setAttribute("aria-pressed", marks[pair[UID]] === mark);
+    button.addEventListener("click", () => setMark(pair, mark));
+    return button;
+  });
+  return element("div", { className: "marks" }, ...buttons);
+}
+
+function setMark(pair, mark) {
+  if (marks[pair[UID]] === mark) delete marks[pair[UID]];
+  else marks[pair[UID]] = mark;
+  remember();
+  render();
+}
+
+// What the model thinks would sway a reviewer, so the random sample is shown without it.
+function opinion({ pair, rank }) {
+  if (view === "sample") return [];
+  return [
+    cell("rank", "number", String(rank)),
+    cell("label right", "number", (100 * pair[P]).toFixed(1) + "%", element("div", { className: "quiet" }, pair[FLAG])),
+    cell("PPLDiff", "number", (pair[PPL] > 0 ? "+" : "") + pair[PPL].toFixed(2)),
+  ];
+}
+
+function row(one, index) {
+  const { pair } = one;
+  const why = pair[WHY] && view === "all" ? [element("div", { className: "why" }, pair[WHY])] : [];
+  const made = element("tr", {},
+    ...opinion(one),
+    cell("prompt", "", element("div", { className: "text prompt" }, pair[PROMPT]), ...why),
+    cell("labelled better", "", response(pair[BETTER], pair[WORSE])),
+    cell("labelled worse", "", response(pair[WORSE], pair[BETTER])),
+    cell("your mark", "", markButtons(pair)));
+  made.tabIndex = -1;
+  if (index === current) made.setAttribute("aria-current", "true");
+  made.addEventListener("click", () => select(index));
+  return made;
+}
+
+function select(index) {
+  const rows = get("rows").children;
+  if (index < 0 || index >= rows.length) return;
+  current = index;
+  for (const [i, made] of [...rows].entries()) {
+    if (i === index) made.setAttribute("aria-current", "true");
+    else made.removeAttribute("aria-current");
+  }
+}
+
+function filtered() {
+  const words = get("search").value.toLowerCase();
+  const flag = get("flag").value;
+  const [low, high] = [Number(get("low").value), Number(get("high").value)];
+  return ALL.filter(({ pair }) =>
+    (!flag || pair[FLAG] === flag) && pair[P] >= low && pair[P] <= high &&
+    (!words || [PROMPT, BETTER, WORSE].some((text) => pair[text].toLowerCase().includes(words))));
+}
+
+function choose() {
+  shown = view === "sample" ? [...SAMPLE] : filtered();
+  const key = { rank: (one) => one.rank, p: (one) => one.pair[P], ppl: (one) => one.pair[PPL] }[sort.by];
+  if (view === "all") shown.sort((a, b) => (key(a) - key(b)) * (sort.down ? -1 : 1));
+  page = 0;
+  current = 0;
+  render();
+}
+
+function count(pairs, mark) {
+  return pairs.filter(({ pair }) => marks[pair[UID]] === mark).length;
+}
+
+function render() {
+  const pages = Math.max(1, Math.ceil(shown.length / PAGE));
+  const from = page * PAGE;
+  get("rows").replaceChildren(...shown.slice(from, from + PAGE).map(row));
+  get("where").textContent = shown.length
+    ? `${from + 1} to ${Math.min(from + PAGE, shown.length)} of ${shown.length.toLocaleString("en")} pairs`
+    : "no pair is like that";
+  get("back").disabled = page === 0;
+  get("next").disabled = page >= pages - 1;
+  const done = MARKS.map((mark) => `${count(SAMPLE, mark)} ${mark}`).join(", ");
+  const sampling = view === "sample";
+  get("advice").textContent = sampling
+    ? `${SAMPLE.length} pairs drawn by chance, without what the model thinks of them. Is the response ` +
+      `labelled better the better one? Marked so far: ${done}. Reviewed, they are a clean set: export them ` +
+      "and give the file as --clean. Pairs you are unsure of are left out, wrong ones turned round."
+    : "Your marks on these go to the cleaned data by --marks. They are no clean set: suspects are not " +
+      "like other pairs.";
+  get("export").textContent = sampling ? "Export reviewed pairs (clean.jsonl)" : "Export marks (marks.jsonl)";
+  get("filters").hidden = sampling;
+  for (const button of document.querySelectorAll("[data-sort]")) button.parentElement.hidden = sampling;
+}
+
+function turn(by) {
+  const pages = Math.max(1, Math.ceil(shown.length / PAGE));
+  if (page + by < 0 || page + by >= pages) return;
+  page += by;
+  current = 0;
+  render();
+  get("pairs").scrollIntoView();
+}
+
+function save(name, rows) {
+  const text = rows.map((one) => JSON.stringify(one) + "\n").join("");
+  const url = URL.createObjectURL(new Blob([text], { type: "application/jsonl" }));
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+function exportMarks() {
+  if (view === "all") {
+    save("marks.jsonl", Object.entries(marks).map(([uid, mark]) => ({ uid, mark })));
+    return;
+  }
+  const reviewed = SAMPLE.filter(({ pair }) => ["right", "wrong"].includes(marks[pair[UID]]));
+  save("clean.jsonl", reviewed.map(({ pair }) => {
+    const [better, worse] = DATA.originals[pair[UID]].responses;
+    const turned = marks[pair[UID]] === "wrong";
+    return {
+      prompt: DATA.originals[pair[UID]].prompt,
+      chosen: turned ? worse : better,
+      rejected: turned ? better : worse,
+    };
+  }));
+}
+
+function show(name) {
+  view = name;
+  for (const other of ["sample", "all"]) get("tab-" + other).setAttribute("aria-selected", other === name);
+  get("view").setAttribute("aria-labelledby", "tab-" + name);
+  choose();
+}
+
+function keys(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
+  const step = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 }[event.key];
+  const mark = MARKS[Number(event.key) - 1];
+  const at = shown[page * PAGE + current];
+  if (step) {
+    select(current + step);
+    get("rows").children[current]?.scrollIntoView({ block: "nearest" });
+  } else if (event.key === "ArrowRight") turn(1);
+  else if (event.key === "ArrowLeft") turn(-1);
+  else if (event.key === "/") get("search").focus();
+  else if (mark && at) setMark(at.pair, mark);
+  else return;
+  event.preventDefault();
+}
+
+get("tab-sample").addEventListener("click", () => show("sample"));
+get("tab-all").addEventListener("click", () => show("all"));
+get("back").addEventListener("click", () => turn(-1));
+get("next").addEventListener("click", () => turn(1));
+get("export").addEventListener("click", exportMarks);
+get("forget").addEventListener("click", () => {
+  if (!confirm("Forget every mark on this page?")) return;
+  marks = {};
+  remember();
+  render();
+});
+for (const id of ["search", "flag", "low", "high"]) get(id).addEventListener("input", choose);
+for (const button of document.querySelectorAll("[data-sort]")) {
+  button.addEventListener("click", () => {
+    sort = { by: button.dataset.sort, down: sort.by === button.dataset.sort && !sort.down };
+    show("all");
+  });
+}
+document.addEventListener("keydown", keys);
+show("sample");

@@ -1,0 +1,154 @@
+"""`report.html`: an audit on one page, without a network.
+
+The page runs no script but its own: its content policy names that script's hash. Texts reach it as
+JSON and are put into the page as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from random import Random
+from string import Template
+from typing import Any
+
+from datasets import Dataset
+
+from softpref.auditing.beliefs import UNSURE
+from softpref.auditing.charts import histogram, reliability_curve
+from softpref.training.output import write_text
+
+REPORT = "report.html"
+WHOLE_TEXTS = 5000
+SAMPLE = 150
+PREVIEW = 80
+
+
+def write_report(
+    path: Path, rows: Dataset, pairs: Dataset, summary: Any, fingerprint: str, seed: int
+) -> None:
+    """Write the page.
+
+    The 5,000 most suspect pairs and the random sample carry their whole texts, the rest previews of
+    80 characters.
+
+    Args:
+        path: the file.
+        rows: an audit's rows.
+        pairs: the same pairs with `prompt`, `chosen` and `rejected`, in the same order.
+        summary: the audit's `Summary`.
+        fingerprint: of the data; the browser keeps marks under it.
+        seed: of the random sample.
+    """
+    page = files("softpref.auditing")
+    style, script, frame = (
+        (page / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html")
+    )
+    data = page_data(rows, pairs, fingerprint, seed)
+    warnings = "".join(f'<p class="warning">{escape(words)}</p>' for words in summary.warnings)
+    write_text(
+        path,
+        Template(frame).substitute(
+            style=style,
+            script=script,
+            style_hash=_hash(style),
+            script_hash=_hash(script),
+            headline=escape(headline(summary)),
+            warnings=warnings,
+            charts="\n".join(
+                [
+                    histogram(
+                        list(rows["ppl_diff"]),
+                        "PPLDiff of the pairs, nats per token",
+                        "Right of 0 the model contradicts the label.",
+                    ),
+                    histogram(
+                        list(rows["p_correct"]),
+                        "Probability that the label is right",
+                        "Pairs at the left end are the suspects.",
+                    ),
+                    reliability_curve(
+                        summary.reliability,
+                        "How far the probabilities can be trusted",
+                        "Clean pairs, as given and swapped, judged by "
+                        "fits that never saw them; on the line they are exact.",
+                    ),
+                ]
+            ),  # fmt: skip
+            data=_inert(data),
+        ),
+    )
+
+
+def headline(summary: Any) -> str:
+    """Return the answer in three sentences: how many, how sure, what to do next."""
+    low, high = summary.noise_rate_low, summary.noise_rate_high
+    if high - low > 0.4:
+        how_many = f"Unknown: this model says too little of these {summary.pairs:,} labels."
+        what = "Try the model that you will align, or more trusted pairs, before you act."
+    else:
+        how_many = (
+            f"About {summary.noise_rate:.0%} of the {summary.pairs:,} labels are wrong, between "
+            f"{low:.0%} and {high:.0%} with 95% confidence."
+        )
+        what = (
+            "Review the random sample below: that makes a clean set. Then look at the first of the "
+            "suspects, and train on cleaned.jsonl."
+        )
+    found = (
+        f"{summary.suspect:,} are suspect, more likely wrong than right, and {summary.unsure:,} "
+        f"more are below {UNSURE:.0%}."
+    )
+    return f"{how_many} {found} {what}"
+
+
+def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dict[str, Any]:
+    """Return what the page's script reads: pairs by rank, the sample's places, its originals."""
+    order = sorted(range(len(rows)), key=list(rows["rank"]).__getitem__)
+    sample = Random(seed).sample(range(len(order)), min(SAMPLE, len(order)))
+    whole = {*range(min(WHOLE_TEXTS, len(order))), *sample}
+    columns = {name: list(rows[name]) for name in ("uid", "p_correct", "ppl_diff", "flag", "why")}
+    texts = [list(pairs[name]) for name in ("prompt", "chosen", "rejected")]
+    entries = []
+    for place, i in enumerate(order):
+        words = [as_text(column[i]) for column in texts]
+        entry = [columns["uid"][i], round(columns["p_correct"][i], 4),
+                 round(columns["ppl_diff"][i], 3), columns["flag"][i]]  # fmt: skip
+        if place in whole:
+            entries.append([*entry, *words, columns["why"][i]])
+        else:
+            entries.append([*entry, *(_preview(text) for text in words)])
+    originals = {
+        columns["uid"][i]: {"prompt": texts[0][i], "responses": [texts[1][i], texts[2][i]]}
+        for i in (order[place] for place in sample)
+    }
+    return {"fingerprint": fingerprint, "pairs": entries, "sample": sample, "originals": originals}
+
+
+def as_text(text: str | Sequence[dict[str, str]]) -> str:
+    """Return a text as it is, and messages one below the other, each with its role."""
+    if isinstance(text, str):
+        return text
+    return "\n".join(f"{message['role']}: {message['content']}" for message in text)
+
+
+def _preview(text: str) -> str:
+    return text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
+
+
+def _inert(data: Any) -> str:
+    """Return JSON that no browser takes for markup, whatever texts it holds."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
