@@ -1,4 +1,4 @@
-"""The report in a real browser: it sorts, filters, marks, exports, and runs its own script alone."""
+"""The report in a real browser: it sorts, filters, marks, exports, and runs no foreign script."""
 
 from __future__ import annotations
 
