@@ -160,5 +160,7 @@ def _end_with_parent() -> None:
 
 def _write(path: Path, target: Target, cells: Sequence[Cell], results: Results) -> None:
     text = target.text(cells, results.cells) if target.text else ""
+    if target.picture:
+        text += f"\n![{target.title}]({path.with_suffix('.png').name})\n"
     write_text(path.with_suffix(".md"), markdown(target, cells, results.cells) + text)
     write_text(path.with_suffix(".tex"), latex(target, cells, results.cells))
