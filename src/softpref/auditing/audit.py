@@ -10,24 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from datasets import Dataset
 from pyarrow.json import read_json
-from torch import Tensor
 
 from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
-from softpref.auditing.beliefs import Beliefs, believe, longer_is_chosen, reason
+from softpref.auditing.beliefs import Beliefs, believe, reason
 from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, write_cleaned
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import Scored, score
-from softpref.auditing.warnings import warnings_about
+from softpref.auditing.summary import Summary, summarise
 from softpref.data.sources import content_key
 from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
 from softpref.training.config import MSPOConfig
-from softpref.training.metrics import auroc
 from softpref.training.output import write_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -62,44 +59,6 @@ class AuditOptions:
     seed: int = option("Seed of the pairs that --clean N holds out.", 42)
     on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
     trust_remote_code: bool = option("Run code that comes with the model.", False)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What an audit says of a whole set; shares are in [0, 1].
-
-    Attributes:
-        pairs: audited pairs, the trusted ones not among them.
-        clean_pairs: trusted pairs.
-        clean_provenance: where the trust is from.
-        noise_rate: share of wrong labels, with its 95% interval `noise_rate_low` to
-            `noise_rate_high`.
-        expected_wrong_labels: sum of 1 − `p_correct`.
-        suspect: pairs more likely labelled wrong than right.
-        unsure: others that are worth a look.
-        ece: calibration error of `p_correct`, on trusted pairs that its fit left out.
-        reliability: the curve behind it.
-        auroc: of `p_correct` against the truth; null where `is_flipped` is not known.
-        longer_is_chosen: share of pairs whose longer response is the one labelled better.
-        doubted_clean: uids of trusted pairs that look wrong.
-        warnings: what to mind before anything else, in words.
-    """
-
-    pairs: int
-    clean_pairs: int
-    clean_provenance: str
-    noise_rate: float
-    noise_rate_low: float
-    noise_rate_high: float
-    expected_wrong_labels: float
-    suspect: int
-    unsure: int
-    ece: float
-    reliability: list[dict[str, float]]
-    auroc: float | None
-    longer_is_chosen: float
-    doubted_clean: list[str]
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -190,7 +149,7 @@ def _audit(options: AuditOptions) -> Audit:
     both_ways = labelled_both_ways(scored.pairs)
     return Audit(
         _rows(scored, beliefs, both_ways, options.run),
-        _summary(scored, beliefs, noise, provenance),
+        summarise(scored, beliefs, noise, provenance),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
         loaded.fingerprint,
@@ -266,36 +225,6 @@ def _labels_of_run(run: str | None, uids: Sequence[str]) -> dict[str, list[Any]]
         name: [None if at is None else values[at] for at in places]
         for name, values in ((name, labels[name].to_pylist()) for name in names)
     }
-
-
-def _summary(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: str) -> Summary:
-    longer = longer_is_chosen(scored.pairs)
-    flags = beliefs.flags
-    return Summary(
-        pairs=len(scored.pairs),
-        clean_pairs=len(scored.clean),
-        clean_provenance=provenance,
-        noise_rate=noise.rate,
-        noise_rate_low=noise.low,
-        noise_rate_high=noise.high,
-        expected_wrong_labels=float((1 - beliefs.p_correct).sum()),
-        suspect=flags.count("suspect"),
-        unsure=flags.count("unsure"),
-        ece=beliefs.ece,
-        reliability=beliefs.reliability,
-        auroc=_auroc(scored.pairs, beliefs.rank),
-        longer_is_chosen=longer,
-        doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
-        warnings=warnings_about(scored, noise, longer, len(beliefs.doubted_clean)),
-    )
-
-
-def _auroc(pairs: Dataset, rank: Tensor) -> float | None:
-    if "is_flipped" not in pairs.column_names:
-        return None
-    is_flipped = torch.tensor(pairs["is_flipped"])
-    both = 0 < int(is_flipped.sum()) < len(is_flipped)
-    return auroc(rank.double(), ~is_flipped) if both else None
 
 
 def _refuse_other_contents(output: Path) -> None:

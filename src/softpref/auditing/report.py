@@ -21,6 +21,7 @@ from datasets import Dataset
 
 from softpref.auditing.beliefs import UNSURE
 from softpref.auditing.charts import histogram, reliability_curve
+from softpref.auditing.summary import Summary
 from softpref.training.output import write_text
 
 REPORT = "report.html"
@@ -30,7 +31,7 @@ PREVIEW = 80
 
 
 def write_report(
-    path: Path, rows: Dataset, pairs: Dataset, summary: Any, fingerprint: str, seed: int
+    path: Path, rows: Dataset, pairs: Dataset, summary: Summary, fingerprint: str, seed: int
 ) -> None:
     """Write the page.
 
@@ -85,7 +86,7 @@ def write_report(
     )
 
 
-def headline(summary: Any) -> str:
+def headline(summary: Summary) -> str:
     """Return the answer in three sentences: how many, how sure, what to do next."""
     low, high = summary.noise_rate_low, summary.noise_rate_high
     if high - low > 0.4:

@@ -1,0 +1,84 @@
+"""What an audit says of a whole set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from softpref.algorithm.noise_rate import NoiseRate
+from softpref.auditing.beliefs import Beliefs, longer_is_chosen
+from softpref.auditing.scores import Scored
+from softpref.auditing.warnings import warnings_about
+from softpref.training.metrics import auroc
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an audit says of a whole set; shares are in [0, 1].
+
+    Attributes:
+        pairs: audited pairs, the trusted ones not among them.
+        clean_pairs: trusted pairs.
+        clean_provenance: where the trust is from.
+        noise_rate: share of wrong labels, with its 95% interval `noise_rate_low` to
+            `noise_rate_high`.
+        expected_wrong_labels: sum of 1 − `p_correct`.
+        suspect: pairs more likely labelled wrong than right.
+        unsure: others that are worth a look.
+        ece: calibration error of `p_correct`, on trusted pairs that its fit left out.
+        reliability: the curve behind it.
+        auroc: of `p_correct` against the truth; null where `is_flipped` is not known.
+        longer_is_chosen: share of pairs whose longer response is the one labelled better.
+        doubted_clean: uids of trusted pairs that look wrong.
+        warnings: what to mind before anything else, in words.
+    """
+
+    pairs: int
+    clean_pairs: int
+    clean_provenance: str
+    noise_rate: float
+    noise_rate_low: float
+    noise_rate_high: float
+    expected_wrong_labels: float
+    suspect: int
+    unsure: int
+    ece: float
+    reliability: list[dict[str, float]]
+    auroc: float | None
+    longer_is_chosen: float
+    doubted_clean: list[str]
+    warnings: list[str]
+
+
+def summarise(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: str) -> Summary:
+    """Return what an audit says of the whole set."""
+    longer = longer_is_chosen(scored.pairs)
+    flags = beliefs.flags
+    return Summary(
+        pairs=len(scored.pairs),
+        clean_pairs=len(scored.clean),
+        clean_provenance=provenance,
+        noise_rate=noise.rate,
+        noise_rate_low=noise.low,
+        noise_rate_high=noise.high,
+        expected_wrong_labels=float((1 - beliefs.p_correct).sum()),
+        suspect=flags.count("suspect"),
+        unsure=flags.count("unsure"),
+        ece=beliefs.ece,
+        reliability=beliefs.reliability,
+        auroc=_auroc(scored.pairs, beliefs.rank),
+        longer_is_chosen=longer,
+        doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
+        warnings=warnings_about(scored, noise, longer, len(beliefs.doubted_clean)),
+    )
+
+
+def _auroc(pairs: Dataset, rank: Tensor) -> float | None:
+    if "is_flipped" not in pairs.column_names:
+        return None
+    is_flipped = torch.tensor(pairs["is_flipped"])
+    both = 0 < int(is_flipped.sum()) < len(is_flipped)
+    return auroc(rank.double(), ~is_flipped) if both else None
