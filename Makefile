@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/softpref demo --output runs/demo
 
 test: setup
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/browser
 
 test-gpu: setup
 	CUDA_VISIBLE_DEVICES=0 $(BIN)/pytest tests/gpu
