@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -163,6 +163,13 @@ def test_a_cell_that_finished_before_a_kill_is_not_run_again(tmp_path, monkeypat
     run_study("table1", pretend(monkeypatch, tmp_path))
     assert len((tmp_path / "log").read_text().split()) == 4
     assert len(json.loads((tmp_path / "table1.json").read_text())["cells"]) == 4
+
+
+def test_the_audits_results_follow_its_own_code_too(tmp_path, monkeypatch):
+    options = replace(pretend(monkeypatch, tmp_path), methods=None)
+    run_study("audit", options)
+    held = json.loads((tmp_path / "audit.json").read_text())
+    assert held["version"]["auditing"] == code_version(["auditing"]) != held["version"]["code"]
 
 
 def test_an_interrupted_study_starts_no_further_runs(tmp_path):

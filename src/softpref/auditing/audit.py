@@ -92,9 +92,7 @@ def run_audit(options: AuditOptions) -> None:
     require(options.output, "--output")
     output = Path(options.output)
     _refuse_other_contents(output)
-    asked = _of_run(options) if options.run else options
-    for flag in ("model", "data", "clean"):
-        require(getattr(asked, flag), f"--{flag}")
+    asked = _asked(options)
     marks = read_marks(options.marks) if options.marks else {}
     done = _audit(asked)
     unknown = marks.keys() - set(done.pairs["uid"])
@@ -113,19 +111,33 @@ def run_audit(options: AuditOptions) -> None:
     _say(done.summary, output, options.export)
 
 
-def audit(model: str, data: str, clean: str | int, **options: Any) -> Audit:
+def audit(
+    model: str | None = None,
+    data: str | None = None,
+    clean: str | int | None = None,
+    **options: Any,
+) -> Audit:
     """Return how far each label of a preference set is to be believed.
 
     Args:
         model: a directory or hub id.
         data: what `softpref.data.sources.load_pairs` reads.
         clean: trusted pairs, likewise, or a number of pairs to hold out.
-        options: further fields of `AuditOptions`.
+        options: further fields of `AuditOptions`, such as `run` in the place of `model`.
 
     Raises:
         UsageError: data or model cannot be used.
     """
-    return _audit(AuditOptions(model=model, data=data, clean=str(clean), **options))
+    clean = None if clean is None else str(clean)
+    return _audit(_asked(AuditOptions(model=model, data=data, clean=clean, **options)))
+
+
+def _asked(options: AuditOptions) -> AuditOptions:
+    """Return the options with a run's own filled in; nothing that is needed is missing."""
+    asked = _of_run(options) if options.run else options
+    for flag in ("model", "data", "clean"):
+        require(getattr(asked, flag), f"--{flag}")
+    return asked
 
 
 def _audit(options: AuditOptions) -> Audit:

@@ -34,6 +34,7 @@ class Cell:
         rival: a method that is run as well, and compared with head to head.
         measure_every: steps between win rates on the way; None: at the end alone.
         perpcorrect_mode: how perpcorrect finds wrong labels; None: by threshold.
+        scorer: a way to tell wrong labels that is measured instead of a method.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Cell:
     rival: str | None = None
     measure_every: int | None = None
     perpcorrect_mode: str | None = None
+    scorer: str | None = None
 
     @property
     def key(self) -> str:

@@ -17,6 +17,7 @@ from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.evaluation.evaluator import CleanLoss, Evaluator, HeldOutPairs, LabelQuality
 from softpref.study.grid import Cell
+from softpref.study.scorers import Case, judge
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.difficulty import inject_by_difficulty
@@ -87,6 +88,8 @@ class InWorld:
         sources = Sources(world.sft, world.pairs("train"), world.pairs("clean"), size)
         own = alignment(cell.method, cell.seed)
         files = cell_files(cell, sources, world.pairs("eval"), directory, own)
+        if cell.scorer:
+            return judge_labels(cell, files, own)
         checker = Checker(world, None if files.model == world.sft else Path(files.model))
         evaluators: list[Evaluator] = [checker]
         if cell.rival:
@@ -156,6 +159,8 @@ class OnFiles:
             "save_strategy": "no",
         }
         files = cell_files(cell, sources, self.test, directory, own)
+        if cell.scorer:
+            return judge_labels(cell, files, own)
         return align_and_measure(cell, files, for_recipe(cell, own), [])
 
 
@@ -254,6 +259,20 @@ def align_and_measure(
     for evaluate in (*evaluators, *everywhere):
         numbers |= evaluate(run)
     _drop_weights(run)
+    return numbers
+
+
+def judge_labels(cell: Cell, files: AlignFiles, own: dict[str, Any]) -> dict[str, float]:
+    """Measure the cell's way to tell wrong labels."""
+    assert cell.scorer
+
+    def config(method: str) -> MSPOConfig:
+        mode = "official" if method == "perpcorrect" else None
+        of_method = dataclasses.replace(cell, method=method, perpcorrect_mode=mode)
+        return _config(of_method, for_recipe(cell, own | {"method": method}))
+
+    numbers = judge(cell.scorer, Case(files, config))
+    _drop_weights(Path(files.output))
     return numbers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from softpref.training.output import write_text
 RINGS = ("algorithm", "data", "training", "evaluation", "world")
 
 
-def code_version() -> str:
+def code_version(rings: Sequence[str] = RINGS) -> str:
     """Return a hash of every source file that a result can depend on, whatever the commit."""
     root = Path(str(softpref.__file__)).parent
     digest = hashlib.sha256()
-    for ring in RINGS:
+    for ring in rings:
         for path in sorted((root / ring).glob("*.py")):
             digest.update(f"{ring}/{path.name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

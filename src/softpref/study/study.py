@@ -47,6 +47,8 @@ def run_study(name: str, options: StudyOptions) -> None:
     special = [part for part in (options.signal, options.recipe) if part not in USUAL]
     path = output / f"{'-'.join([name, *special])}.json"
     version = {"code": code_version(), **preset.version}
+    if "scorer" in target.axes:
+        version["auditing"] = code_version(["auditing"])
     output.mkdir(parents=True, exist_ok=True)
     results = Results.load(path, version)
     missing = [cell for cell in cells if cell.key not in results.cells]

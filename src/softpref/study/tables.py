@@ -17,6 +17,9 @@ METRICS = {
     "rival_win_rate": "win rate against the rival, %",
     "preference_accuracy": "held-out preference accuracy, %",
     "label_auroc": "label AUROC, %",
+    "average_precision": "average precision of finding wrong labels, %",
+    "ece": "calibration error of the probabilities, %",
+    "noise_rate_error": "estimated minus true share of wrong labels, points",
     "clean_loss": "DPO's loss on the clean pairs, × 100",
     "held_out_loss": "DPO's loss on held-out pairs, × 100",
 }

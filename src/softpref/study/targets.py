@@ -14,9 +14,11 @@ from softpref.study.pictures import (
     draw_weights,
 )
 from softpref.study.readings import examples, implicit_weights, label_curves, learned_map
+from softpref.study.scorers import SCORERS
 
 ALL_METHODS = ("dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "mspo_static", "mspo", "oracle")
 NOISE_RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
+AUDIT_METRICS = ("label_auroc", "average_precision", "ece", "noise_rate_error")
 
 
 def _by_noise(rows: Mapping[str, str]) -> dict[tuple[str, float], str]:
@@ -127,6 +129,19 @@ TARGETS = {
         "method", "perpcorrect_mode",
         {"method": ("perpcorrect",), "perpcorrect_mode": ("threshold", "official"),
          "noise_rate": (0.4,)},
+    ),
+    "audit": Target(
+        "Ways to tell which labels are wrong",
+        "scorer", "noise_rate",
+        {"method": ("mspo",), "scorer": tuple(SCORERS), "noise_rate": (0.1, 0.2, 0.3, 0.4)},
+        metrics=AUDIT_METRICS,
+    ),
+    "audit_difficulty": Target(
+        "Ways to tell which labels are wrong, where hard pairs are flipped more often",
+        "scorer", "noise_kind",
+        {"method": ("mspo",), "scorer": tuple(SCORERS), "noise_kind": ("difficulty",),
+         "noise_rate": (0.25,)},
+        metrics=AUDIT_METRICS,
     ),
     "rates": Target(
         "cDPO and rDPO with the noise rate estimated and given",
