@@ -19,7 +19,7 @@ QUOTED = re.compile(r"\d+\.\d ± \d+\.\d|[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\
 
 
 def test_every_quoted_number_stands_in_a_table():
-    tables = "\n".join(path.read_text() for path in (ROOT / "results").glob("*.md"))
+    tables = "\n".join(path.read_text() for path in (ROOT / "results").rglob("*.md"))
     quoted = set(QUOTED.findall(TEXT.replace("−", "-")))
     assert len(quoted) > 20
     assert not [number for number in quoted if number not in tables]
