@@ -19,6 +19,7 @@ test: setup
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/browser
 
 test-gpu: setup
+	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'torch sees no CUDA device'"
 	CUDA_VISIBLE_DEVICES=0 $(BIN)/pytest tests/gpu
 
 # A real browser; Debian's, where it is missing.

@@ -148,3 +148,10 @@ def test_the_models_own_rate_is_faithful_and_sft_is_fitted_once(on_paper, tmp_pa
     asked.clear()
     on_paper.run(Cell("dpo", 3), tmp_path / "cell")
     assert "learning_rate" not in asked
+
+
+def test_a_way_to_tell_wrong_labels_is_measured_here_too(on_paper, tmp_path):
+    on_paper.prepare(3, "disjoint")
+    numbers = on_paper.run(Cell("mspo", 3, 0.2, scorer="longer"), tmp_path / "cell")
+    assert numbers["label_auroc"] == 0  # every worse response of this hub is the longer
+    assert "preference_accuracy" not in numbers

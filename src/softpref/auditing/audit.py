@@ -43,7 +43,7 @@ class AuditOptions:
         "A finished run of mspo, in the place of --model: its labels, its policy; --data and "
         "--clean are the run's own unless given."
     )
-    output: str = option("Directory for the audit; must be new, empty or of the same audit.", "")
+    output: str = option("Directory for the audit; an earlier audit in it is replaced.", "")
     export: Literal["keep", "soft", "drop", "flip"] = option(
         "What cleaned.jsonl makes of suspects: `soft` adds their probability as `soft_label` "
         "(default), `keep` marks them, `drop` leaves them out, `flip` turns them round.",

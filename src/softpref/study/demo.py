@@ -16,11 +16,11 @@ from pyarrow.parquet import read_table
 from torch import Tensor
 
 from softpref.data.noise import inject
-from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.evaluation.evaluator import HeldOutPairs, LabelQuality
 from softpref.options import option
 from softpref.study.figures import draw_label_curves, draw_learned_map
+from softpref.study.readings import truth_of
 from softpref.study.report import figure, page, table
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
@@ -120,12 +120,6 @@ def _fresh_directory(path: str) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     write_text(home / MARK, "made by softpref demo; running it again replaces this directory\n")
     return home
-
-
-def truth_of(noisy: str) -> dict[str, bool]:
-    """Return whether each pair of a file, by uid, is flipped."""
-    pairs = load_pairs(noisy).pairs
-    return dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
 
 
 def result_rows(outcomes: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:

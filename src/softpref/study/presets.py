@@ -88,8 +88,6 @@ class InWorld:
         sources = Sources(world.sft, world.pairs("train"), world.pairs("clean"), size)
         own = alignment(cell.method, cell.seed)
         files = cell_files(cell, sources, world.pairs("eval"), directory, own)
-        if cell.scorer:
-            return judge_labels(cell, files, own)
         checker = Checker(world, None if files.model == world.sft else Path(files.model))
         evaluators: list[Evaluator] = [checker]
         if cell.rival:
@@ -159,8 +157,6 @@ class OnFiles:
             "save_strategy": "no",
         }
         files = cell_files(cell, sources, self.test, directory, own)
-        if cell.scorer:
-            return judge_labels(cell, files, own)
         return align_and_measure(cell, files, for_recipe(cell, own), [])
 
 
@@ -244,7 +240,12 @@ def _config(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
 def align_and_measure(
     cell: Cell, files: AlignFiles, options: dict[str, Any], evaluators: Sequence[Evaluator]
 ) -> dict[str, float]:
-    """Align, and measure by the preset's evaluators and by those that any files allow."""
+    """Align, and measure by the preset's evaluators and by those that any files allow.
+
+    A cell that names a scorer measures that instead.
+    """
+    if cell.scorer:
+        return _judge_labels(cell, files, options)
     align(files, _config(cell, options))
     run = Path(files.output)
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
@@ -262,14 +263,14 @@ def align_and_measure(
     return numbers
 
 
-def judge_labels(cell: Cell, files: AlignFiles, own: dict[str, Any]) -> dict[str, float]:
+def _judge_labels(cell: Cell, files: AlignFiles, options: dict[str, Any]) -> dict[str, float]:
     """Measure the cell's way to tell wrong labels."""
     assert cell.scorer
 
     def config(method: str) -> MSPOConfig:
         mode = "official" if method == "perpcorrect" else None
         of_method = dataclasses.replace(cell, method=method, perpcorrect_mode=mode)
-        return _config(of_method, for_recipe(cell, own | {"method": method}))
+        return _config(of_method, options | {"method": method})
 
     numbers = judge(cell.scorer, Case(files, config))
     _drop_weights(Path(files.output))

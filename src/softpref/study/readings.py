@@ -119,6 +119,11 @@ def _labels(cell: Path) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _truth(cell: Path, uids: list[str]) -> Tensor:
-    pairs = load_pairs(str(cell / "noisy.jsonl")).pairs
-    is_flipped = dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
+    is_flipped = truth_of(str(cell / "noisy.jsonl"))
     return torch.tensor([is_flipped[uid] for uid in uids])
+
+
+def truth_of(noisy: str) -> dict[str, bool]:
+    """Return whether each pair of a file, by uid, is flipped."""
+    pairs = load_pairs(noisy).pairs
+    return dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))

@@ -19,6 +19,7 @@ from torch import Tensor
 from softpref.algorithm.calibration import expected_calibration_error
 from softpref.auditing.audit import Audit, audit
 from softpref.data.sources import load_pairs
+from softpref.study.readings import truth_of
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
@@ -74,8 +75,7 @@ def judge(scorer: str, case: Case) -> dict[str, float]:
     `noise_rate_error`, estimate minus truth, of ways that have these.
     """
     judged = SCORERS[scorer](case)
-    pairs = load_pairs(case.files.train).pairs
-    truth = dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
+    truth = truth_of(case.files.train)
     is_flipped = torch.tensor([truth[uid] for uid in judged.uids])
     numbers = {
         "label_auroc": auroc(judged.belief, ~is_flipped),
