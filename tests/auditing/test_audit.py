@@ -214,6 +214,7 @@ def test_the_same_pair_labelled_both_ways_is_noticed():
         ({"data": None}, "--data is missing"),
         ({"run": "nowhere"}, "--model and --run: give one of them"),
         ({"run": "nowhere", "model": None}, "--run nowhere: no finished run"),
+        ({"run": "nowhere", "model": None, "seed": 1}, "--seed: a run is audited by its own"),
         ({"model": "no/such/model/here"}, "--model no/such/model/here: no tokenizer"),
         ({"clean": "40"}, "give a number from 1 to 39"),
         ({"clean": "5"}, "at least 10 are needed"),

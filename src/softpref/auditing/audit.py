@@ -30,6 +30,8 @@ from softpref.training.output import write_lines, write_text
 logger = logging.getLogger(__name__)
 
 LABELS, SUMMARY = "labels.jsonl", "summary.json"
+DEFAULTS: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
+"""What a run has its own of."""
 
 
 @dataclass
@@ -50,13 +52,13 @@ class AuditOptions:
         "soft",
     )
     marks: str | None = option("Marks on suspects that report.html exported, for cleaned.jsonl.")
-    max_length: int = option("Longest prompt plus response, tokens.", 1024)
+    max_length: int = option("Longest prompt plus response, tokens; default 1024.")
     batch_size: int = option("Pairs in one forward pass.", 8)
     ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
-        "Which tokens count in PPLDiff.", "response"
+        "Which tokens count in PPLDiff; default `response`."
     )
     bf16: bool = option("Score in bfloat16.", False)
-    seed: int = option("Seed of the pairs that --clean N holds out.", 42)
+    seed: int = option("Seed of what --clean N holds out; default 42.")
     on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
     trust_remote_code: bool = option("Run code that comes with the model.", False)
 
@@ -105,7 +107,7 @@ def run_audit(options: AuditOptions) -> None:
     write_lines(output / LABELS, done.pairs)
     write_text(output / SUMMARY, json.dumps(dataclasses.asdict(done.summary), indent=1) + "\n")
     write_report(
-        output / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, options.seed
+        output / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
     )
     write_cleaned(str(asked.data), output, done.pairs, done.trusted, options.export, marks)
     _say(done.summary, output, options.export)
@@ -135,6 +137,10 @@ def audit(
 def _asked(options: AuditOptions) -> AuditOptions:
     """Return the options with a run's own filled in; nothing that is needed is missing."""
     asked = _of_run(options) if options.run else options
+    given = {name: getattr(asked, name) for name in DEFAULTS}
+    asked = dataclasses.replace(
+        asked, **{name: DEFAULTS[name] if value is None else value for name, value in given.items()}
+    )
     for flag in ("model", "data", "clean"):
         require(getattr(asked, flag), f"--{flag}")
     return asked
@@ -172,6 +178,9 @@ def _of_run(options: AuditOptions) -> AuditOptions:
     """Return the options with what a finished run says of itself."""
     if options.model:
         raise UsageError("--model and --run: give one of them; a run has its own policy.")
+    for name in DEFAULTS:
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name}: a run is audited by its own; leave it out.")
     path = Path(str(options.run)) / RUN_RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -189,8 +198,7 @@ def _of_run(options: AuditOptions) -> AuditOptions:
         )
     return dataclasses.replace(
         options, model=options.run, data=options.data or files["train"],
-        clean=options.clean or files["clean"], max_length=said["max_length"],
-        ppl_scope=said["ppl_scope"], seed=said["seed"],
+        clean=options.clean or files["clean"], **{name: said[name] for name in DEFAULTS},
     )  # fmt: skip
 
 
