@@ -61,7 +61,7 @@ def test_every_way_judges_every_pair(in_world, tmp_path, scorer):
     assert 0 < numbers["average_precision"] <= 1
     assert ("ece" in numbers) == (scorer in ("audit", "audit_run"))
     assert ("noise_rate_error" in numbers) == (
-        scorer in ("audit", "audit_run", "perpcorrect_official")
+        scorer in ("audit", "audit_run", "perpcorrect_official", "confident_learning")
     )
     assert not (tmp_path / "cell" / "run" / "model.safetensors").exists()
 

@@ -200,6 +200,8 @@ def test_an_interrupted_study_starts_no_further_runs(tmp_path):
         ("table1", {"preset": "tiny"}, "--model is missing"),
         ("table1", {"model": "somewhere"}, "--model is not read by --preset world"),
         ("table1", {"sft_data": ["all"]}, "--sft_data all: choose from disjoint"),
+        ("table1", {"scorers": ["audit"]}, "--scorers: table1 measures methods"),
+        ("audit", {"scorers": ["guess"]}, "--scorers guess: choose from ppl_diff"),
         ("table1", {"dry_run": True}, "--dry_run is for --preset paper"),
         ("table1", {"preset": "paper", "data": "hh"}, "--model is missing"),
         ("table1", {"preset": "paper", "data": "hh", "model": "gpt-2"}, "--model gpt-2: choose"),
@@ -211,3 +213,13 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path, name, given, messag
     with pytest.raises(UsageError, match=message):
         run_study(name, options)
     assert not (tmp_path / "out").exists()
+
+
+def test_without_cleanlab_it_is_said_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    options = StudyOptions(output=str(tmp_path / "out"))
+    with pytest.raises(
+        UsageError, match=r"pip install 'softpref\[cleanlab\]'.*perpcorrect_official"
+    ):
+        run_study("audit", options)
+    run_study("audit", replace(pretend(monkeypatch, tmp_path), scorers=["longer"], methods=None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from softpref.study.grid import Cell, Target
 from softpref.study.paper import DATA, MODELS, OnPaper
 from softpref.study.presets import InWorld, OnFiles, Preset
 from softpref.study.results import code_version
+from softpref.study.scorers import SCORERS
 from softpref.study.targets import TARGETS
 
 USUAL = ("informative", "recommended")
@@ -45,6 +47,10 @@ class StudyOptions:
         "What SFT has seen: `disjoint` pairs (default), or in a second pass the training pairs' "
         "`clean_chosen` (default with --recipe faithful) or `noisy_chosen` responses."
     )
+    scorers: list[str] | None = option(
+        "audit, audit_difficulty: ways to tell wrong labels; default: all. `confident_learning` "
+        "needs cleanlab, which softpref[cleanlab] installs."
+    )
     jobs: int = option("Worker processes, one thread each; default: one a processor.")
     model: str | None = option("tiny: the SFT model; paper: llama-2-7b or phi-2.")
     data: str | None = option("paper: hh (Golden HH) or oasst1.")
@@ -62,7 +68,7 @@ def asked_cells(target: Target, options: StudyOptions) -> list[Cell]:
         sft_data = ["clean_chosen"]  # as the paper does
     return target.cells(
         options.seeds or SEEDS, method=options.methods, noise_rate=options.noise,
-        recipe=[options.recipe], sft_data=sft_data,
+        recipe=[options.recipe], sft_data=sft_data, scorer=options.scorers,
     )  # fmt: skip
 
 
@@ -90,12 +96,28 @@ def checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
         raise UsageError("--dry_run is for --preset paper: the others can just be run.")
     _refuse_others_files(options)
     target, output = TARGETS[name], Path(options.output)
+    _check_scorers(name, target, options.scorers)
     if options.preset != "world" and target.needs_world:
         raise UsageError(
             f"{name} needs the world, which has a checker and models of two sizes: leave --preset "
             "out, or run table1 with the other model."
         )
     return target, _preset(options, output), output
+
+
+def _check_scorers(name: str, target: Target, scorers: Sequence[str] | None) -> None:
+    if "scorer" not in target.axes:
+        if scorers:
+            raise UsageError(f"--scorers: {name} measures methods; leave it out.")
+        return
+    _refuse_unknown("scorers", scorers, SCORERS)
+    asked = scorers or target.axes["scorer"]
+    if "confident_learning" in asked and not importlib.util.find_spec("cleanlab"):
+        raise UsageError(
+            "--scorers: confident_learning needs cleanlab, which is not installed: pip install "
+            f"'softpref[cleanlab]', or name the others, --scorers "
+            f"{' '.join(other for other in asked if other != 'confident_learning')}."
+        )
 
 
 FILES = {"tiny": ("model", "train", "clean", "test"), "paper": ("model", "data"), "world": ()}

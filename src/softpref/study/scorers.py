@@ -19,10 +19,13 @@ from torch import Tensor
 from softpref.algorithm.calibration import expected_calibration_error
 from softpref.auditing.audit import Audit, audit
 from softpref.data.sources import load_pairs
+from softpref.data.tokens import tokenize_pairs
+from softpref.study.confident import label_quality
 from softpref.study.readings import truth_of
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
+from softpref.training.models import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,16 @@ def _official(case: Case) -> Judged:
     return Judged(history["uid"].to_pylist(), labels, noise_rate=record["noise_rate"]["rate"])
 
 
+def _confident_learning(case: Case) -> Judged:
+    tokenizer = load_tokenizer(case.files.model, trust_remote_code=False)
+    pairs = tokenize_pairs(
+        load_pairs(case.files.train).pairs, tokenizer, case.config("dpo").max_length,
+        name=case.files.train,
+    ).pairs  # fmt: skip
+    quality, noise_rate = label_quality(case.files.model, pairs)
+    return Judged(list(pairs["uid"]), quality, noise_rate=noise_rate)
+
+
 def _longer(case: Case) -> Judged:
     pairs: Dataset = load_pairs(case.files.train).pairs
     by = [len(str(chosen)) - len(str(rejected))
@@ -150,7 +163,9 @@ SCORERS: dict[str, Callable[[Case], Judged]] = {
     "audit_run": _audit_run,
     "dpo_margin": _dpo_margin,
     "perpcorrect_official": _official,
+    "confident_learning": _confident_learning,
     "longer": _longer,
 }
 """PPLDiff under the SFT model; the audit by it and by an MSPO run; the implicit reward margin of a
-DPO run; PerpCorrect's authors' labels; the rule that the longer response is the better."""
+DPO run; PerpCorrect's authors' labels; cleanlab's confident learning over the SFT model's hidden
+states; the rule that the longer response is the better."""
