@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 USAGE = """\
 softpref: align language models on preference pairs whose labels cannot be trusted
 
-  softpref demo    the whole story on a synthetic world, on a CPU, in minutes
-  softpref sft     fine-tune a model on the chosen responses
-  softpref inject  flip labels at a known rate, keeping the truth in `is_flipped`
-  softpref train   align a model with any method
-  softpref audit   say which labels of a preference set are wrong, with or without a run
-  softpref study   repeat the paper's tables as grids of runs
-  softpref bench   time a training step against TRL's, on this machine
+  softpref demo      the whole story on a synthetic world, on a CPU, in minutes
+  softpref sft       fine-tune a model on the chosen responses
+  softpref inject    flip labels at a known rate, keeping the truth in `is_flipped`
+  softpref train     align a model with any method
+  softpref audit     say which labels of a preference set are wrong, with or without a run
+  softpref generate  write a model's responses to prompts
+  softpref judge     say which of two responses is better, by a judge of your choice
+  softpref compare   win rates of several methods, with all that qualifies them
+  softpref study     repeat the paper's tables as grids of runs
+  softpref bench     time a training step against TRL's, on this machine
 
 `softpref COMMAND --help` lists a command's options. Every command takes --config FILE.yaml; flags
 override it. In flags, hyphens and underscores are the same.
@@ -164,6 +167,30 @@ def audit(arguments: list[str]) -> None:
     run_audit(options)
 
 
+def generate(arguments: list[str]) -> None:
+    """Write responses to prompts."""
+    from softpref.judging.generate import GenerateOptions, run_generate
+
+    (options,) = parse("generate", arguments, GenerateOptions)
+    run_generate(options)
+
+
+def judge(arguments: list[str]) -> None:
+    """Have responses judged, or a judge measured."""
+    from softpref.judging.judge import JudgeFiles, run_judge
+    from softpref.judging.options import JudgeOptions
+
+    run_judge(*parse("judge", arguments, JudgeFiles, JudgeOptions))
+
+
+def compare(arguments: list[str]) -> None:
+    """Compare methods by a judge."""
+    from softpref.judging.compare import CompareOptions, run_compare
+    from softpref.judging.options import JudgeOptions
+
+    run_compare(*parse("compare", arguments, CompareOptions, JudgeOptions))
+
+
 def study(arguments: list[str]) -> None:
     """Run a table's grid of runs."""
     from softpref.study.choices import StudyOptions
@@ -191,6 +218,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "inject": inject,
     "train": train,
     "audit": audit,
+    "generate": generate,
+    "judge": judge,
+    "compare": compare,
     "study": study,
     "bench": bench,
 }

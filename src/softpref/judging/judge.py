@@ -1,0 +1,141 @@
+"""`softpref judge`: verdicts on two files of responses, or on pairs whose better one is known."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from softpref.errors import UsageError
+from softpref.judging.ask import Judged, make_judge, put
+from softpref.judging.check import JudgeQuality, judge_quality, load_gold
+from softpref.judging.log import VerdictLog
+from softpref.judging.options import JudgeOptions, check_judge
+from softpref.judging.questions import Judge
+from softpref.judging.rates import JudgedRate, judged_rate
+from softpref.judging.responses import join
+from softpref.judging.template import SYSTEM, USER
+from softpref.options import option, require
+from softpref.training.output import write_lines, write_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class JudgeFiles:
+    """What `softpref judge` reads and writes."""
+
+    responses: str | None = option("Responses whose wins are counted: rows of prompt, response.")
+    baseline: str | None = option("Responses to the same prompts that they are compared with.")
+    check: str | None = option(
+        "Instead: pairs whose better response is known (prompt, response_1, response_2, gold), to "
+        "measure the judge."
+    )
+    output: str = option(
+        "Directory; the same command goes on there, and nothing is asked twice.", ""
+    )
+
+
+def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
+    """Ask, and write `verdicts.jsonl`, `outcomes.jsonl` and `judge.json`.
+
+    Raises:
+        UsageError: options or files are wrong, or the judge cannot be asked.
+    """
+    require(files.output, "--output")
+    check_judge(options)
+    if files.check:
+        if files.responses or files.baseline:
+            raise UsageError("--check measures the judge: leave --responses and --baseline out.")
+        comparisons = load_gold(files.check)
+    else:
+        require(files.responses, "--responses")
+        require(files.baseline, "--baseline")
+        comparisons = join(str(files.responses), str(files.baseline))
+    judge = make_judge(options)
+    output = Path(files.output)
+    with VerdictLog(output / "verdicts.jsonl") as log:
+        judged = put(comparisons, judge, options, log)
+    write_lines(output / "outcomes.jsonl", map(asdict, judged.outcomes))
+    found = (
+        judge_quality(judged) if files.check else judged_rate(judged.outcomes, judged.first_share)
+    )
+    record = who_judged(judge, options) | {"account": account(judged), "found": asdict(found)}
+    write_text(output / "judge.json", json.dumps(record, indent=1) + "\n")
+    words = quality_words(found) if isinstance(found, JudgeQuality) else rate_words(found)
+    logger.info("%s\n%s\nwritten: %s", words, account_words(judged), output / "judge.json")
+
+
+def who_judged(judge: Judge, options: JudgeOptions) -> dict[str, Any]:
+    """Return the judge, the orders it was asked in, and the template's words."""
+    orders: dict[str, Any] = {"orders": "none, each response is scored for itself"}
+    if judge.sees_order:
+        orders = {"orders": options.orders}
+        if options.orders == "one":
+            orders["order_seed"] = options.order_seed
+        orders["template"] = {"system": SYSTEM, "user": USER}
+    return {"judge": dict(judge.identity), **orders}
+
+
+def account(judged: Judged) -> dict[str, Any]:
+    """Return calls, failures, tokens and dollars of what an outcome rests on."""
+    names = ("calls", "failures", "input_tokens", "output_tokens", "dollars")
+    return {name: getattr(judged, name) for name in names}
+
+
+def account_words(judged: Judged) -> str:
+    """Say what was asked and what failed, as a share of all of it."""
+    failed = sum(judged.failures.values())
+    text = f"{judged.calls:,} calls, {failed:,} failed ({failed / judged.calls:.1%})"
+    if judged.failures:
+        text += ": " + _counts(judged.failures)
+    if judged.input_tokens:
+        text += f"; {judged.input_tokens:,} tokens sent, {judged.output_tokens:,} received"
+    if judged.dollars is not None:
+        text += f", {judged.dollars:.2f} dollars"
+    return text
+
+
+def _counts(failures: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count:,}" for kind, count in sorted(failures.items()))
+
+
+def rate_words(rate: JudgedRate) -> str:
+    """Say a win rate with all that qualifies it."""
+    counted = (
+        f"{rate.wins:,} wins, {rate.losses:,} losses, {rate.ties:,} ties "
+        f"({rate.flipped:,} of them verdicts that changed with the order), {rate.failed:,} failed"
+    )
+    if rate.rate is None:
+        return f"no win rate, for nothing was decided: {counted}"
+    bounds = ""
+    if rate.failed:
+        low, high = rate.bounds
+        bounds = f"; {low:.1%} if all failures were losses, {high:.1%} if all were wins"
+    low, high = rate.clustered_interval
+    return (
+        f"win rate {rate.rate:.1%} (95%: {rate.interval[0]:.1%} to {rate.interval[1]:.1%}; by "
+        f"prompts {low:.1%} to {high:.1%}){bounds}\n{counted}\n"
+        f"{rate.length_controlled:.1%} at equal length; responses are "
+        f"{abs(rate.length_difference):,.0f} characters "
+        f"{'longer' if rate.length_difference >= 0 else 'shorter'} than the baseline's"
+    )
+
+
+def quality_words(quality: JudgeQuality) -> str:
+    """Say how good a judge is."""
+    accuracy = "decided nothing"
+    if quality.accuracy is not None:
+        low, high = quality.accuracy_interval
+        accuracy = f"right in {quality.accuracy:.1%} of what it decided ({low:.1%} to {high:.1%})"
+    place = ""
+    if quality.first_share is not None:
+        place = f"; preferred the response shown first in {quality.first_share:.1%} of verdicts"
+    return (
+        f"{quality.pairs:,} pairs: {accuracy}, in {quality.right:.1%} of all; "
+        f"{quality.ties:.1%} ties, {quality.flipped:.1%} of all changed with the order{place}; "
+        f"{quality.failed:.1%} failed"
+    )

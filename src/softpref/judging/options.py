@@ -1,0 +1,106 @@
+"""The options that say who judges, the same for `judge`, `compare` and `study --judge FILE`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from softpref.errors import UsageError
+from softpref.options import option, require
+
+JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
+
+
+@dataclass
+class JudgeOptions:
+    """Who judges, and how it is asked."""
+
+    judge: JudgeKind = option(
+        "`endpoint`: a chat model behind an OpenAI-compatible API; `reward_model`: a sequence "
+        "classifier; `implicit_reward`: a policy that was aligned, against its reference; "
+        "`checker`: the right answers of the synthetic world.",
+        "endpoint",
+    )
+    judge_model: str | None = option(
+        "endpoint: the model's name there; reward_model, implicit_reward: directory or hub id."
+    )
+    judge_reference: str | None = option("implicit_reward: the model its training started from.")
+    base_url: str | None = option("endpoint: its address, up to /v1; default: OpenAI's.")
+    api_key_env: str = option(
+        "endpoint: the environment variable that holds the key, the only place it is read from.",
+        "OPENAI_API_KEY",
+    )
+    structured_output: Literal["schema", "off"] = option(
+        "endpoint: whether the reply is held to a JSON schema, or only asked for in words, as "
+        "older models and some servers need it.",
+        "schema",
+    )
+    orders: Literal["both", "one"] = option(
+        "Ask in both orders, a verdict that changes with them being a tie, or in one drawn order, "
+        "as the paper does.",
+        "both",
+    )
+    order_seed: int = option("Seed of the drawn order.", 0)
+    concurrency: int = option("endpoint: most calls in flight.", 8)
+    timeout_s: float = option("endpoint: seconds one call may take.", 60.0)
+    max_retries: int = option(
+        "endpoint: further tries of a call after 429, 5xx, a timeout or a broken connection.", 6
+    )
+    max_reply_tokens: int = option("endpoint: most tokens of a reply.", 400)
+    price_input: float | None = option("endpoint: dollars per million input tokens.")
+    price_output: float | None = option("endpoint: dollars per million output tokens.")
+    max_cost: float | None = option(
+        "endpoint: dollars; no call is made that could take the account above it."
+    )
+    retry_failed: bool = option("Ask again what failed in an earlier run.", False)
+    judge_batch_size: int = option("reward_model, implicit_reward: pairs a batch.", 16)
+
+
+READ_BY = {
+    "judge_model": ("endpoint", "reward_model", "implicit_reward"),
+    "judge_reference": ("implicit_reward",),
+    "judge_batch_size": ("reward_model", "implicit_reward"),
+    **dict.fromkeys(
+        ("base_url", "api_key_env", "structured_output", "concurrency", "timeout_s", "max_retries",
+         "max_reply_tokens", "price_input", "price_output", "max_cost", "orders", "order_seed"),
+        ("endpoint",),
+    ),
+}  # fmt: skip
+
+
+def check_judge(options: JudgeOptions) -> None:
+    """Refuse options that are missing, out of range, or not read by this judge.
+
+    Raises:
+        UsageError: in words that say what to do.
+    """
+    for name, kinds in READ_BY.items():
+        value = getattr(options, name)
+        if options.judge not in kinds and value != _default(name):
+            raise UsageError(
+                f"--{name}: --judge {options.judge} does not read it; leave it out, or choose "
+                f"--judge {kinds[0]}."
+            )
+    if options.judge != "checker":
+        require(options.judge_model, "--judge_model")
+    if options.judge == "implicit_reward":
+        require(options.judge_reference, "--judge_reference")
+    for name, least in (("concurrency", 1), ("max_retries", 0), ("max_reply_tokens", 1),
+                        ("judge_batch_size", 1)):  # fmt: skip
+        if getattr(options, name) < least:
+            raise UsageError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+    if not options.timeout_s > 0:
+        raise UsageError(f"--timeout_s {options.timeout_s}: must be above 0.")
+    prices = (options.price_input, options.price_output)
+    if options.max_cost is not None and None in prices:
+        raise UsageError(
+            "--max_cost needs --price_input and --price_output, dollars per million tokens."
+        )
+    for name in ("price_input", "price_output", "max_cost"):
+        value = getattr(options, name)
+        if value is not None and not value >= 0:
+            raise UsageError(f"--{name} {value}: must be at least 0 dollars.")
+
+
+def _default(name: str) -> object:
+    return next(field.default for field in fields(JudgeOptions) if field.name == name)

@@ -1,0 +1,86 @@
+"""From verdicts to wins: a verdict that changes with the order is a tie, a failure is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from softpref.judging.questions import Answer, Comparison, Question
+from softpref.judging.template import as_text
+
+Result = Literal["win", "loss", "tie", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a comparison.
+
+    Attributes:
+        uid: of the comparison.
+        prompt: as text; comparisons of one prompt hang together.
+        result: from the response's side.
+        flipped: whether the verdict changed with the order.
+        first_preferred: how often A was called better, less how often B was, over the orders.
+        failure: the first failure, if any.
+        length_difference: response minus baseline, characters.
+    """
+
+    uid: str
+    prompt: str
+    result: Result
+    flipped: bool
+    first_preferred: int
+    failure: str | None
+    length_difference: int
+
+
+def outcomes_of(
+    comparisons: Iterable[Comparison],
+    questions: Mapping[str, Sequence[Question]],
+    answers: Mapping[str, Sequence[Answer]],
+) -> list[Outcome]:
+    """Return the outcome of every comparison.
+
+    Args:
+        comparisons: what was to be decided.
+        questions: of each, by uid.
+        answers: to these, in the same order.
+    """
+    return [
+        _outcome(comparison, questions[comparison.uid], answers[comparison.uid])
+        for comparison in comparisons
+    ]
+
+
+def _outcome(
+    comparison: Comparison, questions: Sequence[Question], answers: Sequence[Answer]
+) -> Outcome:
+    about: dict[str, Any] = {
+        "uid": comparison.uid,
+        "prompt": as_text(comparison.prompt),
+        "length_difference": len(comparison.response) - len(comparison.baseline),
+    }
+    verdicts = [answer.verdict for answer in answers if answer.verdict is not None]
+    first_preferred = verdicts.count("A") - verdicts.count("B")
+    failures = [answer.failure for answer in answers if answer.failure is not None]
+    if failures:
+        return Outcome(
+            result="failed", flipped=False, first_preferred=first_preferred, failure=failures[0],
+            **about,
+        )  # fmt: skip
+    results = {
+        _from_response(verdict, question.is_swapped)
+        for verdict, question in zip(verdicts, questions, strict=True)
+    }
+    flipped = len(results) > 1
+    result = "tie" if flipped else results.pop()
+    return Outcome(
+        result=result, flipped=flipped, first_preferred=first_preferred, failure=None, **about
+    )
+
+
+def _from_response(verdict: str, is_swapped: bool) -> Result:
+    if verdict == "tie":
+        return "tie"
+    return "win" if (verdict == "A") != is_swapped else "loss"

@@ -1,0 +1,174 @@
+"""Win rates as tables and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from matplotlib.figure import Figure
+
+from softpref.judging.controls import Controls
+from softpref.judging.rates import Agreement, Interval, JudgedRate
+
+COLOUR = "#1f6f8b"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One run of a method against a rival method's, or against the baseline (None)."""
+
+    method: str
+    rival: str | None
+    run: int
+
+    @property
+    def words(self) -> str:
+        """Who is compared with whom."""
+        against = f" against {self.rival}" if self.rival else ""
+        return f"{self.method}{against}" + (f", run {self.run + 1}" if self.run else "")
+
+
+Rates = Mapping[Contest, JudgedRate]
+_Row = tuple[str, list[JudgedRate]]
+
+
+def markdown(
+    rates: Rates, controls: Controls | None, agreements: Mapping[str, Agreement | None]
+) -> str:
+    """Return everything that was found."""
+    parts = ["# Win rates\n"]
+    for title, rows in _tables(rates):
+        parts += [f"## {title}\n", _table(rows)]
+    parts.append(
+        "Ties and failures are out of the win rate; verdicts that changed with the order are ties. "
+        "Intervals are 95%: Wilson's, which takes comparisons for independent, and by resampling "
+        "prompts. The bounds count all failures as losses, and as wins. Several runs: mean ± "
+        "deviation, and ends of intervals and bounds as means over runs.\n"
+    )
+    if agreements:
+        parts += ["## Agreement with the second judge\n", _agreement_table(agreements)]
+    if controls:
+        parts += ["## Is the judge fit?\n", _fitness(controls)]
+    return "\n".join(parts)
+
+
+def _tables(rates: Rates) -> list[tuple[str, list[_Row]]]:
+    tables: dict[str, dict[str, list[JudgedRate]]] = {}
+    for contest, rate in rates.items():
+        title = "Head to head" if contest.rival else "Against the baseline"
+        name = f"{contest.method} against {contest.rival}" if contest.rival else contest.method
+        tables.setdefault(title, {}).setdefault(name, []).append(rate)
+    return [(title, list(rows.items())) for title, rows in tables.items()]
+
+
+COLUMNS = (
+    "win rate, %", "Wilson", "by prompts", "bounds", "at equal length, %", "by prompts",
+    "longer by, characters", "ties, %", "changed with the order, %", "shown first, %", "failed, %",
+    "asked",
+)  # fmt: skip
+
+
+def _table(rows: Sequence[_Row]) -> str:
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(_cells(runs)) + " |" for name, runs in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(runs: Sequence[JudgedRate]) -> list[str]:
+    def share(name: str) -> str:
+        return f"{100 * fmean(getattr(run, name) / run.asked for run in runs):.1f}"
+
+    return [
+        mean_and_deviation([run.rate for run in runs]),
+        _mean_interval([run.interval for run in runs]),
+        _mean_interval([run.clustered_interval for run in runs]),
+        _mean_interval([run.bounds for run in runs]),
+        mean_and_deviation([run.length_controlled for run in runs]),
+        _mean_interval([run.length_controlled_interval for run in runs]),
+        f"{fmean(run.length_difference for run in runs):+.0f}",
+        share("ties"),
+        share("flipped"),
+        mean_and_deviation([run.first_share for run in runs]),
+        share("failed"),
+        f"{sum(run.asked for run in runs)}",
+    ]
+
+
+def mean_and_deviation(shares: Sequence[float | None]) -> str:
+    """Return "61.2" or, of several, "61.2 ± 1.3", per cent; a dash where there is none."""
+    found = [100 * share for share in shares if share is not None]
+    if not found:
+        return "–"
+    return f"{fmean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "")
+
+
+def _mean_interval(intervals: Sequence[Interval]) -> str:
+    low, high = (100 * fmean(ends) for ends in zip(*intervals, strict=True))
+    return f"{low:.1f} to {high:.1f}"
+
+
+def _agreement_table(agreements: Mapping[str, Agreement | None]) -> str:
+    lines = ["| | Cohen's κ | by prompts | judged by both |", "|---|---|---|---|"]
+    for words, found in agreements.items():
+        if found is None:
+            lines.append(f"| {words} | – | – | 0 |")
+            continue
+        low, high = found.interval
+        lines.append(f"| {words} | {found.kappa:.2f} | {low:.2f} to {high:.2f} | "
+                     f"{found.comparisons} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _fitness(controls: Controls) -> str:
+    words = "**Unfit**: " + "; ".join(controls.unfit) if controls.unfit else (
+        "Nothing speaks against it."
+    )  # fmt: skip
+    rows: list[_Row] = [
+        ("a constant answer", [controls.null]),
+        ("the baseline's answer against itself", [controls.identical]),
+    ]
+    if controls.attacks:
+        rows.append(("attacks against honest answers", [controls.attacks]))
+    return f"{words}.\n\n{_table(rows)}".replace("..", ".")
+
+
+def latex(rates: Rates) -> str:
+    """Return the win rates as the rows of a tabular."""
+    lines = [r"\begin{tabular}{lrrr}", r"\toprule",
+             r"& win rate (\%) & Wilson's 95\% & at equal length (\%) \\", r"\midrule"]  # fmt: skip
+    for _, rows in _tables(rates):
+        for name, runs in rows:
+            rate = mean_and_deviation([run.rate for run in runs])
+            controlled = mean_and_deviation([run.length_controlled for run in runs])
+            cells = [name, rate, _mean_interval([run.interval for run in runs]), controlled]
+            lines.append(" & ".join(map(_escaped, cells)) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _escaped(text: str) -> str:
+    for mark in "&%_#$":
+        text = text.replace(mark, rf"\{mark}")
+    return text.replace("±", r"$\pm$").replace("–", "--")
+
+
+def draw(rates: Rates) -> Figure:
+    """Draw each contest's win rate with its interval by prompts and its bounds, thin."""
+    figure = Figure(figsize=(7, 1.2 + 0.42 * len(rates)), layout="constrained")
+    axes = figure.subplots()
+    for place, rate in enumerate(rates.values()):
+        axes.plot([100 * end for end in rate.bounds], [place, place], color=COLOUR, alpha=0.35)
+        axes.plot(
+            [100 * end for end in rate.clustered_interval], [place, place], color=COLOUR, lw=4,
+            solid_capstyle="butt",
+        )  # fmt: skip
+        if rate.rate is not None:
+            axes.plot(100 * rate.rate, place, "o", color="white", mec=COLOUR, mew=2)
+    axes.axvline(50, color="grey", lw=1, ls=":")
+    axes.set_yticks(range(len(rates)), [contest.words for contest in rates])
+    axes.set_ylim(len(rates) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(
+        "win rate, %: thick, 95% interval by prompts; thin, all failures lost to all won"
+    )
+    return figure

@@ -1,0 +1,193 @@
+"""Judges that score each response for itself, so that no order can sway them.
+
+Shapes: B questions a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from softpref.data.batches import make_batch
+from softpref.data.tokens import tokenize_pairs
+from softpref.errors import UsageError
+from softpref.judging.options import JudgeOptions
+from softpref.judging.questions import Answer, Question
+from softpref.training.models import context_length, load_policy, load_tokenizer
+from softpref.training.reference import fingerprint_weights
+from softpref.training.scoring import score_pairs
+from softpref.world.language import score
+
+
+class _Scored:
+    """Turns scores into verdicts: the higher wins, equal ones and equal texts tie."""
+
+    sees_order = False
+    batch_size = 1000
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
+        """Yield every question with its answer."""
+        for question in questions:
+            if question.first == question.second:
+                yield question, Answer("tie")
+        different = [question for question in questions if question.first != question.second]
+        for start in range(0, len(different), self.batch_size):
+            batch = different[start : start + self.batch_size]
+            for question, answer in zip(batch, self.answers(batch), strict=True):
+                yield question, answer
+
+    def answers(self, batch: Sequence[Question]) -> list[Answer]:
+        """Return the answers to questions whose texts differ."""
+        raise NotImplementedError
+
+
+def _by_score(difference: float) -> Answer:
+    if difference != difference:
+        return Answer(None, "score is NaN")
+    return Answer("A" if difference > 0 else "B" if difference < 0 else "tie")
+
+
+class RewardModel(_Scored):
+    """A sequence classifier of one output, on prompt and response as its chat template has them.
+
+    Without a template plain text is prompt and response joined.
+
+    Raises:
+        UsageError: there is no such model, or it has several outputs.
+    """
+
+    def __init__(self, options: JudgeOptions) -> None:
+        source = str(options.judge_model)
+        try:
+            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForSequenceClassification.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise UsageError(f"--judge_model {source}: no sequence classifier ({first}).") from None
+        if model.config.num_labels != 1:
+            raise UsageError(
+                f"--judge_model {source}: has {model.config.num_labels} outputs; a reward model "
+                "has one."
+            )
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        model.config.pad_token_id = self._tokenizer.pad_token_id
+        self._model = model.eval()
+        self.batch_size = options.judge_batch_size
+        self.identity: Mapping[str, Any] = {
+            "judge": "reward_model",
+            "model": source,
+            "weights": fingerprint_weights(model),
+        }
+
+    def answers(self, batch: Sequence[Question]) -> list[Answer]:
+        """Return the answers to questions whose texts differ."""
+        texts = [
+            self._render(question, response)
+            for question in batch
+            for response in (question.first, question.second)
+        ]
+        with torch.no_grad():
+            encoded = self._tokenizer(
+                texts, return_tensors="pt", padding=True, truncation=True,
+                max_length=context_length(self._model), add_special_tokens=False,
+            )  # fmt: skip
+            rewards = self._model(**encoded.to(self._model.device)).logits.float().view(-1, 2)
+        return [_by_score(float(first - second)) for first, second in rewards]
+
+    def _render(self, question: Question, response: str) -> str:
+        if self._tokenizer.chat_template is None:
+            if not isinstance(question.prompt, str):
+                raise UsageError(
+                    f"--judge_model {self._tokenizer.name_or_path}: has no chat template, but the "
+                    "prompts are conversations."
+                )
+            bos = self._tokenizer.bos_token or ""
+            return f"{bos}{question.prompt}{response}{self._tokenizer.eos_token or ''}"
+        prompt = question.prompt
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        reply = {"role": "assistant", "content": response}
+        return str(self._tokenizer.apply_chat_template([*messages, reply], tokenize=False))
+
+
+class ImplicitReward(_Scored):
+    """The reward β log π/π_ref that a policy was aligned by; A wins where its margin h is above 0.
+
+    Not a judge from outside: a policy likes what it was trained to write. Responses are cut at the
+    end of the context.
+
+    Raises:
+        UsageError: a model cannot be loaded.
+    """
+
+    def __init__(self, options: JudgeOptions) -> None:
+        policy, reference = str(options.judge_model), str(options.judge_reference)
+        self._tokenizer = load_tokenizer(reference, trust_remote_code=False)
+        self._policies = [
+            load_policy(path, trust_remote_code=False) for path in (policy, reference)
+        ]
+        self._longest = min(map(context_length, self._policies))
+        self._forward_size = options.judge_batch_size
+        self.batch_size = 64 * options.judge_batch_size
+        self.identity: Mapping[str, Any] = {
+            "judge": "implicit_reward",
+            "model": policy,
+            "weights": [fingerprint_weights(policy) for policy in self._policies],
+        }
+
+    def answers(self, batch: Sequence[Question]) -> list[Answer]:
+        """Return the answers to questions whose texts differ."""
+        rows = Dataset.from_list(
+            [
+                {"row": i, "prompt": q.prompt, "chosen": self._as(q, q.first),
+                 "rejected": self._as(q, q.second)}
+                for i, q in enumerate(batch)
+            ]
+        )  # fmt: skip
+        tokenized = tokenize_pairs(
+            rows, self._tokenizer, self._longest, name="comparison", on_bad_row="skip"
+        ).pairs
+        policy, reference = (self._differences(policy, tokenized) for policy in self._policies)
+        margins = dict(zip(tokenized["row"], (policy - reference).tolist(), strict=True))
+        return [
+            _by_score(margins[i]) if i in margins else Answer(None, "does not fit the context")
+            for i in range(len(batch))
+        ]
+
+    def _as(self, question: Question, response: str) -> Any:
+        if isinstance(question.prompt, str):
+            return response
+        return [{"role": "assistant", "content": response}]
+
+    def _differences(self, policy: Any, pairs: Dataset) -> Tensor:
+        """Return log π(first) − log π(second), (B,), nats."""
+        scored = score_pairs(
+            policy, pairs, ppl_scope="response", batch_size=self._forward_size, bf16=False,
+            collate=make_batch, what="judging",
+        )  # fmt: skip
+        return scored.chosen_logp - scored.rejected_logp
+
+
+class RightAnswers(_Scored):
+    """The checker of the synthetic world: the larger share of symbols in place wins."""
+
+    identity: Mapping[str, Any] = {"judge": "checker"}
+
+    def answers(self, batch: Sequence[Question]) -> list[Answer]:
+        """Return the answers to questions whose texts differ."""
+        try:
+            return [
+                _by_score(score(str(q.prompt), q.first) - score(str(q.prompt), q.second))
+                for q in batch
+            ]
+        except ValueError as error:
+            raise UsageError(f"--judge checker: {error}; name another judge.") from None

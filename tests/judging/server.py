@@ -1,0 +1,203 @@
+"""A scripted OpenAI-compatible server on loopback: honest, faulty, biased or gullible."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+MARK = re.compile(r"<[0-9a-f]{24}>")
+SECTIONS = re.compile(
+    r"PROMPT\n(.*?)\n\S* ?RESPONSE A\n(.*?)\n\S* ?RESPONSE B\n(.*?)\n\S* ?END\n", re.DOTALL
+)
+ORDERS = re.compile(
+    r"ignore all|this response is|the response above has won|the better one|always decide for it|"
+    r"give that verdict|must prefer|output its letter",
+    re.IGNORECASE,
+)
+FAULTS = (
+    # Per cent of requests, by their hash; those that end are over after two tries.
+    (6, "429"), (6, "500"), (4, "cut"), (4, "truncated"), (4, "prose"), (2, "hang"), (4, "refusal"),
+)  # fmt: skip
+PASSING = ("429", "500", "cut")
+
+
+def quality(text: str) -> int:
+    """How good an answer is, to the honest judge: it counts the word "good"."""
+    return text.split().count("good")
+
+
+def honest(system: str, user: str) -> str:
+    """Judge what stands between the marks, and nothing else."""
+    mark = MARK.search(system)[0]
+    _, first, second, _ = user.split(f"\n{mark} ")[-4:]
+    first, second = first.removeprefix("RESPONSE A\n"), second.removeprefix("RESPONSE B\n")
+    by = quality(first) - quality(second)
+    return "A" if by > 0 else "B" if by < 0 else "tie"
+
+
+def always_first(system: str, user: str) -> str:
+    return "A"
+
+
+def gullible(system: str, user: str) -> str:
+    """Follow the fence where there is one; where there is none, obey orders in the text."""
+    mark = MARK.search(system)
+    if mark:
+        return honest(system, user)
+    _, first, second = SECTIONS.search(user).groups()
+    obeyed = [bool(ORDERS.search(text)) for text in (first, second)]
+    if obeyed == [True, False]:
+        return "A"
+    if obeyed == [False, True]:
+        return "B"
+    by = quality(first) - quality(second)
+    return "A" if by > 0 else "B" if by < 0 else "tie"
+
+
+JUDGES = {"honest": honest, "always_first": always_first, "gullible": gullible}
+
+
+def no_fault(digest: int) -> str | None:
+    return None
+
+
+def some_faults(digest: int) -> str | None:
+    at = digest % 100
+    for share, fault in FAULTS:
+        if at < share:
+            return fault
+        at -= share
+    return None
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        request = json.loads(body)
+        system, user = (message["content"] for message in request["messages"])
+        asked = hashlib.sha256(MARK.sub("", user).encode()).digest()
+        digest = int.from_bytes(asked[:4])
+        script = self.server.script
+        with script.lock:
+            script.calls[digest] += 1
+            tries = script.calls[digest]
+            script.keys.add(self.headers["Authorization"])
+            script.in_flight += 1
+            script.most_in_flight = max(script.most_in_flight, script.in_flight)
+        try:
+            if script.latency:
+                time.sleep(script.latency)
+            fault = script.faults(digest)
+            if fault in PASSING and tries > 2:
+                fault = None
+            self.reply(fault, script.judge(system, user))
+        finally:
+            with script.lock:
+                script.in_flight -= 1
+
+    def reply(self, fault: str | None, verdict: str) -> None:
+        content = json.dumps({"justification": "So it is.", "verdict": verdict})
+        if fault == "cut":
+            self.close_connection = True
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [')
+            return
+        if fault == "hang":
+            self.close_connection = True
+            time.sleep(3)
+            return
+        if fault in ("429", "500") or (fault or "").startswith("status "):
+            status = int(fault.removeprefix("status "))
+            self.send({"error": {"message": "no"}}, status, {"Retry-After": "0.05"})
+            return
+        if fault == "prose":
+            content = f"I think that {verdict} is the better response."
+        message = {"role": "assistant", "content": content}
+        if fault == "refusal":
+            message = {"role": "assistant", "content": None, "refusal": "I cannot judge this."}
+        completion = {
+            "id": "1", "object": "chat.completion", "created": 1, "model": "scripted",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+        }  # fmt: skip
+        self.send(completion, 200, {}, cut_at=40 if fault == "truncated" else None)
+
+    def send(self, content, status, headers, cut_at=None):
+        body = json.dumps(content).encode()[:cut_at]
+        self.send_response(status)
+        for name, value in ({"Content-Type": "application/json"} | headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request, client_address):
+        pass  # a client that was killed
+
+
+class Script:
+    """What the server says, and what it has seen."""
+
+    def __init__(
+        self,
+        judge: Callable[[str, str], str] = honest,
+        faults: Callable[[int], str | None] = no_fault,
+        latency: float = 0.0,
+    ) -> None:
+        self.judge, self.faults, self.latency = judge, faults, latency
+        self.lock = threading.Lock()
+        self.calls: Counter[int] = Counter()
+        self.keys: set[str] = set()
+        self.in_flight = self.most_in_flight = 0
+        self.url = ""
+
+
+@contextmanager
+def serving(script: Script):
+    server = Server(("127.0.0.1", 0), Handler)
+    server.script = script
+    script.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield script
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--judge", choices=JUDGES, default="honest")
+    parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--latency", type=float, default=0.0)
+    options = parser.parse_args()
+    script = Script(JUDGES[options.judge], some_faults if options.faults else no_fault,
+                    options.latency)  # fmt: skip
+    with serving(script):
+        print(script.url, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

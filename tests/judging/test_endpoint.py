@@ -1,0 +1,215 @@
+"""A judge behind an endpoint: what it is sent, and every way in which it can fail."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from softpref.errors import UsageError
+from softpref.judging.ask import GIVE_UP_AFTER, make_judge, put
+from softpref.judging.endpoint import public_address
+from softpref.judging.log import VerdictLog
+from softpref.judging.options import JudgeOptions, check_judge
+from softpref.judging.questions import Comparison, judge_hash
+from tests.judging.server import FAULTS, Script, always_first, serving, some_faults
+
+KEY = "sk-very-secret"
+
+
+def comparisons(count):
+    return [
+        Comparison(str(i), f"Question {i}?", "good " * (i % 3) + f"r{i}", "good " * (i % 2) + "b")
+        for i in range(count)
+    ]
+
+
+def options(script, **given):
+    usual = dict(judge_model="scripted", base_url=script.url, timeout_s=1.0, max_retries=3)
+    return JudgeOptions(**usual | given)
+
+
+def judged(script, tmp_path, count, **given):
+    asked = options(script, **given)
+    check_judge(asked)
+    with VerdictLog(tmp_path / "verdicts.jsonl") as log:
+        return put(comparisons(count), make_judge(asked), asked, log)
+
+
+def test_verdicts_are_the_judges_in_both_orders(tmp_path):
+    with serving(Script()) as script:
+        found = judged(script, tmp_path, 12)
+    for i, outcome in enumerate(found.outcomes):
+        by = i % 3 - i % 2
+        assert outcome.result == ("win" if by > 0 else "loss" if by < 0 else "tie")
+        assert not outcome.flipped
+    assert found.calls == sum(script.calls.values()) == 24
+    assert (found.input_tokens, found.output_tokens, found.dollars) == (2400, 480, None)
+    assert found.first_share == 0.5
+
+
+def test_a_judge_that_always_says_a_decides_nothing(tmp_path):
+    with serving(Script(always_first)) as script:
+        found = judged(script, tmp_path, 10)
+        assert {outcome.result for outcome in found.outcomes} == {"tie"}
+        assert all(outcome.flipped for outcome in found.outcomes)
+        assert found.first_share == 1
+        one = judged(script, tmp_path, 40, orders="one")
+    wins = sum(outcome.result == "win" for outcome in one.outcomes)
+    assert 8 < wins < 32
+
+
+def test_nothing_is_asked_twice(tmp_path):
+    with serving(Script()) as script:
+        judged(script, tmp_path, 5)
+        assert sum(script.calls.values()) == 10
+        judged(script, tmp_path, 8)
+        assert sum(script.calls.values()) == 16
+        judged(script, tmp_path, 8, orders="one")
+        assert sum(script.calls.values()) == 16
+        judged(script, tmp_path, 8, judge_model="another")
+        assert sum(script.calls.values()) == 32
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        ("429", None), ("500", None), ("cut", None), ("truncated", "broken reply"),
+        ("prose", "no verdict"), ("refusal", "refusal"), ("status 503", "status 503"),
+        ("status 400", "status 400"),
+    ],
+)  # fmt: skip
+def test_every_fault_is_mended_or_counted(tmp_path, fault, failure):
+    with serving(Script(faults=lambda _: fault)) as script:
+        found = judged(script, tmp_path, 3)
+        assert found.failures == ({failure: 6} if failure else {})
+        assert {o.result for o in found.outcomes} == ({"failed"} if failure else {"win", "tie"})
+        tries = max(script.calls.values())
+        assert tries == {"status 503": 4, None: 3}.get(failure, 1)
+        again = judged(script, tmp_path, 3)
+        assert again == found
+        assert max(script.calls.values()) == tries  # a failure is an answer, too
+        script.faults = lambda _: None
+        mended = judged(script, tmp_path, 3, retry_failed=True)
+        assert mended.failures == {}
+
+
+def test_a_call_that_hangs_is_given_up(tmp_path):
+    with serving(Script(faults=lambda _: "hang")) as script:
+        found = judged(script, tmp_path, 1, timeout_s=0.3, max_retries=1)
+    assert found.failures == {"timeout": 2}
+    assert set(script.calls.values()) == {2}
+
+
+def test_no_more_calls_are_in_flight_than_allowed(tmp_path):
+    with serving(Script(latency=0.02)) as script:
+        judged(script, tmp_path, 40, concurrency=5)
+    assert script.most_in_flight == 5
+
+
+def test_faults_by_hash_leave_one_answer_each(tmp_path):
+    with serving(Script(faults=some_faults)) as script:
+        found = judged(script, tmp_path, 100, concurrency=32)
+    digests = Counter(some_faults(digest) for digest in script.calls)
+    assert len(digests) == len(FAULTS) + 1
+    assert found.failures == {
+        "broken reply": digests["truncated"],
+        "no verdict": digests["prose"],
+        "timeout": digests["hang"],
+        "refusal": digests["refusal"],
+    }
+    assert len((tmp_path / "verdicts.jsonl").read_text().splitlines()) == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(401, "set OPENAI_API_KEY"), (403, "may not use this model"), (404, "--base_url"),
+     (422, "--structured_output off")],
+)  # fmt: skip
+def test_an_endpoint_that_takes_no_call_ends_it(tmp_path, status, remedy):
+    with (
+        serving(Script(faults=lambda _: f"status {status}")) as script,
+        pytest.raises(UsageError, match=remedy),
+    ):
+        judged(script, tmp_path, 50)
+
+
+def test_a_status_that_every_call_meets_ends_it_early(tmp_path):
+    with (
+        serving(Script(faults=lambda _: "status 400")) as script,
+        pytest.raises(UsageError, match=f"the first {GIVE_UP_AFTER} calls all failed"),
+    ):
+        judged(script, tmp_path, 500)
+    assert sum(script.calls.values()) < 100
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    with serving(Script()) as script:
+        judged(script, tmp_path, 3, api_key_env="SOME_KEY")
+        assert script.keys == {f"Bearer {KEY}"}
+        url = script.url.replace("//", f"//user:{KEY}@")
+        judged(script, tmp_path / "second", 3, api_key_env="SOME_KEY", base_url=url)
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert KEY not in written + caplog.text
+
+
+def test_a_missing_key_is_named(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UsageError, match="OPENAI_API_KEY is not set"):
+        make_judge(JudgeOptions(judge_model="gpt-4o"))
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    with pytest.raises(UsageError, match=re.escape("pip install 'softpref[judge]'")):
+        make_judge(JudgeOptions(judge_model="m", base_url="http://localhost:1/v1"))
+
+
+def test_the_account_never_goes_above_its_limit(tmp_path):
+    # 100 and 20 tokens a call at these prices are 0.0014 dollars; the worst case is dearer.
+    prices = dict(price_input=10.0, price_output=20.0, max_reply_tokens=20)
+    with serving(Script()) as script:
+        for limit in (0.05, 0.1):
+            with pytest.raises(UsageError, match=r"--max_cost .* calls were not made"):
+                judged(script, tmp_path, 100, max_cost=limit, **prices)
+            calls = sum(script.calls.values())
+            assert limit - 0.02 < calls * 0.0014 <= limit
+        found = judged(script, tmp_path, 100, max_cost=10.0, **prices)
+    assert found.dollars == pytest.approx(200 * 0.0014)
+    assert sum(script.calls.values()) == 200
+
+
+def test_who_the_judge_is_depends_on_what_changes_its_answers(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def name(**given):
+        return judge_hash(make_judge(JudgeOptions(**{"judge_model": "m"} | given)))
+
+    assert name() == name(concurrency=3, timeout_s=5.0, max_retries=1, orders="one")
+    changed = [dict(judge_model="n"), dict(structured_output="off"), dict(max_reply_tokens=5),
+               dict(base_url="http://localhost/v1")]  # fmt: skip
+    assert len({name(), *(name(**given) for given in changed)}) == 5
+
+
+def test_an_address_is_shown_without_secrets():
+    assert public_address(f"https://u:{KEY}@host:8/v1?key={KEY}") == "https://host:8/v1"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "--judge_model is missing"),
+        ({"judge_model": "m", "concurrency": 0}, "--concurrency 0"),
+        ({"judge_model": "m", "timeout_s": 0.0}, "--timeout_s 0.0"),
+        ({"judge_model": "m", "max_cost": 1.0}, "--max_cost needs --price_input"),
+        ({"judge_model": "m", "price_input": -1.0}, "--price_input -1.0"),
+        ({"judge": "checker", "judge_model": "m"}, "--judge_model: --judge checker does not read"),
+        ({"judge": "reward_model", "judge_model": "m", "orders": "one"}, "--orders"),
+        ({"judge": "implicit_reward", "judge_model": "m"}, "--judge_reference is missing"),
+    ],
+)
+def test_mistakes_are_named(given, message):
+    with pytest.raises(UsageError, match=message):
+        check_judge(JudgeOptions(**given))
