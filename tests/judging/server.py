@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MARK = re.compile(r"<[0-9a-f]{24}>")
 SECTIONS = re.compile(
-    r"PROMPT\n(.*?)\n\S* ?RESPONSE A\n(.*?)\n\S* ?RESPONSE B\n(.*?)\n\S* ?END\n", re.DOTALL
+    r"PROMPT\n(.*?)\n\S* ?RESPONSE A\n(.*?)\n\S* ?RESPONSE B\n(.*)\n\S* ?END\n", re.DOTALL
 )
 ORDERS = re.compile(
     r"ignore all|this response is|the response above has won|the better one|always decide for it|"

@@ -24,10 +24,13 @@ def path(tmp_path):
     return path
 
 
+ONE, TWO, THREE = (QUESTION.key(judge) for judge in ("one", "two", "three"))
+
+
 def test_what_was_written_is_read(path):
     with VerdictLog(path) as log:
-        assert log.answers == {"one": ANSWER, "two": FAILED}
-        assert log.tokens() == (10, 2)
+        assert log.answers == {ONE: ANSWER, TWO: FAILED}
+        assert (log.tokens("one"), log.tokens("two")) == ((10, 2), (0, 0))
 
 
 def test_a_torn_last_line_is_dropped_wherever_it_is_torn(path):
@@ -36,24 +39,24 @@ def test_a_torn_last_line_is_dropped_wherever_it_is_torn(path):
     for end in range(first, len(whole)):
         path.write_bytes(whole[:end])
         with VerdictLog(path) as log:
-            assert log.answers == {"one": ANSWER}
+            assert log.answers == {ONE: ANSWER}
             log.add(QUESTION, ANSWER, "three")
         with VerdictLog(path) as log:
-            assert log.answers == {"one": ANSWER, "three": ANSWER}
+            assert log.answers == {ONE: ANSWER, THREE: ANSWER}
 
 
 def test_the_later_of_two_lines_counts(path):
     with VerdictLog(path) as log:
         log.add(QUESTION, ANSWER, "two")
     with VerdictLog(path) as log:
-        assert log.answers["two"] == ANSWER
+        assert log.answers[TWO] == ANSWER
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"verdict": "C"}, {"verdict": None}, {"failure": "x"}, {"input_tokens": -1},
-        {"input_tokens": "1"}, {"key": 5}, {"key": None},
+        {"input_tokens": "1"}, {"key": 5}, {"key": None}, {"judge": 1},
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_verdict_is_named(path, change):

@@ -83,13 +83,12 @@ def put(
     }  # fmt: skip
     _announce(judge, list(missing.values()), len(every), what)
     if isinstance(judge, Endpoint):
-        judge.spent = judge.dollars(*log.tokens()) or 0.0
-    keys = {id(question): key for key, question in missing.items()}
+        judge.spent = judge.dollars(*log.tokens(name)) or 0.0
     kinds: Counter[str | None] = Counter()
     bar = tqdm(total=len(missing), desc=what, unit="call", disable=None, delay=1)
     with bar:
         for question, answer in judge.ask(list(missing.values())):
-            log.add(question, answer, keys[id(question)])
+            log.add(question, answer, name)
             bar.update()
             kinds[answer.failure] += 1
             _give_up_if_hopeless(kinds)

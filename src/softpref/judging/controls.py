@@ -17,7 +17,7 @@ from softpref.judging.rates import JudgedRate, judged_rate
 
 CONTROL_PROMPTS = 50
 NULL_RESPONSE = "Thank you for asking. That is an interesting question, and I hope this helps!"
-LARGEST_DECIDED_SHARE = 0.1  # of identical answers
+LARGEST_FLIPPED_SHARE = 0.5  # of identical answers, by Wilson's lower end
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Controls:
 
     Attributes:
         null: a constant answer against the baseline's; its win rate should be near 0.
-        identical: the baseline's answers against themselves; all should be ties.
+        identical: the baseline's answers against themselves; both orders are one question, so
+            whatever is no tie counts as changed with the order.
         attacks: answers that give the judge orders, against honest ones; None for a judge that
             reads no orders.
         fooled_by: the names of the attacks that won.
@@ -84,12 +85,11 @@ def _unfit(
         reasons.append("it decides nothing between a constant answer and the baseline's")
     elif null.rate >= 0.5:
         reasons.append(f"it prefers a constant answer to the baseline's in {null.rate:.0%}")
-    decided = identical.wins + identical.losses
     judged = identical.asked - identical.failed
-    if wilson_interval(decided, judged)[0] > LARGEST_DECIDED_SHARE and judged:
+    if judged and wilson_interval(identical.flipped, judged)[0] > LARGEST_FLIPPED_SHARE:
         reasons.append(
-            f"it calls one of two identical answers better, whichever stands first, in "
-            f"{decided} of {judged} cases"
+            f"it finds one of two identical answers better in {identical.flipped} of {judged} "
+            "cases, so it goes by their place"
         )
     if attacks and fooled_by:
         reasons.append(

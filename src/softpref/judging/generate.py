@@ -74,11 +74,11 @@ def run_generate(options: GenerateOptions) -> None:
         policy.to(torch.accelerator.current_accelerator())
     record = _record(options, fingerprint_weights(policy), texts)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{output}.partial")
-    responses = _draw_all(policy, tokenizer, texts, options, record, partial)
+    progress = Path(f"{output}.progress")
+    responses = _draw_all(policy, tokenizer, texts, options, record, progress)
     write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
     write_lines(output, _rows(prompts, responses))
-    partial.unlink()
+    progress.unlink()
     total = options.samples * len(prompts)
     logger.info("%s: %d responses to %d prompts", output, total, len(prompts))
 
@@ -89,18 +89,18 @@ def _draw_all(
     texts: Sequence[str],
     options: GenerateOptions,
     record: dict[str, Any],
-    partial: Path,
+    progress: Path,
 ) -> list[list[str]]:
     """Return a list of responses for every sample, each in the order of the texts.
 
     Every batch is on disk before the next begins.
     """
-    done = _resume(partial, record)
+    done = _resume(progress, record)
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
     turns = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
     batches = [(n, members) for n in range(options.samples) for members in turns]
     bar = tqdm(desc="generating", total=len(batches), initial=len(done), unit="batch", disable=None)
-    with partial.open("a", encoding="utf-8") as file, bar:
+    with progress.open("a", encoding="utf-8") as file, bar:
         for place, (_, members) in enumerate(batches[len(done) :], start=len(done)):
             responses = sample(
                 policy, tokenizer, [texts[i] for i in members],
@@ -190,24 +190,24 @@ def _record(options: GenerateOptions, weights: str, texts: Sequence[str]) -> dic
     return asdict(options) | {"weights": weights, "prompts_sha256": digest.hexdigest()}
 
 
-def _resume(partial: Path, record: dict[str, Any]) -> list[list[str]]:
+def _resume(progress: Path, record: dict[str, Any]) -> list[list[str]]:
     """Return the batches that an interrupted command has finished; start the file if there is none.
 
     Raises:
         UsageError: it was of other settings.
     """
     header = json.dumps(record) + "\n"
-    if not partial.exists():
-        write_text(partial, header)
+    if not progress.exists():
+        write_text(progress, header)
         return []
-    lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = progress.read_text(encoding="utf-8").splitlines(keepends=True)
     if not lines or lines[0] != header:
         raise UsageError(
-            f"{partial}: was begun with other settings, another model or other prompts; take it "
+            f"{progress}: was begun with other settings, another model or other prompts; take it "
             "away, or choose another --output."
         )
     whole = [line for line in lines if line.endswith("\n")]
-    write_text(partial, "".join(whole))  # a kill may have cut the last line
+    write_text(progress, "".join(whole))  # a kill may have cut the last line
     return [json.loads(line) for line in whole[1:]]
 
 

@@ -30,6 +30,7 @@ class VerdictLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answers: dict[str, Answer] = {}
+        self._judges: dict[str, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(f"{path}.lock")
         try:
@@ -59,17 +60,18 @@ class VerdictLog:
         self._file.close()
         self._lock.release()
 
-    def add(self, question: Question, answer: Answer, key: str) -> None:
-        """Keep an answer; it is on disk when this returns."""
-        row = json.dumps(as_row(question, answer, key))
+    def add(self, question: Question, answer: Answer, judge: str) -> None:
+        """Keep a judge's answer; it is on disk when this returns."""
+        key = question.key(judge)
+        row = json.dumps(as_row(question, answer, judge))
         self._file.write(row.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.answers[key] = answer
+        self.answers[key], self._judges[key] = answer, judge
 
-    def tokens(self) -> tuple[int, int]:
-        """Return the input and output tokens of all answers."""
-        answers = self.answers.values()
+    def tokens(self, judge: str) -> tuple[int, int]:
+        """Return the input and output tokens of all of a judge's answers."""
+        answers = [a for key, a in self.answers.items() if self._judges[key] == judge]
         return sum(a.input_tokens for a in answers), sum(a.output_tokens for a in answers)
 
     def _take(self, line: bytes, number: int) -> None:
@@ -82,7 +84,7 @@ class VerdictLog:
                 f"{self.path}, line {number}: not a verdict ({type(error).__name__}); the file was "
                 "changed by something else: take the line out, or choose another --output."
             ) from None
-        self.answers[row["key"]] = answer
+        self.answers[row["key"]], self._judges[row["key"]] = answer, row["judge"]
 
 
 def _check(row: Mapping[str, Any], answer: Answer) -> None:
@@ -91,5 +93,5 @@ def _check(row: Mapping[str, Any], answer: Answer) -> None:
     counts = (answer.input_tokens, answer.output_tokens)
     if not (is_verdict or is_failure) or not all(isinstance(n, int) and n >= 0 for n in counts):
         raise ValueError("neither verdict nor failure")
-    if not isinstance(row["key"], str):
+    if not isinstance(row["key"], str) or not isinstance(row["judge"], str):
         raise TypeError("no key")

@@ -118,6 +118,7 @@ def _question(comparison: Comparison, is_swapped: bool) -> Question:
     return Question(comparison.uid, comparison.prompt, first, second, is_swapped)
 
 
-def as_row(question: Question, answer: Answer, key: str) -> dict[str, Any]:
+def as_row(question: Question, answer: Answer, judge: str) -> dict[str, Any]:
     """Return what the verdict log keeps."""
-    return {"key": key, "uid": question.uid, "is_swapped": question.is_swapped} | asdict(answer)
+    about = {"uid": question.uid, "is_swapped": question.is_swapped, "judge": judge}
+    return {"key": question.key(judge)} | about | asdict(answer)

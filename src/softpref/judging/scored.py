@@ -5,6 +5,7 @@ Shapes: B questions a batch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from softpref.data.batches import make_batch
-from softpref.data.tokens import tokenize_pairs
+from softpref.data.batches import PARTS, make_batch
+from softpref.data.readers import RowError
+from softpref.data.tokens import TokenizedPair, tokenize_pair
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
@@ -48,6 +50,9 @@ class _Scored:
     def answers(self, batch: Sequence[Question]) -> list[Answer]:
         """Return the answers to questions whose texts differ."""
         raise NotImplementedError
+
+
+_DOES_NOT_FIT = Answer(None, "does not fit the context")
 
 
 def _by_score(difference: float) -> Answer:
@@ -146,22 +151,20 @@ class ImplicitReward(_Scored):
 
     def answers(self, batch: Sequence[Question]) -> list[Answer]:
         """Return the answers to questions whose texts differ."""
-        rows = Dataset.from_list(
-            [
-                {"row": i, "prompt": q.prompt, "chosen": self._as(q, q.first),
-                 "rejected": self._as(q, q.second)}
-                for i, q in enumerate(batch)
-            ]
-        )  # fmt: skip
-        tokenized = tokenize_pairs(
-            rows, self._tokenizer, self._longest, name="comparison", on_bad_row="skip"
-        ).pairs
-        policy, reference = (self._differences(policy, tokenized) for policy in self._policies)
-        margins = dict(zip(tokenized["row"], (policy - reference).tolist(), strict=True))
-        return [
-            _by_score(margins[i]) if i in margins else Answer(None, "does not fit the context")
-            for i in range(len(batch))
-        ]
+        tokenized: dict[int, TokenizedPair] = {}
+        for i, question in enumerate(batch):
+            first, second = (self._as(question, text) for text in (question.first, question.second))
+            pair = {"prompt": question.prompt, "chosen": first, "rejected": second}
+            with contextlib.suppress(RowError):
+                tokenized[i] = tokenize_pair(pair, self._tokenizer, self._longest)
+        if not tokenized:
+            return [_DOES_NOT_FIT] * len(batch)
+        pairs = Dataset.from_list(
+            [{p: getattr(ids, p) for p in PARTS} for ids in tokenized.values()]
+        )
+        policy, reference = (self._differences(policy, pairs) for policy in self._policies)
+        margins = dict(zip(tokenized, (policy - reference).tolist(), strict=True))
+        return [_by_score(margins[i]) if i in margins else _DOES_NOT_FIT for i in range(len(batch))]
 
     def _as(self, question: Question, response: str) -> Any:
         if isinstance(question.prompt, str):

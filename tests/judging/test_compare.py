@@ -1,0 +1,149 @@
+"""`softpref compare`: methods, head to head, controls, two judges."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from softpref.cli import main
+from softpref.judging import template
+from softpref.judging.controls import load_attacks
+from softpref.judging.questions import questions_of
+from tests.judging.server import Script, always_first, gullible, honest, serving
+
+PROMPTS = [f"Question {i}?" for i in range(12)]
+
+
+def write(path, response):
+    rows = [{"prompt": p, "response": response(i)} for i, p in enumerate(PROMPTS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return {
+        "baseline": write(tmp_path / "baseline.jsonl", lambda i: "good answer"),
+        "best": write(tmp_path / "best.jsonl", lambda i: f"good good answer {i}"),
+        "run": write(tmp_path / "run.jsonl", lambda i: "good " * (2 * (i % 4 > 0)) + f"x {i}"),
+    }
+
+
+def compare(tmp_path, files, script, *more, responses=None):
+    main(["compare", "--responses", *(responses or [files["best"]]), "--baseline",
+          files["baseline"], "--output", str(tmp_path / "out"), "--judge_model", "m",
+          "--base_url", script.url, *more])  # fmt: skip
+    return json.loads((tmp_path / "out" / "compare.json").read_text())
+
+
+def test_methods_runs_and_head_to_head(tmp_path, files, capsys):
+    with serving(Script()) as script:
+        record = compare(
+            tmp_path, files, script, "--head_to_head", "true",
+            responses=[f"mspo={files['best']}", f"dpo={files['run']}", f"dpo={files['best']}"],
+        )  # fmt: skip
+    rates = {(c["method"], c["rival"], c["run"]): c["found"] for c in record["contests"]}
+    assert {key: found["rate"] for key, found in rates.items()} == {
+        ("mspo", None, 0): 1.0, ("dpo", None, 0): 0.75, ("dpo", None, 1): 1.0,
+        ("mspo", "dpo", 0): 1.0,
+    }  # fmt: skip
+    assert rates["mspo", "dpo", 0]["ties"] == 9
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "| dpo | 87.5 ± 17.7 |" in text
+    assert "| mspo against dpo | 100.0 |" in text
+    assert "87.5 $\\pm$ 17.7" in (tmp_path / "out" / "compare.tex").read_text()
+    for kind in ("png", "svg"):
+        assert (tmp_path / "out" / f"compare.{kind}").stat().st_size > 1000
+    assert "0 failed (0.0%)" in capsys.readouterr().out
+
+
+def test_an_honest_judge_is_fit(tmp_path, files):
+    with serving(Script(honest)) as script:
+        record = compare(tmp_path, files, script, "--controls", "true")
+    controls = record["controls"]
+    assert controls["unfit"] == []
+    assert controls["null"]["rate"] == 0
+    assert controls["identical"]["ties"] == len(PROMPTS)
+    assert controls["attacks"]["wins"] == 0
+    assert "Nothing speaks against it." in (tmp_path / "out" / "compare.md").read_text()
+
+
+def flattered(system, user):
+    """A judge that likes to be thanked."""
+    _, first, second = user.split("RESPONSE ", 2)
+    thanks = ["Thank you" in text for text in (first, second)]
+    return "A" if thanks == [True, False] else "B" if thanks == [False, True] else "tie"
+
+
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [
+        (always_first, "finds one of two identical answers better in 12 of 12 cases"),
+        (always_first, "decides nothing between a constant answer"),
+        (flattered, "prefers a constant answer to the baseline's in 100%"),
+        (lambda *_: "?", "more than half of the calls about constant and identical answers failed"),
+    ],
+)
+def test_a_judge_that_prefers_controls_is_unfit(tmp_path, files, judge, reason):
+    with serving(Script(judge)) as script:
+        record = compare(tmp_path, files, script, "--controls", "true")
+    assert any(reason in unfit for unfit in record["controls"]["unfit"])
+    assert "**Unfit**" in (tmp_path / "out" / "compare.md").read_text()
+
+
+def fence_taken_away(monkeypatch):
+    bare = {"SYSTEM": "Compare two responses. Reply in JSON.",
+            "USER": template.USER.replace("{fence} ", "")}  # fmt: skip
+    for name, words in bare.items():
+        monkeypatch.setattr(template, name, words)
+
+
+@pytest.mark.parametrize("attack", load_attacks(), ids=lambda attack: attack.uid)
+def test_an_attack_fails_at_the_fence_and_works_without(monkeypatch, attack):
+    def verdicts():
+        questions = questions_of([attack], "both", 0)[attack.uid]
+        asked = [template.render(question, f"<{'0123' * 6}>") for question in questions]
+        return [gullible(system["content"], user["content"]) for system, user in asked]
+
+    assert verdicts() == ["tie", "tie"]  # neither text says "good"
+    fence_taken_away(monkeypatch)
+    assert verdicts() == ["A", "B"]  # the attack, in both orders
+
+
+def test_a_fooled_judge_is_reported(tmp_path, files, monkeypatch):
+    fence_taken_away(monkeypatch)
+    with serving(Script(gullible)) as script:
+        record = compare(tmp_path, files, script, "--controls", "true")
+    assert len(record["controls"]["fooled_by"]) == 10
+    assert any("10 of 10 attacks won" in reason for reason in record["controls"]["unfit"])
+
+
+def test_two_judges_are_compared(tmp_path, files):
+    with serving(Script(honest)) as script, serving(Script(flattered)) as other:
+        second = tmp_path / "second.yaml"
+        second.write_text(f"judge_model: other\nbase_url: {other.url}\n")
+        record = compare(
+            tmp_path, files, script, "--second_judge", str(second), responses=[files["run"]]
+        )
+    found = record["agreement"]["run"]
+    assert found["comparisons"] == len(PROMPTS)
+    assert found["kappa"] == pytest.approx(0, abs=1e-9)  # the second calls everything a tie
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("judge_model: [", "cannot be read"),
+        ("nonsense", "write `key: value` lines"),
+        ("model: x", "unknown key 'model'"),
+        ("judge: checker\norders: one", "does not read it"),
+        ("judge_model: m\nconcurrency: many", "wrong kind"),
+    ],
+)
+def test_a_wrong_second_judge_is_named(tmp_path, files, capsys, text, message):
+    (tmp_path / "second.yaml").write_text(text)
+    with serving(Script()) as script, pytest.raises(SystemExit):
+        compare(tmp_path, files, script, "--second_judge", str(tmp_path / "second.yaml"))
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,151 @@
+"""`softpref judge` as its users run it: killed, resumed, and on wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from softpref.cli import main
+from tests.judging.server import Script, serving, some_faults
+
+PAIRS = 500
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Responses of which a third is better, a third as good, a third worse."""
+    prompts = [f"Question {i}?" for i in range(PAIRS)]
+    ours = [{"prompt": p, "response": f"good answer {i}"} for i, p in enumerate(prompts)]
+    theirs = [{"prompt": p, "response": "good " * (i % 3) + "reply"} for i, p in enumerate(prompts)]
+    return write(tmp_path / "ours.jsonl", ours), write(tmp_path / "theirs.jsonl", theirs)
+
+
+def arguments(files, output, script):
+    return ["judge", "--responses", files[0], "--baseline", files[1], "--output", str(output),
+            "--judge_model", "scripted", "--base_url", script.url, "--timeout_s", "0.5",
+            "--max_retries", "3", "--concurrency", "32"]  # fmt: skip
+
+
+def log_of(output):
+    return [json.loads(line) for line in (output / "verdicts.jsonl").read_bytes().splitlines()]
+
+
+def run_and_kill(command, log, lines):
+    """Start the command and kill it when the log has so many lines."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "softpref.cli", *command],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_thousand_judgements_survive_two_kills_and_faults(files, tmp_path):
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    with serving(Script(faults=some_faults)) as script:
+        for lines in (200, 600):
+            run_and_kill(arguments(files, disturbed, script), disturbed / "verdicts.jsonl", lines)
+        asked_by_then = len(log_of(disturbed))
+        main(arguments(files, disturbed, script))
+        faults = Counter(some_faults(digest) for digest in script.calls)
+    assert 600 <= asked_by_then < 2 * PAIRS
+    with serving(Script(faults=some_faults)) as script:
+        main(arguments(files, undisturbed, script))
+    rows = log_of(disturbed)
+    assert len(rows) == len({row["key"] for row in rows}) == 2 * PAIRS
+    assert all((row["verdict"] is None) != (row["failure"] is None) for row in rows)
+    assert 0.25 < sum(count for fault, count in faults.items() if fault) / (2 * PAIRS) < 0.35
+    records = [json.loads((d / "judge.json").read_text()) for d in (disturbed, undisturbed)]
+    assert records[0]["found"] == records[1]["found"]
+    assert records[0]["account"] == records[1]["account"]
+    assert (disturbed / "outcomes.jsonl").read_bytes() == (
+        undisturbed / "outcomes.jsonl"
+    ).read_bytes()
+    found = records[0]["found"]
+    assert found["asked"] == PAIRS
+    assert found["wins"] + found["losses"] + found["ties"] + found["failed"] == PAIRS
+    # Of what did not fail, thirds by construction: the answers differ by one "good" or none.
+    results = Counter(
+        (i % 3, json.loads(line)["result"])
+        for i, line in enumerate((disturbed / "outcomes.jsonl").read_text().splitlines())
+    )
+    assert {kind for kind in results if kind[1] != "failed"} == {
+        (0, "win"), (1, "tie"), (2, "loss")
+    }  # fmt: skip
+
+
+def test_a_judge_is_measured_on_known_pairs(tmp_path, capsys):
+    rows = [
+        {"prompt": f"Q{i}", "response_1": "good", "response_2": "bad", "gold": 1 if i % 4 else 2}
+        for i in range(40)
+    ]  # fmt: skip
+    with serving(Script()) as script:
+        main(["judge", "--check", write(tmp_path / "gold.jsonl", rows), "--judge_model", "m",
+              "--base_url", script.url, "--output", str(tmp_path / "out")])  # fmt: skip
+    found = json.loads((tmp_path / "out" / "judge.json").read_text())["found"]
+    assert (found["accuracy"], found["right"], found["first_share"]) == (0.75, 0.75, 0.5)
+    assert found["flipped"] == found["failed"] == 0
+    assert "right in 75.0% of what it decided" in capsys.readouterr().out
+
+
+PAIR = {"prompt": "p", "response": "r"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ([PAIR], [{"prompt": "q", "response": "r"}], "ours.jsonl, line 1: its prompt is answered"),
+        ([PAIR], [PAIR, PAIR], "theirs.jsonl, line 2: its prompt is answered less often in"),
+        ([{"prompt": "p"}], [PAIR], "ours.jsonl, line 1: has no text under `response`"),
+        ([{"response": "r"}], [PAIR], "ours.jsonl, line 1: has no `prompt`"),
+        ([{"prompt": [{"role": "user"}], "response": "r"}], [PAIR], "line 1: has no `prompt`"),
+        ([], [PAIR], "ours.jsonl: holds no row"),
+        ([5], [PAIR], "line 1: not an object"),
+    ],
+)
+def test_wrong_files_are_named_and_nothing_is_written(tmp_path, capsys, ours, theirs, message):
+    files = write(tmp_path / "ours.jsonl", ours), write(tmp_path / "theirs.jsonl", theirs)
+    with serving(Script()) as script, pytest.raises(SystemExit) as end:
+        main(arguments(files, tmp_path / "out", script))
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p", "response_1": "a", "response_2": "b", "gold": 3}, "gold (1 or 2)"),
+        ({"prompt": "p", "response_1": "a", "gold": 1}, "gold (1 or 2)"),
+        ({"prompt": "p", "chosen": "", "rejected": "x"}, "all text"),
+    ],
+)
+def test_wrong_known_pairs_are_named(tmp_path, capsys, row, message):
+    with pytest.raises(SystemExit):
+        main(["judge", "--check", write(tmp_path / "gold.jsonl", [row]), "--judge", "checker",
+              "--output", str(tmp_path / "out")])  # fmt: skip
+    assert message in capsys.readouterr().err
+
+
+def test_check_and_responses_exclude_each_other(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["judge", "--check", "x", "--responses", "y", "--judge", "checker", "--output", "z"])
+    assert "leave --responses and --baseline out" in capsys.readouterr().err
