@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 import torch
 from tqdm import tqdm
 
-from softpref.study.scorers import SCORERS, Case, judge
+from softpref.study.scorers import SCORERS, Case, measure
 from softpref.training.align import AlignFiles
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines, write_text
@@ -79,7 +79,7 @@ def main() -> None:
             home = options.output / f"{name}-{seed}-{scorer}"
             case = make_case(rows, name, seed, options.model, home)
             aurocs = found.setdefault(name, {}).setdefault(scorer, [])
-            aurocs.append(judge(scorer, case)["label_auroc"])
+            aurocs.append(measure(scorer, case)["label_auroc"])
             write_text(options.output / "auroc.json", json.dumps(found, indent=1) + "\n")
     print(f"{len(rows)} pairs, {CLEAN_PAIRS} of them trusted, {options.seeds} seeds\n")
     print(

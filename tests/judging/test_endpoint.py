@@ -9,9 +9,8 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.judging.ask import GIVE_UP_AFTER, make_judge, put
-from softpref.judging.endpoint import public_address
 from softpref.judging.log import VerdictLog
-from softpref.judging.options import JudgeOptions, check_judge
+from softpref.judging.options import JudgeOptions, check_judge, public_address
 from softpref.judging.questions import Comparison, judge_hash
 from tests.judging.server import FAULTS, Script, always_first, serving, some_faults
 

@@ -15,6 +15,7 @@ from softpref.study.grid import Cell
 from softpref.study.paper import OnPaper, estimate, single_turn, without_prompter
 from softpref.study.study import run_study
 from softpref.study.targets import TARGETS
+from softpref.training.align import AlignFiles
 from softpref.training.sft import SFTOptions
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
@@ -119,12 +120,14 @@ def test_a_dry_run_needs_no_hub_and_writes_nothing(tmp_path, caplog):
     with caplog.at_level("INFO", "softpref"):
         run_study("table1", options)
     assert "120 runs and 3 SFT runs of microsoft/phi-2" in caplog.text
+    assert "120,000 calls of gpt-4-0613 as the judge" in caplog.text
     assert "Nothing was run." in caplog.text
 
 
 def test_a_hub_out_of_reach_is_said_in_one_message(tmp_path):
     options = StudyOptions(preset="paper", model="phi-2", data="oasst1", methods=["dpo"],
-                           noise=[0.4], seeds=[0], output=str(tmp_path), jobs=1)  # fmt: skip
+                           noise=[0.4], seeds=[0], jobs=1, judge="none",
+                           output=str(tmp_path))  # fmt: skip
     with pytest.raises(UsageError, match=r"1 of 1 runs failed.*oasst1_pairwise_rlhf_reward:train"):
         run_study("table1", options)
 
@@ -133,12 +136,18 @@ def test_the_models_own_rate_is_faithful_and_sft_is_fitted_once(on_paper, tmp_pa
     asked = {}
 
     def stop(cell, files, options, evaluators):
-        asked.update(options)
+        asked.update(options(cell.method))
         return {}
 
     monkeypatch.setattr(paper, "align_and_measure", stop)
     seen = []
-    monkeypatch.setattr(paper, "cell_files", lambda cell, sources, *_: seen.append((cell, sources)))
+    monkeypatch.setattr(
+        paper,
+        "cell_files",
+        lambda cell, sources, _, where, own: (
+            seen.append((cell, sources)) or AlignFiles("", "", None, None, "")
+        ),
+    )
     on_paper.run(Cell("dpo", 3, recipe="faithful", sft_data="clean_chosen"), tmp_path / "cell")
     assert asked["learning_rate"] == 5e-7
     on_paper.run(Cell("dpo", 3, sft_data="noisy_chosen"), tmp_path / "cell")

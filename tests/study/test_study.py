@@ -205,7 +205,11 @@ def test_an_interrupted_study_starts_no_further_runs(tmp_path):
         ("table1", {"dry_run": True}, "--dry_run is for --preset paper"),
         ("table1", {"preset": "paper", "data": "hh"}, "--model is missing"),
         ("table1", {"preset": "paper", "data": "hh", "model": "gpt-2"}, "--model gpt-2: choose"),
-        ("fig4", {"preset": "paper", "data": "hh", "model": "phi-2"}, "fig4 needs the world"),
+        (
+            "table2",
+            {"preset": "paper", "data": "hh", "model": "phi-2", "judge": "none"},
+            "table2 needs the world",
+        ),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(tmp_path, name, given, message):

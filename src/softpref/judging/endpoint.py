@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
-from softpref.judging.options import JudgeOptions
+from softpref.judging.options import JudgeOptions, public_address
 from softpref.judging.questions import Answer, Question
 from softpref.judging.template import SCHEMA, read_reply, render, template_version
 
@@ -173,13 +173,6 @@ def _read(reply: ChatCompletion) -> Answer:
         return Answer(None, "cut off" if cut else "no verdict", "", *tokens)
     verdict, justification = read
     return Answer(verdict, None, justification, *tokens)
-
-
-def public_address(base_url: str) -> str:
-    """Return an address without user, password and query, which may hold secrets."""
-    parts = urlsplit(base_url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
 
 def _client(options: JudgeOptions) -> OpenAI:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Literal
+from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
 from softpref.options import option, require
@@ -50,7 +51,8 @@ class JudgeOptions:
     price_input: float | None = option("endpoint: dollars per million input tokens.")
     price_output: float | None = option("endpoint: dollars per million output tokens.")
     max_cost: float | None = option(
-        "endpoint: dollars; no call is made that could take the account above it."
+        "endpoint: dollars; no call is made that could take the account of this output, or in a "
+        "study that of one run, above it."
     )
     retry_failed: bool = option("Ask again what failed in an earlier run.", False)
     judge_batch_size: int = option("reward_model, implicit_reward: pairs a batch.", 16)
@@ -100,6 +102,21 @@ def check_judge(options: JudgeOptions) -> None:
         value = getattr(options, name)
         if value is not None and not value >= 0:
             raise UsageError(f"--{name} {value}: must be at least 0 dollars.")
+
+
+def described(options: JudgeOptions) -> dict[str, object]:
+    """Return the options that change verdicts; those of speed, price and access do not."""
+    names = ("judge", "judge_model", "judge_reference", "structured_output", "orders", "order_seed",
+             "max_reply_tokens")  # fmt: skip
+    address = options.base_url and public_address(options.base_url)
+    return {name: getattr(options, name) for name in names} | {"base_url": address}
+
+
+def public_address(base_url: str) -> str:
+    """Return an address without user, password and query, which may hold secrets."""
+    parts = urlsplit(base_url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
 
 def _default(name: str) -> object:

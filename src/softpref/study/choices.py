@@ -10,9 +10,12 @@ from typing import Literal
 
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
+from softpref.judging.ask import make_judge
+from softpref.judging.compare import judge_from_file
+from softpref.judging.options import JudgeOptions
 from softpref.options import option, require
 from softpref.study.grid import Cell, Target
-from softpref.study.paper import DATA, MODELS, OnPaper
+from softpref.study.paper import DATA, MODELS, PAPER_JUDGE, OnPaper
 from softpref.study.presets import InWorld, OnFiles, Preset
 from softpref.study.results import code_version
 from softpref.study.scorers import SCORERS
@@ -50,6 +53,11 @@ class StudyOptions:
     scorers: list[str] | None = option(
         "audit, audit_difficulty: ways to tell wrong labels; default: all. `confident_learning` "
         "needs cleanlab, which softpref[cleanlab] installs."
+    )
+    judge: str | None = option(
+        "YAML file with a judge's options, as of `softpref judge`, who then says every win rate; "
+        "`none`: no one. Default: the checker in the world, no one in `tiny`, and gpt-4-0613 in "
+        "one drawn order in `paper`, as there."
     )
     jobs: int = option("Worker processes, one thread each; default: one a processor.")
     model: str | None = option("tiny: the SFT model; paper: llama-2-7b or phi-2.")
@@ -97,12 +105,28 @@ def checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
     _refuse_others_files(options)
     target, output = TARGETS[name], Path(options.output)
     _check_scorers(name, target, options.scorers)
-    if options.preset != "world" and target.needs_world:
-        raise UsageError(
-            f"{name} needs the world, which has a checker and models of two sizes: leave --preset "
-            "out, or run table1 with the other model."
-        )
-    return target, _preset(options, output), output
+    judge = _judge(options)
+    if options.preset != "world":
+        if target.needs_two_sizes:
+            raise UsageError(
+                f"{name} needs the world, which has models of two sizes: leave --preset out, or "
+                "run table1 with the other model."
+            )
+        if target.needs_win_rates and not judge:
+            raise UsageError(f"{name} needs win rates: name who judges by --judge FILE.yaml.")
+    preset = _preset(options, output, judge)
+    if judge and judge.judge == "endpoint" and not options.dry_run:
+        make_judge(judge)  # a missing key is better known now than after the first run
+    return target, preset, output
+
+
+def _judge(options: StudyOptions) -> JudgeOptions | None:
+    """Return who judges; None where no one does, or the world's own checker."""
+    if options.judge == "none":
+        return None
+    if options.judge:
+        return judge_from_file(options.judge, "--judge")
+    return PAPER_JUDGE if options.preset == "paper" else None
 
 
 def _check_scorers(name: str, target: Target, scorers: Sequence[str] | None) -> None:
@@ -132,15 +156,15 @@ def _refuse_others_files(options: StudyOptions) -> None:
             raise UsageError(f"--{flag} is not read by --preset {options.preset}: leave it out.")
 
 
-def _preset(options: StudyOptions, output: Path) -> Preset:
+def _preset(options: StudyOptions, output: Path, judge: JudgeOptions | None) -> Preset:
     made_by = output / "worlds" / code_version()
     if options.preset == "tiny":
-        return OnFiles(*(getattr(options, flag) for flag in FILES["tiny"]))
+        return OnFiles(**{flag: getattr(options, flag) for flag in FILES["tiny"]}, judge=judge)
     if options.preset == "paper":
         _refuse_unknown("model", [str(options.model)], MODELS)
         _refuse_unknown("data", [str(options.data)], DATA)
-        return OnPaper(str(options.model), str(options.data), made_by)
-    return InWorld(options.signal, made_by)
+        return OnPaper(str(options.model), str(options.data), made_by, judge)
+    return InWorld(options.signal, made_by, judge)
 
 
 def _refuse_unknown(flag: str, given: Sequence[str] | None, known: Collection[str]) -> None:

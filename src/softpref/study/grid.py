@@ -97,9 +97,14 @@ class Target:
     text: Callable[[Sequence[Cell], CellNumbers], str] | None = None
 
     @property
-    def needs_world(self) -> bool:
-        """Whether only the world can run it: with a checker, and models of two sizes."""
-        return not {"model_size", "rival", "measure_every"}.isdisjoint(self.axes)
+    def needs_two_sizes(self) -> bool:
+        """Whether only the world can run it, which has models of two sizes."""
+        return "model_size" in self.axes
+
+    @property
+    def needs_win_rates(self) -> bool:
+        """Whether it is about nothing but win rates, so that someone must compare answers."""
+        return not {"rival", "measure_every"}.isdisjoint(self.axes)
 
     def cells(self, seeds: Sequence[int], **overrides: Sequence[Any] | None) -> list[Cell]:
         """Return the cells for these seeds, an override taking an axis' place.

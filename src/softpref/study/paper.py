@@ -1,6 +1,7 @@
 """The paper's own setting: its models and data by hub ids, and what running it would take.
 
-Win rates need a judge; without one a run is measured by held-out preference accuracy.
+Win rates are a judge's, the paper's unless another is named; without one a run is measured by
+held-out preference accuracy alone.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from typing import Any, cast
 from softpref.algorithm.methods import METHODS
 from softpref.data.fingerprints import SFT_TARGETS
 from softpref.data.readers import read_rows
+from softpref.judging.options import JudgeOptions
 from softpref.study.grid import Cell
-from softpref.study.presets import Sources, align_and_measure, cell_files
+from softpref.study.presets import Sources, align_and_measure, cell_files, judge_version, judging
 from softpref.training.config import RECIPES
 from softpref.training.output import write_lines
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 
 logger = logging.getLogger(__name__)
 
+PAPER_JUDGE = JudgeOptions(judge_model="gpt-4-0613", structured_output="off", orders="one")
+"""Appendix C: one order, drawn. The model is from before replies could be held to a schema."""
 CLEAN_PAIRS = 150
 TEST_PROMPTS = 1000
 TRAIN_PAIRS, PAIR_TOKENS = 80_000, 400
@@ -101,14 +105,16 @@ class OnPaper:
     model: str
     data: str
     home: Path
+    judge: JudgeOptions | None = None
 
     @property
     def version(self) -> dict[str, Any]:
-        """The hub ids."""
+        """The hub ids, and who judges."""
         return {
             "preset": "paper",
             "model": MODELS[self.model].hub_id,
             "data": DATA[self.data].hub_id,
+            **judge_version(self.judge),
         }
 
     def shared(self, cell: Cell) -> tuple[int, str]:
@@ -154,12 +160,18 @@ class OnPaper:
             str(home / "sft") if fitted else MODELS[self.model].hub_id,
             str(home / "train.jsonl"), str(home / "clean.jsonl"), cell.clean_pairs or CLEAN_PAIRS,
         )  # fmt: skip
-        own = {"method": cell.method, "seed": cell.seed, "bf16": True, "save_strategy": "no"}
+
+        def options(method: str) -> dict[str, Any]:
+            own = {"method": method, "seed": cell.seed, "bf16": True, "save_strategy": "no"}
+            if cell.recipe == "faithful":
+                own["learning_rate"] = MODELS[self.model].learning_rate
+            return own
+
         as_fitted = dataclasses.replace(cell, sft_data="disjoint") if fitted else cell
+        own = options(cell.method)
+        own.pop("learning_rate", None)  # it is the alignment's, not SFT's
         files = cell_files(as_fitted, sources, str(home / "test.jsonl"), directory, own)
-        if cell.recipe == "faithful":
-            own["learning_rate"] = MODELS[self.model].learning_rate
-        return align_and_measure(cell, files, own, [])
+        return align_and_measure(cell, files, options, judging(self.judge, cell, files, directory))
 
     def _home(self, seed: int, sft_data: str) -> Path:
         return self.home / f"{self.model}-{self.data}-{sft_data}-seed{seed}"
@@ -169,7 +181,7 @@ def _one_a_prompt(pairs: Sequence[Row]) -> list[Row]:
     return list({pair["prompt"]: pair for pair in pairs}.values())[:TEST_PROMPTS]
 
 
-def estimate(model: str, cells: Sequence[Cell]) -> str:
+def estimate(model: str, cells: Sequence[Cell], judge: JudgeOptions | None = None) -> str:
     """Return what a grid would take, in words: runs, A100 hours, memory.
 
     Operations, with F = 2 · parameters · tokens of a forward pass: SFT 3F of half of the tokens;
@@ -195,5 +207,12 @@ def estimate(model: str, cells: Sequence[Cell]) -> str:
         f"{len(cells)} runs and {preparations} SFT runs of {MODELS[model].hub_id}: about "
         f"{hours:,.0f} A100 hours at {UTILISATION:.0%} of its peak, for {TRAIN_PAIRS:,} pairs of "
         f"{PAIR_TOKENS} tokens (the paper took 40 to 48 for one run of MSPO); {gib:,.0f} GiB for "
-        f"the model ({kind}), activations not counted. Nothing was run."
+        f"the model ({kind}), activations not counted{_calls(cells, judge)}. Nothing was run."
     )
+
+
+def _calls(cells: Sequence[Cell], judge: JudgeOptions | None) -> str:
+    if judge is None or judge.judge != "endpoint":
+        return ""
+    calls = len(cells) * TEST_PROMPTS * (2 if judge.orders == "both" else 1)
+    return f"; {calls:,} calls of {judge.judge_model} as the judge"

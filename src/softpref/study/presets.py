@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +15,18 @@ from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.evaluation.evaluator import CleanLoss, Evaluator, HeldOutPairs, LabelQuality
+from softpref.judging.options import JudgeOptions, described
 from softpref.study.grid import Cell
-from softpref.study.scorers import Case, judge
+from softpref.study.referees import (
+    ByChecker,
+    ByJudge,
+    Drawing,
+    Referee,
+    contests,
+    distinct_prompts,
+)
+from softpref.study.results import code_version
+from softpref.study.scorers import Case, measure
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.difficulty import inject_by_difficulty
@@ -26,19 +35,22 @@ from softpref.training.output import write_lines
 from softpref.training.reference import fingerprint_weights
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 from softpref.training.teacher import META_LEARNER
-from softpref.world.build import WORLDS
-from softpref.world.checker import Checker, compare
-from softpref.world.prepare import METHOD_DRAWS, PreparedWorld, alignment, prepare_world
+from softpref.world.build import MAX_NEW_TOKENS, WORLDS
+from softpref.world.checker import Checker
+from softpref.world.prepare import PreparedWorld, alignment, prepare_world
 
 LARGEST_CLEAN_SET = 200
 SMALL_MODEL_LR = 1e-4
 HARD_SHARE, EASY_SHARE = 1.6, 0.4
 HIDDEN_SIZE = {"usual": 96, "small": 64}
-RIVAL_DRAWS = METHOD_DRAWS + 1_000_000
 
 
 class Preset(Protocol):
     """Prepares what the runs of a seed share, and runs a cell; sent to worker processes whole."""
+
+    @property
+    def judge(self) -> JudgeOptions | None:
+        """Who says win rates, instead of the world's checker or of no one."""
 
     @property
     def version(self) -> dict[str, Any]:
@@ -60,11 +72,12 @@ class InWorld:
 
     signal: str
     home: Path
+    judge: JudgeOptions | None = None
 
     @property
     def version(self) -> dict[str, Any]:
         """The world follows from code and signal."""
-        return {"preset": "world", "signal": self.signal}
+        return {"preset": "world", "signal": self.signal} | judge_version(self.judge)
 
     def shared(self, cell: Cell) -> tuple[int, str]:
         """A world for every seed and size of model."""
@@ -86,35 +99,19 @@ class InWorld:
         world = self._world(cell.seed, cell.model_size)
         size = cell.clean_pairs or WORLDS[self.signal].clean_pairs
         sources = Sources(world.sft, world.pairs("train"), world.pairs("clean"), size)
-        own = alignment(cell.method, cell.seed)
-        files = cell_files(cell, sources, world.pairs("eval"), directory, own)
-        checker = Checker(world, None if files.model == world.sft else Path(files.model))
-        evaluators: list[Evaluator] = [checker]
-        if cell.rival:
-            evaluators.append(_head_to_head(cell, files, checker))
-        if cell.measure_every:
-            evaluators.append(partial(_on_the_way, checker))
-        return align_and_measure(cell, files, for_recipe(cell, own), evaluators)
 
+        def options(method: str) -> dict[str, Any]:
+            return for_recipe(cell, alignment(method, cell.seed))
 
-def _head_to_head(cell: Cell, files: AlignFiles, checker: Checker) -> Evaluator:
-    """Do the rival's run on the cell's own pairs, and compare answers with it, drawn by chance."""
-    assert cell.rival
-    rival = dataclasses.replace(cell, method=cell.rival)
-    own = dataclasses.replace(files, output=f"{files.output}-of-{cell.rival}")
-    align(own, _config(rival, for_recipe(cell, alignment(cell.rival, cell.seed))))
-    rival_scores = checker.scores(Path(own.output), RIVAL_DRAWS)
-    shutil.rmtree(own.output)
-    return lambda run: compare("rival_win_rate", checker.scores(run), rival_scores)
-
-
-def _on_the_way(checker: Checker, run: Path) -> dict[str, float]:
-    """Return the win rate at every checkpoint, as `win_rate_at_STEP`."""
-    return {
-        f"win_rate_at_{checkpoint.name.removeprefix('checkpoint-')}": numbers["win_rate"]
-        for checkpoint in sorted(run.glob("checkpoint-*"))
-        if "win_rate" in (numbers := checker(checkpoint))
-    }
+        files = cell_files(cell, sources, world.pairs("eval"), directory, options(cell.method))
+        referee: Referee
+        if self.judge:
+            drawing = Drawing(world.test()[0], cell.seed, 1.0, MAX_NEW_TOKENS)
+            referee = ByJudge(self.judge, drawing, files.model, directory)
+        else:
+            same = files.model == world.sft
+            referee = ByChecker(Checker(world, None if same else Path(files.model)))
+        return align_and_measure(cell, files, options, referee)
 
 
 @dataclass(frozen=True)
@@ -125,6 +122,7 @@ class OnFiles:
     train: str
     clean: str
     test: str
+    judge: JudgeOptions | None = None
 
     @property
     def version(self) -> dict[str, Any]:
@@ -135,6 +133,7 @@ class OnFiles:
             "preset": "tiny",
             "model": fingerprint_weights(policy),
             **{name: loaded.fingerprint for name, loaded in files.items()},
+            **judge_version(self.judge),
         }
 
     def shared(self, cell: Cell) -> tuple[()]:
@@ -148,16 +147,20 @@ class OnFiles:
         """Flip labels, align, measure on the test pairs."""
         size = cell.clean_pairs or len(load_pairs(self.clean).pairs)
         sources = Sources(self.model, self.train, self.clean, size)
-        own = {
-            "method": cell.method,
-            "tuning": "full",
-            "learning_rate": SMALL_MODEL_LR,
-            "seed": cell.seed,
-            "logging_strategy": "no",
-            "save_strategy": "no",
-        }
-        files = cell_files(cell, sources, self.test, directory, own)
-        return align_and_measure(cell, files, for_recipe(cell, own), [])
+
+        def options(method: str) -> dict[str, Any]:
+            own = {
+                "method": method,
+                "tuning": "full",
+                "learning_rate": SMALL_MODEL_LR,
+                "seed": cell.seed,
+                "logging_strategy": "no",
+                "save_strategy": "no",
+            }
+            return for_recipe(cell, own)
+
+        files = cell_files(cell, sources, self.test, directory, options(cell.method))
+        return align_and_measure(cell, files, options, judging(self.judge, cell, files, directory))
 
 
 @dataclass(frozen=True)
@@ -237,18 +240,49 @@ def _config(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
     return MSPOConfig(disable_tqdm=True, **options | asked)
 
 
+def judge_version(judge: JudgeOptions | None) -> dict[str, Any]:
+    """Return what results by a judge must agree in besides."""
+    if judge is None:
+        return {}
+    return {"judge": described(judge), "judging": code_version(["judging"])}
+
+
+def judging(
+    judge: JudgeOptions | None, cell: Cell, files: AlignFiles, directory: Path
+) -> Referee | None:
+    """Return the judge as a referee of greedy responses to the test pairs' prompts."""
+    if judge is None:
+        return None
+    drawing = Drawing(distinct_prompts(str(files.eval)), cell.seed, temperature=0.0)
+    return ByJudge(judge, drawing, files.model, directory)
+
+
 def align_and_measure(
-    cell: Cell, files: AlignFiles, options: dict[str, Any], evaluators: Sequence[Evaluator]
+    cell: Cell,
+    files: AlignFiles,
+    options: Callable[[str], dict[str, Any]],
+    referee: Referee | None,
 ) -> dict[str, float]:
-    """Align, and measure by the preset's evaluators and by those that any files allow.
+    """Align, and measure by the referee and by what any files allow.
 
     A cell that names a scorer measures that instead.
+
+    Args:
+        cell: what is asked for.
+        files: made for it.
+        options: the preset's alignment options of a method.
+        referee: who compares answers; without one there is no win rate.
     """
     if cell.scorer:
         return _judge_labels(cell, files, options)
-    align(files, _config(cell, options))
-    run = Path(files.output)
-    record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
+
+    def run(of: Cell, where: AlignFiles) -> None:
+        align(where, _config(of, options(of.method)))
+
+    compared = contests(cell, files, referee, run) if referee else []
+    run(cell, files)
+    output = Path(files.output)
+    record = json.loads((output / RUN_RECORD).read_text(encoding="utf-8"))
     noise = record["noise_rate"]
     numbers = {"noise_rate_estimate": noise["rate"]} if noise else {}
     everywhere: list[Evaluator] = [
@@ -257,22 +291,24 @@ def align_and_measure(
     ]
     if "clean" in METHODS[cell.method].needs:
         everywhere.append(LabelQuality(files.train))
-    for evaluate in (*evaluators, *everywhere):
-        numbers |= evaluate(run)
-    _drop_weights(run)
+    for evaluate in (*compared, *everywhere):
+        numbers |= evaluate(output)
+    _drop_weights(output)
     return numbers
 
 
-def _judge_labels(cell: Cell, files: AlignFiles, options: dict[str, Any]) -> dict[str, float]:
+def _judge_labels(
+    cell: Cell, files: AlignFiles, options: Callable[[str], dict[str, Any]]
+) -> dict[str, float]:
     """Measure the cell's way to tell wrong labels."""
     assert cell.scorer
 
     def config(method: str) -> MSPOConfig:
         mode = "official" if method == "perpcorrect" else None
         of_method = dataclasses.replace(cell, method=method, perpcorrect_mode=mode)
-        return _config(of_method, options | {"method": method})
+        return _config(of_method, options(method))
 
-    numbers = judge(cell.scorer, Case(files, config))
+    numbers = measure(cell.scorer, Case(files, config))
     _drop_weights(Path(files.output))
     return numbers
 

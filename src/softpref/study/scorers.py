@@ -71,7 +71,7 @@ class Judged:
     noise_rate: float | None = None
 
 
-def judge(scorer: str, case: Case) -> dict[str, float]:
+def measure(scorer: str, case: Case) -> dict[str, float]:
     """Return how well a way tells wrong labels, by names.
 
     `label_auroc`; `average_precision` of finding the wrong ones; `ece` of its probabilities and

@@ -42,7 +42,7 @@ def run_study(name: str, options: StudyOptions) -> None:
     target, preset, output = checked(name, options)
     cells = asked_cells(target, options)
     if options.dry_run:
-        logger.info("%s", estimate(str(options.model), cells))
+        logger.info("%s", estimate(str(options.model), cells, preset.judge))
         return
     special = [part for part in (options.signal, options.recipe) if part not in USUAL]
     path = output / f"{'-'.join([name, *special])}.json"

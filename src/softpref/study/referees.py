@@ -1,0 +1,198 @@
+"""Who says which of two models answers better in a study: the world's checker, or a judge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from softpref.data.sources import Text, load_pairs
+from softpref.evaluation.evaluator import Evaluator
+from softpref.evaluation.generate import sample
+from softpref.judging.ask import make_judge, put
+from softpref.judging.generate import GenerateOptions, rendered
+from softpref.judging.log import VerdictLog
+from softpref.judging.options import JudgeOptions
+from softpref.judging.questions import Comparison
+from softpref.judging.rates import judged_rate
+from softpref.judging.responses import prompt_uid
+from softpref.study.grid import Cell
+from softpref.training.align import AlignFiles
+from softpref.training.models import context_length, load_policy, load_tokenizer
+from softpref.training.output import write_text
+from softpref.training.reference import fingerprint_weights
+from softpref.world.checker import Checker, compare
+from softpref.world.prepare import BASELINE_DRAWS, METHOD_DRAWS
+
+RIVAL_DRAWS = METHOD_DRAWS + 1_000_000
+RESPONSE_TOKENS = 256
+BATCH_SIZE = 16
+
+
+class Referee(Protocol):
+    """Compares answers of two models to the same prompts."""
+
+    def __call__(self, run: Path, /) -> dict[str, float]:
+        """Return the win rate of a run against the model it started from."""
+
+    def answers(self, run: Path, draws: int) -> Sequence[Any]:
+        """Return what is compared of a run, drawn by the referee's seed and `draws`."""
+
+    def compare(self, name: str, answers: Sequence[Any], others: Sequence[Any]) -> dict[str, float]:
+        """Return a win rate by this name, with `_low` and `_high`, its 95% interval."""
+
+
+class ByChecker:
+    """The world's checker: scores by symbols in place."""
+
+    def __init__(self, checker: Checker) -> None:
+        self._checker = checker
+
+    def __call__(self, run: Path) -> dict[str, float]:
+        """Return win rate, interval and mean scores."""
+        return self._checker(run)
+
+    def answers(self, run: Path, draws: int) -> Sequence[float]:
+        """Return the scores of the run's answers."""
+        return self._checker.scores(run, draws)
+
+    def compare(
+        self, name: str, answers: Sequence[float], others: Sequence[float]
+    ) -> dict[str, float]:
+        """Return the share of prompts with the higher score."""
+        return compare(name, answers, others)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How responses are made; greedy at temperature 0."""
+
+    prompts: Sequence[Text]
+    seed: int
+    temperature: float
+    max_new_tokens: int = RESPONSE_TOKENS
+
+
+@dataclass(frozen=True)
+class ByJudge:
+    """A judge: verdicts on responses, kept beside the cell's directory, so that none is paid twice.
+
+    Attributes:
+        options: who judges.
+        drawing: how responses are made.
+        start: the model that training started from.
+        cell: the cell's directory.
+    """
+
+    options: JudgeOptions
+    drawing: Drawing
+    start: str
+    cell: Path
+
+    def __call__(self, run: Path) -> dict[str, float]:
+        """Return win rate, interval, bounds and shares of failures and flips."""
+        start = self.answers(Path(self.start), BASELINE_DRAWS)
+        return self.compare("win_rate", self.answers(run, METHOD_DRAWS), start)
+
+    def answers(self, run: Path, draws: int) -> Sequence[str]:
+        """Return responses; those of a model that several cells share are made once."""
+        policy = load_policy(str(run), trust_remote_code=False)
+        made_by = [fingerprint_weights(policy), repr(self.drawing), draws]
+        name = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:24]
+        path = self.cell.parent / "responses" / f"{name}.json"
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json.dumps(self._draw(policy, run, draws)))
+        found: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def _draw(self, policy: Any, run: Path, draws: int) -> list[str]:
+        tokenizer = load_tokenizer(str(run), trust_remote_code=False)
+        as_asked = GenerateOptions(model=str(run))
+        texts = [rendered(prompt, tokenizer, as_asked) for prompt in self.drawing.prompts]
+        longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
+        if torch.accelerator.is_available():
+            policy.to(torch.accelerator.current_accelerator())
+        return sample(
+            policy, tokenizer, texts, temperature=self.drawing.temperature, batch_size=BATCH_SIZE,
+            max_new_tokens=max(1, min(self.drawing.max_new_tokens,
+                                      context_length(policy) - longest)),
+            seed=self.drawing.seed + draws,
+        )  # fmt: skip
+
+    def compare(self, name: str, answers: Sequence[str], others: Sequence[str]) -> dict[str, float]:
+        """Return the share of decided comparisons that were won, and what qualifies it."""
+        comparisons = [
+            Comparison(f"{prompt_uid(prompt, 0)}-{i}", prompt, answer, other)
+            for i, (prompt, answer, other) in enumerate(
+                zip(self.drawing.prompts, answers, others, strict=True)
+            )
+        ]
+        log = self.cell.with_name(f"{self.cell.name}.verdicts.jsonl")
+        with VerdictLog(log) as verdicts:
+            judge = make_judge(self.options)
+            judged = put(comparisons, judge, self.options, verdicts)
+        rate = judged_rate(judged.outcomes, judged.first_share)
+        numbers = {
+            "low": rate.interval[0],
+            "high": rate.interval[1],
+            "if_failures_lost": rate.bounds[0],
+            "if_failures_won": rate.bounds[1],
+            "failed": rate.failed / rate.asked,
+            "flipped": rate.flipped / rate.asked,
+        }
+        named = {f"{name}_{what}": number for what, number in numbers.items()}
+        return named if rate.rate is None else named | {name: rate.rate}
+
+
+def distinct_prompts(test: str) -> list[Text]:
+    """Return the distinct prompts of a file of pairs, in its order."""
+    prompts: list[Text] = load_pairs(test).pairs["prompt"][:]
+    return list({json.dumps(prompt): prompt for prompt in prompts}.values())
+
+
+def contests(
+    cell: Cell, files: AlignFiles, referee: Referee, align: Callable[[Cell, AlignFiles], None]
+) -> list[Evaluator]:
+    """Return the evaluators that a referee allows: against the start, a rival, and on the way.
+
+    Args:
+        cell: what is asked for.
+        files: of the run.
+        referee: who compares.
+        align: does a cell's run.
+    """
+    found: list[Evaluator] = [referee]
+    if cell.rival:
+        found.append(_head_to_head(cell, files, referee, align))
+    if cell.measure_every:
+        found.append(partial(_on_the_way, referee))
+    return found
+
+
+def _head_to_head(
+    cell: Cell, files: AlignFiles, referee: Referee, align: Callable[[Cell, AlignFiles], None]
+) -> Evaluator:
+    """Do the rival's run on the cell's own pairs, and compare answers with it, drawn by chance."""
+    assert cell.rival
+    own = replace(files, output=f"{files.output}-of-{cell.rival}")
+    align(replace(cell, method=cell.rival), own)
+    theirs = referee.answers(Path(own.output), RIVAL_DRAWS)
+    shutil.rmtree(own.output)
+    return lambda run: referee.compare("rival_win_rate", referee.answers(run, METHOD_DRAWS), theirs)
+
+
+def _on_the_way(referee: Referee, run: Path) -> dict[str, float]:
+    """Return the win rate at every checkpoint, as `win_rate_at_STEP`."""
+    return {
+        f"win_rate_at_{checkpoint.name.removeprefix('checkpoint-')}": numbers["win_rate"]
+        for checkpoint in sorted(run.glob("checkpoint-*"))
+        if "win_rate" in (numbers := referee(checkpoint))
+    }
