@@ -86,7 +86,7 @@ def _cells(runs: Sequence[JudgedRate]) -> list[str]:
         _mean_interval([run.bounds for run in runs]),
         mean_and_deviation([run.length_controlled for run in runs]),
         _mean_interval([run.length_controlled_interval for run in runs]),
-        f"{fmean(run.length_difference for run in runs):+.0f}",
+        f"{round(fmean(run.length_difference for run in runs)):+d}",
         share("ties"),
         share("flipped"),
         mean_and_deviation([run.first_share for run in runs]),
