@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-gpu test-browser check format clean
+.PHONY: setup demo test test-gpu test-browser test-faults check format clean
 
 setup: .venv/installed
 
@@ -17,6 +17,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/browser
+
+# A hundred kills, some 15 minutes.
+test-faults: setup
+	SOFTPREF_KILLS=50 $(BIN)/pytest -n 2 tests/faults
 
 test-gpu: setup
 	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'torch sees no CUDA device'"

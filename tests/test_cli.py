@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from random import Random
 
 import pyarrow.parquet as pq
@@ -137,7 +140,7 @@ def test_an_interrupted_run_goes_on(files, model, monkeypatch):
         main(arguments)
     monkeypatch.undo()
     monkeypatch.chdir(files)
-    main([*arguments, "--resume_from_checkpoint", "true"])
+    main(arguments)
     for name in ("adapter_model.safetensors", "labels.jsonl"):
         assert (files / "run" / name).read_bytes() == (files / "whole" / name).read_bytes()
 
@@ -310,8 +313,48 @@ def test_a_bad_row_is_named_and_can_be_skipped(line, reason, files, model, capsy
 def test_a_directory_that_holds_another_run_is_refused(files, model, capsys):
     (files / "run").mkdir()
     (files / "run" / "precious.txt").write_text("keep me")
-    assert "holds another run" in fails(capsys, train_arguments(model))
+    assert "holds something else" in fails(capsys, train_arguments(model))
     assert (files / "run" / "precious.txt").read_text() == "keep me"
+
+
+def test_a_finished_run_is_not_written_over(files, model, capsys):
+    main(train_arguments(model))
+    before = (files / "run" / "run.json").read_bytes()
+    assert "holds a finished run" in fails(capsys, train_arguments(model))
+    assert (files / "run" / "run.json").read_bytes() == before
+
+
+def test_a_changed_option_is_refused_with_the_difference_unless_forced(files, model, capsys):
+    arguments = train_arguments(model, **{"max-steps": 2, "save-steps": 1})
+    main(arguments)
+    (files / "run" / "run.json").unlink()  # as if it had been killed before the end
+    changed = train_arguments(model, **{"max-steps": 3, "save-steps": 1, "beta": 0.7})
+    said = fails(capsys, changed)
+    assert "beta was 0.1 and is 0.7" in said
+    assert "--force true" in said
+    main([*changed, "--force", "true"])
+    assert "is of another run: beta was 0.1" in capsys.readouterr().out
+    assert json.loads((files / "run" / "run.json").read_text())["options"]["beta"] == 0.7
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(files, model):
+    arguments = train_arguments(model, **{"max-steps": 60, "save-strategy": "no"})
+    main([*arguments, "--output", "whole"])
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "softpref.cli", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if "'loss'" in line:  # training is under way
+            process.send_signal(signal.SIGTERM)
+            break
+    said = process.stdout.read()
+    assert process.wait() == 143
+    assert "the same command goes on from there" in said
+    assert [path.name for path in (files / "run").glob("checkpoint-*")]
+    assert not (files / "run" / "run.json").exists()
+    main(arguments)
+    for name in ("adapter_model.safetensors", "labels.jsonl", "meta_learner.safetensors"):
+        assert (files / "run" / name).read_bytes() == (files / "whole" / name).read_bytes()
 
 
 def test_unknown_command_key_and_yaml(files, model, capsys):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -242,17 +244,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log = logging.getLogger("softpref")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    from safetensors import SafetensorError
+
     try:
         COMMANDS[command](rest)
     except UsageError as error:
         _fail(f"softpref {command}: {error}")
+    except (OSError, SafetensorError) as error:
+        words = _disk_words(error)
+        if words is None:
+            raise
+        _fail(f"softpref {command}: {words}")
     except KeyboardInterrupt:
-        print("interrupted; a study goes on by the same command, sft and train from their last "
-              "checkpoint (--save_steps) with --resume_from_checkpoint true",
-              file=sys.stderr)  # fmt: skip
+        print("interrupted; the same command goes on, sft and train from their last checkpoint "
+              "(--save_steps)", file=sys.stderr)  # fmt: skip
         sys.exit(130)
     finally:
         log.removeHandler(handler)
+
+
+def _disk_words(error: Exception) -> str | None:
+    """Say which disk is full or cannot be written; None where it is something else."""
+    numbers = {
+        number: os.strerror(number)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+    }
+    # safetensors hands the number on in words alone.
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if number not in numbers:
+        return None
+    where = getattr(error, "filename", None) or "the output"
+    remedy = "make room, and the same command goes on"
+    if number not in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "choose a place that can be written"
+    return f"{where}: {numbers[number]}; {remedy}. What was complete before is still there."
 
 
 def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]:

@@ -78,7 +78,7 @@ def test_the_report_stands_alone(demo):
 def test_a_second_demo_replaces_the_first_but_nothing_else(tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
     (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(UsageError, match="holds another run"):
+    with pytest.raises(UsageError, match="is not empty"):
         run_demo(DemoOptions(output=str(tmp_path)))
     assert (tmp_path / "precious.txt").exists()
 

@@ -23,12 +23,8 @@ from transformers import (
 
 from softpref.errors import UsageError
 from softpref.training import checkpoints
-from softpref.training.checkpoints import (
-    SafeCheckpoints,
-    newest_complete,
-    state_to_tensors,
-    tensors_to_state,
-)
+from softpref.training.checkpoints import SafeCheckpoints, newest_complete
+from softpref.training.states import state_to_tensors, tensors_to_state
 
 ROWS = [
     {"input_ids": ids, "labels": ids}

@@ -191,7 +191,7 @@ def test_adamw_look_ahead_differs_from_plain_descent_after_the_first_step(tmp_pa
 
 
 def test_a_non_finite_pair_stops_the_step_and_is_named(tmp_path):
-    trainer = toy_trainer(tmp_path, max_steps=1)
+    trainer = toy_trainer(tmp_path, max_steps=1, max_skipped_steps=0)
     broken = trainer.pairs.to_list()
     for row in broken:
         row["ref_chosen_logp"] = float("nan") if row["index"] == 7 else row["ref_chosen_logp"]
@@ -201,6 +201,69 @@ def test_a_non_finite_pair_stops_the_step_and_is_named(tmp_path):
         trainer.train()
     assert same(weights(trainer.policy), before)
     assert same(weights(trainer.labeller), phi)
+
+
+@pytest.mark.parametrize("where", ["reference", "logits", "gradient", "adapter"])
+def test_a_non_finite_step_is_not_taken_nor_logged_and_the_next_one_is(
+    tmp_path, monkeypatch, caplog, where
+):
+    """NaN comes into the second of three steps."""
+    trainer = toy_trainer(
+        tmp_path, max_steps=3, logging_steps=1, lr_scheduler_type="constant", weight_decay=0.1
+    )
+    step, seen = type(trainer)._step, []
+
+    def poisoned(self, policy, pairs):
+        seen.append((weights(policy), weights(self.labeller)))
+        if len(seen) != 2:
+            return step(self, policy, pairs)
+        if where == "reference":
+            pairs[0]["ref_rejected_logp"] = float("nan")
+            return step(self, policy, pairs)
+        if where == "gradient":
+            done = step(self, policy, pairs)
+            done.moved.gradient[0].fill_(float("inf"))
+            return done
+        if where == "logits":
+            head = policy.get_input_embeddings()  # what makes them is NaN from the start
+            poison = head.register_forward_hook(lambda *a: a[-1] * float("nan"))
+        else:
+            parameter = next(p for p in policy.parameters() if p.requires_grad)
+            kept = parameter.data.clone()
+            parameter.data.flatten()[0] = float("nan")
+        try:
+            return step(self, policy, pairs)
+        finally:
+            if where == "logits":
+                poison.remove()
+            else:
+                parameter.data = kept
+
+    monkeypatch.setattr(type(trainer), "_step", poisoned)
+    trainer.train()
+    assert same(seen[1][0], seen[2][0])
+    assert not same(seen[0][0], seen[1][0])
+    assert not same(seen[2][0], weights(trainer.policy))
+    if where != "gradient":  # found after the meta-learner was taught, by gradients that were whole
+        assert same(seen[1][1], seen[2][1])
+    lines = [line for line in trainer.state.log_history if "learning_rate" in line]
+    assert ["loss" in line for line in lines] == [True, False, True]
+    assert "grad_norm" not in lines[1]
+    assert [line.get("skipped_steps") for line in lines] == [None, 1, 1]
+    assert "train_loss" not in trainer.state.log_history[-1]
+    assert "Nothing was moved" in caplog.text
+    assert ("Look at the pairs" in caplog.text) == (where == "reference")
+
+
+def test_one_step_too_many_ends_the_run(tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=5, max_skipped_steps=2)
+    broken = trainer.pairs.to_list()
+    for row in broken:
+        row["ref_chosen_logp"] = float("inf")
+    trainer.train_dataset = trainer.pairs = type(trainer.pairs).from_list(broken)
+    with pytest.raises(UsageError, match="--max_skipped_steps 2 allows no further such step"):
+        trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_labels_of_every_pair(tmp_path):
@@ -353,7 +416,7 @@ def test_a_model_without_finite_log_probs_is_named_and_not_cached(tmp_path):
 
 
 def test_a_non_finite_clean_pair_is_named(tmp_path):
-    trainer = toy_trainer(tmp_path, max_steps=1, meta_batch_size=16)
+    trainer = toy_trainer(tmp_path, max_steps=1, meta_batch_size=16, max_skipped_steps=0)
     rows = trainer.clean.to_list()
     rows[3]["ref_chosen_logp"] = float("nan")
     trainer.clean = trainer.teacher._clean = Dataset.from_list(rows)

@@ -116,7 +116,7 @@ def _fresh_directory(path: str) -> Path:
     home = Path(path)
     if (home / MARK).is_file():
         shutil.rmtree(home)
-    home = new_directory(path, None)
+    home = new_directory(path)
     home.mkdir(parents=True, exist_ok=True)
     write_text(home / MARK, "made by softpref demo; running it again replaces this directory\n")
     return home

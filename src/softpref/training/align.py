@@ -23,7 +23,7 @@ from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
-from softpref.training.output import new_directory, resume_point, write_lines, write_text
+from softpref.training.output import resume_point, run_directory, write_lines, write_text
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
 
@@ -41,7 +41,7 @@ class AlignFiles:
     train: str = option("Noisy pairs: JSONL, JSON, Parquet, CSV or hub id.", "")
     clean: str | None = option("Trusted pairs: a file, or a number of training pairs to hold out.")
     eval: str | None = option("Pairs to evaluate on during training.")
-    output: str = option("Directory for the run; must be new or empty.", "")
+    output: str = option("Directory for the run; new, or of the same command, interrupted.", "")
 
 
 def load_sets(
@@ -77,7 +77,9 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     """
     for name in ("model", "train", "output"):
         require(getattr(files, name), f"--{name}")
-    output = new_directory(files.output, config.resume_from_checkpoint)
+    output, config.resume_from_checkpoint = run_directory(
+        files.output, config.resume_from_checkpoint, finished=RUN_RECORD
+    )
     if config.output_dir not in (None, "trainer_output"):
         raise UsageError("--output_dir: write --output.")
     config.output_dir = str(output)

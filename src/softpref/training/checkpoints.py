@@ -15,9 +15,8 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,71 +29,14 @@ from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
 from softpref.errors import UsageError
-
-JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+from softpref.training.interrupts import TERMINATED, SaveOnTerm
+from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 logger = logging.getLogger(__name__)
-
-
-def state_to_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, JSON]]:
-    """Splits the state dict of any torch optimizer into tensors and JSON.
-
-    Tensors, tuples and dicts with keys other than text are marked in the JSON by a one-key dict
-    (`$tensor`, `$tuple`, `$items`), so that `tensors_to_state` gives back the same types.
-
-    Args:
-        state_dict: nested dicts, lists and tuples of tensors and plain values.
-
-    Returns:
-        The tensors themselves, by their path in the state dict, and all the rest.
-
-    Raises:
-        TypeError: a value is neither a tensor nor expressible in JSON; the message has its path.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def encode(value: Any, path: str) -> JSON:
-        match value:
-            case Tensor() if path not in tensors:
-                tensors[path] = value
-                return {"$tensor": path}
-            case dict() if all(isinstance(key, str) and key[:1] != "$" for key in value):
-                return {k: encode(v, f"{path}.{k}") for k, v in value.items()}
-            case dict():
-                return {"$items": [[k, encode(v, f"{path}.{k}")] for k, v in value.items()]}
-            case tuple():
-                return {"$tuple": encode(list(value), path)}
-            case list():
-                return [encode(item, f"{path}.{i}") for i, item in enumerate(value)]
-            case None | bool() | int() | float() | str():
-                return value
-        raise TypeError(f"{path}: a {type(value).__name__} cannot be saved as tensors and JSON")
-
-    return tensors, {key: encode(value, key) for key, value in state_dict.items()}
-
-
-def tensors_to_state(tensors: Mapping[str, Tensor], values: Mapping[str, JSON]) -> dict[str, Any]:
-    """Undoes `state_to_tensors`, for `Optimizer.load_state_dict`."""
-
-    def decode(value: Any) -> Any:
-        match value:
-            case {"$tensor": path}:
-                return tensors[path]
-            case {"$items": pairs}:
-                return {key: decode(item) for key, item in pairs}
-            case {"$tuple": items}:
-                return tuple(decode(item) for item in items)
-            case dict():
-                return {key: decode(item) for key, item in value.items()}
-            case list():
-                return [decode(item) for item in value]
-        return value
-
-    return {key: decode(value) for key, value in values.items()}
 
 
 def newest_complete(directory: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
@@ -169,6 +111,7 @@ class SafeCheckpoints(Trainer):
         Raises:
             UsageError: there is no complete checkpoint, the one asked for is damaged or holds
                 the model alone, or it has another `identity`.
+            SystemExit: SIGTERM came; a checkpoint of the last step was saved.
         """
         checkpoint = None
         if resume_from_checkpoint is True:
@@ -190,7 +133,18 @@ class SafeCheckpoints(Trainer):
                 )
         if checkpoint is not None:
             self._refuse_other_run(checkpoint)
-        return super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
+        end = SaveOnTerm()
+        self.add_callback(end)
+        with end.listening():
+            done = super().train(
+                str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval
+            )
+        self.remove_callback(end)
+        if end.was_asked:
+            logger.info("ended by SIGTERM after step %d; the same command goes on from there",
+                        self.state.global_step)  # fmt: skip
+            raise SystemExit(TERMINATED)
+        return done
 
     def _refuse_other_run(self, checkpoint: Path) -> None:
         if not (checkpoint / "optimizer.json").exists():
@@ -205,10 +159,13 @@ class SafeCheckpoints(Trainer):
             for key in sorted(old.keys() | new.keys())
             if old.get(key) != new.get(key)
         ]
-        if changes:
+        if changes and getattr(self.args, "force", False):
+            logger.warning("warning: %s is of another run: %s", checkpoint, "; ".join(changes))
+        elif changes:
             raise UsageError(
                 f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}. Restore "
-                "the old values, or start a new run with another output_dir."
+                "the old values, start a new run with another output_dir, or go on all the same "
+                "with --force true."
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -82,6 +82,7 @@ LEAST_VALUES = {
     "meta_hidden": 1,
     "lookahead_lr": 0,
     "keep_budget_gib": 0,
+    "max_skipped_steps": 0,
 }
 
 
@@ -114,6 +115,13 @@ class MSPOConfig(TrainingArguments):
         "auto",
     )
     on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
+    max_skipped_steps: int = option(
+        "Steps that may come out non-finite: they are not taken and their pairs are named; one "
+        "more ends the run.",
+        3,
+    )
+    force: bool = option("Resume though the checkpoint is of another run; what differs is said.",
+                         False)  # fmt: skip
     trust_remote_code: bool = option("Run code that comes with the model.", False)
     reference_cache: str | None = option(
         "Directory that keeps reference log-probs between runs; default: softpref's user cache."
@@ -155,7 +163,9 @@ class MSPOConfig(TrainingArguments):
     gradient_accumulation_steps: int = option("Micro-batches per step.")
     logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", 10)
     remove_unused_columns: bool = option("Unused: batches are made from pairs.", False)
-    logging_nan_inf_filter: bool = option("Unused: a step that is not finite stops.", False)
+    logging_nan_inf_filter: bool = option(
+        "Unused: a step that is not finite is not taken, nor logged.", False
+    )
 
     def __post_init__(self) -> None:
         self._refuse_unknown_choices()

@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from softpref.errors import UsageError
+from softpref.training.checkpoints import PARTIAL, newest_complete
+
+logger = logging.getLogger(__name__)
 
 
-def new_directory(path: str, resume: str | None) -> Path:
-    """Return the output directory; it may hold something only where a run is to be resumed.
+def new_directory(path: str) -> Path:
+    """Return an output directory that is not there yet, or empty.
 
     Raises:
-        UsageError: it holds another run, or is a file.
+        UsageError: it holds something, or is a file.
     """
     directory = Path(path)
     if directory.is_file():
         raise UsageError(f"--output {path}: is a file; give a directory.")
-    if not resume_point(resume) and directory.is_dir() and any(directory.iterdir()):
-        raise UsageError(
-            f"--output {path}: holds another run; choose a new directory, or go on with an "
-            "interrupted run by --resume_from_checkpoint true."
-        )
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UsageError(f"--output {path}: is not empty; choose a new directory.")
     return directory
+
+
+def run_directory(path: str, resume: str | None, *, finished: str) -> tuple[Path, str | None]:
+    """Return a run's output directory, and where it goes on: the same command resumes by itself.
+
+    Args:
+        path: of `--output`.
+        resume: of `--resume_from_checkpoint`; None leaves it to what lies in the directory.
+        finished: the file that a run writes last.
+
+    Raises:
+        UsageError: the directory holds a finished run or something else, or is a file.
+    """
+    directory = Path(path)
+    if resume_point(resume) or not directory.is_dir() or not any(directory.iterdir()):
+        return (new_directory(path) if directory.is_file() else directory), resume
+    begun = [p for p in directory.iterdir() if p.name.startswith(("checkpoint-", PARTIAL))]
+    if resume is None and begun and not (directory / finished).exists():
+        checkpoint, skipped = newest_complete(directory)
+        for damaged, reason in skipped:
+            logger.warning("%s is skipped: %s", damaged, reason)
+        if checkpoint is not None:
+            logger.info("going on from %s", checkpoint)
+            return directory, str(checkpoint)
+        logger.info("%s: no complete checkpoint; starting from the beginning", path)
+        return directory, None
+    what = "a finished run" if (directory / finished).exists() else "something else"
+    raise UsageError(f"--output {path}: holds {what}; choose a new directory.")
 
 
 def resume_point(value: str | None) -> str | bool | None:
@@ -53,11 +84,13 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 def read_columns(path: Path, names: Sequence[str], count: int) -> dict[str, Tensor] | None:
     """Return a cache's columns, (count,) each, or None where the file is missing or damaged."""
     try:
-        columns = load_file(path)
+        with safe_open(path, "pt") as file:
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            seal = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         return None
     whole = all(name in columns and len(columns[name]) == count for name in names)
-    return columns if whole else None
+    return columns if whole and seal == _seal(columns) else None
 
 
 def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
@@ -65,5 +98,14 @@ def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
-    save_file({name: values.contiguous() for name, values in columns.items()}, partial)
+    tensors = {name: values.contiguous() for name, values in columns.items()}
+    save_file(tensors, partial, metadata={"sha256": _seal(tensors)})
     os.replace(partial, path)
+
+
+def _seal(columns: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, values in sorted(columns.items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

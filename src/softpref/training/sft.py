@@ -18,12 +18,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
-from softpref.data.fingerprints import target_fingerprint, write_sft_targets
+from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sft_targets
 from softpref.data.sources import load_pairs
 from softpref.options import option, require
-from softpref.training.checkpoints import JSON, SafeCheckpoints
+from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.models import load_policy, load_tokenizer, lora_config
-from softpref.training.output import new_directory, resume_point
+from softpref.training.output import resume_point, run_directory
+from softpref.training.states import JSON
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class SFTOptions(SFTConfig):
     bf16: bool = option("Train in bfloat16 mixed precision.", False)
     activation_checkpointing: bool = option("Recompute activations to save memory.", False)
     report_to: str = option("Where to report to.", "none")
+    force: bool = option("Resume though the checkpoint is of other data.", False)
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -65,7 +67,7 @@ class SFTFiles:
 
     model: str = option("The model to fine-tune: a directory or hub id.", "")
     train: str = option("Pairs, of which the chosen responses are learned: file or hub id.", "")
-    output: str = option("Directory for the model; must be new or empty.", "")
+    output: str = option("Directory for the model; new, or of the same command, interrupted.", "")
     lora_r: int | None = option("Train a LoRA adapter of this rank instead of all weights.")
     on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
 
@@ -78,7 +80,9 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     """
     for name in ("model", "train", "output"):
         require(getattr(files, name), f"--{name}")
-    output = new_directory(files.output, config.resume_from_checkpoint)
+    output, config.resume_from_checkpoint = run_directory(
+        files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
+    )
     config.output_dir = str(output)
     loaded = load_pairs(files.train, on_bad_row=files.on_bad_row)
     logger.info("train: %d chosen responses from %s", len(loaded.pairs), files.train)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from softpref.algorithm.labeller import MetaLearner, warm_start
-from softpref.training.checkpoints import JSON, state_to_tensors, tensors_to_state
 from softpref.training.config import MSPOConfig
+from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 ZSCORE_PAIRS = 1000
 META_LEARNER = "meta_learner.safetensors"

@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -33,8 +33,9 @@ from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.taps import NotTappedError
 from softpref.errors import UsageError
-from softpref.training.checkpoints import JSON, SafeCheckpoints
+from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import MSPOConfig
+from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs
 from softpref.training.layout import choose_layout, longest_pairs, mean_tokens, shortest_pairs
 from softpref.training.lookahead import adamw_scales
@@ -61,6 +62,7 @@ from softpref.training.reference import (
     sets_with_reference,
 )
 from softpref.training.scoring import score_pairs
+from softpref.training.states import JSON
 from softpref.training.step import Stepped, Steps
 from softpref.training.teacher import Teacher, make_meta_learner
 
@@ -158,6 +160,7 @@ class MSPOTrainer(SafeCheckpoints):
         self._window: list[list[dict[str, Any]]] = []
         self._drawn: list[dict[str, Any]] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
+        self._skipped = SkippedSteps(args.max_skipped_steps)
         self._say_how()
 
     def get_batch_samples(
@@ -182,7 +185,9 @@ class MSPOTrainer(SafeCheckpoints):
                 "the noisy batch's loss or its gradient", done.moved.loss, *done.moved.gradient
             )
         except NonFiniteError as error:
-            self._stop(model, pairs, error)
+            self._skipped.skip(self.state.global_step + 1, error, self._culprits(model, pairs))
+            model.zero_grad()  # the optimizer leaves alone what has no gradient
+            return torch.zeros((), device=self.args.device)
         except NotTappedError as error:
             raise UsageError(f"--engine: {error}; choose double_backward.") from error
         for parameter, gradient in zip(trainable(model), done.moved.gradient, strict=True):
@@ -208,24 +213,19 @@ class MSPOTrainer(SafeCheckpoints):
         given = self.args.lookahead_lr
         return float(self.lr_scheduler.get_last_lr()[0]) if given is None else given
 
-    def _stop(self, policy: nn.Module, noisy: list[dict[str, Any]], error: Exception) -> NoReturn:
+    def _culprits(self, policy: nn.Module, noisy: list[dict[str, Any]]) -> list[str]:
+        """Return the uids of the step's pairs that are not finite by themselves."""
         found = []
         for source, pairs in ((self.pairs, noisy), (self.clean, self._drawn)):
             batches = self._steps.batches(pairs)
             culprits = non_finite_pairs(policy, batches, self.args.ppl_scope)
             found += [source[i]["uid"] for i in culprits] if source else []
-        raise UsageError(
-            f"step {self.state.global_step + 1}: {error}. Nothing was moved. "
-            + (
-                f"Look at the pairs {', '.join(found[:10])}."
-                if found
-                else "No single pair does it: lower the rates."
-            )
-        ) from error
+        return found
 
     def _note(self, done: Stepped) -> None:
         """Keep the labels of this step, and its metrics for the next log line."""
         moved, index = done.moved, done.index
+        self._noted["loss"].append(float(moved.loss))
         signal = self.method.ppl_diff(moved.measured)
         if self.teacher and done.meta_loss is not None:
             self._noted["meta/loss"].append(float(done.meta_loss))
@@ -241,8 +241,17 @@ class MSPOTrainer(SafeCheckpoints):
             self._noted[name].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, a training line with the means of what was noted since the one before."""
+        """Log, a training line with the means of what was noted since the one before.
+
+        Skipped steps are no part of the means, and what they would falsify is left out.
+        """
+        if self._skipped.count:
+            logs.pop("train_loss", None)
+            logs["skipped_steps"] = self._skipped.count
         if "loss" in logs:
+            if not self._noted:
+                del logs["loss"]
+                logs.pop("grad_norm", None)
             logs |= {name: sum(values) / len(values) for name, values in self._noted.items()}
             self._noted.clear()
         super().log(logs, start_time)
@@ -290,9 +299,10 @@ class MSPOTrainer(SafeCheckpoints):
         )
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
-        """Return the meta-learner, its optimizer, the clean sampler and the label history."""
+        """Return the meta-learner, its optimizer, the clean sampler, and what was noted so far."""
         tensors, values = self.teacher.state() if self.teacher else ({}, {})
         history = {f"history.{name}": column for name, column in self.history.tensors().items()}
+        values |= {"skipped_steps": self._skipped.count, "noted": cast(JSON, dict(self._noted))}
         return tensors | history, values
 
     def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
@@ -300,6 +310,8 @@ class MSPOTrainer(SafeCheckpoints):
         self.history.restore(
             {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history.")}
         )
+        self._skipped.count = cast(int, values["skipped_steps"])
+        self._noted.update(cast(dict[str, list[float]], values["noted"]))
         if self.teacher:
             self.teacher.restore(tensors, values)
 

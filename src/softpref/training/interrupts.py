@@ -1,0 +1,88 @@
+"""What a run does when it is told to end, or when a step is not finite."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from softpref.errors import UsageError
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a process that SIGTERM ended."""
+
+logger = logging.getLogger(__name__)
+
+
+class SaveOnTerm(TrainerCallback):
+    """Saves after the step under way and ends training once SIGTERM has come.
+
+    A second SIGTERM ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.was_asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM for a request while training; elsewhere than in the main thread, do not."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.was_asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        logger.warning("SIGTERM: saving after this step")
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Ask for a checkpoint and for the end."""
+        if self.was_asked:
+            control.should_save = control.should_training_stop = True
+
+
+class SkippedSteps:
+    """Counts steps that were not taken because something in them was not finite.
+
+    Args:
+        limit: how many a run may have; one more ends it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.count = 0
+
+    def skip(self, step: int, why: Exception, culprits: Sequence[str]) -> None:
+        """Say which pairs did it.
+
+        Raises:
+            UsageError: the limit is passed.
+        """
+        self.count += 1
+        blame = "No single pair does it: lower the rates."
+        if culprits:
+            blame = f"Look at the pairs {', '.join(culprits[:10])}."
+        said = f"step {step}: {why}. Nothing was moved. {blame}"
+        if self.count > self._limit:
+            raise UsageError(
+                f"{said} --max_skipped_steps {self._limit} allows no further such step."
+            ) from why
+        logger.warning("warning: %s Such steps so far: %d, at most %d", said, self.count,
+                       self._limit)  # fmt: skip

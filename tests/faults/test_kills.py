@@ -1,0 +1,103 @@
+"""Runs that are killed at random moments end as if nothing had happened, to the last bit.
+
+Three kills here, and as many as SOFTPREF_KILLS says in `make test-faults`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from softpref.world.language import make_tokenizer
+from tests.models import tiny_model
+from tests.toy import toy_pairs
+
+KILLS = int(os.environ.get("SOFTPREF_KILLS", "3"))
+STEPS = max(40, 6 * KILLS)
+COMPARED = ("model.safetensors", "meta_learner.safetensors", "labels.jsonl",
+            "label_history.parquet", "metrics.jsonl")  # fmt: skip
+SHAPES = {
+    "accumulating, taught at every second step": {
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "meta_every": 2,
+        "save_steps": 1, "lookahead": "adamw",
+    },
+    "taught at every step, saved in the middle of epochs": {
+        "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "meta_every": 1,
+        "save_steps": 3, "save_total_limit": 2, "zscore": "running",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    tiny_model(dtype=torch.float32, attention="sdpa").save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    toy_pairs(44, flip_every=3).to_json(tmp_path / "train.jsonl")
+    toy_pairs(16, 1).to_json(tmp_path / "clean.jsonl")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def command(files, output, shape):
+    options = {
+        "model": files / "model", "train": files / "train.jsonl", "clean": files / "clean.jsonl",
+        "output": files / output, "tuning": "full", "learning_rate": 1e-3, "meta_batch_size": 8,
+        "max_steps": STEPS, "logging_steps": 5, "use_cpu": "true", "disable_tqdm": "true",
+    } | shape  # fmt: skip
+    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    return [sys.executable, "-u", "-m", "softpref.cli", "train", *flags]
+
+
+def start(arguments):
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def without_times(name, content):
+    """Of the log, all but how long things took."""
+    if name != "metrics.jsonl":
+        return content
+    return [line for line in content.splitlines() if b"runtime" not in line]
+
+
+@pytest.mark.timeout(240 + 40 * KILLS)
+@pytest.mark.parametrize("shape", SHAPES.values() if KILLS > 3 else [*SHAPES.values()][:1])
+def test_killed_runs_end_alike(files, shape):
+    draw = random.Random(KILLS)
+    undisturbed = start(command(files, "whole", shape))
+    said = undisturbed.communicate()[0]
+    assert undisturbed.returncode == 0, said
+    kills = 0
+    while kills < KILLS:
+        process = start(command(files, "killed", shape))
+        if draw.random() < 0.9:  # else at any moment, before the first step as well
+            for line in process.stdout:
+                if line.startswith("steps:"):
+                    break
+        time.sleep(draw.uniform(0, 0.8))
+        if process.poll() is not None:
+            assert process.returncode == 0, process.stdout.read()
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    assert kills >= min(KILLS, 3), "the run was over too soon to be killed"
+    if not (files / "killed" / "run.json").exists():
+        last = start(command(files, "killed", shape))
+        said = last.communicate()[0]
+        assert last.returncode == 0, said
+    for name in COMPARED:
+        whole, killed = (
+            without_times(name, (files / output / name).read_bytes())
+            for output in ("whole", "killed")
+        )
+        assert whole == killed, f"{name} differs after {kills} kills"
