@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-gpu test-browser test-faults check format clean
+.PHONY: setup demo test test-gpu test-browser test-faults test-fuzz check format clean
 
 setup: .venv/installed
 
@@ -21,6 +21,10 @@ test: setup
 # A hundred kills, some 15 minutes.
 test-faults: setup
 	SOFTPREF_KILLS=50 $(BIN)/pytest -n 2 tests/faults
+
+# Fifteen thousand damaged inputs and more, some 10 minutes.
+test-fuzz: setup
+	SOFTPREF_FUZZ=1000 $(BIN)/pytest -n 2 tests/fuzz
 
 test-gpu: setup
 	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'torch sees no CUDA device'"

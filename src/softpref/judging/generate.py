@@ -95,7 +95,7 @@ def _draw_all(
 
     Every batch is on disk before the next begins.
     """
-    done = _resume(progress, record)
+    done = resume_from(progress, record)
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
     turns = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
     batches = [(n, members) for n in range(options.samples) for members in turns]
@@ -190,7 +190,7 @@ def _record(options: GenerateOptions, weights: str, texts: Sequence[str]) -> dic
     return asdict(options) | {"weights": weights, "prompts_sha256": digest.hexdigest()}
 
 
-def _resume(progress: Path, record: dict[str, Any]) -> list[list[str]]:
+def resume_from(progress: Path, record: dict[str, Any]) -> list[list[str]]:
     """Return the batches that an interrupted command has finished; start the file if there is none.
 
     Raises:
@@ -200,15 +200,19 @@ def _resume(progress: Path, record: dict[str, Any]) -> list[list[str]]:
     if not progress.exists():
         write_text(progress, header)
         return []
-    lines = progress.read_text(encoding="utf-8").splitlines(keepends=True)
-    if not lines or lines[0] != header:
+    content = progress.read_bytes()
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut one
+    if not lines or lines[0] != header.encode():
         raise UsageError(
             f"{progress}: was begun with other settings, another model or other prompts; take it "
             "away, or choose another --output."
         )
-    whole = [line for line in lines if line.endswith("\n")]
-    write_text(progress, "".join(whole))  # a kill may have cut the last line
-    return [json.loads(line) for line in whole[1:]]
+    try:
+        done = [json.loads(line) for line in lines[1:]]
+    except (ValueError, RecursionError):
+        raise UsageError(f"{progress}: is damaged; take it away to begin anew.") from None
+    progress.write_bytes(b"".join(lines))
+    return done
 
 
 def _seed(seed: int, batch: int) -> int:
