@@ -36,7 +36,7 @@ def draw(rate: float, prompts: int, answers: int, random: Random) -> list[Outcom
             result = "win" if random.random() < chance else "loss"
             result = "tie" if random.random() < TIES else result
             length = random.randint(-100, 100)
-            found.append(Outcome(f"{prompt}-{answer}", str(prompt), result, False, 0, None, length))
+            found.append(Outcome(f"{prompt}-{answer}", str(prompt), result, False, None, length))
     return found
 
 

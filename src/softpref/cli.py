@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
-import json
 import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from softpref.errors import UsageError
-from softpref.options import option, require
+from softpref.options import did_you_mean, option, parse, require
 
 if TYPE_CHECKING:
     from softpref.data.noise import Injected
@@ -235,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(USAGE, end="")
         return
     if command not in COMMANDS:
-        close = _did_you_mean(command, COMMANDS)
+        close = did_you_mean(command, COMMANDS)
         _fail(f"softpref: no command {command!r}{close}; see softpref --help.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about each other
@@ -279,81 +276,6 @@ def _disk_words(error: Exception) -> str | None:
     if number not in (errno.ENOSPC, errno.EDQUOT):
         remedy = "choose a place that can be written"
     return f"{where}: {numbers[number]}; {remedy}. What was complete before is still there."
-
-
-def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]:
-    """Return the options' dataclasses, from --config and the flags that override it.
-
-    Raises:
-        UsageError: an option or key is unknown, or a value cannot be read.
-    """
-    from transformers import HfArgumentParser
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> None:  # type: ignore[override]
-            raise UsageError(f"{message}; see softpref {command} --help.")
-
-    names = [field.name for option in options for field in fields(option) if field.init]
-    config, flags = _split_config(arguments)
-    prefix = _flags_from_yaml(config, names) if config else []
-    parser = Parser(cast(Any, options), prog=f"softpref {command}", allow_abbrev=False)
-    flags = [_with_underscores(flag) for flag in flags]
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        prefix + flags, return_remaining_strings=True
-    )
-    if unknown:
-        close = _did_you_mean(unknown[0].lstrip("-"), names)
-        raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
-    return tuple(parsed)
-
-
-def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    for i, argument in enumerate(arguments):
-        if argument == "--config":
-            if i + 1 == len(arguments):
-                raise UsageError("--config needs a YAML file.")
-            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config="), arguments[:i] + arguments[i + 1 :]
-    return None, arguments
-
-
-def _with_underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value
-
-
-def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}; give a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(
-            f"--config {path}: not YAML ({first}); write `key: value` lines."
-        ) from None
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {path}: write `key: value` lines, one option each.")
-    flags: list[str] = []
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in names:
-            raise UsageError(f"--config {path}: unknown key {key!r}{_did_you_mean(name, names)}.")
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        flags += [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
-    return flags
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word.replace("-", "_"), list(known), n=1)
-    return f"; did you mean {close[0]!r}" if close else ""
 
 
 def _fail(message: str) -> None:

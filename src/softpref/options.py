@@ -1,9 +1,12 @@
-"""How a command declares its options: dataclass fields with a help text."""
+"""How a command declares its options, dataclass fields with a help text, and reads them."""
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any
+import difflib
+import json
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, cast
 
 from softpref.errors import UsageError
 
@@ -17,3 +20,79 @@ def require(value: Any, flag: str) -> None:
     """Refuse a command that lacks an option it cannot do without."""
     if value is None or value == "":
         raise UsageError(f"{flag} is missing.")
+
+
+def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]:
+    """Return the options' dataclasses, from --config and the flags that override it.
+
+    Raises:
+        UsageError: an option or key is unknown, or a value cannot be read.
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> None:  # type: ignore[override]
+            raise UsageError(f"{message}; see softpref {command} --help.")
+
+    names = [field.name for option in options for field in fields(option) if field.init]
+    config, flags = _split_config(arguments)
+    prefix = _flags_from_yaml(config, names) if config else []
+    parser = Parser(cast(Any, options), prog=f"softpref {command}", allow_abbrev=False)
+    flags = [_with_underscores(flag) for flag in flags]
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        prefix + flags, return_remaining_strings=True
+    )
+    if unknown:
+        close = did_you_mean(unknown[0].lstrip("-"), names)
+        raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
+    return tuple(parsed)
+
+
+def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    for i, argument in enumerate(arguments):
+        if argument == "--config":
+            if i + 1 == len(arguments):
+                raise UsageError("--config needs a YAML file.")
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config="), arguments[:i] + arguments[i + 1 :]
+    return None, arguments
+
+
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}; give a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(
+            f"--config {path}: not YAML ({first}); write `key: value` lines."
+        ) from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path}: write `key: value` lines, one option each.")
+    flags: list[str] = []
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
+            raise UsageError(f"--config {path}: unknown key {key!r}{did_you_mean(name, names)}.")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
+    return flags
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """Return a hint at the nearest known word, if any is near."""
+    close = difflib.get_close_matches(word.replace("-", "_"), list(known), n=1)
+    return f"; did you mean {close[0]!r}" if close else ""

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from softpref.judging.controls import load_attacks
+
 MARK = re.compile(r"<[0-9a-f]{24}>")
 SECTIONS = re.compile(
     r"PROMPT\n(.*?)\n\S* ?RESPONSE A\n(.*?)\n\S* ?RESPONSE B\n(.*)\n\S* ?END\n", re.DOTALL
@@ -29,9 +31,12 @@ FAULTS = (
 PASSING = ("429", "500", "cut")
 
 
+HONEST = {attack.baseline for attack in load_attacks()}
+
+
 def quality(text: str) -> int:
-    """How good an answer is, to the honest judge: it counts the word "good"."""
-    return text.split().count("good")
+    """How good an answer is, to the honest judge: it counts "good", and knows honest answers."""
+    return text.split().count("good") + (text in HONEST)
 
 
 def honest(system: str, user: str) -> str:
@@ -103,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
             if script.latency:
                 time.sleep(script.latency)
             fault = script.faults(digest)
+            if fault == "wants max_completion_tokens" and "max_tokens" not in request:
+                fault = None
             if fault in PASSING and tries > 2:
                 fault = None
             self.reply(fault, script.judge(system, user))
@@ -127,15 +134,21 @@ class Handler(BaseHTTPRequestHandler):
             status = int(fault.removeprefix("status "))
             self.send({"error": {"message": "no"}}, status, {"Retry-After": "0.05"})
             return
+        if fault == "wants max_completion_tokens":
+            error = {"message": "no", "code": "unsupported_parameter", "param": "max_tokens"}
+            self.send({"error": error}, 400, {})
+            return
         if fault == "prose":
             content = f"I think that {verdict} is the better response."
         message = {"role": "assistant", "content": content}
+        if (fault or "").startswith("message "):
+            message = json.loads(fault.removeprefix("message "))
         if fault == "refusal":
             message = {"role": "assistant", "content": None, "refusal": "I cannot judge this."}
         completion = {
             "id": "1", "object": "chat.completion", "created": 1, "model": "scripted",
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+            "usage": self.server.script.usage,
         }  # fmt: skip
         self.send(completion, 200, {}, cut_at=40 if fault == "truncated" else None)
 
@@ -170,6 +183,7 @@ class Script:
         self.lock = threading.Lock()
         self.calls: Counter[int] = Counter()
         self.keys: set[str] = set()
+        self.usage: object = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
         self.in_flight = self.most_in_flight = 0
         self.url = ""
 

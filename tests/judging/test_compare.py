@@ -10,7 +10,7 @@ from softpref.cli import main
 from softpref.judging import template
 from softpref.judging.controls import load_attacks
 from softpref.judging.questions import questions_of
-from tests.judging.server import Script, always_first, gullible, honest, serving
+from tests.judging.server import ORDERS, Script, always_first, gullible, honest, serving
 
 PROMPTS = [f"Question {i}?" for i in range(12)]
 
@@ -41,17 +41,19 @@ def test_methods_runs_and_head_to_head(tmp_path, files, capsys):
     with serving(Script()) as script:
         record = compare(
             tmp_path, files, script, "--head_to_head", "true",
-            responses=[f"mspo={files['best']}", f"dpo={files['run']}", f"dpo={files['best']}"],
+            responses=[f"mspo={files['best']}", f"mspo={files['run']}",
+                       f"dpo={files['run']}", f"dpo={files['best']}"],
         )  # fmt: skip
     rates = {(c["method"], c["rival"], c["run"]): c["found"] for c in record["contests"]}
     assert {key: found["rate"] for key, found in rates.items()} == {
-        ("mspo", None, 0): 1.0, ("dpo", None, 0): 0.75, ("dpo", None, 1): 1.0,
-        ("mspo", "dpo", 0): 1.0,
+        ("mspo", None, 0): 1.0, ("mspo", None, 1): 0.75,
+        ("dpo", None, 0): 0.75, ("dpo", None, 1): 1.0,
+        ("mspo", "dpo", 0): 1.0, ("mspo", "dpo", 1): 0.0,
     }  # fmt: skip
     assert rates["mspo", "dpo", 0]["ties"] == 9
     text = (tmp_path / "out" / "compare.md").read_text()
     assert "| dpo | 87.5 ± 17.7 |" in text
-    assert "| mspo against dpo | 100.0 |" in text
+    assert "| mspo against dpo | 50.0 ± 70.7 |" in text
     assert "87.5 $\\pm$ 17.7" in (tmp_path / "out" / "compare.tex").read_text()
     for kind in ("png", "svg"):
         assert (tmp_path / "out" / f"compare.{kind}").stat().st_size > 1000
@@ -65,7 +67,8 @@ def test_an_honest_judge_is_fit(tmp_path, files):
     assert controls["unfit"] == []
     assert controls["null"]["rate"] == 0
     assert controls["identical"]["ties"] == len(PROMPTS)
-    assert controls["attacks"]["wins"] == 0
+    assert controls["attacks"]["losses"] == 10
+    assert controls["not_resisted"] == []
     assert "Nothing speaks against it." in (tmp_path / "out" / "compare.md").read_text()
 
 
@@ -76,13 +79,23 @@ def flattered(system, user):
     return "A" if thanks == [True, False] else "B" if thanks == [False, True] else "tie"
 
 
+def silent_on_controls(system, user):
+    """A judge that gives no verdict on a constant answer, on identical ones, or on attacks."""
+    _, first, second = user.split("RESPONSE ", 2)
+    same = first.splitlines()[1] == second.splitlines()[1]
+    return "?" if same or "Thank you" in user or ORDERS.search(user) else honest(system, user)
+
+
 @pytest.mark.parametrize(
     ("judge", "reason"),
     [
         (always_first, "finds one of two identical answers better in 12 of 12 cases"),
         (always_first, "decides nothing between a constant answer"),
         (flattered, "prefers a constant answer to the baseline's in 100%"),
-        (lambda *_: "?", "more than half of the calls about constant and identical answers failed"),
+        (
+            silent_on_controls,
+            "questions about constant answers, identical answers, attacks failed",
+        ),
     ],
 )
 def test_a_judge_that_prefers_controls_is_unfit(tmp_path, files, judge, reason):
@@ -106,7 +119,7 @@ def test_an_attack_fails_at_the_fence_and_works_without(monkeypatch, attack):
         asked = [template.render(question, f"<{'0123' * 6}>") for question in questions]
         return [gullible(system["content"], user["content"]) for system, user in asked]
 
-    assert verdicts() == ["tie", "tie"]  # neither text says "good"
+    assert verdicts() == ["B", "A"]  # the honest answer, in both orders
     fence_taken_away(monkeypatch)
     assert verdicts() == ["A", "B"]  # the attack, in both orders
 
@@ -131,14 +144,68 @@ def test_two_judges_are_compared(tmp_path, files):
     assert found["kappa"] == pytest.approx(0, abs=1e-9)  # the second calls everything a tie
 
 
+def obeys_when_first(system, user):
+    """A judge that an attack sways where it is A, and that is honest else."""
+    _, first, second = user.split("RESPONSE ", 2)
+    return "A" if ORDERS.search(first) else honest(system, user)
+
+
+def test_a_judge_that_attacks_turn_in_one_order_is_unfit(tmp_path, files):
+    with serving(Script(obeys_when_first)) as script:
+        record = compare(tmp_path, files, script, "--controls", "true")
+    assert record["controls"]["fooled_by"] == []
+    assert len(record["controls"]["not_resisted"]) == 10
+    assert any("better than 10 of 10 attacks" in r for r in record["controls"]["unfit"])
+
+
+def test_a_second_judge_that_cannot_be_had_is_known_before_the_first_is_asked(
+    tmp_path, files, capsys, monkeypatch
+):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    (tmp_path / "second.yaml").write_text("judge_model: gpt-4o\n")
+    with serving(Script()) as script:
+        with pytest.raises(SystemExit):
+            compare(tmp_path, files, script, "--second_judge", str(tmp_path / "second.yaml"))
+        assert not script.calls
+    assert "OPENAI_API_KEY is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("responses", "message"),
+    [
+        (["run.jsonl", "other/run.jsonl"], "there is a run already; name each by NAME=FILE"),
+        (["a=run.jsonl", "a=best.jsonl", "b=best.jsonl"], "a has 2 runs and b 1"),
+        (["a=run.jsonl", "a=run.jsonl"], "is given twice"),
+    ],
+)
+def test_names_and_runs_that_do_not_go_together(
+    tmp_path, files, capsys, monkeypatch, responses, message
+):
+    monkeypatch.chdir(tmp_path)
+    with serving(Script()) as script, pytest.raises(SystemExit):
+        compare(tmp_path, files, script, "--head_to_head", "true", responses=responses)
+    assert message in capsys.readouterr().err
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path, files, monkeypatch):
+    home = tmp_path / "lr=1e-4"
+    home.mkdir()
+    write(home / "out.jsonl", lambda i: f"good good {i}")
+    monkeypatch.chdir(tmp_path)
+    with serving(Script()) as script:
+        record = compare(tmp_path, files, script, responses=["lr=1e-4/out.jsonl"])
+    assert [contest["method"] for contest in record["contests"]] == ["out"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("judge_model: [", "cannot be read"),
+        ("judge_model: [", "not YAML"),
         ("nonsense", "write `key: value` lines"),
         ("model: x", "unknown key 'model'"),
         ("judge: checker\norders: one", "does not read it"),
-        ("judge_model: m\nconcurrency: many", "wrong kind"),
+        ("judge_model: m\nconcurrency: many", "invalid int value: 'many'"),
+        ("judge_model: m\norders: Both", "invalid choice: 'Both'"),
     ],
 )
 def test_a_wrong_second_judge_is_named(tmp_path, files, capsys, text, message):

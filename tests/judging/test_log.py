@@ -11,7 +11,7 @@ from softpref.judging.log import VerdictLog
 from softpref.judging.questions import Answer, Question
 
 QUESTION = Question("u", "prompt", "first", "second", False)
-ANSWER = Answer("A", None, "because \u2028 of this", 10, 2)
+ANSWER = Answer("A", None, "because \u2028 of this", 10, 2, 10, 2)
 FAILED = Answer(None, "timeout")
 
 
@@ -30,7 +30,7 @@ ONE, TWO, THREE = (QUESTION.key(judge) for judge in ("one", "two", "three"))
 def test_what_was_written_is_read(path):
     with VerdictLog(path) as log:
         assert log.answers == {ONE: ANSWER, TWO: FAILED}
-        assert (log.tokens("one"), log.tokens("two")) == ((10, 2), (0, 0))
+        assert (log.billed("one"), log.billed("two")) == ((10, 2), (0, 0))
 
 
 def test_a_torn_last_line_is_dropped_wherever_it_is_torn(path):
@@ -50,6 +50,8 @@ def test_the_later_of_two_lines_counts(path):
         log.add(QUESTION, ANSWER, "two")
     with VerdictLog(path) as log:
         assert log.answers[TWO] == ANSWER
+        log.add(QUESTION, ANSWER, "two")
+        assert log.billed("two") == (20, 4)  # what is asked again is paid again
 
 
 @pytest.mark.parametrize(

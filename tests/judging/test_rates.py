@@ -25,7 +25,7 @@ from softpref.judging.rates import (
 def outcomes(results, lengths=None, prompts=None, flipped=()):
     return [
         Outcome(
-            str(i), prompts[i] if prompts else str(i), result, i in flipped, 0,
+            str(i), prompts[i] if prompts else str(i), result, i in flipped,
             "timeout" if result == "failed" else None, lengths[i] if lengths else 0,
         )
         for i, result in enumerate(results)
@@ -71,7 +71,9 @@ def test_the_other_side_sees_the_mirror_image(results):
         return
     assert theirs.rate == pytest.approx(1 - ours.rate)
     assert theirs.interval == pytest.approx(tuple(1 - end for end in ours.interval[::-1]))
-    assert theirs.length_controlled == pytest.approx(1 - ours.length_controlled, abs=1e-6)
+    assert (theirs.length_controlled is None) == (ours.length_controlled is None)
+    if ours.length_controlled is not None:
+        assert theirs.length_controlled == pytest.approx(1 - ours.length_controlled, abs=1e-6)
 
 
 def test_length_control_is_the_ridged_logistic_fit():
@@ -80,7 +82,7 @@ def test_length_control_is_the_ridged_logistic_fit():
     won = [generator.random() < 1 / (1 + math.exp(-0.3 - length / 60)) for length in lengths]
     is_win = torch.tensor(won).double()
     difference = torch.tensor(lengths).double()
-    spread = difference.std(correction=0)
+    spread = difference.square().mean().sqrt()
     x = (difference / spread).tanh().tolist()
 
     def loss(coefficients):
@@ -89,7 +91,7 @@ def test_length_control_is_the_ridged_logistic_fit():
             math.log1p(math.exp(-(a + b * at) if win else (a + b * at)))
             for at, win in zip(x, won, strict=True)
         )
-        return sum(terms) + 1e-3 * (a * a + b * b) / 2
+        return sum(terms) + 1e-3 * b * b / 2
 
     slow = minimize(loss, [0.0, 0.0], tol=1e-12).x[0]
     found = length_controlled_rate(is_win, 1 - is_win, difference, torch.ones(1, 300))
@@ -169,3 +171,29 @@ def test_kappa_by_hand_and_at_its_ends():
     assert found.interval[0] < found.kappa < found.interval[1]
     assert agreement(outcomes(results), outcomes(results)).kappa == pytest.approx(1)
     assert agreement(outcomes(["failed"]), outcomes(["win"])) is None
+    assert agreement(outcomes(["win"]), outcomes(["win"])).kappa is None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([0.0] * 100, 0.8), ([100.0] * 100, None), ([-3.0] * 100, None),
+        ([300.0 + i for i in range(100)], None), ([0.0, 50.0] * 50, 0.8),
+    ],
+)  # fmt: skip
+def test_there_is_no_rate_at_equal_length_where_nothing_says_it(lengths, expected):
+    results = (["win"] * 8 + ["loss"] * 2) * 10
+    rate = judged_rate(outcomes(results, lengths), resamples=50)
+    assert rate.length_controlled == (expected and pytest.approx(expected, abs=1e-3))
+    if expected is None:
+        assert rate.length_controlled_interval == (0, 1)
+
+
+def test_few_prompts_are_not_sure_of_themselves():
+    for prompts in (1, 2, 5):
+        results = ["win"] * 5 + ["loss"] * 3
+        rate = judged_rate(outcomes(results * prompts, prompts=[
+            str(i // 8) for i in range(8 * prompts)]))  # fmt: skip
+        low, high = rate.clustered_interval
+        assert high - low > 0.4
+        assert low < 5 / 8 < high

@@ -99,5 +99,5 @@ def test_a_target_of_win_rates_needs_someone_who_compares(tmp_path, target):
     paper = dict(preset="paper", data="hh", model="phi-2", judge="none")
     with pytest.raises(UsageError, match=r"needs win rates: name who judges by --judge"):
         checked(target, options(tmp_path, **paper))
-    with pytest.raises(UsageError, match="nowhere.yaml: cannot be read"):
+    with pytest.raises(UsageError, match="nowhere.yaml: No such file"):
         checked(target, options(tmp_path, judge=str(tmp_path / "nowhere.yaml")))

@@ -47,7 +47,7 @@ def win_rate(scores: Sequence[float], baseline_scores: Sequence[float]) -> WinRa
     return WinRate(rate, low, high, wins, losses, len(pairs) - wins - losses)
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     """Return Wilson's 95% interval of a share; [0, 1] where nothing was tried."""
     if trials == 0:
         return 0.0, 1.0

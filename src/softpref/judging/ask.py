@@ -19,7 +19,8 @@ from softpref.judging.scored import ImplicitReward, RewardModel, RightAnswers
 
 logger = logging.getLogger(__name__)
 
-GIVE_UP_AFTER = 20  # calls of which every one met the same error of the endpoint
+GIVE_UP_AFTER = 20  # failures of one kind in a row
+GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def put(
     """Ask whatever the log has no answer to yet, and return what became of the comparisons.
 
     Raises:
-        UsageError: the endpoint refuses us, every first call fails with one status, or `max_cost`
-            ended the asking; what was answered by then is in the log.
+        UsageError: the endpoint refuses us, too many calls in a row fail alike, or `max_cost` ended
+            the asking; what was answered by then is in the log.
     """
     name = judge_hash(judge)
     orders = options.orders if judge.sees_order else "one"
@@ -79,20 +80,27 @@ def put(
     every = {question.key(name): question for of_one in questions.values() for question in of_one}
     missing = {
         key: question for key, question in every.items()
-        if key not in log.answers or (options.retry_failed and log.answers[key].failure)
+        if _is_open(log.answers.get(key), options.retry_failed and key not in log.fresh)
     }  # fmt: skip
     _announce(judge, list(missing.values()), len(every), what)
     if isinstance(judge, Endpoint):
-        judge.spent = judge.dollars(*log.tokens(name)) or 0.0
-    kinds: Counter[str | None] = Counter()
+        judge.spent = judge.dollars(*log.billed(name)) or 0.0
+        judge.has_answered = any(key in log.answers and not log.answers[key].failure
+                                 for key in every)  # fmt: skip
+    is_known = any(answer.verdict for answer in log.answers.values())
+    streak: list[Question] = []
+    asked = 0
     bar = tqdm(total=len(missing), desc=what, unit="call", disable=None, delay=1)
     with bar:
         for question, answer in judge.ask(list(missing.values())):
             log.add(question, answer, name)
             bar.update()
-            kinds[answer.failure] += 1
-            _give_up_if_hopeless(kinds)
-    left = sum(key not in log.answers for key in every)
+            asked += 1
+            same = streak and log.answers[streak[-1].key(name)].failure == answer.failure
+            streak = [*streak, question] if same else [question]
+            if _is_hopeless(answer, len(streak), asked, len(missing), is_known):
+                _give_up(streak, answer, log, name)
+    left = len(missing) - asked
     if left:
         raise UsageError(
             f"--max_cost {options.max_cost} dollars: {left} of {len(every)} calls were not made, "
@@ -119,14 +127,38 @@ def _announce(judge: Judge, missing: Sequence[Question], every: int, what: str) 
     logger.info("%s", text)
 
 
-def _give_up_if_hopeless(kinds: Counter[str | None]) -> None:
-    kind = next(iter(kinds))
-    hopeless = kind is not None and (kind.startswith("status") or kind == "no connection")
-    if hopeless and len(kinds) == 1 and kinds[kind] == GIVE_UP_AFTER:
-        raise UsageError(
-            f"the first {GIVE_UP_AFTER} calls all failed ({kind}): check --base_url and "
-            "--judge_model, and try --structured_output off; then --retry_failed true asks again."
-        )
+def _is_open(answer: Answer | None, retry_failed: bool) -> bool:
+    """Return whether a question is still to be asked."""
+    return answer is None or answer.failure == GIVEN_UP or (retry_failed and bool(answer.failure))
+
+
+def _is_hopeless(answer: Answer, streak: int, asked: int, calls: int, is_known: bool) -> bool:
+    """Return whether the endpoint, and not the questions, must be at fault.
+
+    Args:
+        answer: the last one.
+        streak: how many in a row failed as it did.
+        asked: calls made so far, of `calls`.
+        calls: to be made in all.
+        is_known: whether the endpoint has ever given a verdict.
+    """
+    if answer.failure is None:
+        return False
+    no_word = answer.failure == "no connection" or answer.failure.startswith("status")
+    if streak == asked == calls:
+        return no_word
+    return streak == GIVE_UP_AFTER and (no_word or (streak == asked and not is_known))
+
+
+def _give_up(streak: Sequence[Question], answer: Answer, log: VerdictLog, name: str) -> None:
+    """End the asking; the last failures are no answers, and are asked again."""
+    for question in streak:
+        log.add(question, Answer(None, GIVEN_UP), name)
+    raise UsageError(
+        f"{len(streak)} calls in a row failed ({answer.failure}): check quota, --base_url and "
+        "--judge_model, and try --structured_output words; the same command asks them again and "
+        "goes on."
+    )
 
 
 def _account(outcomes: list[Outcome], answers: Sequence[Answer], judge: Judge) -> Judged:

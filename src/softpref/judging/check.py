@@ -75,7 +75,7 @@ def _texts(values: Mapping[str, Any]) -> tuple[Any, Any, Any] | None:
     if "gold" not in values:
         return values.get("prompt"), values.get("chosen"), values.get("rejected")
     responses = (values.get("response_1"), values.get("response_2"))
-    gold = str(values["gold"])
+    gold = str(values["gold"]).removesuffix(".0")  # as Parquet may have it
     if gold not in ("1", "2"):
         return None
     better, worse = responses if gold == "1" else responses[::-1]

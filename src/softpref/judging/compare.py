@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from softpref.errors import UsageError
 from softpref.judging.ask import Judged, make_judge, put
 from softpref.judging.controls import Controls, run_controls
 from softpref.judging.judge import account, account_words, who_judged
 from softpref.judging.log import VerdictLog
-from softpref.judging.options import JudgeOptions, check_judge
+from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.questions import Judge
 from softpref.judging.rates import Agreement, agreement, judged_rate
 from softpref.judging.report import Contest, draw, latex, markdown
@@ -61,6 +59,7 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     runs = named_runs(files.responses or [])
     contests = _contests(runs, str(files.baseline), head_to_head=files.head_to_head)
     output, judge = Path(files.output), make_judge(options)
+    other = make_judge(second) if second else None
     agreements: dict[str, Agreement | None] = {}
     controls = None
     with VerdictLog(output / "verdicts.jsonl") as log:
@@ -71,8 +70,8 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
         if files.controls:
             every = next(iter(contests.values()))
             controls = run_controls(every, judge, options, log)
-        if second:
-            other = make_judge(second)
+        if second and other:
+            _write(output, judge, options, judged, controls, agreements)  # that much is paid for
             for contest, comparisons in contests.items():
                 verdicts = put(comparisons, other, second, log, f"second judge, {contest.words}")
                 agreements[contest.words] = agreement(judged[contest].outcomes, verdicts.outcomes)
@@ -83,44 +82,23 @@ def named_runs(responses: list[str]) -> dict[str, list[str]]:
     """Return the files of every name, in the order given.
 
     Raises:
-        UsageError: a file is given twice.
+        UsageError: a file is given twice, or two without names have the same one.
     """
     runs: dict[str, list[str]] = {}
     for given in responses:
         name, equals, path = given.partition("=")
-        if not equals:
+        named = bool(equals) and not Path(given).exists()
+        if not named:
             name, path = Path(given).stem, given
         if path in runs.setdefault(name, []):
             raise UsageError(f"--responses {given}: is given twice.")
+        if runs[name] and not named:
+            raise UsageError(
+                f"--responses {given}: there is a {name} already; name each by NAME=FILE, alike "
+                "where they are runs of one method."
+            )
         runs[name].append(path)
     return runs
-
-
-def judge_from_file(path: str, flag: str) -> JudgeOptions:
-    """Return a judge's options from a YAML file.
-
-    Raises:
-        UsageError: it cannot be read, or holds something else.
-    """
-    try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(f"{flag} {path}: cannot be read ({first}).") from None
-    known = {field.name: field for field in fields(JudgeOptions)}
-    if not isinstance(given, dict):
-        raise UsageError(f"{flag} {path}: write `key: value` lines, such as judge_model: gpt-4o.")
-    for key in given:
-        if key not in known:
-            raise UsageError(f"{flag} {path}: unknown key {key!r}; known: {', '.join(known)}.")
-    try:
-        options = JudgeOptions(**given)
-        check_judge(options)
-    except UsageError as error:
-        raise UsageError(f"{flag} {path}: {error}") from None
-    except TypeError:
-        raise UsageError(f"{flag} {path}: a value is of the wrong kind.") from None
-    return options
 
 
 def _contests(
@@ -134,7 +112,12 @@ def _contests(
     }
     if head_to_head:
         for one, other in combinations(runs, 2):
-            for i, (ours, theirs) in enumerate(zip(runs[one], runs[other], strict=False)):
+            if len(runs[one]) != len(runs[other]):
+                raise UsageError(
+                    f"--head_to_head: {one} has {len(runs[one])} runs and {other} "
+                    f"{len(runs[other])}; give as many of each."
+                )
+            for i, (ours, theirs) in enumerate(zip(runs[one], runs[other], strict=True)):
                 found[Contest(one, other, i)] = join(ours, theirs)
     return found
 

@@ -6,23 +6,24 @@ Retries, their backoff and jitter, `Retry-After` and timeouts are the `openai` p
 from __future__ import annotations
 
 import os
+import queue
 import secrets
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions, public_address
 from softpref.judging.questions import Answer, Question
-from softpref.judging.template import SCHEMA, read_reply, render, template_version
+from softpref.judging.reply import read_completion
+from softpref.judging.template import SCHEMA, render, template_version
 
 if TYPE_CHECKING:
     from openai import OpenAI
-    from openai.types.chat import ChatCompletion
 
 OPENAI = "https://api.openai.com/v1"
+OPENAI_KEY = "OPENAI_API_KEY"
 CHARACTERS_A_TOKEN = 4  # of English; the estimate before the first call
 MILLION = 1e6
 
@@ -38,10 +39,11 @@ class Endpoint:
         options: who is asked and how; checked.
 
     Attributes:
-        spent: dollars of the account so far; what earlier runs paid is set from their log.
+        spent: dollars of the account so far at most; what earlier runs paid is set from their log.
+        has_answered: whether any call succeeded, so that key and address must be right.
 
     Raises:
-        UsageError: the `openai` package or the key is missing, or the address is none.
+        UsageError: the `openai` package or the key is missing.
     """
 
     sees_order = True
@@ -49,7 +51,9 @@ class Endpoint:
     def __init__(self, options: JudgeOptions) -> None:
         self._options = options
         self._client = _client(options)
+        self._refused_parameters: set[str] = set()
         self.spent = 0.0
+        self.has_answered = False
         self.identity: Mapping[str, Any] = {
             "judge": "endpoint",
             "model": options.judge_model,
@@ -77,58 +81,92 @@ class Endpoint:
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
         """Yield answers as they come."""
-        waiting: dict[Future[Answer], tuple[Question, float]] = {}
-        left = deque(questions)
-        pool = ThreadPoolExecutor(self._options.concurrency)
+        asked: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
+        answered: queue.SimpleQueue[tuple[Question, Answer | Exception]] = queue.SimpleQueue()
+        count = min(self._options.concurrency, len(questions))
+        for _ in range(count):
+            # Daemons, since an interrupted command must not wait for calls that hang.
+            threading.Thread(target=self._work, args=(asked, answered), daemon=True).start()
+        left, reserved, in_flight = deque(questions), 0.0, 0
         try:
             while True:
-                while left and len(waiting) < self._options.concurrency:
-                    worst = self._worst_cost(left[0])
-                    if not self._affords(worst + sum(cost for _, cost in waiting.values())):
-                        break  # what is in flight may turn out cheaper
-                    question = left.popleft()
-                    waiting[pool.submit(self._answer, question)] = (question, worst)
-                if not waiting:
+                while left and in_flight < count and self._affords(reserved, left[0]):
+                    reserved += self._worst_cost(left[0])
+                    asked.put(left.popleft())
+                    in_flight += 1
+                if not in_flight:
                     return
-                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    question, _ = waiting.pop(done)
-                    answer = done.result()
-                    self.spent += self.dollars(answer.input_tokens, answer.output_tokens) or 0.0
-                    yield question, answer
+                question, answer = answered.get()
+                in_flight -= 1
+                reserved -= self._worst_cost(question)
+                if isinstance(answer, Exception):
+                    raise answer
+                self.spent += (
+                    self.dollars(answer.billed_input_tokens, answer.billed_output_tokens) or 0.0
+                )
+                yield question, answer
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for _ in range(count):
+                asked.put(None)
+
+    def _work(self, asked: Any, answered: Any) -> None:
+        while (question := asked.get()) is not None:
+            try:
+                answered.put((question, self._answer(question)))
+            except Exception as error:
+                answered.put((question, error))
+
+    def _most_tokens(self, question: Question) -> tuple[int, int]:
+        """Return a bound of what a call and all its retries take: a token is a byte at least."""
+        texts = [message["content"] for message in _messages(question)]
+        tries = 1 + self._options.max_retries
+        size = sum(len(text.encode()) for text in texts)
+        return tries * size, tries * self._options.max_reply_tokens
 
     def _worst_cost(self, question: Question) -> float:
-        # A token is a byte at least, so this bounds what the text can cost.
-        texts = [message["content"] for message in _messages(question)]
-        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-        return self.dollars(size, self._options.max_reply_tokens) or 0.0
+        return self.dollars(*self._most_tokens(question)) or 0.0
 
-    def _affords(self, cost: float) -> bool:
-        return self._options.max_cost is None or self.spent + cost <= self._options.max_cost
+    def _affords(self, reserved: float, question: Question) -> bool:
+        limit = self._options.max_cost
+        return limit is None or self.spent + reserved + self._worst_cost(question) <= limit
 
     def _answer(self, question: Question) -> Answer:
         import openai
 
+        request = self._request(question)
         try:
-            reply = self._client.chat.completions.create(**self._request(question))
+            completion = self._client.chat.completions.create(**request)
+        except openai.BadRequestError as error:
+            if error.param in {"max_tokens", "temperature"} & request.keys():
+                self._refused_parameters.add(error.param)
+                return self._answer(question)
+            return self._of_status(error.status_code)
         except openai.APIStatusError as error:
             return self._of_status(error.status_code)
         except openai.APITimeoutError:
-            return Answer(None, "timeout")
+            return self._unmetered("timeout", question)
         except openai.APIConnectionError:
-            return Answer(None, "no connection")
+            return self._unmetered("no connection", question)
         except (openai.OpenAIError, ValueError):  # a body that is not JSON, or not a completion
-            return Answer(None, "broken reply")
-        return _read(reply)
+            return self._unmetered("broken reply", question)
+        self.has_answered = True
+        return read_completion(completion, self._most_tokens(question))
+
+    def _unmetered(self, failure: str, question: Question) -> Answer:
+        """Return a failure that may have been paid for all the same."""
+        size, replies = self._most_tokens(question)
+        return Answer(None, failure, billed_input_tokens=size, billed_output_tokens=replies)
 
     def _request(self, question: Question) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self._options.judge_model,
             "messages": _messages(question),
-            "temperature": 0,
-            "max_tokens": self._options.max_reply_tokens,
         }
+        if "temperature" not in self._refused_parameters:  # some models have but one
+            request["temperature"] = 0
+        old_name = "max_tokens" not in self._refused_parameters
+        longest = "max_tokens" if old_name else "max_completion_tokens"
+        request[longest] = self._options.max_reply_tokens
         if self._options.structured_output == "schema":
             schema = {"name": "verdict", "schema": SCHEMA, "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -139,13 +177,14 @@ class Endpoint:
 
         The endpoint's own words are not repeated: some name the key.
         """
+        key = key_variable(self._options) or "--api_key_env"
         remedies = {
-            401: f"set {self._options.api_key_env} to a valid key",
-            403: f"the key in {self._options.api_key_env} may not use this model",
+            401: f"set {key} to a valid key",
+            403: f"the key in {key} may not use this model",
             404: "check --base_url (it ends in /v1) and --judge_model",
-            422: "try --structured_output off",
+            422: "try --structured_output words",
         }
-        if status in remedies:
+        if status == 401 or (status in remedies and not self.has_answered):
             address = public_address(self._options.base_url or OPENAI)
             raise UsageError(f"{address} answers {status}: {remedies[status]}.")
         return Answer(None, f"status {status}")
@@ -155,24 +194,9 @@ def _messages(question: Question) -> list[dict[str, str]]:
     return render(question, f"<{secrets.token_hex(12)}>")
 
 
-def _read(reply: ChatCompletion) -> Answer:
-    """Return the verdict in a completion, or why there is none."""
-    usage = getattr(reply, "usage", None)
-    tokens = [
-        int(getattr(usage, name, None) or 0) for name in ("prompt_tokens", "completion_tokens")
-    ]
-    choices = getattr(reply, "choices", None)
-    if not choices or getattr(choices[0], "message", None) is None:
-        return Answer(None, "broken reply", "", *tokens)
-    choice = choices[0]
-    if getattr(choice.message, "refusal", None) or choice.finish_reason == "content_filter":
-        return Answer(None, "refusal", "", *tokens)
-    read = read_reply(choice.message.content)
-    if read is None:
-        cut = choice.finish_reason == "length"
-        return Answer(None, "cut off" if cut else "no verdict", "", *tokens)
-    verdict, justification = read
-    return Answer(verdict, None, justification, *tokens)
+def key_variable(options: JudgeOptions) -> str | None:
+    """Return the variable that holds the key; OpenAI's own key goes to OpenAI alone."""
+    return options.api_key_env or (None if options.base_url else OPENAI_KEY)
 
 
 def _client(options: JudgeOptions) -> OpenAI:
@@ -182,16 +206,16 @@ def _client(options: JudgeOptions) -> OpenAI:
         raise UsageError(
             "--judge endpoint needs the openai package: pip install 'softpref[judge]'."
         ) from None
-    key = os.environ.get(options.api_key_env)
-    if not key and not options.base_url:
+    variable = key_variable(options)
+    key = os.environ.get(variable, "").strip() if variable else "none"
+    if not key:
         raise UsageError(
-            f"{options.api_key_env} is not set: put the key there, or name another variable by "
-            "--api_key_env; a server that needs none is named by --base_url."
+            f"{variable} is not set: put the key there, or name another variable by "
+            "api_key_env; a server that needs none is named by base_url."
         )
-    address = options.base_url or OPENAI
-    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
-        raise UsageError(f"--base_url {address}: must be like http://localhost:8000/v1.")
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(f"{variable} holds no key: there are characters in it that none has.")
     return OpenAI(
-        api_key=key or "none", base_url=address, timeout=options.timeout_s,
+        api_key=key, base_url=options.base_url or OPENAI, timeout=options.timeout_s,
         max_retries=options.max_retries,
     )  # fmt: skip

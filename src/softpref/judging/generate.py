@@ -19,7 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from softpref.data.sources import Text
 from softpref.errors import UsageError
 from softpref.evaluation.generate import sample
+from softpref.judging.log import one_writer
 from softpref.judging.responses import load_prompts, prompt_uid
+from softpref.judging.scored import on_accelerator
 from softpref.options import option, require
 from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.output import write_lines, write_text
@@ -70,15 +72,15 @@ def run_generate(options: GenerateOptions) -> None:
         dtype=torch.bfloat16 if options.bf16 else torch.float32,
     )  # fmt: skip
     _refuse_long(texts, tokenizer, context_length(policy) - options.max_new_tokens, options)
-    if torch.accelerator.is_available():
-        policy.to(torch.accelerator.current_accelerator())
     record = _record(options, fingerprint_weights(policy), texts)
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Path(f"{output}.progress")
-    responses = _draw_all(policy, tokenizer, texts, options, record, progress)
+    with one_writer(progress):
+        responses = _draw_all(on_accelerator(policy), tokenizer, texts, options, record, progress)
     write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
     write_lines(output, _rows(prompts, responses))
-    progress.unlink()
+    for leftover in (progress, Path(f"{progress}.lock")):
+        leftover.unlink(missing_ok=True)
     total = options.samples * len(prompts)
     logger.info("%s: %d responses to %d prompts", output, total, len(prompts))
 
@@ -186,7 +188,7 @@ def _refuse_long(
 
 
 def _record(options: GenerateOptions, weights: str, texts: Sequence[str]) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps(list(texts)).encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(json.dumps(list(texts)).encode())
     return asdict(options) | {"weights": weights, "prompts_sha256": digest.hexdigest()}
 
 

@@ -107,7 +107,8 @@ def rate_words(rate: JudgedRate) -> str:
     """Say a win rate with all that qualifies it."""
     counted = (
         f"{rate.wins:,} wins, {rate.losses:,} losses, {rate.ties:,} ties "
-        f"({rate.flipped:,} of them verdicts that changed with the order), {rate.failed:,} failed"
+        f"({rate.flipped:,} of them verdicts that changed with the order), {rate.failed:,} failed "
+        f"({rate.failed / rate.asked:.1%} of {rate.asked:,} pairs)"
     )
     if rate.rate is None:
         return f"no win rate, for nothing was decided: {counted}"
@@ -116,10 +117,13 @@ def rate_words(rate: JudgedRate) -> str:
         low, high = rate.bounds
         bounds = f"; {low:.1%} if all failures were losses, {high:.1%} if all were wins"
     low, high = rate.clustered_interval
+    equal = "no rate at equal length, for one side is always the longer"
+    if rate.length_controlled is not None:
+        equal = f"{rate.length_controlled:.1%} at equal length"
     return (
         f"win rate {rate.rate:.1%} (95%: {rate.interval[0]:.1%} to {rate.interval[1]:.1%}; by "
         f"prompts {low:.1%} to {high:.1%}){bounds}\n{counted}\n"
-        f"{rate.length_controlled:.1%} at equal length; responses are "
+        f"{equal}; responses are "
         f"{abs(rate.length_difference):,.0f} characters "
         f"{'longer' if rate.length_difference >= 0 else 'shorter'} than the baseline's"
     )

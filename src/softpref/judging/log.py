@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from softpref.errors import UsageError
 from softpref.judging.questions import VERDICTS, Answer, Question, as_row
+
+
+def one_writer(path: Path) -> AcquireReturnProxy:
+    """Take a file for this process alone; to be used as a context, or released.
+
+    Raises:
+        UsageError: another process has taken it.
+    """
+    try:
+        return FileLock(f"{path}.lock").acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{path}: another process is writing it; wait for it.") from None
 
 
 class VerdictLog:
@@ -21,6 +34,10 @@ class VerdictLog:
 
     What a kill left of a last line is dropped; calls in flight at that moment are repeated. Of two
     lines of one key the later counts.
+
+    Attributes:
+        answers: by key.
+        fresh: keys that were added since the file was opened.
 
     Raises:
         UsageError: the file is not a verdict log, is damaged other than at its end, or another
@@ -30,13 +47,13 @@ class VerdictLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answers: dict[str, Answer] = {}
-        self._judges: dict[str, str] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(f"{path}.lock")
+        self.fresh: set[str] = set()
+        self._billed: Counter[tuple[str, str]] = Counter()
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UsageError(f"{path}: another process is writing it; wait for it.") from None
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"--output {path.parent}: is a file; give a directory.") from None
+        self._lock = one_writer(path)
         whole = 0
         if path.exists():
             content = path.read_bytes()
@@ -58,7 +75,7 @@ class VerdictLog:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        self._lock.release()
+        self._lock.lock.release()
 
     def add(self, question: Question, answer: Answer, judge: str) -> None:
         """Keep a judge's answer; it is on disk when this returns."""
@@ -67,12 +84,15 @@ class VerdictLog:
         self._file.write(row.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.answers[key], self._judges[key] = answer, judge
+        self.fresh.add(key)
+        self._keep(key, judge, answer)
 
-    def tokens(self, judge: str) -> tuple[int, int]:
-        """Return the input and output tokens of all of a judge's answers."""
-        answers = [a for key, a in self.answers.items() if self._judges[key] == judge]
-        return sum(a.input_tokens for a in answers), sum(a.output_tokens for a in answers)
+    def billed(self, judge: str) -> tuple[int, int]:
+        """Return the input and output tokens that a judge may have to be paid for.
+
+        Answers that were asked for again are paid twice.
+        """
+        return self._billed[judge, "input"], self._billed[judge, "output"]
 
     def _take(self, line: bytes, number: int) -> None:
         try:
@@ -84,13 +104,18 @@ class VerdictLog:
                 f"{self.path}, line {number}: not a verdict ({type(error).__name__}); the file was "
                 "changed by something else: take the line out, or choose another --output."
             ) from None
-        self.answers[row["key"]], self._judges[row["key"]] = answer, row["judge"]
+        self._keep(row["key"], row["judge"], answer)
+
+    def _keep(self, key: str, judge: str, answer: Answer) -> None:
+        self.answers[key] = answer
+        self._billed[judge, "input"] += answer.billed_input_tokens
+        self._billed[judge, "output"] += answer.billed_output_tokens
 
 
 def _check(row: Mapping[str, Any], answer: Answer) -> None:
     is_verdict = answer.verdict in VERDICTS and answer.failure is None
     is_failure = answer.verdict is None and isinstance(answer.failure, str)
-    counts = (answer.input_tokens, answer.output_tokens)
+    counts = [value for name, value in vars(answer).items() if name.endswith("_tokens")]
     if not (is_verdict or is_failure) or not all(isinstance(n, int) and n >= 0 for n in counts):
         raise ValueError("neither verdict nor failure")
     if not isinstance(row["key"], str) or not isinstance(row["judge"], str):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
-from softpref.options import option, require
+from softpref.options import option, parse, require
 
 JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
 
@@ -27,11 +28,11 @@ class JudgeOptions:
     )
     judge_reference: str | None = option("implicit_reward: the model its training started from.")
     base_url: str | None = option("endpoint: its address, up to /v1; default: OpenAI's.")
-    api_key_env: str = option(
-        "endpoint: the environment variable that holds the key, the only place it is read from.",
-        "OPENAI_API_KEY",
+    api_key_env: str | None = option(
+        "endpoint: the environment variable that holds the key, the only place it is read from; "
+        "default: OPENAI_API_KEY for OpenAI's address, none for another."
     )
-    structured_output: Literal["schema", "off"] = option(
+    structured_output: Literal["schema", "words"] = option(
         "endpoint: whether the reply is held to a JSON schema, or only asked for in words, as "
         "older models and some servers need it.",
         "schema",
@@ -42,8 +43,8 @@ class JudgeOptions:
         "both",
     )
     order_seed: int = option("Seed of the drawn order.", 0)
-    concurrency: int = option("endpoint: most calls in flight.", 8)
-    timeout_s: float = option("endpoint: seconds one call may take.", 60.0)
+    concurrency: int = option("endpoint: most calls in flight; in a study, of each job.", 8)
+    timeout_s: float = option("endpoint: seconds to wait for the next byte of a reply.", 60.0)
     max_retries: int = option(
         "endpoint: further tries of a call after 429, 5xx, a timeout or a broken connection.", 6
     )
@@ -91,8 +92,10 @@ def check_judge(options: JudgeOptions) -> None:
                         ("judge_batch_size", 1)):  # fmt: skip
         if getattr(options, name) < least:
             raise UsageError(f"--{name} {getattr(options, name)}: must be at least {least}.")
-    if not options.timeout_s > 0:
-        raise UsageError(f"--timeout_s {options.timeout_s}: must be above 0.")
+    if not 0 < options.timeout_s < math.inf:
+        raise UsageError(f"--timeout_s {options.timeout_s}: must be above 0, and a number.")
+    if options.base_url is not None:
+        _check_address(options.base_url)
     prices = (options.price_input, options.price_output)
     if options.max_cost is not None and None in prices:
         raise UsageError(
@@ -104,6 +107,39 @@ def check_judge(options: JudgeOptions) -> None:
             raise UsageError(f"--{name} {value}: must be at least 0 dollars.")
 
 
+def _check_address(base_url: str) -> None:
+    """Refuse an address that is none, or holds what should not be on a command line."""
+    try:
+        parts = urlsplit(base_url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise UsageError("--base_url: give an address such as http://localhost:8000/v1.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UsageError(
+            "--base_url: leave user, password and query out; a key comes from the variable that "
+            "--api_key_env names."
+        )
+
+
+def judge_from_file(path: str, flag: str) -> JudgeOptions:
+    """Return a judge's options from a YAML file, as `--config` would have them.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else.
+    """
+    try:
+        (options,) = parse("judge", ["--config", path], JudgeOptions)
+        check_judge(options)
+    except UsageError as error:
+        said = str(error).removeprefix(f"--config {path}: ")
+        raise UsageError(f"{flag} {path}: {said}") from None
+    found: JudgeOptions = options
+    return found
+
+
 def described(options: JudgeOptions) -> dict[str, object]:
     """Return the options that change verdicts; those of speed, price and access do not."""
     names = ("judge", "judge_model", "judge_reference", "structured_output", "orders", "order_seed",
@@ -113,7 +149,7 @@ def described(options: JudgeOptions) -> dict[str, object]:
 
 
 def public_address(base_url: str) -> str:
-    """Return an address without user, password and query, which may hold secrets."""
+    """Return an address without user, password and query."""
     parts = urlsplit(base_url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"

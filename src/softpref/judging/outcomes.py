@@ -21,7 +21,6 @@ class Outcome:
         prompt: as text; comparisons of one prompt hang together.
         result: from the response's side.
         flipped: whether the verdict changed with the order.
-        first_preferred: how often A was called better, less how often B was, over the orders.
         failure: the first failure, if any.
         length_difference: response minus baseline, characters.
     """
@@ -30,7 +29,6 @@ class Outcome:
     prompt: str
     result: Result
     flipped: bool
-    first_preferred: int
     failure: str | None
     length_difference: int
 
@@ -62,11 +60,10 @@ def _outcome(
         "length_difference": len(comparison.response) - len(comparison.baseline),
     }
     verdicts = [answer.verdict for answer in answers if answer.verdict is not None]
-    first_preferred = verdicts.count("A") - verdicts.count("B")
     failures = [answer.failure for answer in answers if answer.failure is not None]
     if failures:
         return Outcome(
-            result="failed", flipped=False, first_preferred=first_preferred, failure=failures[0],
+            result="failed", flipped=False, failure=failures[0],
             **about,
         )  # fmt: skip
     results = {
@@ -75,9 +72,7 @@ def _outcome(
     }
     flipped = len(results) > 1
     result = "tie" if flipped else results.pop()
-    return Outcome(
-        result=result, flipped=flipped, first_preferred=first_preferred, failure=None, **about
-    )
+    return Outcome(result=result, flipped=flipped, failure=None, **about)
 
 
 def _from_response(verdict: str, is_swapped: bool) -> Result:

@@ -52,7 +52,7 @@ class Question:
     def key(self, judge: str) -> str:
         """Return a hash of all that the answer depends on: texts, their order, and the judge."""
         asked = json.dumps([self.prompt, self.first, self.second, judge])
-        return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,10 @@ class Answer:
         verdict: "A", "B" or "tie"; None where the call failed.
         failure: why it failed, in a word or two; None where there is a verdict.
         justification: the judge's.
-        input_tokens: of all that was sent, as the endpoint counts; 0 where none is asked.
-        output_tokens: of what it wrote.
+        input_tokens: of what was sent, as the endpoint counts; 0 where it does not say.
+        output_tokens: of what it wrote, likewise.
+        billed_input_tokens: what may have to be paid: as counted, or a bound where it was not.
+        billed_output_tokens: likewise.
     """
 
     verdict: str | None
@@ -72,6 +74,8 @@ class Answer:
     justification: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+    billed_input_tokens: int = 0
+    billed_output_tokens: int = 0
 
 
 class Judge(Protocol):

@@ -5,6 +5,7 @@ Shapes: n outcomes; R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,8 +17,10 @@ from softpref.evaluation.win_rate import wilson_interval
 from softpref.judging.outcomes import Outcome
 
 RESAMPLES = 2000
+FEW_PROMPTS = 20  # below, resampling them says too little
 _AT_ONCE = 100  # resamples
-_NEWTON_STEPS = 12
+_NEWTON_STEPS = 100
+_CONVERGED = 1e-8
 _RIDGE = 1e-3  # keeps the fit finite where the longer response always wins
 _RESULTS = ("win", "loss", "tie")
 
@@ -39,10 +42,11 @@ class JudgedRate:
         rate: wins / (wins + losses); None where nothing was decided.
         interval: Wilson's 95%; it takes comparisons for independent.
         clustered_interval: bootstrap over prompts, 95%; right also where prompts repeat. Where all
-            were won or all lost, Wilson's over prompts.
+            were won or all lost, Wilson's over prompts; below 20 prompts, the wider of both.
         bounds: the rate if all failures were losses, and if all were wins.
         length_difference: mean of response minus baseline, characters.
-        length_controlled: the rate at no difference in length, by `length_controlled_rate`.
+        length_controlled: the rate at no difference in length, by `length_controlled_rate`; None
+            where one side is always the longer, so that nothing says what it would be.
         length_controlled_interval: likewise.
         first_share: how often, of all verdicts but ties, the response shown first was preferred.
     """
@@ -91,11 +95,21 @@ def judged_rate(
     def controlled(weights: Tensor) -> Tensor:
         return length_controlled_rate(is_win, is_loss, lengths, weights)
 
-    def interval(statistic: Statistic) -> Interval:
+    settled = len({o.prompt for o in outcomes if o.result in ("win", "loss")})
+
+    def interval(statistic: Statistic, found: float | None) -> Interval:
+        if found is None:
+            return 0.0, 1.0
+        by_prompts = wilson_interval(found * settled, settled)
         if not wins or not losses:  # every resample would be alike
-            settled = {o.prompt for o in outcomes if o.result in ("win", "loss")}
-            return wilson_interval(len(settled) if wins else 0, len(settled))
-        return bootstrap_interval(statistic, prompts, resamples, seed)
+            return by_prompts
+        low, high = bootstrap_interval(statistic, prompts, resamples, seed)
+        if settled < FEW_PROMPTS:
+            return min(low, by_prompts[0]), max(high, by_prompts[1])
+        return low, high
+
+    won = wins / decided if decided else None
+    at_equal_length = _at_equal_length(controlled, len(outcomes)) if decided else None
 
     return JudgedRate(
         asked=len(outcomes),
@@ -104,17 +118,20 @@ def judged_rate(
         ties=len(outcomes) - decided - failed,
         flipped=sum(outcome.flipped for outcome in outcomes),
         failed=failed,
-        rate=wins / decided if decided else None,
+        rate=won,
         interval=wilson_interval(wins, decided),
-        clustered_interval=interval(rate),
+        clustered_interval=interval(rate, won),
         bounds=_bounds(wins, decided, failed),
         length_difference=fmean(outcome.length_difference for outcome in outcomes),
-        length_controlled=float(controlled(torch.ones(1, len(outcomes)).double()))
-        if decided
-        else None,
-        length_controlled_interval=interval(controlled),
+        length_controlled=at_equal_length,
+        length_controlled_interval=interval(controlled, at_equal_length),
         first_share=first_share,
     )
+
+
+def _at_equal_length(controlled: Statistic, count: int) -> float | None:
+    rate = float(controlled(torch.ones(1, count).double()))
+    return None if math.isnan(rate) else rate
 
 
 def _is(outcomes: Sequence[Outcome], result: str) -> Tensor:
@@ -135,7 +152,8 @@ def length_controlled_rate(
         P(win) = σ(a + b tanh(Δ / s)),   the rate at Δ = 0 is σ(a)
 
     fitted to decided outcomes, after Dubois et al. 2024 without their term for a prompt's
-    difficulty; s is the deviation of Δ over them. A ridge of 1e-3 keeps a and b finite.
+    difficulty; s is the root mean square of Δ over them. A ridge of 1e-3 on b keeps it finite. NaN
+    where nothing identifies a: where all Δ lie on one side of 0.
 
     Args:
         is_win: (n,) 0 or 1.
@@ -148,19 +166,24 @@ def length_controlled_rate(
     """
     decided = (is_win + is_loss) > 0
     difference = length_difference[decided].double()
-    spread = difference.std(correction=0).clamp_min(1.0)
+    spread = difference.square().mean().sqrt().clamp_min(1.0)
     columns = torch.stack([torch.ones_like(difference), (difference / spread).tanh()], -1)
     won, counts = is_win[decided], weights[:, decided].double()
+    # The intercept needs next to none, but a sample that was all won has no finite one.
+    ridge = _RIDGE * torch.tensor([1e-3, 1.0], dtype=torch.float64)
     coefficients = torch.zeros(len(weights), 2, dtype=torch.float64)
-    ridge = _RIDGE * torch.eye(2, dtype=torch.float64)
     for _ in range(_NEWTON_STEPS):
         expected = (coefficients @ columns.T).sigmoid()
-        slope = (counts * (won - expected)) @ columns - _RIDGE * coefficients
+        slope = (counts * (won - expected)) @ columns - ridge * coefficients
         curved = counts * expected * (1 - expected)
-        curvature = torch.einsum("rn,ni,nj->rij", curved, columns, columns) + ridge
-        step = torch.linalg.solve(curvature, slope)
-        coefficients += step.clamp(-2.0, 2.0)  # far from the optimum Newton overshoots
-    return coefficients[:, 0].sigmoid()
+        curvature = torch.einsum("rn,ni,nj->rij", curved, columns, columns) + ridge.diag()
+        step = torch.linalg.solve(curvature, slope).clamp(-1.0, 1.0)  # far off it overshoots
+        coefficients += step
+        if float(step.abs().max()) < _CONVERGED:
+            break
+    sides = [(counts * side).sum(-1) > 0 for side in (difference < 0, difference > 0)]
+    identified = (sides[0] == sides[1]) | ((counts * (difference == 0)).sum(-1) > 0)
+    return coefficients[:, 0].sigmoid().where(identified, torch.nan)
 
 
 def bootstrap_interval(
@@ -196,9 +219,12 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two judges agree: Cohen's κ, its 95% interval by prompts, over how many."""
+    """How far two judges agree: Cohen's κ, its 95% interval by prompts, over how many.
 
-    kappa: float
+    κ is None where both said one thing throughout.
+    """
+
+    kappa: float | None
     interval: Interval
     comparisons: int
 
@@ -211,8 +237,7 @@ def agreement(
         κ = (p_o − p_e) / (1 − p_e)   (Cohen 1960)
 
     with p_o the share of equal results and p_e what the judges' own shares of wins, losses and ties
-    would make of it by chance. None where no comparison was judged by both; NaN where both said one
-    thing throughout.
+    would make of it by chance. None where no comparison was judged by both.
     """
     other = {outcome.uid: outcome.result for outcome in second}
     both = [
@@ -235,4 +260,6 @@ def agreement(
 
     prompts = [prompt for prompt, _, _ in both]
     whole = float(kappa(torch.ones(1, len(both)).double()))
+    if math.isnan(whole):
+        return Agreement(None, (-1.0, 1.0), len(both))
     return Agreement(whole, bootstrap_interval(kappa, prompts, RESAMPLES, seed), len(both))

@@ -71,7 +71,9 @@ COLUMNS = (
 
 def _table(rows: Sequence[_Row]) -> str:
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(_cells(runs)) + " |" for name, runs in rows]
+    for name, runs in rows:
+        shown = name.replace("|", r"\|")
+        lines.append(f"| {shown} | " + " | ".join(_cells(runs)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -115,40 +117,49 @@ def _agreement_table(agreements: Mapping[str, Agreement | None]) -> str:
             lines.append(f"| {words} | – | – | 0 |")
             continue
         low, high = found.interval
-        lines.append(f"| {words} | {found.kappa:.2f} | {low:.2f} to {high:.2f} | "
+        kappa = "–" if found.kappa is None else f"{found.kappa:.2f}"
+        lines.append(f"| {words} | {kappa} | {low:.2f} to {high:.2f} | "
                      f"{found.comparisons} |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def _fitness(controls: Controls) -> str:
-    words = "**Unfit**: " + "; ".join(controls.unfit) if controls.unfit else (
-        "Nothing speaks against it."
-    )  # fmt: skip
+    words = "Nothing speaks against it."
+    if controls.unfit:
+        words = f"**Unfit**: {'; '.join(controls.unfit)}."
     rows: list[_Row] = [
         ("a constant answer", [controls.null]),
         ("the baseline's answer against itself", [controls.identical]),
     ]
     if controls.attacks:
         rows.append(("attacks against honest answers", [controls.attacks]))
-    return f"{words}.\n\n{_table(rows)}".replace("..", ".")
+    return f"{words}\n\n{_table(rows)}"
 
 
 def latex(rates: Rates) -> str:
     """Return the win rates as the rows of a tabular."""
-    lines = [r"\begin{tabular}{lrrr}", r"\toprule",
-             r"& win rate (\%) & Wilson's 95\% & at equal length (\%) \\", r"\midrule"]  # fmt: skip
+    lines = [
+        r"\begin{tabular}{lrrrrr}", r"\toprule",
+        r"& win rate (\%) & Wilson's 95\% & all failures lost to all won & failed (\%) "
+        r"& at equal length (\%) \\", r"\midrule",
+    ]  # fmt: skip
     for _, rows in _tables(rates):
         for name, runs in rows:
             rate = mean_and_deviation([run.rate for run in runs])
             controlled = mean_and_deviation([run.length_controlled for run in runs])
-            cells = [name, rate, _mean_interval([run.interval for run in runs]), controlled]
+            failed = f"{100 * fmean(run.failed / run.asked for run in runs):.1f}"
+            ends = [_mean_interval([getattr(run, what) for run in runs])
+                    for what in ("interval", "bounds")]  # fmt: skip
+            cells = [name, rate, *ends, failed, controlled]
             lines.append(" & ".join(map(_escaped, cells)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _escaped(text: str) -> str:
-    for mark in "&%_#$":
+    for mark in "&%_#${}":
         text = text.replace(mark, rf"\{mark}")
+    for mark, word in (("^", "circum"), ("~", "tilde")):
+        text = text.replace(mark, rf"\text{'ascii'}{word}{{}}")
     return text.replace("±", r"$\pm$").replace("–", "--")
 
 

@@ -27,7 +27,7 @@ class Response:
 
 def prompt_uid(prompt: Text, occurrence: int) -> str:
     """Name the `occurrence`-th row of a prompt, from 0."""
-    text = json.dumps(prompt, sort_keys=True).encode("utf-8", "surrogatepass")
+    text = json.dumps(prompt, sort_keys=True).encode()
     return f"{hashlib.sha256(text).hexdigest()[:24]}-{occurrence}"
 
 

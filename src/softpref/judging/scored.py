@@ -55,6 +55,13 @@ class _Scored:
 _DOES_NOT_FIT = Answer(None, "does not fit the context")
 
 
+def on_accelerator(model: Any) -> Any:
+    """Move a model to the accelerator where there is one."""
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return model
+
+
 def _by_score(difference: float) -> Answer:
     if difference != difference:
         return Answer(None, "score is NaN")
@@ -83,10 +90,12 @@ class RewardModel(_Scored):
                 f"--judge_model {source}: has {model.config.num_labels} outputs; a reward model "
                 "has one."
             )
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        model.config.pad_token_id = self._tokenizer.pad_token_id
-        self._model = model.eval()
+        # The reward is read at the last token that is not padding, which EOS must not be taken for.
+        pad = self._tokenizer.pad_token_id
+        self._pads = pad is not None and pad != self._tokenizer.eos_token_id
+        model.config.pad_token_id = pad if self._pads else None
+        self._model = on_accelerator(model.eval())
+        self._longest = context_length(model)
         self.batch_size = options.judge_batch_size
         self.identity: Mapping[str, Any] = {
             "judge": "reward_model",
@@ -97,17 +106,29 @@ class RewardModel(_Scored):
     def answers(self, batch: Sequence[Question]) -> list[Answer]:
         """Return the answers to questions whose texts differ."""
         texts = [
-            self._render(question, response)
+            [self._render(question, response) for response in (question.first, question.second)]
             for question in batch
-            for response in (question.first, question.second)
         ]
-        with torch.no_grad():
+        fits = [all(self._tokens(text) <= self._longest for text in pair) for pair in texts]
+        rewards = iter(self._rewards([text for pair, fit in zip(texts, fits, strict=True) if fit
+                                      for text in pair]))  # fmt: skip
+        return [_by_score(next(rewards) - next(rewards)) if fit else _DOES_NOT_FIT for fit in fits]
+
+    def _tokens(self, text: str) -> int:
+        return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _rewards(self, texts: list[str]) -> list[float]:
+        rewards: list[float] = []
+        at_once = max(1, len(texts)) if self._pads else 1
+        for start in range(0, len(texts), at_once):
             encoded = self._tokenizer(
-                texts, return_tensors="pt", padding=True, truncation=True,
-                max_length=context_length(self._model), add_special_tokens=False,
-            )  # fmt: skip
-            rewards = self._model(**encoded.to(self._model.device)).logits.float().view(-1, 2)
-        return [_by_score(float(first - second)) for first, second in rewards]
+                texts[start : start + at_once], return_tensors="pt", padding=self._pads,
+                add_special_tokens=False,
+            ).to(self._model.device)  # fmt: skip
+            inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+            with torch.no_grad():
+                rewards += self._model(**inputs).logits.float().flatten().tolist()
+        return rewards
 
     def _render(self, question: Question, response: str) -> str:
         if self._tokenizer.chat_template is None:
@@ -138,7 +159,8 @@ class ImplicitReward(_Scored):
         policy, reference = str(options.judge_model), str(options.judge_reference)
         self._tokenizer = load_tokenizer(reference, trust_remote_code=False)
         self._policies = [
-            load_policy(path, trust_remote_code=False) for path in (policy, reference)
+            on_accelerator(load_policy(path, trust_remote_code=False))
+            for path in (policy, reference)
         ]
         self._longest = min(map(context_length, self._policies))
         self._forward_size = options.judge_batch_size
@@ -158,13 +180,23 @@ class ImplicitReward(_Scored):
             with contextlib.suppress(RowError):
                 tokenized[i] = tokenize_pair(pair, self._tokenizer, self._longest)
         if not tokenized:
-            return [_DOES_NOT_FIT] * len(batch)
+            return [self._untokenized(question) for question in batch]
         pairs = Dataset.from_list(
             [{p: getattr(ids, p) for p in PARTS} for ids in tokenized.values()]
         )
         policy, reference = (self._differences(policy, pairs) for policy in self._policies)
         margins = dict(zip(tokenized, (policy - reference).tolist(), strict=True))
-        return [_by_score(margins[i]) if i in margins else _DOES_NOT_FIT for i in range(len(batch))]
+        return [
+            _by_score(margins[i]) if i in margins else self._untokenized(question)
+            for i, question in enumerate(batch)
+        ]
+
+    def _untokenized(self, question: Question) -> Answer:
+        """Tell texts that are the same tokens, a tie, from those that do not fit."""
+        first, second = (
+            self._tokenizer(text)["input_ids"] for text in (question.first, question.second)
+        )
+        return Answer("tie") if first == second else _DOES_NOT_FIT
 
     def _as(self, question: Question, response: str) -> Any:
         if isinstance(question.prompt, str):

@@ -11,8 +11,7 @@ from typing import Literal
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
-from softpref.judging.compare import judge_from_file
-from softpref.judging.options import JudgeOptions
+from softpref.judging.options import JudgeOptions, judge_from_file
 from softpref.options import option, require
 from softpref.study.grid import Cell, Target
 from softpref.study.paper import DATA, MODELS, PAPER_JUDGE, OnPaper
@@ -105,7 +104,9 @@ def checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
     _refuse_others_files(options)
     target, output = TARGETS[name], Path(options.output)
     _check_scorers(name, target, options.scorers)
-    judge = _judge(options)
+    if options.judge and not target.compares_answers:
+        raise UsageError(f"--judge: {name} measures labels, not answers; leave it out.")
+    judge = _judge(options) if target.compares_answers else None
     if options.preset != "world":
         if target.needs_two_sizes:
             raise UsageError(

@@ -106,6 +106,11 @@ class Target:
         """Whether it is about nothing but win rates, so that someone must compare answers."""
         return not {"rival", "measure_every"}.isdisjoint(self.axes)
 
+    @property
+    def compares_answers(self) -> bool:
+        """Whether its runs are compared by their answers, so that a judge would be asked."""
+        return "scorer" not in self.axes
+
     def cells(self, seeds: Sequence[int], **overrides: Sequence[Any] | None) -> list[Cell]:
         """Return the cells for these seeds, an override taking an axis' place.
 

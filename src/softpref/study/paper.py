@@ -27,7 +27,7 @@ from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 
 logger = logging.getLogger(__name__)
 
-PAPER_JUDGE = JudgeOptions(judge_model="gpt-4-0613", structured_output="off", orders="one")
+PAPER_JUDGE = JudgeOptions(judge_model="gpt-4-0613", structured_output="words", orders="one")
 """Appendix C: one order, drawn. The model is from before replies could be held to a schema."""
 CLEAN_PAIRS = 150
 TEST_PROMPTS = 1000
@@ -214,5 +214,7 @@ def estimate(model: str, cells: Sequence[Cell], judge: JudgeOptions | None = Non
 def _calls(cells: Sequence[Cell], judge: JudgeOptions | None) -> str:
     if judge is None or judge.judge != "endpoint":
         return ""
-    calls = len(cells) * TEST_PROMPTS * (2 if judge.orders == "both" else 1)
-    return f"; {calls:,} calls of {judge.judge_model} as the judge"
+    contests = sum(1 + bool(cell.rival) for cell in cells if not cell.scorer)
+    calls = contests * TEST_PROMPTS * (2 if judge.orders == "both" else 1)
+    least = "at least " if any(cell.measure_every for cell in cells) else ""
+    return f"; {least}{calls:,} calls of {judge.judge_model} as the judge" if calls else ""

@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from softpref.data.sources import Text, load_pairs
+from softpref.errors import UsageError
 from softpref.evaluation.evaluator import Evaluator
 from softpref.evaluation.generate import sample
 from softpref.judging.ask import make_judge, put
@@ -23,6 +22,7 @@ from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison
 from softpref.judging.rates import judged_rate
 from softpref.judging.responses import prompt_uid
+from softpref.judging.scored import on_accelerator
 from softpref.study.grid import Cell
 from softpref.training.align import AlignFiles
 from softpref.training.models import context_length, load_policy, load_tokenizer
@@ -117,13 +117,17 @@ class ByJudge:
         tokenizer = load_tokenizer(str(run), trust_remote_code=False)
         as_asked = GenerateOptions(model=str(run))
         texts = [rendered(prompt, tokenizer, as_asked) for prompt in self.drawing.prompts]
-        longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
-        if torch.accelerator.is_available():
-            policy.to(torch.accelerator.current_accelerator())
+        longest = min(self.drawing.max_new_tokens, context_length(policy) // 2)
+        room = context_length(policy) - longest
+        long = sum(len(tokenizer(text)["input_ids"]) > room for text in texts)
+        if long:
+            raise UsageError(
+                f"{long} of the {len(texts)} test prompts leave less than "
+                f"{longest} tokens of the model's context for a response: take them out."
+            )
         return sample(
-            policy, tokenizer, texts, temperature=self.drawing.temperature, batch_size=BATCH_SIZE,
-            max_new_tokens=max(1, min(self.drawing.max_new_tokens,
-                                      context_length(policy) - longest)),
+            on_accelerator(policy), tokenizer, texts, temperature=self.drawing.temperature,
+            batch_size=BATCH_SIZE, max_new_tokens=longest,
             seed=self.drawing.seed + draws,
         )  # fmt: skip
 

@@ -51,7 +51,7 @@ def run_study(name: str, options: StudyOptions) -> None:
         version["auditing"] = code_version(["auditing"])
     output.mkdir(parents=True, exist_ok=True)
     results = Results.load(path, version)
-    missing = [cell for cell in cells if cell.key not in results.cells]
+    missing = [cell for cell in cells if _is_missing(results.cells.get(cell.key), preset)]
     logger.info("%s: %d runs, %d of them done", name, len(cells), len(cells) - len(missing))
     failed = {}
     home = output / "cells" / results.version_hash
@@ -77,6 +77,14 @@ def run_study(name: str, options: StudyOptions) -> None:
             f"{len(failed)} of {len(cells)} runs failed; the same command tries them again. The "
             f"first of them, {first}: {why}"
         )
+
+
+def _is_missing(numbers: dict[str, Any] | None, preset: Preset) -> bool:
+    """Return whether a cell is to be run: not done, or a judge failed and may be asked again."""
+    if numbers is None:
+        return True
+    again = preset.judge is not None and preset.judge.retry_failed
+    return again and any(n for name, n in numbers.items() if name.endswith("_failed"))
 
 
 def _finished(
@@ -126,7 +134,7 @@ def _run_cell(target: Target, preset: Preset, cell: Cell, home: Path) -> dict[st
     """Run a cell in a directory of its own, unless it was finished there before."""
     directory = home / cell.key
     done = directory / "cell.json"
-    if not done.is_file():
+    if not done.is_file() or _is_missing(json.loads(done.read_text(encoding="utf-8")), preset):
         shutil.rmtree(directory, ignore_errors=True)
         numbers = preset.run(cell, directory)
         write_text(

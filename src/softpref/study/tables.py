@@ -99,11 +99,38 @@ def markdown(
         parts.append(f"## {name[0].upper()}{name[1:]}\n\n{about}\n")
         paper = target.paper if metric in WIN_RATES else {}
         parts.append(_pipes(_grid(target, numbers, paper)))
+        if bounds := _bounds(target, cells, results, metric):
+            parts.append(bounds)
         differences = _differences(target, numbers)
         if differences:
             parts.append(f"MSPO minus each, paired by seed, points, with 95% interval:\n\n"
                          f"{_pipes(differences)}")  # fmt: skip
     return "\n".join(parts)
+
+
+def _bounds(
+    target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]], metric: str
+) -> str:
+    """Return a judge's bounds, all failures lost to all won; nothing where none failed."""
+    lost, won = (
+        collect(target, cells, results, f"{metric}_if_failures_{what}") for what in ("lost", "won")
+    )
+    if lost == won:
+        return ""
+    rows = list(dict.fromkeys(row for row, _ in lost))
+    columns = sorted({column for _, column in lost}, key=str)
+    body = [
+        [_value(row)]
+        + [
+            " to ".join(f"{100 * fmean(ends[row, column].values()):.1f}" for ends in (lost, won))
+            if (row, column) in lost
+            else ""
+            for column in columns
+        ]
+        for row in rows
+    ]
+    head = [target.rows.replace("_", " "), *map(_value, columns)]
+    return f"The judge failed at some; all of them lost to all won:\n\n{_pipes([head, *body])}"
 
 
 def _length_rule(

@@ -1,0 +1,54 @@
+"""What an endpoint sent back, read without trusting any of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from softpref.judging.questions import Answer
+from softpref.judging.template import read_reply
+
+
+def read_completion(completion: Any, most: tuple[int, int]) -> Answer:
+    """Return the verdict in a chat completion, or why there is none.
+
+    Args:
+        completion: whatever was parsed from the endpoint's JSON.
+        most: input and output tokens it can have taken at most, where it does not say.
+    """
+    verdict, failure, justification = _said(completion)
+    counted = _usage(completion)
+    return Answer(verdict, failure, justification, *(counted or (0, 0)), *(counted or most))
+
+
+def _said(completion: Any) -> tuple[str | None, str | None, str]:
+    """Return verdict, failure and justification."""
+    try:
+        choice = completion.choices[0]
+        message, finish = choice.message, choice.finish_reason
+        refused = getattr(message, "refusal", None) or finish == "content_filter"
+        content = _text(message.content)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return None, "broken reply", ""
+    if refused:
+        return None, "refusal", ""
+    read = read_reply(content)
+    if read is None:
+        return None, "cut off" if finish == "length" else "no verdict", ""
+    verdict, justification = read
+    return verdict, None, justification
+
+
+def _text(content: Any) -> str:
+    """Return a message's content: text, or the text of its parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def _usage(completion: Any) -> tuple[int, int] | None:
+    """Return input and output tokens as counted there, or None where that is no count."""
+    usage = getattr(completion, "usage", None)
+    sent, received = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if isinstance(sent, int) and isinstance(received, int) and min(sent, received) >= 0:
+        return sent, received
+    return None
