@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-gpu test-browser test-faults test-fuzz check format clean
+.PHONY: setup demo test test-gpu test-browser test-faults test-fuzz audit-deps check format clean
 
 setup: .venv/installed
 
@@ -35,6 +35,11 @@ test-browser: setup
 	command -v chromium chromedriver || (apt-get update && apt-get install --yes chromium chromium-driver)
 	$(BIN)/pip install --quiet --constraint constraints.txt selenium
 	$(BIN)/pytest tests/browser
+
+# Known flaws of the pinned versions; asks a database on the network.
+audit-deps: setup
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 check: setup
 	$(BIN)/ruff format --check .
