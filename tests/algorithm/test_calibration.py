@@ -141,6 +141,14 @@ def test_expected_calibration_error_by_hand():
     assert error == pytest.approx(0.5 * 0.2 + 0.5 * 0.35, abs=1e-6)
 
 
+def test_which_of_equal_probabilities_a_cut_parts_does_not_matter():
+    probability = torch.tensor([0.5] * 20)
+    is_correct = torch.tensor([True] * 10 + [False] * 10)
+    assert expected_calibration_error(probability, is_correct) == 0
+    shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    assert expected_calibration_error(probability, is_correct[shuffled]) == 0
+
+
 @pytest.mark.parametrize(
     "scores",
     [torch.tensor([1.0, math.nan]), torch.ones(2, 2), torch.tensor([1, 2]), torch.tensor([])],

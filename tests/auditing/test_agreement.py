@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from softpref.algorithm.calibration import expected_calibration_error
 from softpref.auditing.agreement import KNOT_WEIGHT, Agreement, left_out
+from softpref.training.metrics import auroc
 
 SHIFT = 1.2
 
@@ -116,3 +117,43 @@ def test_clean_pairs_are_judged_by_fits_that_never_saw_them():
     others = [i for i in part.tolist() if i != part[0]]
     assert torch.equal(before[others], after[others])
     assert not torch.equal(before, after)
+
+
+def fluent(count, rate, seed):
+    """Two kinds of pairs: of three quarters the model is right, of the rest wrong and very sure."""
+    draw = torch.Generator().manual_seed(seed)
+    right = torch.randn(count, generator=draw, dtype=torch.float64) + SHIFT
+    is_misled = torch.rand(count, generator=draw, dtype=torch.float64) < 0.25
+    sure = 3.5 + 0.4 * torch.randn(count, generator=draw, dtype=torch.float64)
+    right = torch.where(is_misled, -sure, right)
+    flipped = torch.rand(count, generator=draw, dtype=torch.float64) < rate
+    return torch.where(flipped, -right, right), flipped
+
+
+def test_where_the_surest_preferences_are_wrong_the_curve_falls_and_ranks_follow():
+    noisy, flipped = fluent(6000, 0.4, 0)
+    clean, _ = fluent(150, 0.0, 1)
+    found = Agreement.fit(noisy, clean, 0.4)
+    assert not found.is_rising
+    assert float(found.shares[-5:].max()) < 0.3 < 0.7 < float(found.shares[20:40].min())
+    p_correct = found.probability_correct(noisy, 0.4)
+    assert auroc(noisy, ~flipped) < 0.65
+    assert auroc(p_correct, ~flipped) > 0.85
+    assert expected_calibration_error(p_correct, ~flipped) < 0.05
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
+def test_where_stronger_is_righter_the_curve_is_held_to_rise(rate):
+    chosen = [
+        Agreement.fit(pairs(4000, rate, seed)[0], pairs(150, 0.0, 100 + seed)[0], rate).is_rising
+        for seed in range(10)
+    ]
+    assert sum(chosen) >= 9
+
+
+def test_a_free_curve_is_odd_too_and_bounded():
+    noisy, _ = fluent(6000, 0.4, 0)
+    found = Agreement.fit(noisy, fluent(150, 0.0, 1)[0], 0.4)
+    right = found.probability_right(noisy)
+    assert torch.allclose(found.probability_right(-noisy)[noisy != 0], 1 - right[noisy != 0])
+    assert bool(((right > 0) & (right < 1)).all())

@@ -14,6 +14,7 @@ from softpref.auditing import audit, scores
 from softpref.auditing.audit import AuditOptions, labelled_both_ways, run_audit
 from softpref.auditing.beliefs import believe
 from softpref.auditing.export import EXPORTS
+from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.training import reference
 from softpref.training.align import AlignFiles, align
@@ -140,15 +141,31 @@ def test_what_each_export_makes_of_suspects(files, tmp_path, export, monkeypatch
 
 def test_marks_of_a_reviewer_are_the_last_word(files, tmp_path):
     run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
-    uids = [row["uid"] for row in lines(tmp_path / "out" / "labels.jsonl")]
+    audited = lines(tmp_path / "out" / "labels.jsonl")
+    uids = [row["uid"] for row in audited]
     marks = [{"uid": uid, "mark": mark} for uid, mark in
              zip(uids, ("right", "wrong", "unsure"), strict=False)]  # fmt: skip
     write_lines(tmp_path / "marks.jsonl", marks)
     given = files | {"marks": str(tmp_path / "marks.jsonl")}
     run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
     cleaned = lines(tmp_path / "out" / "cleaned.jsonl")
-    assert [row["soft_label"] for row in cleaned[:3]] == [1.0, 0.0, 0.5]
-    assert [row["is_suspect"] for row in cleaned[:3]] == [False, True, False]
+    unsure = audited[2]["p_correct"]  # as if it had no mark
+    assert [row["soft_label"] for row in cleaned[:3]] == [1.0, 0.0, unsure]
+    assert [row["is_suspect"] for row in cleaned[:3]] == [False, True, unsure < 0.5]
+
+
+def test_marks_on_the_random_sample_go_with_a_clean_set_made_of_it(files, tmp_path, caplog):
+    """The report exports both, and a trusted pair is not audited."""
+    write_lines(tmp_path / "clean.jsonl", lines(tmp_path / "data.jsonl")[:12])
+    uids = load_pairs(files["data"]).pairs["uid"][:]
+    of_clean = set(load_pairs(str(tmp_path / "clean.jsonl")).pairs["uid"])
+    other = next(uid for uid in uids if uid not in of_clean)
+    marks = [{"uid": uid, "mark": "right"} for uid in [*sorted(of_clean)[:3], other]]
+    write_lines(tmp_path / "marks.jsonl", marks)
+    given = files | {"clean": str(tmp_path / "clean.jsonl"), "marks": str(tmp_path / "marks.jsonl")}
+    with caplog.at_level("INFO", "softpref"):
+        run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
+    assert "marks: 1 applied, 0 unsure and left as the audit has them, 3 on trusted" in caplog.text
 
 
 @pytest.mark.parametrize(

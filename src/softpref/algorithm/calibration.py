@@ -195,6 +195,7 @@ def expected_calibration_error(probability: Tensor, is_correct: Tensor, bins: in
     """Mean gap between stated and observed share, over bins of equal count.
 
     sum_b (n_b / N) |mean probability in b - share correct in b|, bins cut by rank of probability.
+    Equal probabilities count with their common share: which of them a cut parts must not matter.
 
     Args:
         probability: (N,), in [0, 1].
@@ -202,5 +203,12 @@ def expected_calibration_error(probability: Tensor, is_correct: Tensor, bins: in
         bins: number of bins; with fewer pairs than bins every pair is its own.
     """
     order = probability.argsort(stable=True)
-    gap = (probability.double() - is_correct.double())[order]
+    gap = (probability.double() - share_of_equals(probability, is_correct))[order]
     return sum(part.sum().abs().item() for part in gap.tensor_split(bins)) / len(gap)
+
+
+def share_of_equals(probability: Tensor, is_correct: Tensor) -> Tensor:
+    """Share correct among the pairs of each pair's own probability, (N,) float64."""
+    _, place = probability.unique(return_inverse=True)
+    count = torch.bincount(place)
+    return (torch.bincount(place, weights=is_correct.double()) / count)[place]

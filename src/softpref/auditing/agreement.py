@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.interpolate import make_smoothing_spline
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
@@ -23,30 +24,41 @@ KNOT_WEIGHT = 25.0
 """Clean pairs, or as much as they say in noisy ones, to a knot: fewer would follow their chance."""
 
 
+CURVE_KNOTS = 60
+SURELY = 3.0
+"""Standard errors by which a curve must foretell pairs it has not seen better than a rising one."""
+FOLDS = 5
+
+
 @dataclass(frozen=True)
 class Agreement:
-    """q(|t|), never falling and at least one half, between knots a straight line.
+    """q(|t|), between knots a straight line.
+
+    It never falls and is at least one half, unless the data are sure of something else: where a
+    model is fluent in what it gets wrong, its strongest preferences are the wrong ones, and a
+    smooth curve that may fall tells pairs apart that a rising one cannot.
 
     Not in the paper, whose soft labels are no probabilities. What two coefficients could not follow
-    (`softpref.algorithm.calibration`) it does: its one assumption is that a stronger preference is
-    not less often right.
+    (`softpref.algorithm.calibration`) it does.
 
     Attributes:
         sizes: (K,) knots |t|, rising, in the score's unit.
         shares: (K,) q at them.
+        is_rising: whether q was held to rise.
     """
 
     sizes: Tensor
     shares: Tensor
+    is_rising: bool = True
 
     @classmethod
     def fit(cls, noisy: Tensor, clean: Tensor, noise_rate: float) -> Agreement:
-        """Fit by isotonic least squares.
+        """Fit by least squares: a rising q, and a free one where it is surely better.
 
         Each pair's z = (a − e) / (1 − 2e), a = 1 where its label agrees with the model, has mean q;
-        e is `noise_rate` for noisy pairs and 0 for clean ones, the weight (1 − 2e)². Pairs of like
-        |t| are taken together, `KNOT_WEIGHT` to a knot. q is kept within
-        [1/2, 1 − 1 / (2 (n + m + 2))].
+        e is `noise_rate` for noisy pairs and 0 for clean ones, the weight (1 − 2e)². A free q is
+        taken where over held-out pairs of five folds its squared error is smaller by more than
+        three standard errors.
 
         Args:
             noisy: (n,) odd scores, larger where the label looks more right.
@@ -58,16 +70,9 @@ class Agreement:
         rates = torch.cat([torch.full_like(noisy, rate), torch.zeros_like(clean)]).double()
         right = ((scores > 0).double() + (scores == 0) / 2 - rates) / (1 - 2 * rates)
         order = scores.abs().argsort(stable=True)
-        weight = (1 - 2 * rates[order]) ** 2
-        bins = ((weight.cumsum(0) - weight / 2) / KNOT_WEIGHT).long()
-        total = torch.zeros(int(bins[-1]) + 1, dtype=torch.float64).index_add_(0, bins, weight)
-
-        def mean(values: Tensor) -> Tensor:
-            return torch.zeros_like(total).index_add_(0, bins, weight * values[order]) / total
-
-        fitted = isotonic_regression(mean(right).numpy(), weights=total.numpy())
-        highest = 1 - 1 / (2 * (len(scores) + 2))
-        return cls(mean(scores.abs()), torch.from_numpy(fitted.x).clamp(0.5, highest))
+        seen = _Seen(scores.abs()[order], right[order], ((1 - 2 * rates) ** 2)[order])
+        make = free if _free_is_surely_better(seen) else rising
+        return make(seen)
 
     def probability_right(self, scores: Tensor) -> Tensor:
         """Return how likely the response that scores > 0 speak for is the better, (n,) float64.
@@ -88,6 +93,78 @@ class Agreement:
         right = self.probability_right(scores)
         kept, flipped = (1 - noise_rate) * right, noise_rate * (1 - right)
         return kept / (kept + flipped)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Pairs by rising size: |t|, z, and their weight, (n,) each."""
+
+    size: Tensor
+    right: Tensor
+    weight: Tensor
+
+    def only(self, these: Tensor) -> _Seen:
+        return _Seen(self.size[these], self.right[these], self.weight[these])
+
+    def knots(self, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weight, and means of size and z, of each bin of pairs, (K,)."""
+        count = int(bins[-1]) + 1
+
+        def total(values: Tensor) -> Tensor:
+            return torch.zeros(count, dtype=torch.float64).index_add_(0, bins, values)
+
+        weight = total(self.weight)
+        return (
+            weight,
+            total(self.weight * self.size) / weight,
+            total(self.weight * self.right) / weight,
+        )
+
+    @property
+    def highest(self) -> float:
+        """The surest that so many pairs can make a share."""
+        return 1 - 1 / (2 * (len(self.size) + 2))
+
+
+def rising(seen: _Seen) -> Agreement:
+    """Fit a q that never falls, by isotonic regression on knots of `KNOT_WEIGHT`.
+
+    q is kept within [1/2, 1 − 1 / (2 (n + m + 2))].
+    """
+    bins = ((seen.weight.cumsum(0) - seen.weight / 2) / KNOT_WEIGHT).long()
+    weight, sizes, means = seen.knots(bins)
+    fitted = isotonic_regression(means.numpy(), weights=weight.numpy())
+    return Agreement(sizes, torch.from_numpy(fitted.x).clamp(0.5, seen.highest))
+
+
+def free(seen: _Seen) -> Agreement:
+    """Fit a q that may fall, by a smoothing spline over the share of pairs with a smaller |t|.
+
+    How smooth is set by generalised cross-validation (`scipy.interpolate.make_smoothing_spline`).
+    """
+    place = (seen.weight.cumsum(0) - seen.weight / 2) / seen.weight.sum()
+    bins = (place * CURVE_KNOTS).long().clamp_max(CURVE_KNOTS - 1)
+    bins = bins.unique(return_inverse=True)[1]
+    weight, sizes, means = seen.knots(bins)
+    places = _Seen(place, seen.right, seen.weight).knots(bins)[1].numpy()
+    curve = make_smoothing_spline(places, means.numpy(), w=weight.numpy())
+    shares = torch.from_numpy(curve(places)).clamp(1 - seen.highest, seen.highest)
+    return Agreement(sizes, shares, is_rising=False)
+
+
+def _free_is_surely_better(seen: _Seen) -> bool:
+    """Compare both by what they foretell of pairs that their fit left out."""
+    if len(seen.size) < 2 * CURVE_KNOTS:
+        return False
+    fold = torch.arange(len(seen.size)) % FOLDS  # of pairs in order of size: all sizes in each
+    gain = torch.zeros(len(seen.size), dtype=torch.float64)
+    for part in range(FOLDS):
+        held_out, rest = fold == part, seen.only(fold != part)
+        right, size = seen.right[held_out], seen.size[held_out]
+        errors = [(right - make(rest).probability_right(size)).square() for make in (rising, free)]
+        gain[held_out] = seen.weight[held_out] * (errors[0] - errors[1])
+    error = float(gain.std()) * len(gain) ** 0.5
+    return float(gain.sum()) > SURELY * error > 0
 
 
 def left_out(noisy: Tensor, clean: Tensor, noise_rate: float, folds: int, seed: int) -> Tensor:

@@ -20,7 +20,7 @@ from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, writ
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import Scored, score
 from softpref.auditing.summary import Summary, summarise
-from softpref.data.sources import content_key
+from softpref.data.sources import content_key, load_pairs
 from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
@@ -95,14 +95,8 @@ def run_audit(options: AuditOptions) -> None:
     output = Path(options.output)
     _refuse_other_contents(output)
     asked = _asked(options)
-    marks = read_marks(options.marks) if options.marks else {}
+    marks = _marks_of(options.marks, str(asked.data)) if options.marks else {}
     done = _audit(asked)
-    unknown = marks.keys() - set(done.pairs["uid"])
-    if unknown:
-        raise UsageError(
-            f"--marks {options.marks}: {len(unknown)} of the marked pairs are not in {asked.data}, "
-            f"such as {min(unknown)}; give the marks of this audit's own report."
-        )
     output.mkdir(parents=True, exist_ok=True)
     write_lines(output / LABELS, done.pairs)
     write_text(output / SUMMARY, json.dumps(dataclasses.asdict(done.summary), indent=1) + "\n")
@@ -110,7 +104,27 @@ def run_audit(options: AuditOptions) -> None:
         output / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
     )
     write_cleaned(str(asked.data), output, done.pairs, done.trusted, options.export, marks)
+    if marks:
+        audited = set(done.pairs["uid"])
+        certain = sum(mark is not None and uid in audited for uid, mark in marks.items())
+        unsure = sum(mark is None for mark in marks.values())
+        logger.info(
+            "marks: %d applied, %d unsure and left as the audit has them, %d on trusted pairs and "
+            "not needed", certain, unsure, len(marks) - certain - unsure,
+        )  # fmt: skip
     _say(done.summary, output, options.export)
+
+
+def _marks_of(path: str, data: str) -> dict[str, float | None]:
+    """Read marks and refuse those of other data, before an hour of scoring."""
+    marks = read_marks(path)
+    unknown = marks.keys() - set(load_pairs(data, on_bad_row="skip").pairs["uid"])
+    if unknown:
+        raise UsageError(
+            f"--marks {path}: {len(unknown)} of the marked pairs are not in {data}, such as "
+            f"{min(unknown)}; give the marks of this audit's own report."
+        )
+    return marks
 
 
 def audit(
@@ -161,6 +175,9 @@ def _audit(options: AuditOptions) -> Audit:
     files = AlignFiles(str(options.model), str(options.data), options.clean, None, options.output)
     loaded, clean, _, provenance = load_sets(files, config)
     assert clean is not None
+    if clean.source != options.clean:
+        logger.info("clean: %s pairs held out of --data, %s; they are not audited", options.clean,
+                    provenance)  # fmt: skip
     scored = score(str(options.model), loaded, clean, config)
     noise = estimate_noise_rate(scored.ppl_diff, scored.clean_ppl_diff)
     beliefs = believe(scored.ppl_diff, scored.clean_ppl_diff, noise)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softpref.algorithm.calibration import expected_calibration_error
+from softpref.algorithm.calibration import expected_calibration_error, share_of_equals
 from softpref.algorithm.noise_rate import NoiseRate
 from softpref.auditing.agreement import Agreement, left_out
 
@@ -28,7 +28,8 @@ class Beliefs:
 
     Attributes:
         p_correct: (n,) the probability that the label is right, float64.
-        preference_right: (n,) how often a preference as strong as the model's is right, [1/2, 1).
+        preference_right: (n,) how often a preference as strong as the model's is right, (0, 1).
+        is_rising: whether stronger preferences were taken to be right no less often.
         rank: (n,) 1 for the most suspect pair.
         ece: calibration error of `p_correct` on trusted pairs that its fit left out.
         reliability: for each of ten bins of these the mean stated probability, the share that was
@@ -38,6 +39,7 @@ class Beliefs:
 
     p_correct: Tensor
     preference_right: Tensor
+    is_rising: bool
     rank: Tensor
     ece: float
     reliability: list[dict[str, float]]
@@ -67,6 +69,7 @@ def believe(ppl_diff: Tensor, clean_ppl_diff: Tensor, noise: NoiseRate) -> Belie
     return Beliefs(
         p_correct,
         agreement.probability_right(scores.abs()),
+        agreement.is_rising,
         rank,
         expected_calibration_error(stated, is_right, BINS),
         reliability(stated, is_right),
@@ -77,10 +80,11 @@ def believe(ppl_diff: Tensor, clean_ppl_diff: Tensor, noise: NoiseRate) -> Belie
 def reliability(stated: Tensor, is_right: Tensor) -> list[dict[str, float]]:
     """Return stated probability and share right, by bins of equally many."""
     bins = stated.argsort(stable=True).tensor_split(BINS)
+    share = share_of_equals(stated, is_right)
     return [
         {
             "stated": float(stated[some].mean()),
-            "right": float(is_right[some].double().mean()),
+            "right": float(share[some].mean()),
             "pairs": len(some),
         }
         for some in bins
@@ -91,7 +95,7 @@ def reliability(stated: Tensor, is_right: Tensor) -> list[dict[str, float]]:
 def reason(ppl_diff: float, preference_right: float, labelled_both_ways: bool) -> str:
     """Return in plain words why a label is believed as it is."""
     strength = f"PPLDiff {ppl_diff:+.2f} nats per token"
-    if preference_right < 0.6:
+    if abs(preference_right - 0.5) < 0.1:
         words = f"the model hardly prefers either response ({strength})"
     else:
         does = "contradicts" if ppl_diff > 0 else "agrees with"

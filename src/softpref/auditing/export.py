@@ -50,16 +50,17 @@ class Trusted:
         return None if better is None else float(better == _text(pair["chosen"]))
 
 
-def read_marks(path: str) -> dict[str, float]:
+def read_marks(path: str) -> dict[str, float | None]:
     """Return what a reviewer makes of each marked pair's label, by uid: 1 right, 0 wrong.
 
-    The file is the report's export: a line a pair, with `uid` and `mark`. An unsure pair is 1/2.
+    The file is the report's export: a line a pair, with `uid` and `mark`. An unsure pair is None:
+    it is believed as the audit believes it.
 
     Raises:
         UsageError: there is no such file, or a line is none of these.
     """
-    value = {"right": 1.0, "wrong": 0.0, "unsure": 0.5}
-    marks = {}
+    value = {"right": 1.0, "wrong": 0.0, "unsure": None}
+    marks: dict[str, float | None] = {}
     for number, row in read_rows(path):
         if not isinstance(row, dict) or not {"uid", "mark"} <= row.keys():
             raise UsageError(
@@ -81,7 +82,7 @@ def write_cleaned(
     audited: Dataset,
     trusted: Trusted,
     export: str,
-    marks: Mapping[str, float],
+    marks: Mapping[str, float | None],
 ) -> Path:
     """Write the data's rows with `soft_label` and `is_suspect`, and return the file's path.
 

@@ -97,14 +97,18 @@ def headline(summary: Summary) -> str:
             f"About {summary.noise_rate:.0%} of the {summary.pairs:,} labels are wrong, between "
             f"{low:.0%} and {high:.0%} with 95% confidence."
         )
-        what = (
-            "Review the random sample below: that makes a clean set. Then look at the first of the "
-            "suspects, and train on cleaned.jsonl."
-        )
+        what = "Review the random sample below: that makes a clean set."
+        if summary.suspect:
+            what += " Then look at the first of the suspects."
     found = (
         f"{summary.suspect:,} are suspect, more likely wrong than right, and {summary.unsure:,} "
         f"more are below {UNSURE:.0%}."
     )
+    if not summary.suspect:
+        found = (
+            "No single label is more likely wrong than right, so which ones are wrong is not "
+            f"known; {summary.unsure:,} are below {UNSURE:.0%}."
+        )
     return f"{how_many} {found} {what}"
 
 

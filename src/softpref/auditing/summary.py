@@ -72,7 +72,7 @@ def summarise(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: st
         auroc=_auroc(scored.pairs, beliefs.rank),
         longer_is_chosen=longer,
         doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
-        warnings=warnings_about(scored, noise, longer, len(beliefs.doubted_clean)),
+        warnings=warnings_about(scored, noise, beliefs, longer, provenance),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from softpref.algorithm.noise_rate import NoiseRate
+from softpref.auditing.beliefs import Beliefs
 from softpref.auditing.scores import Scored
 
 FEW_CLEAN_PAIRS = 100
@@ -13,22 +14,35 @@ DOUBTED_SHARE = 0.1
 
 
 def warnings_about(
-    scored: Scored, noise: NoiseRate, longer_is_chosen: float, doubted_clean: int
+    scored: Scored, noise: NoiseRate, beliefs: Beliefs, longer_is_chosen: float, provenance: str
 ) -> list[str]:
     """Return the warnings, the gravest first.
 
     Args:
         scored: the pairs and their scores.
         noise: the share of wrong labels, with its interval.
+        beliefs: what is believed of each.
         longer_is_chosen: share of pairs whose longer response is labelled better.
-        doubted_clean: how many trusted pairs look wrong.
+        provenance: where the trust in the trusted pairs is from.
     """
+    doubted_clean = len(beliefs.doubted_clean)
     pairs, clean = len(scored.pairs), len(scored.clean)
     found = []
     if noise.high - noise.low > UNINFORMATIVE:
         found.append(
             "this model cannot tell right from wrong labels: its PPLDiff says too little of the "
             "trusted pairs; do not act on single pairs, and try the model you will align"
+        )
+    if not beliefs.is_rising:
+        found.append(
+            "this model is fluent in what it gets wrong: its strongest preferences are not its "
+            "rightest ones; ranks follow that, but shares and probabilities are less sure than "
+            "they look, and MSPO, which sees the same number, may learn the wrong ones"
+        )
+    if "not reviewed" in provenance:
+        found.append(
+            "the trusted pairs were assumed to be labelled right, nobody reviewed them: review "
+            "the report's random sample, export clean.jsonl, and audit with that as --clean"
         )
     if clean < FEW_CLEAN_PAIRS:
         found.append(
