@@ -39,9 +39,15 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
     prefix = _flags_from_yaml(config, names) if config else []
     parser = Parser(cast(Any, options), prog=f"softpref {command}", allow_abbrev=False)
     flags = [_with_underscores(flag) for flag in flags]
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        prefix + flags, return_remaining_strings=True
-    )
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            prefix + flags, return_remaining_strings=True
+        )
+    except UsageError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:  # of transformers' own options
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{first}; see softpref {command} --help.") from error
     if unknown:
         close = did_you_mean(unknown[0].lstrip("-"), names)
         raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")

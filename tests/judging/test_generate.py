@@ -139,7 +139,10 @@ def test_a_chat_template_gives_one_bos(model, prompts, tmp_path, monkeypatch):
     [
         (("--samples", "2"), "greedy responses are all alike"),
         (("--prompt_format", "chat"), "no chat template"),
-        (("--max_new_tokens", "60"), "prompt 1: has 5 tokens"),
+        (
+            ("--max_new_tokens", "60"),
+            "prompt 4: has 8 tokens, and the model's context is 64: give --max_new_tokens 56",
+        ),
         (("--temperature", "-1"), "--temperature -1.0"),
         (("--limit", "0"), "--limit 0"),
         (("--model", "/nowhere"), "/nowhere"),
@@ -157,4 +160,4 @@ def test_a_file_that_is_there_is_not_written_over(model, prompts, tmp_path, caps
     (tmp_path / "out.jsonl").write_text("mine")
     with pytest.raises(SystemExit):
         run(model, prompts, tmp_path / "out.jsonl")
-    assert "is there already" in capsys.readouterr().err
+    assert "is finished, or another file" in capsys.readouterr().err

@@ -7,9 +7,9 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ from softpref.training.reference import fingerprint_weights
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_LONGEST = 512
+
 
 @dataclass
 class GenerateOptions:
@@ -39,7 +41,9 @@ class GenerateOptions:
     output: str = option("New JSONL file; an interrupted command goes on with it.", "")
     limit: int | None = option("The first so many prompts; default: all.")
     samples: int = option("Responses to each prompt.", 1)
-    max_new_tokens: int = option("Longest response, tokens.", 512)
+    max_new_tokens: int | None = option(
+        "Longest response, tokens; default: 512, or what the model's context leaves."
+    )
     temperature: float = option("Of sampling; 0 is greedy.", 0.0)
     seed: int = option("Seed of sampling.", 0)
     batch_size: int = option("Prompts a batch.", 16)
@@ -71,7 +75,7 @@ def run_generate(options: GenerateOptions) -> None:
         options.model, trust_remote_code=options.trust_remote_code,
         dtype=torch.bfloat16 if options.bf16 else torch.float32,
     )  # fmt: skip
-    _refuse_long(texts, tokenizer, context_length(policy) - options.max_new_tokens, options)
+    options = replace(options, max_new_tokens=_room(texts, tokenizer, policy, options))
     record = _record(options, fingerprint_weights(policy), texts)
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Path(f"{output}.progress")
@@ -82,7 +86,9 @@ def run_generate(options: GenerateOptions) -> None:
     for leftover in (progress, Path(f"{progress}.lock")):
         leftover.unlink(missing_ok=True)
     total = options.samples * len(prompts)
-    logger.info("%s: %d responses to %d prompts", output, total, len(prompts))
+    empty = sum(not response.strip() for of_sample in responses for response in of_sample)
+    logger.info("%s: %d responses to %d prompts, %d of them empty; longest allowed: %d tokens",
+                output, total, len(prompts), empty, options.max_new_tokens)  # fmt: skip
 
 
 def _draw_all(
@@ -106,7 +112,7 @@ def _draw_all(
         for place, (_, members) in enumerate(batches[len(done) :], start=len(done)):
             responses = sample(
                 policy, tokenizer, [texts[i] for i in members],
-                max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+                max_new_tokens=cast(int, options.max_new_tokens), temperature=options.temperature,
                 seed=_seed(options.seed, place), batch_size=options.batch_size,
             )  # fmt: skip
             done.append(responses)
@@ -162,9 +168,11 @@ def _check(options: GenerateOptions) -> None:
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(f"--output {options.output}: name a .jsonl file.")
     if Path(options.output).exists():
-        raise UsageError(f"--output {options.output}: is there already; choose a new file.")
+        raise UsageError(
+            f"--output {options.output}: is finished, or another file; choose a new one."
+        )
     for name in ("samples", "max_new_tokens", "batch_size"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)}: must be at least 1.")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit {options.limit}: must be at least 1.")
@@ -174,17 +182,28 @@ def _check(options: GenerateOptions) -> None:
         raise UsageError("--samples: greedy responses are all alike; set --temperature.")
 
 
-def _refuse_long(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, room: int, options: GenerateOptions
-) -> None:
-    for i, text in enumerate(texts, start=1):
-        tokens = len(tokenizer(text, verbose=False)["input_ids"])
-        if tokens > room:
-            raise UsageError(
-                f"{options.prompts}, prompt {i}: has {tokens} tokens, which with --max_new_tokens "
-                f"{options.max_new_tokens} is more than the model's context; take it out or lower "
-                "--max_new_tokens."
-            )
+def _room(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    policy: nn.Module,
+    options: GenerateOptions,
+) -> int:
+    """Return how many tokens a response may have: as asked, or what the context leaves.
+
+    Raises:
+        UsageError: the context leaves none, or fewer than asked.
+    """
+    lengths = [len(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+    longest, context = max(lengths), context_length(policy)
+    asked = options.max_new_tokens
+    room = context - longest
+    if room < (asked or 1):
+        remedy = f"give --max_new_tokens {room} or less" if room > 0 else "take it out"
+        raise UsageError(
+            f"{options.prompts}, prompt {lengths.index(longest) + 1}: has {longest} tokens, and "
+            f"the model's context is {context}: {remedy}."
+        )
+    return asked or min(DEFAULT_LONGEST, room)
 
 
 def _record(options: GenerateOptions, weights: str, texts: Sequence[str]) -> dict[str, Any]:

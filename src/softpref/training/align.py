@@ -40,7 +40,7 @@ class AlignFiles:
     model: str = option("The SFT model to start from: a directory or hub id, full or adapter.", "")
     train: str = option("Noisy pairs: JSONL, JSON, Parquet, CSV or hub id.", "")
     clean: str | None = option("Trusted pairs: a file, or a number of training pairs to hold out.")
-    eval: str | None = option("Pairs to evaluate on during training.")
+    eval: str | None = option("Pairs to evaluate on at the end, and on the way by --eval_strategy.")
     output: str = option("Directory for the run; new, or of the same command, interrupted.", "")
 
 
@@ -109,6 +109,12 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     if trainer.teacher:
         save_meta_learner(trainer.teacher.meta_learner, output)
     evaluation_metrics = trainer.evaluate() if evaluation else None
+    if evaluation_metrics:
+        logger.info(
+            "eval: loss %.4f; the implicit reward prefers the response labelled better in %.1f%% "
+            "of the pairs", evaluation_metrics["eval_loss"],
+            100 * evaluation_metrics["eval_rewards/accuracies"],
+        )  # fmt: skip
     write_lines(output / "metrics.jsonl", trainer.state.log_history)
     if (Path(files.model) / SFT_TARGETS).is_file():
         shutil.copy(Path(files.model) / SFT_TARGETS, output)

@@ -83,6 +83,10 @@ LEAST_VALUES = {
     "lookahead_lr": 0,
     "keep_budget_gib": 0,
     "max_skipped_steps": 0,
+    "meta_every": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
 }
 
 
@@ -180,6 +184,7 @@ class MSPOConfig(TrainingArguments):
         self._refuse_impossible_values()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
+            self.use_cpu = True  # else bf16 would be refused
         # Without it the order of the data would follow whoever seeded torch last.
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         # The other kind of checkpointing cannot be asked for gradients of chosen tensors.

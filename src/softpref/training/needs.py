@@ -34,7 +34,8 @@ def require_needs(args: MSPOConfig, prepared: Prepared) -> None:
     columns = prepared.train.column_names
     if "clean" in method.needs and clean is None:
         raise UsageError(f"--method {args.method} learns from clean pairs: {NO_CLEAN}.")
-    if "noise_rate" in method.needs and clean is None and args.noise_rate is None:
+    by_itself = method.given_by == "soft_label" and every_pair_has_a_label(prepared.train)
+    if "noise_rate" in method.needs and clean is None and args.noise_rate is None and not by_itself:
         raise UsageError(
             f"--method {args.method} must know the share of flipped labels: give it by "
             f"--noise_rate, or, to have it estimated, {NO_CLEAN}."
@@ -54,6 +55,11 @@ def require_needs(args: MSPOConfig, prepared: Prepared) -> None:
             f"the training pairs carry `soft_label`, which --method {args.method} does not read: "
             "drop the column, or choose gdpo or cdpo."
         )
+
+
+def every_pair_has_a_label(pairs: Dataset) -> bool:
+    """Return whether each pair brings a soft label, so that no noise rate is needed for one."""
+    return "soft_label" in pairs.column_names and None not in pairs["soft_label"][:]
 
 
 def with_given_labels(pairs: Dataset, method: Method, correction: Correction | None) -> Dataset:

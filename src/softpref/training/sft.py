@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sft_targets
-from softpref.data.sources import load_pairs
+from softpref.data.sources import load_pairs, place
+from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.models import load_policy, load_tokenizer, lora_config
@@ -89,9 +90,36 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     set_seed(config.seed)
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
     policy = load_policy(files.model, trust_remote_code=config.trust_remote_code)
+    _refuse_unfit(loaded.pairs, tokenizer, files, config)
     adapter = lora_config(files.lora_r) if files.lora_r else None
     fine_tune(policy, tokenizer, loaded.pairs, config, adapter)
     logger.info("written: %s", output)
+
+
+def _refuse_unfit(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, files: SFTFiles, config: SFTOptions
+) -> None:
+    """Refuse conversations without a template, and pairs of which no response token would be left.
+
+    Raises:
+        UsageError: there are such.
+    """
+    row = next((row for row in pairs if not isinstance(row["prompt"], str)), None)
+    if row is not None and tokenizer.chat_template is None:
+        raise UsageError(
+            f"--model {files.model}: its tokenizer has no chat template, but the pairs are "
+            "conversations. Use a chat model, or give prompt and chosen as text."
+        )
+    for row in pairs:
+        prompt = row["prompt"]
+        if isinstance(prompt, str) and config.max_length is not None:
+            tokens = len(tokenizer(prompt, verbose=False)["input_ids"])
+            if tokens >= config.max_length:
+                raise UsageError(
+                    f"{place(files.train, row['row'])}: the prompt has {tokens} tokens, "
+                    f"--max_length is {config.max_length}, so nothing of the response would be "
+                    "learned: take the pair out, or raise --max_length."
+                )
 
 
 def fine_tune(
