@@ -143,3 +143,17 @@ def test_a_run_does_not_go_on_with_other_labels_of_the_pairs_own(tmp_path):
         for label in (0.3, 0.3, 0.4)
     ]
     assert identities[0] == identities[1] != identities[2]
+
+
+def test_pairs_that_all_bring_labels_need_no_noise_rate(tmp_path):
+    pairs = toy_pairs(24, flip_every=3)
+    labelled = pairs.add_column("soft_label", [i / 24 for i in range(24)])
+    trainer = MSPOTrainer(
+        tiny_model(dtype=torch.float32, attention="sdpa"),
+        toy_config(tmp_path, method="cdpo", max_steps=1), labelled,
+        processing_class=make_tokenizer(),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.noise is None
+    trained = trainer.history.tensors()["soft_label"]
+    assert set(trained.tolist()) <= {torch.tensor(i / 24).item() for i in range(24)}

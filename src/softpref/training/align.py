@@ -115,7 +115,9 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
             "of the pairs", evaluation_metrics["eval_loss"],
             100 * evaluation_metrics["eval_rewards/accuracies"],
         )  # fmt: skip
-    write_lines(output / "metrics.jsonl", trainer.state.log_history)
+    # Sorted, as the lines that a resumed run has from its checkpoint are.
+    lines = (dict(sorted(line.items())) for line in trainer.state.log_history)
+    write_lines(output / "metrics.jsonl", lines)
     if (Path(files.model) / SFT_TARGETS).is_file():
         shutil.copy(Path(files.model) / SFT_TARGETS, output)
     record = run_record(trainer, files, provenance, seen) | {"evaluation": evaluation_metrics}

@@ -27,7 +27,7 @@ from softpref.algorithm.bilevel import (
 )
 from softpref.algorithm.engine import EngineChoice, StepSize, choose_engine
 from softpref.algorithm.forms import dense
-from softpref.algorithm.labeller import Constant, Labeller
+from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
@@ -360,8 +360,8 @@ class MSPOTrainer(SafeCheckpoints):
         known = beginning_of(self.prepared, self.noise)
         if self.method.given_by == "soft_label" and every_pair_has_a_label(self.pairs):
             logger.info("labels: soft_label of the pairs themselves")
-            return Constant(1.0)  # of which none is used
-        if "noise_rate" in self.method.needs:
+            known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made
+        elif "noise_rate" in self.method.needs:
             logger.info("noise rate that %s takes for granted: %.1f%%", self.args.method,
                         100 * known.noise_rate)  # fmt: skip
         try:
