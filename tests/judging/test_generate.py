@@ -70,6 +70,8 @@ def test_samples_follow_the_seed(model, prompts, tmp_path):
     )
     assert len(one) == 3 * len(PROMPTS)
     assert one == again
+    samples = [{row["response"] for row in one[i : i + 3]} for i in range(0, len(one), 3)]
+    assert sum(map(len, samples)) > 2 * len(PROMPTS)  # drawn anew, not repeated
     assert [row["response"] for row in one] != [row["response"] for row in other]
     comparisons = join(str(tmp_path / "one.jsonl"), str(tmp_path / "other.jsonl"))
     assert len({comparison.uid for comparison in comparisons}) == len(one)
