@@ -20,6 +20,7 @@ Pair = Mapping[str, Any]
 Collate = Callable[[Sequence[Pair]], PairBatch]
 
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
+Stretch = tuple[int, Sequence[int], Sequence[int], int]
 
 
 def make_batch(pairs: Sequence[Pair], read: Reader = all_logits) -> PairBatch:
@@ -112,7 +113,10 @@ def pack(lengths: Sequence[int], hidden_size: int) -> list[list[int]]:
 
 
 class _Rows:
-    """Rows of a batch as they grow, and what is scored in them; places are (row, column)."""
+    """Rows of a batch as they grow, and what is scored in them.
+
+    A scored stretch is a row, the columns that predict its tokens, the tokens, and whose they are.
+    """
 
     def __init__(self, pairs: int) -> None:
         self._pairs = pairs
@@ -120,8 +124,8 @@ class _Rows:
         self._positions: list[list[int]] = []
         self._pair: list[list[int]] = []
         self._branch: list[list[int]] = []
-        self._responses: list[tuple[int, int, int, int]] = []
-        self._prompts: list[tuple[int, int, int, int]] = []
+        self._responses: list[Stretch] = []
+        self._prompts: list[Stretch] = []
         self._prompt_end = 0
 
     @property
@@ -142,7 +146,7 @@ class _Rows:
     def score_prompt(self, i: int, ids: Sequence[int]) -> None:
         """Have the tokens of the prompt that was appended last scored, all but the first."""
         row, start = len(self.ids) - 1, self._prompt_end - len(ids) + 1
-        self._prompts += [(row, start + t, ids[t + 1], i) for t in range(len(ids) - 1)]
+        self._prompts.append((row, range(start, self._prompt_end), ids[1:], i))
 
     def response(self, i: int, branch: int, ids: Sequence[int]) -> None:
         """Append a response of pair i; its first token is predicted at the prompt's last."""
@@ -150,9 +154,7 @@ class _Rows:
         self._append(i, branch, ids, self._positions[-1][self._prompt_end] + 1)
         sequence = i if branch == CHOSEN else self._pairs + i
         predictors = [self._prompt_end, *range(start, start + len(ids) - 1)]
-        self._responses += [
-            (row, column, token, sequence) for column, token in zip(predictors, ids, strict=True)
-        ]
+        self._responses.append((row, predictors, ids, sequence))
 
     def _append(self, i: int, branch: int, ids: Sequence[int], first_position: int) -> None:
         self.ids[-1].extend(ids)
@@ -188,6 +190,10 @@ class _Rows:
         length = self.length
         return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
 
-    def _tokens(self, places: list[tuple[int, int, int, int]]) -> Tokens:
-        row, column, target, sequence = torch.tensor(places or [(0, 0, 0, 0)])[: len(places)].T
-        return Tokens(row * self.length + column, target, sequence)
+    def _tokens(self, stretches: list[Stretch]) -> Tokens:
+        length = self.length
+        places = [row * length + at for row, columns, _, _ in stretches for at in columns]
+        targets = [token for _, _, tokens, _ in stretches for token in tokens]
+        sequences = [whose for _, _, tokens, whose in stretches for _ in tokens]
+        return Tokens(*(torch.tensor(each, dtype=torch.int64)
+                        for each in (places, targets, sequences)))  # fmt: skip
