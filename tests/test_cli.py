@@ -357,6 +357,37 @@ def test_sigterm_saves_and_the_same_command_goes_on(files, model):
         assert (files / "run" / name).read_bytes() == (files / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("lora_target_modules", "nosuch", "--lora_target_modules: Target modules"),
+        ("meta_every", 0, "--meta_every 0: must be at least 1"),
+        ("per_device_train_batch_size", 0, "--per_device_train_batch_size 0"),
+        ("lr_scheduler_type", "foo", "foo"),
+        ("optim", "adamw_8bit", "bitsandbytes"),
+    ],
+)
+def test_what_transformers_refuses_is_one_message_too(files, model, capsys, option, value, said):
+    given = {option.replace("_", "-"): value}
+    assert said in fails(capsys, train_arguments(model, **given))
+
+
+def test_bf16_needs_no_further_flag_on_a_cpu(files, model):
+    main(train_arguments(model, **{"bf16": "true", "use-cpu": None}))
+    assert (files / "run" / "run.json").exists()
+
+
+def test_sft_refuses_what_it_could_not_learn(files, model, capsys):
+    conversation = [{"role": "user", "content": "sort"}]
+    answers = [[{"role": "assistant", "content": word}] for word in "ab"]
+    row = {"prompt": conversation, "chosen": answers[0], "rejected": answers[1]}
+    (files / "talk.jsonl").write_text(json.dumps(row) + "\n")
+    arguments = ["sft", "--model", str(model), "--output", "sft", "--train"]
+    assert "no chat template" in fails(capsys, [*arguments, "talk.jsonl"])
+    assert "the prompt has" in fails(capsys, [*arguments, "train.jsonl", "--max_length", "3"])
+    assert not (files / "sft").exists()
+
+
 def test_unknown_command_key_and_yaml(files, model, capsys):
     assert "did you mean 'train'" in fails(capsys, ["trian"])
     (files / "a.yaml").write_text("betta: 1\n")

@@ -247,6 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         COMMANDS[command](rest)
     except UsageError as error:
         _fail(f"softpref {command}: {error}")
+    except ImportError as error:  # of an optional package that an option asks for
+        if error.name and error.name.startswith("softpref"):
+            raise
+        _fail(f"softpref {command}: {str(error).strip().splitlines()[0]}")
     except (OSError, SafetensorError) as error:
         words = _disk_words(error)
         if words is None:

@@ -125,7 +125,10 @@ def make_trainable(policy: nn.Module, args: MSPOConfig, adapter: PeftConfig | No
             )
         return policy
     fresh = lora_config(args.lora_r, args.lora_alpha, args.lora_target_modules)
-    return get_peft_model(policy, adapter or fresh)
+    try:
+        return get_peft_model(policy, adapter or fresh)
+    except ValueError as error:
+        raise UsageError(f"--lora_target_modules: {_first(error)}.") from None
 
 
 def _has_16_bit_weights(policy: nn.Module) -> bool:
