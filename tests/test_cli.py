@@ -317,6 +317,20 @@ def test_a_directory_that_holds_another_run_is_refused(files, model, capsys):
     assert (files / "run" / "precious.txt").read_text() == "keep me"
 
 
+def test_checkpoints_of_another_trainer_are_not_written_over(files, model, capsys):
+    """They have no manifest; nothing of theirs may be touched."""
+    (files / "run" / "checkpoint-500").mkdir(parents=True)
+    (files / "run" / "model.safetensors").write_text("precious")
+    assert "no complete checkpoint" in fails(capsys, train_arguments(model))
+    assert (files / "run" / "model.safetensors").read_text() == "precious"
+
+
+def test_a_run_that_was_killed_in_its_first_save_begins_anew(files, model):
+    (files / "run" / ".partial-checkpoint-1").mkdir(parents=True)
+    main(train_arguments(model))
+    assert (files / "run" / "run.json").exists()
+
+
 def test_a_finished_run_is_not_written_over(files, model, capsys):
     main(train_arguments(model))
     before = (files / "run" / "run.json").read_bytes()

@@ -50,17 +50,17 @@ def run_directory(path: str, resume: str | None, *, finished: str) -> tuple[Path
     directory = Path(path)
     if resume_point(resume) or not directory.is_dir() or not any(directory.iterdir()):
         return (new_directory(path) if directory.is_file() else directory), resume
-    begun = [p for p in directory.iterdir() if p.name.startswith(("checkpoint-", PARTIAL))]
-    if resume is None and begun and not (directory / finished).exists():
+    names = [entry.name for entry in directory.iterdir()]
+    if resume is None and finished not in names:
         checkpoint, skipped = newest_complete(directory)
         for damaged, reason in skipped:
             logger.warning("%s is skipped: %s", damaged, reason)
         if checkpoint is not None:
             logger.info("going on from %s", checkpoint)
             return directory, str(checkpoint)
-        logger.info("%s: no complete checkpoint; starting from the beginning", path)
-        return directory, None
-    what = "a finished run" if (directory / finished).exists() else "something else"
+        if all(name.startswith(PARTIAL) for name in names):  # killed in its first save
+            return directory, None
+    what = "a finished run" if finished in names else "something else, or no complete checkpoint"
     raise UsageError(f"--output {path}: holds {what}; choose a new directory.")
 
 
