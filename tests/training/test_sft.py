@@ -233,3 +233,17 @@ def test_nothing_else_imports_trl():
         "sys.exit('trl' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_another_model_or_rate_is_another_run(tuned, tokenizer):
+    """The same directory does not go on with what it was not begun with."""
+    other = tiny()
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    for change, model, said in (
+        ({"learning_rate": 0.5}, tiny(), "learning_rate was 0.03 and is 0.5"),
+        ({}, other, "starting model was"),
+    ):
+        again = config(tuned, resume_from_checkpoint=True, **change)
+        with pytest.raises(UsageError, match=said):
+            fine_tune(model, tokenizer, TEXT, again)

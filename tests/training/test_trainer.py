@@ -251,7 +251,7 @@ def test_a_non_finite_step_is_not_taken_nor_logged_and_the_next_one_is(
     assert "grad_norm" not in lines[1]
     assert [line.get("skipped_steps") for line in lines] == [None, 1, 1]
     assert "train_loss" not in trainer.state.log_history[-1]
-    assert "Nothing was moved" in caplog.text
+    assert "The policy was not moved" in caplog.text
     assert ("Look at the pairs" in caplog.text) == (where == "reference")
 
 

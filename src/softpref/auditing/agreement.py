@@ -27,6 +27,7 @@ KNOT_WEIGHT = 25.0
 CURVE_KNOTS = 60
 SURELY = 3.0
 """Standard errors by which a curve must foretell pairs it has not seen better than a rising one."""
+CLEAR_FALL = 0.1
 FOLDS = 5
 
 
@@ -57,8 +58,8 @@ class Agreement:
 
         Each pair's z = (a − e) / (1 − 2e), a = 1 where its label agrees with the model, has mean q;
         e is `noise_rate` for noisy pairs and 0 for clean ones, the weight (1 − 2e)². A free q is
-        taken where over held-out pairs of five folds its squared error is smaller by more than
-        three standard errors.
+        taken where it falls by more than 0.1, and where over held-out pairs of five folds its
+        squared error is smaller by more than three standard errors.
 
         Args:
             noisy: (n,) odd scores, larger where the label looks more right.
@@ -71,8 +72,13 @@ class Agreement:
         right = ((scores > 0).double() + (scores == 0) / 2 - rates) / (1 - 2 * rates)
         order = scores.abs().argsort(stable=True)
         seen = _Seen(scores.abs()[order], right[order], ((1 - 2 * rates) ** 2)[order])
-        make = free if _free_is_surely_better(seen) else rising
-        return make(seen)
+        curve = free(seen) if _free_is_surely_better(seen) else None
+        return curve if curve and curve.falls else rising(seen)
+
+    @property
+    def falls(self) -> bool:
+        """Whether q comes to lie clearly below what it was at a smaller size."""
+        return float((self.shares.cummax(0).values - self.shares).max()) > CLEAR_FALL
 
     def probability_right(self, scores: Tensor) -> Tensor:
         """Return how likely the response that scores > 0 speak for is the better, (n,) float64.
@@ -81,7 +87,8 @@ class Agreement:
         """
         size = np.interp(scores.abs().double().numpy(), self.sizes.numpy(), self.shares.numpy())
         share = torch.from_numpy(size)
-        return torch.where(scores.double() >= 0, share, 1 - share)
+        right = torch.where(scores.double() >= 0, share, 1 - share)
+        return torch.where(scores == 0, 0.5, right)
 
     def probability_correct(self, scores: Tensor, noise_rate: float) -> Tensor:
         """Return the probability that each label is right, (n,) float64.

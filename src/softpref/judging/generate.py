@@ -19,12 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from softpref.data.sources import Text
 from softpref.errors import UsageError
 from softpref.evaluation.generate import sample
-from softpref.judging.log import one_writer
 from softpref.judging.responses import load_prompts, prompt_uid
 from softpref.judging.scored import on_accelerator
 from softpref.options import option, require
 from softpref.training.models import context_length, load_policy, load_tokenizer
-from softpref.training.output import write_lines, write_text
+from softpref.training.output import one_writer, write_lines, write_text
 from softpref.training.reference import fingerprint_weights
 
 logger = logging.getLogger(__name__)

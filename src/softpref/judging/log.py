@@ -11,22 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
-
 from softpref.errors import UsageError
 from softpref.judging.questions import VERDICTS, Answer, Question, as_row
-
-
-def one_writer(path: Path) -> AcquireReturnProxy:
-    """Take a file for this process alone; to be used as a context, or released.
-
-    Raises:
-        UsageError: another process has taken it.
-    """
-    try:
-        return FileLock(f"{path}.lock").acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"{path}: another process is writing it; wait for it.") from None
+from softpref.training.output import one_writer
 
 
 class VerdictLog:

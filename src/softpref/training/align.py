@@ -23,7 +23,13 @@ from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
-from softpref.training.output import resume_point, run_directory, write_lines, write_text
+from softpref.training.output import (
+    one_writer,
+    resume_point,
+    run_directory,
+    write_lines,
+    write_text,
+)
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
 
@@ -82,6 +88,11 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     )
     if config.output_dir not in (None, "trainer_output"):
         raise UsageError("--output_dir: write --output.")
+    with one_writer(output):
+        _align_into(output, files, config)
+
+
+def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     config.output_dir = str(output)
     train, clean, evaluation, provenance = load_sets(files, config)
     if clean and files.clean and clean.source != files.clean:

@@ -140,7 +140,10 @@ class SafeCheckpoints(Trainer):
                 str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval
             )
         self.remove_callback(end)
-        if end.was_asked:
+        if end.was_asked and self.state.global_step < self.state.max_steps:
+            saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            if _defect(saved):  # the signal came after this step's own saving
+                self._save_checkpoint(cast(nn.Module, self.model), trial)
             logger.info("ended by SIGTERM after step %d; the same command goes on from there",
                         self.state.global_step)  # fmt: skip
             raise SystemExit(TERMINATED)

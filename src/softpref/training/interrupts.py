@@ -56,10 +56,15 @@ class SaveOnTerm(TrainerCallback):
         """Ask for a checkpoint and for the end."""
         if self.was_asked:
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
 
 
 class SkippedSteps:
     """Counts steps that were not taken because something in them was not finite.
+
+    Attributes:
+        count: how many.
+        last: the latest of them, counted from 1; 0 where there is none.
 
     Args:
         limit: how many a run may have; one more ends it.
@@ -68,6 +73,7 @@ class SkippedSteps:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.count = 0
+        self.last = 0
 
     def skip(self, step: int, why: Exception, culprits: Sequence[str]) -> None:
         """Say which pairs did it.
@@ -79,7 +85,8 @@ class SkippedSteps:
         blame = "No single pair does it: lower the rates."
         if culprits:
             blame = f"Look at the pairs {', '.join(culprits[:10])}."
-        said = f"step {step}: {why}. Nothing was moved. {blame}"
+        self.last = step
+        said = f"step {step}: {why}. The policy was not moved. {blame}"
         if self.count > self._limit:
             raise UsageError(
                 f"{said} --max_skipped_steps {self._limit} allows no further such step."

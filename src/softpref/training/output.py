@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -48,6 +49,8 @@ def run_directory(path: str, resume: str | None, *, finished: str) -> tuple[Path
         UsageError: the directory holds a finished run or something else, or is a file.
     """
     directory = Path(path)
+    if resume_point(resume) is True and (directory / finished).exists():
+        raise UsageError(f"--output {path}: holds a finished run; choose a new directory.")
     if resume_point(resume) or not directory.is_dir() or not any(directory.iterdir()):
         return (new_directory(path) if directory.is_file() else directory), resume
     names = [entry.name for entry in directory.iterdir()]
@@ -70,10 +73,23 @@ def resume_point(value: str | None) -> str | bool | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under another name and rename it."""
-    partial = path.with_name(path.name + ".partial")
+    """Write a file under another name, one of this process alone, and rename it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def one_writer(path: Path) -> AcquireReturnProxy:
+    """Take a file or directory for this process alone; to be used as a context, or released.
+
+    Raises:
+        UsageError: another process has taken it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(f"{path}.lock").acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{path}: another process is writing it; wait for it.") from None
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:

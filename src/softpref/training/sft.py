@@ -24,10 +24,17 @@ from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.models import load_policy, load_tokenizer, lora_config
-from softpref.training.output import resume_point, run_directory
+from softpref.training.output import one_writer, resume_point, run_directory
+from softpref.training.reference import fingerprint_weights
 from softpref.training.states import JSON
 
 logger = logging.getLogger(__name__)
+
+
+SFT_IDENTITY = (
+    "max_length", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "seed",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+)  # fmt: skip
 
 
 class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
@@ -39,12 +46,13 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
     """
 
     def __init__(self, *, data_fingerprint: str, **kwargs: Any) -> None:
+        start = fingerprint_weights(kwargs["model"])
         super().__init__(**kwargs)
-        self.data_fingerprint = data_fingerprint
+        self._made_of: dict[str, JSON] = {"data": data_fingerprint, "starting model": start}
 
     def identity(self) -> dict[str, JSON]:
-        """The data: a run resumed with other rows would be neither of the two runs."""
-        return {"data": self.data_fingerprint}
+        """Data, model and options: a run resumed with others would be neither of the two runs."""
+        return self._made_of | {name: getattr(self.args, name) for name in SFT_IDENTITY}
 
 
 @dataclass
@@ -84,6 +92,11 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     output, config.resume_from_checkpoint = run_directory(
         files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
     )
+    with one_writer(output):
+        _fine_tune_into(output, files, config)
+
+
+def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     config.output_dir = str(output)
     loaded = load_pairs(files.train, on_bad_row=files.on_bad_row)
     logger.info("train: %d chosen responses from %s", len(loaded.pairs), files.train)

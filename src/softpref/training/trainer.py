@@ -252,6 +252,7 @@ class MSPOTrainer(SafeCheckpoints):
         if "loss" in logs:
             if not self._noted:
                 del logs["loss"]
+            if self._skipped.last == self.state.global_step:
                 logs.pop("grad_norm", None)
             logs |= {name: sum(values) / len(values) for name, values in self._noted.items()}
             self._noted.clear()
