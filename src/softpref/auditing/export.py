@@ -67,7 +67,7 @@ def read_marks(path: str) -> dict[str, float | None]:
                 f"{place(path, number)}: no `uid` and `mark`; give the marks.jsonl that the report "
                 "exports."
             )
-        if row["mark"] not in value:
+        if not isinstance(row["mark"], str) or row["mark"] not in value:
             raise UsageError(
                 f"{place(path, number)}: mark {row['mark']!r}; it must be one of "
                 f"{', '.join(value)}."

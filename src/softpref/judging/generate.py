@@ -82,8 +82,7 @@ def run_generate(options: GenerateOptions) -> None:
         responses = _draw_all(on_accelerator(policy), tokenizer, texts, options, record, progress)
     write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
     write_lines(output, _rows(prompts, responses))
-    for leftover in (progress, Path(f"{progress}.lock")):
-        leftover.unlink(missing_ok=True)
+    progress.unlink(missing_ok=True)
     total = options.samples * len(prompts)
     empty = sum(not response.strip() for of_sample in responses for response in of_sample)
     logger.info("%s: %d responses to %d prompts, %d of them empty; longest allowed: %d tokens",

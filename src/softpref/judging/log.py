@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +41,15 @@ class VerdictLog:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"--output {path.parent}: is a file; give a directory.") from None
-        self._lock = one_writer(path)
+        self._lock = ExitStack()
+        self._lock.enter_context(one_writer(path))
+        try:
+            self._open(path)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, path: Path) -> None:
         whole = 0
         if path.exists():
             content = path.read_bytes()
@@ -62,7 +71,7 @@ class VerdictLog:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        self._lock.lock.release()
+        self._lock.close()
 
     def add(self, question: Question, answer: Answer, judge: str) -> None:
         """Keep a judge's answer; it is on disk when this returns."""

@@ -7,12 +7,13 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -79,17 +80,24 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def one_writer(path: Path) -> AcquireReturnProxy:
-    """Take a file or directory for this process alone; to be used as a context, or released.
+@contextmanager
+def one_writer(path: Path) -> Iterator[None]:
+    """Take a file or directory for this process alone, by a lock beside it that goes afterwards.
 
     Raises:
         UsageError: another process has taken it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
     try:
-        return FileLock(f"{path}.lock").acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(f"{path}: another process is writing it; wait for it.") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that none is torn away
+        lock.release()
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:

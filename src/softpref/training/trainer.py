@@ -116,9 +116,11 @@ class MSPOTrainer(SafeCheckpoints):
         self.method = args.resolved_method()
         set_seed(args.seed)
         policy = load_start(model, args) if isinstance(model, str) else model
-        name = str(getattr(policy.config, "name_or_path", ""))
+        source = (
+            model if isinstance(model, str) else str(getattr(policy.config, "name_or_path", ""))
+        )
         tokenizer = processing_class or load_tokenizer(
-            model if isinstance(model, str) else name, trust_remote_code=args.trust_remote_code
+            source, trust_remote_code=args.trust_remote_code
         )
         longest = min(args.max_length, context_length(policy))
         prepared = prepare(
