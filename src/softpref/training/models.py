@@ -67,6 +67,14 @@ def load_policy(
         ) from None
 
 
+def tokenizer_of(
+    model: nn.Module | str, policy: nn.Module, args: MSPOConfig
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a run's model, from where it lies or says that it was loaded from."""
+    source = model if isinstance(model, str) else str(getattr(policy.config, "name_or_path", ""))
+    return load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+
+
 def load_start(source: str, args: MSPOConfig) -> nn.Module:
     """Load the policy that a run starts from, in the precision it needs.
 

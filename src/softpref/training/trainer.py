@@ -43,9 +43,9 @@ from softpref.training.metrics import label_metrics, reward_metrics, truth_metri
 from softpref.training.models import (
     context_length,
     load_start,
-    load_tokenizer,
     make_trainable,
     switch_dropout_off,
+    tokenizer_of,
 )
 from softpref.training.needs import (
     beginning_of,
@@ -116,12 +116,7 @@ class MSPOTrainer(SafeCheckpoints):
         self.method = args.resolved_method()
         set_seed(args.seed)
         policy = load_start(model, args) if isinstance(model, str) else model
-        source = (
-            model if isinstance(model, str) else str(getattr(policy.config, "name_or_path", ""))
-        )
-        tokenizer = processing_class or load_tokenizer(
-            source, trust_remote_code=args.trust_remote_code
-        )
+        tokenizer = processing_class or tokenizer_of(model, policy, args)
         longest = min(args.max_length, context_length(policy))
         prepared = prepare(
             train_dataset, clean_dataset, eval_dataset, tokenizer, longest, args.on_bad_row
