@@ -20,7 +20,7 @@ test: setup
 
 # A hundred kills, some 15 minutes.
 test-faults: setup
-	SOFTPREF_KILLS=50 $(BIN)/pytest -n 2 tests/faults
+	SOFTPREF_KILLS=50 $(BIN)/pytest -rs -n 2 tests/faults
 
 # Fifteen thousand damaged inputs and more, some 10 minutes.
 test-fuzz: setup
@@ -32,7 +32,8 @@ test-gpu: setup
 
 # A real browser; Debian's, where it is missing.
 test-browser: setup
-	command -v chromium chromedriver || (apt-get update && apt-get install --yes chromium chromium-driver)
+	(command -v chromium && command -v chromedriver) || (apt-get update && apt-get install --yes chromium chromium-driver)
+	command -v chromium && command -v chromedriver
 	$(BIN)/pip install --quiet --constraint constraints.txt selenium
 	$(BIN)/pytest tests/browser
 

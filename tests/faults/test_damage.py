@@ -14,22 +14,8 @@ import torch
 from softpref.cli import main
 from softpref.training.checkpoints import newest_complete
 from softpref.training.output import read_columns, write_columns
-from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
-from tests.toy import toy_pairs
 
 COLUMNS = {"a": torch.arange(5.0), "b": torch.linspace(-1, 1, 5).double()}
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    tiny_model(dtype=torch.float32, attention="sdpa").save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    toy_pairs(24, flip_every=3).to_json(tmp_path / "train.jsonl")
-    toy_pairs(16, 1).to_json(tmp_path / "clean.jsonl")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def train(output="run", **options):

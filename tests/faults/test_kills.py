@@ -13,11 +13,6 @@ import sys
 import time
 
 import pytest
-import torch
-
-from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
-from tests.toy import toy_pairs
 
 KILLS = int(os.environ.get("SOFTPREF_KILLS", "3"))
 STEPS = max(40, 6 * KILLS)
@@ -33,16 +28,6 @@ SHAPES = {
         "save_steps": 3, "save_total_limit": 2, "zscore": "running",
     },
 }  # fmt: skip
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    tiny_model(dtype=torch.float32, attention="sdpa").save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    toy_pairs(44, flip_every=3).to_json(tmp_path / "train.jsonl")
-    toy_pairs(16, 1).to_json(tmp_path / "clean.jsonl")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
 
 
 def command(files, output, shape):

@@ -11,21 +11,9 @@ from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.study import presets
 from softpref.study.grid import Cell
-from softpref.study.presets import InWorld, OnFiles, _config, for_recipe
-from softpref.world.build import INFORMATIVE
+from softpref.study.presets import OnFiles, _config, for_recipe
 from softpref.world.prepare import alignment, prepare_world
-
-SMALL = replace(
-    INFORMATIVE, sft_rows=200, train_pairs=128, clean_pairs=12, eval_pairs=20, test_prompts=40
-)
-
-
-@pytest.fixture
-def in_world(tmp_path, monkeypatch):
-    monkeypatch.setattr(presets, "WORLDS", {"informative": SMALL})
-    monkeypatch.setattr(presets, "LARGEST_CLEAN_SET", 16)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return InWorld("informative", tmp_path / "worlds")
+from tests.study.conftest import SMALL
 
 
 def flipped_share(path):

@@ -9,31 +9,18 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
-from softpref.study import presets
 from softpref.study.choices import StudyOptions, checked
 from softpref.study.grid import Cell
-from softpref.study.presets import InWorld, OnFiles
-from softpref.world.build import INFORMATIVE
+from softpref.study.presets import OnFiles
 from softpref.world.prepare import prepare_world
 from tests.judging.server import Script, serving
-
-SMALL = replace(
-    INFORMATIVE, sft_rows=200, train_pairs=128, clean_pairs=12, eval_pairs=20, test_prompts=30
-)
+from tests.study.conftest import SMALL
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(presets, "WORLDS", {"informative": SMALL})
-    monkeypatch.setattr(presets, "LARGEST_CLEAN_SET", 12)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "worlds"
-
-
-def test_the_checker_as_a_judge_agrees_with_the_checker(home, tmp_path):
+def test_the_checker_as_a_judge_agrees_with_the_checker(in_world, tmp_path):
     cell = Cell("mspo", 3, rival="perpcorrect", measure_every=1)
-    usual = InWorld("informative", home).run(cell, tmp_path / "usual")
-    by_judge = InWorld("informative", home, JudgeOptions("checker")).run(cell, tmp_path / "judged")
+    usual = in_world.run(cell, tmp_path / "usual")
+    by_judge = replace(in_world, judge=JudgeOptions("checker")).run(cell, tmp_path / "judged")
     # The answers are drawn in other batches, so the rates differ by chance alone.
     for name in ("win_rate", "rival_win_rate", "win_rate_at_1", "win_rate_at_2"):
         assert abs(by_judge[name] - usual[name]) < 0.35
@@ -42,10 +29,10 @@ def test_the_checker_as_a_judge_agrees_with_the_checker(home, tmp_path):
     assert by_judge["preference_accuracy"] == usual["preference_accuracy"]
 
 
-def test_a_judge_behind_an_endpoint_is_asked_once_whatever_is_repeated(home, tmp_path):
+def test_a_judge_behind_an_endpoint_is_asked_once_whatever_is_repeated(in_world, tmp_path):
     with serving(Script(lambda *_: "A")) as script:
         judge = JudgeOptions(judge_model="m", base_url=script.url, orders="one")
-        world = prepare_world(replace(SMALL, hidden_size=96), 3, home / "w")
+        world = prepare_world(replace(SMALL, hidden_size=96), 3, in_world.home / "w")
         preset = OnFiles(world.sft, world.pairs("train"), world.pairs("clean"),
                          world.pairs("eval"), judge)  # fmt: skip
         first = preset.run(Cell("dpo", 3, clean_pairs=12), tmp_path / "cells" / "one")
@@ -60,9 +47,9 @@ def test_a_judge_behind_an_endpoint_is_asked_once_whatever_is_repeated(home, tmp
     assert {json.loads(line)["verdict"] for line in log} == {"A"}
 
 
-def test_results_of_two_judges_are_two_versions(home):
+def test_results_of_two_judges_are_two_versions(in_world):
     versions = [
-        InWorld("informative", home, judge).version
+        replace(in_world, judge=judge).version
         for judge in (
             None, JudgeOptions("checker"), JudgeOptions(judge_model="m"),
             JudgeOptions(judge_model="m", orders="one"),

@@ -83,11 +83,10 @@ def put(
         if _is_open(log.answers.get(key), options.retry_failed and key not in log.fresh)
     }  # fmt: skip
     _announce(judge, list(missing.values()), len(every), what)
+    is_known = name in log.known
     if isinstance(judge, Endpoint):
         judge.spent = judge.dollars(*log.billed(name)) or 0.0
-        judge.has_answered = any(key in log.answers and not log.answers[key].failure
-                                 for key in every)  # fmt: skip
-    is_known = any(answer.verdict for answer in log.answers.values())
+        judge.has_answered = is_known
     streak: list[Question] = []
     asked = 0
     bar = tqdm(total=len(missing), desc=what, unit="call", disable=None, delay=1)

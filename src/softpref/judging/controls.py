@@ -70,7 +70,7 @@ def run_controls(
     return Controls(
         null=constant,
         identical=identical,
-        attacks=against if attacks else None,
+        attacks=against,
         fooled_by=fooled_by,
         not_resisted=not_resisted,
         unfit=_unfit(constant, identical, against, fooled_by, not_resisted),

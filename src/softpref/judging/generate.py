@@ -80,9 +80,9 @@ def run_generate(options: GenerateOptions) -> None:
     progress = Path(f"{output}.progress")
     with one_writer(progress):
         responses = _draw_all(on_accelerator(policy), tokenizer, texts, options, record, progress)
-    write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
-    write_lines(output, _rows(prompts, responses))
-    progress.unlink(missing_ok=True)
+        write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
+        write_lines(output, _rows(prompts, responses))
+        progress.unlink()
     total = options.samples * len(prompts)
     empty = sum(not response.strip() for of_sample in responses for response in of_sample)
     logger.info("%s: %d responses to %d prompts, %d of them empty; longest allowed: %d tokens",

@@ -26,6 +26,7 @@ class VerdictLog:
     Attributes:
         answers: by key.
         fresh: keys that were added since the file was opened.
+        known: judges, by hash, who have given a verdict.
 
     Raises:
         UsageError: the file is not a verdict log, is damaged other than at its end, or another
@@ -36,6 +37,7 @@ class VerdictLog:
         self.path = path
         self.answers: dict[str, Answer] = {}
         self.fresh: set[str] = set()
+        self.known: set[str] = set()
         self._billed: Counter[tuple[str, str]] = Counter()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +106,8 @@ class VerdictLog:
 
     def _keep(self, key: str, judge: str, answer: Answer) -> None:
         self.answers[key] = answer
+        if answer.verdict:
+            self.known.add(judge)
         self._billed[judge, "input"] += answer.billed_input_tokens
         self._billed[judge, "output"] += answer.billed_output_tokens
 

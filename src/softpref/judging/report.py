@@ -151,15 +151,16 @@ def latex(rates: Rates) -> str:
             ends = [_mean_interval([getattr(run, what) for run in runs])
                     for what in ("interval", "bounds")]  # fmt: skip
             cells = [name, rate, *ends, failed, controlled]
-            lines.append(" & ".join(map(_escaped, cells)) + r" \\")
+            lines.append(" & ".join(map(escaped, cells)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return text as LaTeX has it."""
     for mark in "&%_#${}":
         text = text.replace(mark, rf"\{mark}")
     for mark, word in (("^", "circum"), ("~", "tilde")):
-        text = text.replace(mark, rf"\text{'ascii'}{word}{{}}")
+        text = text.replace(mark, rf"\textascii{word}{{}}")
     return text.replace("±", r"$\pm$").replace("–", "--")
 
 

@@ -6,6 +6,7 @@ Shapes: B questions a batch.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from softpref.training.scoring import score_pairs
 from softpref.world.language import score
 
 
-class _Scored:
+class _Scored(ABC):
     """Turns scores into verdicts: the higher wins, equal ones and equal texts tie."""
 
     sees_order = False
@@ -47,9 +48,9 @@ class _Scored:
             for question, answer in zip(batch, self.answers(batch), strict=True):
                 yield question, answer
 
+    @abstractmethod
     def answers(self, batch: Sequence[Question]) -> list[Answer]:
         """Return the answers to questions whose texts differ."""
-        raise NotImplementedError
 
 
 _DOES_NOT_FIT = Answer(None, "does not fit the context")

@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from softpref.judging.report import escaped, mean_and_deviation
 from softpref.study.grid import Cell, Target
 
 METRICS = {
@@ -71,12 +72,6 @@ def collect(
             place = (getattr(cell, target.rows), getattr(cell, target.columns))
             numbers.setdefault(place, {})[cell.seed] = results[cell.key][metric]
     return numbers
-
-
-def mean_and_deviation(values: Mapping[int, float]) -> str:
-    """Return mean ± standard deviation over seeds, in %; the mean alone for one seed."""
-    mean = 100 * fmean(values.values())
-    return f"{mean:.1f} ± {100 * stdev(values.values()):.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
 def markdown(
@@ -148,7 +143,7 @@ def latex(target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[s
         name, numbers = METRICS[metric], collect(target, cells, results, metric)
         if numbers:
             rows = _grid(target, numbers, target.paper if metric in WIN_RATES else {})
-            body = " \\\\\n".join(" & ".join(map(_escape, row)) for row in rows)
+            body = " \\\\\n".join(" & ".join(map(escaped, row)) for row in rows)
             spec = "l" + "r" * (len(rows[0]) - 1)
             begin, end = f"\\begin{{tabular}}{{{spec}}}", "\\end{tabular}"
             parts.append(f"% {name}\n{begin}\n{body} \\\\\n{end}\n")
@@ -168,7 +163,7 @@ def _grid(
         line = [_value(row)]
         for column in columns:
             values = numbers.get((row, column))
-            line.append(mean_and_deviation(values) if values else "")
+            line.append(mean_and_deviation([*values.values()]) if values else "")
             line += [paper.get((row, column), "")] if paper else []
         body.append(line)
     return [head, *body]
@@ -202,7 +197,3 @@ def _value(value: Any) -> str:
 def _pipes(rows: Sequence[Sequence[str]]) -> str:
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
-
-
-def _escape(text: str) -> str:
-    return text.replace("%", "\\%").replace("_", "\\_").replace("±", "$\\pm$")

@@ -7,6 +7,7 @@ does and this module leaves to its caller.
 
 import hashlib
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,22 +118,25 @@ def _refuse_unfit(
     Raises:
         UsageError: there are such.
     """
-    row = next((row for row in pairs if not isinstance(row["prompt"], str)), None)
-    if row is not None and tokenizer.chat_template is None:
-        raise UsageError(
-            f"--model {files.model}: its tokenizer has no chat template, but the pairs are "
-            "conversations. Use a chat model, or give prompt and chosen as text."
-        )
+    longest = config.max_length or math.inf
     for row in pairs:
         prompt = row["prompt"]
-        if isinstance(prompt, str) and config.max_length is not None:
-            tokens = len(tokenizer(prompt, verbose=False)["input_ids"])
-            if tokens >= config.max_length:
+        if not isinstance(prompt, str):
+            if tokenizer.chat_template is None:
                 raise UsageError(
-                    f"{place(files.train, row['row'])}: the prompt has {tokens} tokens, "
-                    f"--max_length is {config.max_length}, so nothing of the response would be "
-                    "learned: take the pair out, or raise --max_length."
+                    f"--model {files.model}: its tokenizer has no chat template, but the pairs are "
+                    "conversations. Use a chat model, or give prompt and chosen as text."
                 )
+            continue
+        if len(prompt.encode()) < longest - 1:  # a token is a byte at least, and BOS is one more
+            continue
+        tokens = len(tokenizer(prompt, verbose=False)["input_ids"])
+        if tokens >= longest:
+            raise UsageError(
+                f"{place(files.train, row['row'])}: the prompt has {tokens} tokens, --max_length "
+                f"is {longest}, so nothing of the response would be learned: take the pair out, or "
+                "raise --max_length."
+            )
 
 
 def fine_tune(
