@@ -408,6 +408,10 @@ def test_unknown_command_key_and_yaml(files, model, capsys):
     assert "unknown key 'betta'; did you mean 'beta'" in fails(
         capsys, [*train_arguments(model), "--config", "a.yaml"]
     )
+    (files / "deep.yaml").write_text("beta: " + "[" * 3000)
+    assert "not YAML" in fails(capsys, [*train_arguments(model), "--config", "deep.yaml"])
+    (files / "date.yaml").write_text("beta: 2026-01-01")
+    assert "beta" in fails(capsys, [*train_arguments(model), "--config", "date.yaml"])
     (files / "b.yaml").write_text("just text")
     assert "key: value" in fails(capsys, [*train_arguments(model), "--config", "b.yaml"])
 

@@ -79,7 +79,7 @@ def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}; give a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(
             f"--config {path}: not YAML ({first}); write `key: value` lines."
@@ -94,7 +94,10 @@ def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        flags += [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
+        flags += [
+            f"--{name}",
+            *(v if isinstance(v, str) else json.dumps(v, default=str) for v in values),
+        ]
     return flags
 
 

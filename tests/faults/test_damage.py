@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import random
@@ -56,6 +58,17 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen_and_the_one_before_is_taken(
             assert name.name in skipped[0][1]
             (newest / name).write_bytes(whole)
     assert newest_complete(files / "run") == (newest, [])
+
+
+def test_a_manifest_names_files_of_its_own_checkpoint_alone(tmp_path):
+    step = tmp_path / "checkpoint-3"
+    step.mkdir()
+    (tmp_path / "outside.json").write_text("{}")
+    seal = {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    for name in ("../outside.json", str(tmp_path / "outside.json"), ".", "[" * 5000):
+        (step / "manifest.json").write_text(json.dumps({"format": 1, "files": {name: seal}}))
+        ((_, reason),) = newest_complete(tmp_path)[1]
+        assert "is missing" in reason
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(files, caplog):

@@ -285,14 +285,16 @@ def _defect(checkpoint: Path) -> str | None:
         return "it is not a directory"
     try:
         files = dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"])
+        paths = [path for path in checkpoint.rglob("*") if path.is_file()]
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so it was not written to the end, or not by softpref"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"its {MANIFEST} is damaged"
-    if pickled := [path.name for path in checkpoint.rglob("*") if path.suffix in PICKLED]:
+    if pickled := [path.name for path in paths if path.suffix in PICKLED]:
         return f"it holds {pickled[0]}, which may be a pickle and is never read"
+    present = {path.relative_to(checkpoint).as_posix() for path in paths}
     for name, recorded in files.items():
-        if not (checkpoint / name).is_file():
+        if name not in present:  # no path in a manifest is followed
             return f"{name} is missing"
         if (found := _seal(checkpoint / name)) != recorded:
             return f"{name} is damaged: {found} instead of {recorded}"
