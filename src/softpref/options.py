@@ -79,7 +79,7 @@ def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}; give a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # numbers too long, and worse
         first = str(error).splitlines()[0]
         raise UsageError(
             f"--config {path}: not YAML ({first}); write `key: value` lines."

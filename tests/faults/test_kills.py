@@ -15,7 +15,7 @@ import time
 import pytest
 
 KILLS = int(os.environ.get("SOFTPREF_KILLS", "3"))
-STEPS = max(40, 6 * KILLS)
+STEPS = max(40, 12 * KILLS)
 COMPARED = ("model.safetensors", "meta_learner.safetensors", "labels.jsonl",
             "label_history.parquet", "metrics.jsonl")  # fmt: skip
 SHAPES = {
@@ -62,20 +62,21 @@ def test_killed_runs_end_alike(files, shape):
     said = undisturbed.communicate()[0]
     assert undisturbed.returncode == 0, said
     kills = 0
-    while kills < KILLS:
-        process = start(command(files, "killed", shape))
+    while kills < KILLS and not (files / "killed" / "run.json").exists():
+        process, said = start(command(files, "killed", shape)), ""
         if draw.random() < 0.9:  # else at any moment, before the first step as well
             for line in process.stdout:
+                said += line
                 if line.startswith("steps:"):
                     break
         time.sleep(draw.uniform(0, 0.8))
         if process.poll() is not None:
-            assert process.returncode == 0, process.stdout.read()
+            assert process.returncode == 0, said + process.stdout.read()
             break
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += 1
-    assert kills >= min(KILLS, 3), "the run was over too soon to be killed"
+    assert kills >= max(3, KILLS // 2), "the run was over too soon to be killed"
     if not (files / "killed" / "run.json").exists():
         last = start(command(files, "killed", shape))
         said = last.communicate()[0]
