@@ -257,8 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(f"softpref {command}: {words}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on, sft and train from their last checkpoint "
-              "(--save_steps)", file=sys.stderr)  # fmt: skip
+        print("interrupted; the same command goes on where something was kept, sft and train from "
+              "their last checkpoint (--save_steps)", file=sys.stderr)  # fmt: skip
         sys.exit(130)
     finally:
         log.removeHandler(handler)
