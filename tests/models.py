@@ -1,4 +1,4 @@
-"""Tiny random models of several architectures, and random pairs for them."""
+"""Tiny random models of several architectures, random pairs for them, and the slow truth."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from softpref.algorithm.bilevel import clean_gradient
@@ -84,6 +85,16 @@ def with_lora(model: nn.Module, spread: float = 0.3, **kwargs) -> nn.Module:
 def dpo_gradient(policy: nn.Module, batches: list, beta: float) -> tuple:
     pullbacks = (GraphPullback(policy, batch, "response") for batch in batches)
     return clean_gradient(pullbacks, sum(map(len, batches)), beta)
+
+
+def slow_logp(policy: nn.Module, prompt: list[int], response: list[int]) -> float:
+    """One token at a time, each from a forward pass over what stands before it."""
+    total, ids = 0.0, list(prompt)
+    for token in response:
+        logits = policy(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        total += float(F.log_softmax(logits, -1)[token])
+        ids.append(token)
+    return total
 
 
 def random_pairs(count: int, seed: int = 0, longest: int = 9) -> list[dict]:

@@ -8,21 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 
 from softpref.algorithm.likelihood import measure
 from softpref.data import make_batch
-from tests.models import ARCHITECTURES, VOCABULARY, random_pairs, tiny_model
-
-
-def slow_logp(policy: nn.Module, prompt: list[int], response: list[int]) -> float:
-    """One token at a time, each from a forward pass over what stands before it."""
-    total, ids = 0.0, list(prompt)
-    for token in response:
-        logits = policy(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-        total += float(F.log_softmax(logits, -1)[token])
-        ids.append(token)
-    return total
+from tests.models import ARCHITECTURES, VOCABULARY, random_pairs, slow_logp, tiny_model
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -68,7 +68,9 @@ def test_statistic_equals_the_slow_one():
     flip_rate[:, 60:] = rates[:, None]
     basis = odd_basis(torch.cat([rows, noisy]), 1.0)
     coefficients = fit_coefficients(basis, torch.cat([weights, torch.ones(80)]), flip_rate)
-    fast = noise_rate._z(rates, *(noise_rate._quantile_bins(sample) for sample in (noisy, clean)))
+    fast = noise_rate._z(
+        rates, *(noise_rate._quantile_bins(sample, 1.0) for sample in (noisy, clean))
+    )
     slow = [
         slow_z(rate, noisy.tolist(), clean.tolist(), *pair)
         for rate, pair in zip(rates.tolist(), coefficients.tolist(), strict=True)

@@ -10,7 +10,7 @@ import torch
 from datasets import load_dataset
 
 import softpref
-from softpref.auditing import audit, scores
+from softpref.auditing import audit
 from softpref.auditing.audit import AuditOptions, labelled_both_ways, run_audit
 from softpref.auditing.beliefs import believe
 from softpref.auditing.export import EXPORTS
@@ -28,7 +28,7 @@ from tests.toy import toy_pairs
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(scores, "PART", 16)
+    monkeypatch.setattr(reference, "PART", 16)
     tiny_llama(make_tokenizer(), 0).save_pretrained(tmp_path / "sft")
     make_tokenizer().save_pretrained(tmp_path / "sft")
     rows = [row | {"source": f"s{i}"} for i, row in enumerate(toy_pairs(40, flip_every=3))]
@@ -219,7 +219,7 @@ def test_the_same_pair_labelled_both_ways_is_noticed():
     first = rows[0]
     turned = first | {"chosen": first["rejected"], "rejected": first["chosen"]}
     pairs = type(toy_pairs(1)).from_list([*rows, turned, rows[1]])
-    assert labelled_both_ways(pairs) == [True, False, False, True, False]
+    assert list(labelled_both_ways(pairs)) == [True, False, False, True, False]
 
 
 @pytest.mark.parametrize(

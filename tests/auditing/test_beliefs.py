@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from datasets import Dataset
 
 from softpref.algorithm.noise_rate import NoiseRate
-from softpref.auditing.beliefs import believe, longer_is_chosen, reason, reliability
+from softpref.auditing.beliefs import believe, flag, longer_is_chosen, reason, reliability
 
 
 def test_the_most_suspect_pair_is_first_and_ppl_diff_breaks_ties():
@@ -17,7 +18,7 @@ def test_the_most_suspect_pair_is_first_and_ppl_diff_breaks_ties():
     order = beliefs.rank.argsort()
     assert (beliefs.p_correct[order].diff() >= 0).all()
     assert (ppl_diff[order].diff() <= 0).all()
-    flags = [beliefs.flags[i] for i in order.tolist()]
+    flags = [flag(float(beliefs.p_correct[i])) for i in order]
     assert flags == sorted(flags, key=["suspect", "unsure", "fine"].index)
     assert (beliefs.p_correct[order][: flags.count("suspect")] < 0.5).all()
 
@@ -47,5 +48,5 @@ def test_reasons_in_plain_words():
 
 
 def test_ties_in_length_count_half():
-    pairs = {"chosen_ids": [[1, 2], [1], [1]], "rejected_ids": [[1], [1], [1, 2]]}
-    assert longer_is_chosen(pairs) == 0.5
+    lists = {"chosen_ids": [[1, 2], [1], [1]], "rejected_ids": [[1], [1], [1, 2]]}
+    assert longer_is_chosen(Dataset.from_dict(lists)) == 0.5

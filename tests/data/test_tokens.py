@@ -226,7 +226,7 @@ def test_columns_counts_and_bad_rows():
     assert (result.split_boundaries, result.truncated, result.ends_without_eos) == (1, 1, 0)
     assert result.pairs.column_names == [
         *pairs.column_names,
-        *("prompt_ids", "chosen_ids", "rejected_ids"),
+        *("prompt_ids", "chosen_ids", "rejected_ids", "index"),
     ]
     old = [{key: row[key] for key in pairs.column_names} for row in result.pairs]
     assert old == [pairs[0], pairs[2]]

@@ -25,6 +25,7 @@ from softpref.errors import UsageError
 from softpref.training import checkpoints
 from softpref.training.checkpoints import SafeCheckpoints, newest_complete
 from softpref.training.states import state_to_tensors, tensors_to_state
+from tests.safe_files import assert_safe_files
 
 ROWS = [
     {"input_ids": ids, "labels": ids}
@@ -549,29 +550,12 @@ def test_save_only_model_saves_only_the_model(tmp_path):
 # --- no pickles -----------------------------------------------------------------------------------
 
 
-def assert_only_json_safetensors_and_text(directory):
-    files = [path for path in directory.rglob("*") if path.is_file()]
-    assert files
-    for path in files:
-        data = path.read_bytes()
-        assert data[:2] not in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}, path
-        match path.suffix:
-            case ".json":
-                json.loads(data)
-            case ".safetensors":
-                load_file(path)
-            case ".md" | ".jinja" | ".txt":
-                data.decode()
-            case _:
-                pytest.fail(f"unexpected file {path}")
-
-
-def test_a_run_leaves_json_safetensors_and_text(finished, tmp_path):
-    assert_only_json_safetensors_and_text(finished)
+def test_a_run_leaves_no_pickle(finished, tmp_path):
+    assert_safe_files(finished)
     trainer = trainer_in(tmp_path, tiny(lora=True), max_steps=2)
     trainer.train()
     trainer.save_model()
-    assert_only_json_safetensors_and_text(tmp_path)
+    assert_safe_files(tmp_path)
     assert (tmp_path / "training_args.json").exists()
     assert json.loads((finished / "training_args.json").read_text())["learning_rate"] == 1e-2
 

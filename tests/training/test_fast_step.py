@@ -119,7 +119,7 @@ def test_the_size_of_a_step_counts_prompts_as_often_as_they_are_run(tmp_path, mo
         asked.append(step)
         return choose_engine(engine, policy, probe, step, budget)
 
-    monkeypatch.setattr("softpref.training.trainer.choose_engine", note)
+    monkeypatch.setattr("softpref.training.engines.choose_engine", note)
     for layout in ("auto", "padded"):
         trainer = toy_trainer(tmp_path, tuning="full", layout=layout, **STEPS)
     lengths = [

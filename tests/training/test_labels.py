@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_history_keeps_every_label_and_the_last_step(tmp_path):
     assert history.last_steps(4).tolist() == [3, 3, 1, -1]
     again = LabelHistory()
     again.restore(history.tensors())
-    again.write(tmp_path / "history.parquet", ["a", "b", "c", "d"])
+    again.write(tmp_path / "history.parquet", pa.chunked_array([["a", "b", "c", "d"]]))
     rows = pq.read_table(tmp_path / "history.parquet").to_pydict()
     assert rows["uid"] == ["c", "a", "a", "b"]
     assert rows["step"] == [1, 1, 3, 3]

@@ -19,11 +19,13 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from softpref.cli import main
 from softpref.data.fingerprints import count_sft_targets, target_fingerprint
 from softpref.errors import UsageError
 from softpref.training import sft
 from softpref.training.checkpoints import newest_complete
 from softpref.training.sft import SoftprefSFTTrainer, fine_tune
+from tests.safe_files import assert_safe_files
 
 WORDS = ["<pad>", "<s>", "</s>", "<user>", "<bot>", *"abcdefgh"]
 TEMPLATE = (
@@ -146,10 +148,7 @@ def test_targets_are_recorded_and_counted(tuned):
 
 
 def test_no_file_is_a_pickle(tuned):
-    for path in tuned.rglob("*"):
-        if path.is_file():
-            assert path.suffix in {".json", ".safetensors", ".jinja", ".md"}, path
-            assert path.read_bytes()[:2] not in {b"PK", b"\x80\x02", b"\x80\x04"}, path
+    assert_safe_files(tuned)
 
 
 @pytest.mark.parametrize(("pairs", "prompt", "answer"), [
@@ -247,3 +246,68 @@ def test_another_model_or_rate_is_another_run(tuned, tokenizer):
         again = config(tuned, resume_from_checkpoint=True, **change)
         with pytest.raises(UsageError, match=said):
             fine_tune(model, tokenizer, TEXT, again)
+
+
+# --- what is not finite ---------------------------------------------------------------------------
+
+
+class Poisoned(SoftprefSFTTrainer):
+    """NaN comes into the sixth step: into its loss alone, or one parameter's gradient alone."""
+
+    where, latest = "", None
+
+    def compute_loss(self, model, *args, **kwargs):
+        type(self).latest = self
+        loss = super().compute_loss(model, *args, **kwargs)
+        if self.state.global_step != 5:
+            return loss
+        self.before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        if self.where == "loss":
+            return loss + float("nan")
+        first = next(p for p in model.parameters() if p.requires_grad)
+        first.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+
+@pytest.mark.parametrize("clipped", [1.0, 0.0])
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=2, target_modules=["q_proj"])])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_not_taken_nor_logged(
+    tmp_path, tokenizer, monkeypatch, where, adapter, clipped
+):
+    monkeypatch.setattr(sft, "SoftprefSFTTrainer", Poisoned)
+    monkeypatch.setattr(Poisoned, "where", where)
+    options = config(tmp_path, gradient_accumulation_steps=2, max_grad_norm=clipped)
+    with pytest.raises(UsageError, match="step 6: .* not finite.*lower --learning_rate"):
+        fine_tune(tiny(), tokenizer, TEXT, options, adapter)
+    trainer = Poisoned.latest
+    assert trainer.state.global_step == 5
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, trainer.before[name]), name
+    losses = [line["loss"] for line in trainer.state.log_history]
+    assert len(losses) == 5
+    assert min(losses) > 0
+    # The last checkpoint is whole, and nothing says that the run is finished.
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".md"] == ["checkpoint-4"]
+    (weights,) = (tmp_path / "checkpoint-4").glob("*model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in load_file(weights).values())
+
+
+def test_a_model_that_says_nan_is_named_in_one_message(tmp_path, tokenizer, capsys):
+    broken = tiny()
+    with torch.no_grad():
+        broken.lm_head.weight[6] = float("nan")
+    broken.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    TEXT.to_json(tmp_path / "train.jsonl")
+    with pytest.raises(SystemExit) as stopped:
+        main(["sft", "--model", str(tmp_path / "model"), "--train", str(tmp_path / "train.jsonl"),
+              "--output", str(tmp_path / "out"), "--save_steps", "1", "--logging_steps", "1",
+              "--disable_tqdm", "true"])  # fmt: skip
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    (message,) = (line for line in said.err.splitlines() if line.startswith("softpref"))
+    assert message.startswith("softpref sft: step 1: the loss or its gradient is not finite.")
+    assert "Traceback" not in said.err
+    assert "'loss'" not in said.out
+    assert not list((tmp_path / "out").iterdir())

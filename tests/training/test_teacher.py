@@ -3,31 +3,11 @@ from __future__ import annotations
 import torch
 
 from softpref.training.teacher import (
-    CleanSampler,
     load_meta_learner,
     make_meta_learner,
     save_meta_learner,
 )
 from tests.toy import toy_config
-
-
-def test_every_clean_pair_is_drawn_once_a_pass_in_a_shuffled_order():
-    sampler = CleanSampler(pairs=12, batch_size=4, seed=1)
-    first, second = ([i for _ in range(3) for i in sampler.draw()] for _ in range(2))
-    assert sorted(first) == sorted(second) == list(range(12))
-    assert first != second
-    assert first != list(range(12))
-
-
-def test_draws_go_on_from_a_saved_state_and_leave_the_global_generator_alone():
-    sampler = CleanSampler(pairs=10, batch_size=4, seed=1)
-    sampler.draw()
-    state, before = sampler.state(), torch.random.get_rng_state()
-    expected = [sampler.draw() for _ in range(5)]
-    assert torch.equal(torch.random.get_rng_state(), before)
-    other = CleanSampler(pairs=10, batch_size=4, seed=2)
-    other.restore(state)
-    assert [other.draw() for _ in range(5)] == expected
 
 
 def test_the_z_score_is_of_the_first_thousand_pairs(tmp_path):

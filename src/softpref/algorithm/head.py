@@ -247,4 +247,5 @@ def _wide(logits: Tensor) -> Tensor:
 
 def _chunks(tokens: int, weight: Tensor) -> list[slice]:
     size = max(1, CHUNK_ENTRIES // len(weight))
-    return [slice(start, start + size) for start in range(0, tokens, size)]
+    starts = range(0, max(1, tokens), size)  # of no tokens one empty chunk: `cat` needs one
+    return [slice(start, start + size) for start in starts]

@@ -90,8 +90,7 @@ def estimate_noise_rate(ppl_diff_noisy: Tensor, ppl_diff_clean: Tensor) -> Noise
     # Scores point to the right label, whichever sign that is.
     if torch.tanh(ppl_diff_clean.double() / scale).sum() < 0:
         scale = -scale
-    noisy = _quantile_bins(ppl_diff_noisy.double() / scale)
-    clean = _quantile_bins(ppl_diff_clean.double() / scale)
+    noisy, clean = (_quantile_bins(sample, scale) for sample in (ppl_diff_noisy, ppl_diff_clean))
 
     low, high = 0.0, 0.5
     for _ in range(2):  # the second pass looks closely at what the first one found
@@ -123,11 +122,12 @@ def _locate(z: Tensor) -> tuple[int, Tensor]:
     return nearest, inside
 
 
-def _quantile_bins(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and counts, (M,) each, of runs of neighbouring scores."""
-    parts = scores.sort().values.tensor_split(min(_BINS, len(scores)))
-    counts = torch.tensor([len(part) for part in parts], dtype=scores.dtype, device=scores.device)
-    return torch.stack([part.mean() for part in parts]), counts
+def _quantile_bins(ppl_diff: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Means and counts, (M,) each, of runs of neighbouring scores, PPLDiff over the scale."""
+    in_order = (ppl_diff if scale > 0 else -ppl_diff).sort().values
+    parts = in_order.tensor_split(min(_BINS, len(in_order)))
+    means = torch.stack([(part.double() / abs(scale)).mean() for part in parts])
+    return means, torch.tensor([len(part) for part in parts]).to(means)
 
 
 def _z(rates: Tensor, noisy: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor]) -> Tensor:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, concatenate_datasets
 from pyarrow.json import read_json
 
 from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
-from softpref.auditing.beliefs import Beliefs, believe, reason
+from softpref.auditing.beliefs import Beliefs, believe, flag, reason
 from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, write_cleaned
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import Scored, score
 from softpref.auditing.summary import Summary, summarise
-from softpref.data.sources import content_key, load_pairs
+from softpref.data.books import Books
+from softpref.data.readers import column, dataset_rows, store
+from softpref.data.sources import content_key, in_sorted_order, load_pairs
 from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
@@ -98,15 +102,14 @@ def run_audit(options: AuditOptions) -> None:
     marks = _marks_of(options.marks, str(asked.data)) if options.marks else {}
     done = _audit(asked)
     output.mkdir(parents=True, exist_ok=True)
-    write_lines(output / LABELS, done.pairs)
+    write_lines(output / LABELS, dataset_rows(done.pairs))
     write_text(output / SUMMARY, json.dumps(dataclasses.asdict(done.summary), indent=1) + "\n")
     write_report(
         output / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
     )
     write_cleaned(str(asked.data), output, done.pairs, done.trusted, options.export, marks)
     if marks:
-        audited = set(done.pairs["uid"])
-        certain = sum(mark is not None and uid in audited for uid, mark in marks.items())
+        certain = sum(marks.get(uid) is not None for uid in done.pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
         logger.info(
             "marks: %d applied, %d unsure and left as the audit has them, %d on trusted pairs and "
@@ -118,7 +121,9 @@ def run_audit(options: AuditOptions) -> None:
 def _marks_of(path: str, data: str) -> dict[str, float | None]:
     """Read marks and refuse those of other data, before an hour of scoring."""
     marks = read_marks(path)
-    unknown = marks.keys() - set(load_pairs(data, on_bad_row="skip").pairs["uid"])
+    unknown = marks.keys() - {
+        uid for uid in load_pairs(data, on_bad_row="skip").pairs["uid"] if uid in marks
+    }
     if unknown:
         raise UsageError(
             f"--marks {path}: {len(unknown)} of the marked pairs are not in {data}, such as "
@@ -155,8 +160,8 @@ def _asked(options: AuditOptions) -> AuditOptions:
     asked = dataclasses.replace(
         asked, **{name: DEFAULTS[name] if value is None else value for name, value in given.items()}
     )
-    for flag in ("model", "data", "clean"):
-        require(getattr(asked, flag), f"--{flag}")
+    for needed in ("model", "data", "clean"):
+        require(getattr(asked, needed), f"--{needed}")
     return asked
 
 
@@ -181,9 +186,8 @@ def _audit(options: AuditOptions) -> Audit:
     scored = score(str(options.model), loaded, clean, config)
     noise = estimate_noise_rate(scored.ppl_diff, scored.clean_ppl_diff)
     beliefs = believe(scored.ppl_diff, scored.clean_ppl_diff, noise)
-    both_ways = labelled_both_ways(scored.pairs)
     return Audit(
-        _rows(scored, beliefs, both_ways, options.run),
+        _rows(scored, beliefs, options.run),
         summarise(scored, beliefs, noise, provenance),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
@@ -219,49 +223,48 @@ def _of_run(options: AuditOptions) -> AuditOptions:
     )  # fmt: skip
 
 
-def labelled_both_ways(pairs: Dataset) -> list[bool]:
-    """Return for every pair whether the same two responses are labelled the other way round too."""
-    orders: dict[str, set[str]] = {}
-    keys = []
-    columns = (pairs[name] for name in ("prompt", "chosen", "rejected"))
-    for prompt, chosen, rejected in zip(*columns, strict=True):
-        key = content_key(prompt, chosen, rejected)
-        orders.setdefault(key, set()).add(json.dumps(chosen, sort_keys=True))
-        keys.append(key)
-    return [len(orders[key]) > 1 for key in keys]
+def labelled_both_ways(pairs: Dataset) -> Iterator[bool]:
+    """Yield for every pair whether the same two responses are labelled the other way round too."""
+    books = Books()
+    texts = pairs.select_columns(["prompt", "chosen", "rejected"])
+    for row in dataset_rows(texts):
+        books.enter_order(content_key(**row), ahead=in_sorted_order(row["chosen"], row["rejected"]))
+    for row in dataset_rows(texts):
+        yield all(books.orders(content_key(**row)))
 
 
-def _rows(scored: Scored, beliefs: Beliefs, both_ways: Sequence[bool], run: str | None) -> Dataset:
-    uids = list(scored.pairs["uid"])
-    columns = {
-        "uid": uids,
-        "row": list(scored.pairs["row"]),
-        "ppl_diff": scored.ppl_diff.tolist(),
-        **_labels_of_run(run, uids),
-        "p_correct": beliefs.p_correct.tolist(),
-        "rank": beliefs.rank.tolist(),
-        "flag": beliefs.flags,
-        "why": [
-            reason(*of_pair)
-            for of_pair in zip(
-                scored.ppl_diff.tolist(), beliefs.preference_right.tolist(), both_ways, strict=True
-            )
-        ],
-    }
-    return Dataset.from_dict(columns)
+def _rows(scored: Scored, beliefs: Beliefs, run: str | None) -> Dataset:
+    places = scored.pairs.select_columns(["uid", "row"])
+    numbers = Dataset(
+        pa.table(
+            {
+                "ppl_diff": scored.ppl_diff.numpy(),
+                **_labels_of_run(run, column(places, "uid")),
+                "p_correct": beliefs.p_correct.numpy(),
+                "rank": beliefs.rank.numpy(),
+            }
+        )
+    )
+    in_words = (
+        {"flag": flag(row["p_correct"]), "why": reason(row["ppl_diff"], float(right), both_ways)}
+        for row, right, both_ways in zip(
+            dataset_rows(numbers),
+            beliefs.preference_right,
+            labelled_both_ways(scored.pairs),
+            strict=True,
+        )
+    )
+    words = store(in_words, pa.schema([("flag", pa.string()), ("why", pa.string())]))
+    return concatenate_datasets([places, numbers, words], axis=1)
 
 
-def _labels_of_run(run: str | None, uids: Sequence[str]) -> dict[str, list[Any]]:
+def _labels_of_run(run: str | None, uids: pa.ChunkedArray) -> dict[str, pa.Array]:
     names = ("soft_label", "margin", "step")
     if run is None:
-        return {name: [None] * len(uids) for name in names}
+        return {name: pa.nulls(len(uids)) for name in names}
     labels = read_json(Path(run) / LABELS)
-    of_uid = {uid: i for i, uid in enumerate(labels["uid"].to_pylist())}
-    places = [of_uid.get(uid) for uid in uids]
-    return {
-        name: [None if at is None else values[at] for at in places]
-        for name, values in ((name, labels[name].to_pylist()) for name in names)
-    }
+    places = pc.index_in(uids, value_set=labels["uid"])
+    return {name: labels[name].take(places) for name in names}
 
 
 def _refuse_other_contents(output: Path) -> None:

@@ -6,14 +6,15 @@ Shapes: n audited pairs, m trusted pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from softpref.algorithm.calibration import expected_calibration_error, share_of_equals
 from softpref.algorithm.noise_rate import NoiseRate
 from softpref.auditing.agreement import Agreement, left_out
+from softpref.training.scoring import token_counts
 
 FOLDS, BINS = 5, 10
 SUSPECT, UNSURE = 0.5, 0.8
@@ -44,14 +45,6 @@ class Beliefs:
     ece: float
     reliability: list[dict[str, float]]
     doubted_clean: list[int]
-
-    @property
-    def flags(self) -> list[str]:
-        """`suspect`, `unsure` or `fine` for every pair."""
-        return [
-            "suspect" if p < SUSPECT else "unsure" if p < UNSURE else "fine"
-            for p in self.p_correct.tolist()
-        ]
 
 
 def believe(ppl_diff: Tensor, clean_ppl_diff: Tensor, noise: NoiseRate) -> Beliefs:
@@ -92,6 +85,11 @@ def reliability(stated: Tensor, is_right: Tensor) -> list[dict[str, float]]:
     ]
 
 
+def flag(p_correct: float) -> str:
+    """Return `suspect`, `unsure` or `fine`."""
+    return "suspect" if p_correct < SUSPECT else "unsure" if p_correct < UNSURE else "fine"
+
+
 def reason(ppl_diff: float, preference_right: float, labelled_both_ways: bool) -> str:
     """Return in plain words why a label is believed as it is."""
     strength = f"PPLDiff {ppl_diff:+.2f} nats per token"
@@ -108,15 +106,10 @@ def reason(ppl_diff: float, preference_right: float, labelled_both_ways: bool) -
     return words + both * labelled_both_ways
 
 
-def longer_is_chosen(pairs: Any) -> float:
+def longer_is_chosen(pairs: Dataset) -> float:
     """Return the share of pairs, (n,), whose longer response is the one labelled better.
 
     In tokens; pairs of equally long ones count half.
     """
-    by = torch.tensor(
-        [
-            len(chosen) - len(rejected)
-            for chosen, rejected in zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
-        ]
-    )
+    by = token_counts(pairs, "chosen_ids") - token_counts(pairs, "rejected_ids")
     return float(((by > 0).double() + (by == 0) / 2).mean())

@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset
 
 from softpref.auditing.beliefs import SUSPECT
-from softpref.data.readers import read_rows
+from softpref.data.readers import column, read_rows
 from softpref.data.sources import Intake, content_key, place
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
@@ -98,13 +98,16 @@ def write_cleaned(
         export: one of `EXPORTS`.
         marks: a reviewer's, by uid.
     """
-    believed = dict(zip(audited["row"], audited["p_correct"], strict=True))
+    rows, believed = (column(audited, name).to_numpy() for name in ("row", "p_correct"))
 
     def p_correct(number: int, pair: dict[str, Any]) -> float | None:
         certain = trusted.p_correct(pair)
         if certain is None:
             certain = marks.get(pair["uid"])
-        return believed.get(number) if certain is None else certain
+        if certain is not None:
+            return certain
+        at = rows.searchsorted(number)  # an audit's rows are in the data's order
+        return float(believed[at]) if at < len(rows) and rows[at] == number else None
 
     path = output / CLEANED
     write_lines(path, _cleaned(data, p_correct, export))

@@ -1,12 +1,13 @@
 "use strict";
-// The pairs come as [uid, p, PPLDiff, flag, prompt, better, worse, why], the most suspect first;
+// The pairs come as [uid, p, PPLDiff, flag, prompt, better, worse, rank, why], most suspect first;
 // those with a `why` have their texts whole, the others' are cut.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 20;
-const [UID, P, PPL, FLAG, PROMPT, BETTER, WORSE, WHY] = [0, 1, 2, 3, 4, 5, 6, 7];
+const [UID, P, PPL, FLAG, PROMPT, BETTER, WORSE, RANK, WHY] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 const MARKS = ["right", "wrong", "unsure"];
 const KEY = "softpref-audit-" + DATA.fingerprint;
-const ALL = DATA.pairs.map((pair, index) => ({ pair, rank: index + 1 }));
+const ALL = DATA.pairs.map((pair) => ({ pair, rank: pair[RANK] }));
+const LEFT_OUT = DATA.total - ALL.length;
 const SAMPLE = DATA.sample.map((index) => ALL[index]);
 const get = (id) => document.getElementById(id);
 
@@ -163,7 +164,8 @@ function render() {
       `labelled better the better one? Marked so far: ${done}. Reviewed, they are a clean set: export them ` +
       "and give the file as --clean. Pairs you are unsure of are left out, wrong ones turned round."
     : "Your marks on these go to the cleaned data by --marks. They are no clean set: suspects are not " +
-      "like other pairs.";
+      "like other pairs." + (LEFT_OUT ? ` ${LEFT_OUT.toLocaleString("en")} less suspect ones are in ` +
+      "labels.jsonl alone." : "");
   get("export").textContent = sampling ? "Export reviewed pairs (clean.jsonl)" : "Export marks (marks.jsonl)";
   get("filters").hidden = sampling;
   for (const button of document.querySelectorAll("[data-sort]")) button.parentElement.hidden = sampling;

@@ -22,10 +22,12 @@ from datasets import Dataset
 from softpref.auditing.beliefs import UNSURE
 from softpref.auditing.charts import histogram, reliability_curve
 from softpref.auditing.summary import Summary
+from softpref.data.readers import column, dataset_rows
 from softpref.training.output import write_text
 
 REPORT = "report.html"
 WHOLE_TEXTS = 5000
+LISTED = 50_000  # a browser holds no more at ease
 SAMPLE = 150
 PREVIEW = 80
 
@@ -35,8 +37,8 @@ def write_report(
 ) -> None:
     """Write the page.
 
-    The 5,000 most suspect pairs and the random sample carry their whole texts, the rest previews of
-    80 characters.
+    The 5,000 most suspect pairs and the random sample carry their whole texts, the 45,000 after
+    them previews of 80 characters; of larger sets the rest is in `labels.jsonl` alone.
 
     Args:
         path: the file.
@@ -64,12 +66,12 @@ def write_report(
             charts="\n".join(
                 [
                     histogram(
-                        list(rows["ppl_diff"]),
+                        column(rows, "ppl_diff").to_numpy(),
                         "PPLDiff of the pairs, nats per token",
                         "Right of 0 the model contradicts the label.",
                     ),
                     histogram(
-                        list(rows["p_correct"]),
+                        column(rows, "p_correct").to_numpy(),
                         "Probability that the label is right",
                         "Pairs at the left end are the suspects.",
                     ),
@@ -114,25 +116,30 @@ def headline(summary: Summary) -> str:
 
 def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dict[str, Any]:
     """Return what the page's script reads: pairs by rank, the sample's places, its originals."""
-    order = sorted(range(len(rows)), key=list(rows["rank"]).__getitem__)
+    order = column(rows, "rank").to_numpy().argsort()
     sample = Random(seed).sample(range(len(order)), min(SAMPLE, len(order)))
-    whole = {*range(min(WHOLE_TEXTS, len(order))), *sample}
-    columns = {name: list(rows[name]) for name in ("uid", "p_correct", "ppl_diff", "flag", "why")}
-    texts = [list(pairs[name]) for name in ("prompt", "chosen", "rejected")]
+    listed = sorted({*range(min(LISTED, len(order))), *sample})
     entries = []
-    for place, i in enumerate(order):
-        words = [as_text(column[i]) for column in texts]
-        entry = [columns["uid"][i], round(columns["p_correct"][i], 4),
-                 round(columns["ppl_diff"][i], 3), columns["flag"][i]]  # fmt: skip
-        if place in whole:
-            entries.append([*entry, *words, columns["why"][i]])
-        else:
-            entries.append([*entry, *(_preview(text) for text in words)])
-    originals = {
-        columns["uid"][i]: {"prompt": texts[0][i], "responses": [texts[1][i], texts[2][i]]}
-        for i in (order[place] for place in sample)
+    originals = {}
+    chosen = (dataset_rows(of.select(order[listed])) for of in (rows, pairs))
+    for place, row, texts in zip(listed, *chosen, strict=True):
+        words = [as_text(texts[name]) for name in ("prompt", "chosen", "rejected")]
+        is_whole = place < WHOLE_TEXTS or place in sample
+        entries.append([
+            row["uid"], round(row["p_correct"], 4), round(row["ppl_diff"], 3), row["flag"],
+            *(words if is_whole else map(_preview, words)), row["rank"],
+            *([row["why"]] if is_whole else []),
+        ])  # fmt: skip
+        if place in sample:
+            responses = [texts["chosen"], texts["rejected"]]
+            originals[row["uid"]] = {"prompt": texts["prompt"], "responses": responses}
+    return {
+        "fingerprint": fingerprint,
+        "pairs": entries,
+        "total": len(order),
+        "sample": [listed.index(place) for place in sample],
+        "originals": originals,
     }
-    return {"fingerprint": fingerprint, "pairs": entries, "sample": sample, "originals": originals}
 
 
 def as_text(text: str | Sequence[dict[str, str]]) -> str:

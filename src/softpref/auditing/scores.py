@@ -1,4 +1,4 @@
-"""PPLDiff of every pair of a set under one model, in parts that are kept on disk.
+"""PPLDiff of every pair of a set under one model.
 
 Shapes: n pairs of the audited set, m trusted pairs.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch import Tensor
 
 from softpref.data.fingerprints import count_sft_targets
@@ -23,8 +23,6 @@ from softpref.training.preparation import prepare
 from softpref.training.reference import fingerprint_weights, with_reference
 
 logger = logging.getLogger(__name__)
-
-PART = 2000
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,7 @@ class Scored:
 
 
 def score(model: str, loaded: LoadedPairs, clean: LoadedPairs, args: MSPOConfig) -> Scored:
-    """Score both sets, each part once and for all: an interrupted audit goes on where it was.
-
-    Parts lie in softpref's cache under a hash of tokens, weights, precision and `ppl_scope`.
+    """Score both sets, once and for all: an interrupted audit goes on where it was.
 
     Raises:
         UsageError: there is no such model, or a set cannot be used.
@@ -67,20 +63,10 @@ def score(model: str, loaded: LoadedPairs, clean: LoadedPairs, args: MSPOConfig)
     collate, why = choose_layout(args.resolved_layout(), policy, probe)
     logger.info("layout: %s", why)
     weights = fingerprint_weights(policy)
-
-    def in_parts(pairs: Dataset, what: str) -> Dataset:
-        starts = range(0, len(pairs), PART)
-        return concatenate_datasets(
-            [
-                with_reference(
-                    policy, pairs.select(range(start, min(start + PART, len(pairs)))), args,
-                    weights, collate, f"{what}, part {i} of {len(starts)}",
-                )
-                for i, start in enumerate(starts, start=1)
-            ]
-        )  # fmt: skip
-
-    scored, trusted = in_parts(prepared.train, "scoring"), in_parts(prepared.clean, "clean")
+    scored, trusted = (
+        with_reference(policy, pairs, args, weights, collate, what)
+        for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))
+    )
     return Scored(
         scored,
         trusted,

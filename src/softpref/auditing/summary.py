@@ -9,9 +9,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.algorithm.noise_rate import NoiseRate
-from softpref.auditing.beliefs import Beliefs, longer_is_chosen
+from softpref.auditing.beliefs import SUSPECT, UNSURE, Beliefs, longer_is_chosen
 from softpref.auditing.scores import Scored
 from softpref.auditing.warnings import warnings_about
+from softpref.data.readers import column
 from softpref.training.metrics import auroc
 
 
@@ -56,7 +57,7 @@ class Summary:
 def summarise(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: str) -> Summary:
     """Return what an audit says of the whole set."""
     longer = longer_is_chosen(scored.pairs)
-    flags = beliefs.flags
+    suspect = int((beliefs.p_correct < SUSPECT).sum())
     return Summary(
         pairs=len(scored.pairs),
         clean_pairs=len(scored.clean),
@@ -65,8 +66,8 @@ def summarise(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: st
         noise_rate_low=noise.low,
         noise_rate_high=noise.high,
         expected_wrong_labels=float((1 - beliefs.p_correct).sum()),
-        suspect=flags.count("suspect"),
-        unsure=flags.count("unsure"),
+        suspect=suspect,
+        unsure=int((beliefs.p_correct < UNSURE).sum()) - suspect,
         ece=beliefs.ece,
         reliability=beliefs.reliability,
         auroc=_auroc(scored.pairs, beliefs.rank),
@@ -79,6 +80,6 @@ def summarise(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: st
 def _auroc(pairs: Dataset, rank: Tensor) -> float | None:
     if "is_flipped" not in pairs.column_names:
         return None
-    is_flipped = torch.tensor(pairs["is_flipped"])
+    is_flipped = torch.tensor(column(pairs, "is_flipped").to_numpy())
     both = 0 < int(is_flipped.sum()) < len(is_flipped)
     return auroc(rank.double(), ~is_flipped) if both else None

@@ -58,6 +58,11 @@ def dataset_rows(dataset: datasets.Dataset) -> Iterator[dict[str, Any]]:
             yield dict(zip(batch, values, strict=True))
 
 
+def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    """One column as Arrow holds it, on disk where the data set is; never a Python list."""
+    return dataset.select_columns([name]).with_format("arrow")[:].column(name)
+
+
 def store(rows: Iterator[Any], schema: pa.Schema) -> datasets.Dataset:
     """Streams rows into an Arrow file that lasts as long as the process."""
     # Always a new file: `Dataset.from_generator` has a cache that knows only its arguments.

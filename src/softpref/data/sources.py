@@ -18,6 +18,7 @@ import datasets
 import pyarrow as pa
 from tqdm import tqdm
 
+from softpref.data.books import Books
 from softpref.data.readers import RowError, dataset_rows, read_rows, store
 from softpref.errors import UsageError
 
@@ -95,6 +96,11 @@ def content_key(prompt: Text, chosen: Text, rejected: Text) -> str:
     return _hash(json.dumps([prompt, responses], sort_keys=True))
 
 
+def in_sorted_order(chosen: Text, rejected: Text) -> bool:
+    """Says which of the two ways to label one content this is."""
+    return json.dumps(chosen) < json.dumps(rejected)
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -149,9 +155,7 @@ class Intake:
         self.contradicting = 0
         self.duplicates = 0
         self._form = ""
-        self._row_of_uid: dict[str, int] = {}
-        # Per content: how often it was seen with the responses in sorted and in reverse order.
-        self._orders_seen: dict[str, tuple[int, int]] = {}
+        self._books = Books()
         self.digest = hashlib.sha256()  # of the kept rows' content
 
     def admit(self, row: int, raw: object) -> Pair | None:
@@ -168,18 +172,17 @@ class Intake:
         if form != (self._form or form):
             raise RowError(f"the row has {form}, the rows before it {self._form}")
         key = content_key(fields["prompt"], fields["chosen"], fields["rejected"])
-        ahead, reverse = self._orders_seen.get(key, (0, 0))
+        ahead, reverse = self._books.orders(key)
         seen = ahead + reverse
         uid = fields.pop("uid", None) or (_hash(f"{key} {seen}") if seen else key)
-        if uid in self._row_of_uid:
-            first = place(self.bad.source, self._row_of_uid[uid])
-            raise RowError(f"uid {uid!r} is already that of {first}")
-        in_order = json.dumps(fields["chosen"]) < json.dumps(fields["rejected"])
+        if (first := self._books.row_of(uid)) is not None:
+            raise RowError(f"uid {uid!r} is already that of {place(self.bad.source, first)}")
+        in_order = in_sorted_order(fields["chosen"], fields["rejected"])
         self.duplicates += (ahead if in_order else reverse) > 0
         ahead, reverse = ahead + in_order, reverse + (not in_order)
         self.contradicting += (ahead if in_order else reverse) == 1 and ahead * reverse > 0
-        self._orders_seen[key] = ahead, reverse
-        self._row_of_uid[uid] = row
+        self._books.enter_order(key, ahead=in_order)
+        self._books.enter_uid(uid, row)
         self._form = form
         self.kept += 1
         self.digest.update(json.dumps([uid, fields]).encode() + b"\n")

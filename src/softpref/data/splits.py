@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 
+import numpy as np
 from datasets import Dataset
 
 from softpref.data.readers import dataset_rows
@@ -34,9 +35,9 @@ def hold_out_clean(pairs: Dataset, count: int, seed: int) -> tuple[Dataset, Data
             f"--clean {count}: give a number from 1 to {len(pairs) - 1} or a file; "
             f"there are {len(pairs)} pairs to hold out from."
         )
-    drawn = set(random.Random(seed).sample(range(len(pairs)), count))
-    rest = pairs.select([index for index in range(len(pairs)) if index not in drawn])
-    clean = pairs.select(sorted(drawn))
+    drawn = sorted(random.Random(seed).sample(range(len(pairs)), count))
+    rest = pairs.select(np.delete(np.arange(len(pairs)), drawn))
+    clean = pairs.select(drawn)
     if "is_flipped" not in pairs.column_names:
         return rest, clean, ASSUMED_CORRECT
     restored = [
@@ -58,13 +59,15 @@ def without_clean(train: Dataset, clean: Dataset) -> tuple[Dataset, int]:
         UsageError: If no training pair is left.
     """
     trusted = set(_keys(clean))
-    kept = [index for index, key in enumerate(_keys(train)) if key not in trusted]
-    if not kept:
+    is_kept = np.fromiter((key not in trusted for key in _keys(train)), bool, len(train))
+    if not is_kept.any():
         raise UsageError(
             "every pair of --train is also in --clean, nothing is left to train on. "
             "Give other training pairs or fewer clean ones."
         )
-    return train.select(kept), len(train) - len(kept)
+    if is_kept.all():
+        return train, 0
+    return train.select(is_kept.nonzero()[0]), int((~is_kept).sum())
 
 
 def refuse_overlap(clean: Dataset, other: Dataset, name: str) -> None:

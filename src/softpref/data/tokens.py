@@ -109,7 +109,9 @@ def tokenize_pairs(
     name: str,
     on_bad_row: OnBadRow = "stop",
 ) -> TokenizedPairs:
-    """Adds the columns `prompt_ids`, `chosen_ids` and `rejected_ids` to pair rows.
+    """Adds the columns `prompt_ids`, `chosen_ids` and `rejected_ids` to pair rows, and `index`.
+
+    `index` is a pair's place among those kept, from 0.
 
     Args:
         pairs: Pair rows, as `load_pairs` gives them.
@@ -138,10 +140,12 @@ def tokenize_pairs(
                 open_ends=ids.ends_without_eos,
             )
             if not bad.stopped:
-                yield row | {column: getattr(ids, column) for column in _IDS}
+                tokens = {column: getattr(ids, column) for column in _IDS}
+                yield row | tokens | {"index": counts["kept"] - 1}
 
-    columns = [field for field in pairs.features.arrow_schema if field.name not in _IDS]
-    schema = pa.schema([*columns, *((column, pa.list_(pa.int32())) for column in _IDS)])
+    added = pa.schema([*((name, pa.list_(pa.int32())) for name in _IDS), ("index", pa.int64())])
+    columns = [field for field in pairs.features.arrow_schema if field.name not in added.names]
+    schema = pa.schema([*columns, *added])
     # Not `Dataset.map`: its progress bar can only be silenced for the whole process.
     bar = tqdm(tokenized(), f"tokenizing {name}", len(pairs), delay=3, leave=False, disable=None)
     dataset = store(iter(bar), schema)

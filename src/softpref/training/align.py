@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from softpref.algorithm.noise_rate import NoiseRate
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
+from softpref.data.readers import column, dataset_rows
 from softpref.data.sources import LoadedPairs, load_pairs, subset
 from softpref.data.splits import hold_out_clean
 from softpref.errors import UsageError
@@ -114,9 +115,9 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     trainer.save_model()
     trainer.save_state()
     labels = trainer.label_pairs()
-    write_lines(output / "labels.jsonl", labels)
+    write_lines(output / "labels.jsonl", dataset_rows(labels))
     _say_labels(labels, trainer.pairs)
-    trainer.history.write(output / "label_history.parquet", list(trainer.pairs["uid"]))
+    trainer.history.write(output / "label_history.parquet", column(trainer.pairs, "uid"))
     if trainer.teacher:
         save_meta_learner(trainer.teacher.meta_learner, output)
     evaluation_metrics = trainer.evaluate() if evaluation else None
@@ -139,16 +140,16 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
 
 def _say_labels(labels: Dataset, pairs: Dataset) -> None:
     if labels["soft_label"][0] is not None:
-        soft_label = torch.tensor(labels["soft_label"])
+        soft_label = torch.tensor(column(labels, "soft_label").to_numpy())
         logger.info(
             "labels: mean soft label %.2f; %.1f%% of the pairs below one half",
             soft_label.mean(), 100 * (soft_label < 0.5).float().mean(),
         )  # fmt: skip
     if labels["p_correct"][0] is None or "is_flipped" not in pairs.column_names:
         return
-    is_flipped = torch.tensor(pairs["is_flipped"])
+    is_flipped = torch.tensor(column(pairs, "is_flipped").to_numpy())
     if 0 < is_flipped.sum() < len(is_flipped):
-        found = auroc(torch.tensor(labels["p_correct"]), ~is_flipped)
+        found = auroc(torch.tensor(column(labels, "p_correct").to_numpy()), ~is_flipped)
         logger.info("labels: p_correct tells right from flipped labels with AUROC %.3f", found)
 
 

@@ -71,18 +71,18 @@ class LabelHistory:
         columns = self.tensors()
         return torch.full((pairs,), -1).scatter_reduce(0, columns["index"], columns["step"], "amax")
 
-    def write(self, path: Path, uids: list[str]) -> None:
+    def write(self, path: Path, uids: pa.ChunkedArray) -> None:
         """Write `label_history.parquet`: uid, step, ppl_diff, soft_label, margin."""
         columns = {name: values.numpy() for name, values in self.tensors().items()}
         index = columns.pop("index")
-        table = pa.table({"uid": pa.array(uids).take(pa.array(index)), **columns})
+        table = pa.table({"uid": uids.take(pa.array(index)), **columns})
         partial = path.with_suffix(".partial")
         pq.write_table(table, partial)
         os.replace(partial, path)
 
 
 def beliefs(
-    uids: list[str],
+    uids: pa.ChunkedArray,
     steps: Tensor,
     scored: Measured,
     trusted: Measured | None,
@@ -104,26 +104,25 @@ def beliefs(
         signal: the PPLDiff that the evidence is made from.
         noise_rate: share of flipped labels.
     """
-    soft_label: list[float] | list[None] = [None] * len(uids)
-    p_correct: list[float] | list[None] = [None] * len(uids)
+    unknown = pa.nulls(len(uids))
+    soft_label, p_correct = unknown, unknown
     if isinstance(labeller, MetaLearner):
         with torch.no_grad():
-            soft_label = labeller(signal(scored)).tolist()
+            soft_label = pa.array(labeller(signal(scored)).cpu().numpy())
     if trusted is not None and noise_rate is not None:
         calibration = Calibration.fit(evidence(labeller, signal(trusted)))
         _say_calibration(evidence(labeller, signal(trusted)))
         scores = evidence(labeller, signal(scored))
-        p_correct = calibration.probability_correct(scores, noise_rate).tolist()
-    return Dataset.from_dict(
-        {
-            "uid": uids,
-            "ppl_diff": scored.ppl_diff.tolist(),
-            "soft_label": soft_label,
-            "p_correct": p_correct,
-            "margin": scored.margin.tolist(),
-            "step": [step if step >= 0 else None for step in steps.tolist()],
-        }
-    )
+        p_correct = pa.array(calibration.probability_correct(scores, noise_rate).numpy())
+    table = {
+        "uid": uids,
+        "ppl_diff": scored.ppl_diff.numpy(),
+        "soft_label": soft_label,
+        "p_correct": p_correct,
+        "margin": scored.margin.numpy(),
+        "step": pa.array(steps.numpy(), mask=steps.numpy() < 0),
+    }
+    return Dataset(pa.table(table))
 
 
 def _say_calibration(trusted: Tensor) -> None:

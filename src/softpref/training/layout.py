@@ -15,7 +15,7 @@ from softpref.algorithm.jacobian import GraphPullback
 from softpref.algorithm.policy import evaluating
 from softpref.algorithm.rows import PairBatch, skips_masked
 from softpref.data.batches import PARTS, Collate, make_batch, make_shared_batch
-from softpref.training.scoring import pair_lengths
+from softpref.training.scoring import pair_lengths, token_counts
 
 Layout = Literal["auto", "padded"]
 
@@ -34,23 +34,23 @@ def longest_pairs(*sets: Dataset | None) -> list[dict[str, Any]]:
         pairs[i]
         for pairs in sets
         if pairs is not None
-        for i in pair_lengths(pairs).argsort(descending=True)[:PROBE_PAIRS].tolist()
+        for i in pair_lengths(pairs).topk(min(PROBE_PAIRS, len(pairs))).indices.tolist()
     ]
     return sorted(longest, key=lambda pair: -sum(len(pair[p]) for p in PARTS))[:PROBE_PAIRS]
 
 
 def shortest_pairs(pairs: Dataset) -> list[dict[str, Any]]:
     """Return the shortest few pairs, for a trial that costs little memory."""
-    return [pairs[i] for i in pair_lengths(pairs).argsort()[:PROBE_PAIRS].tolist()]
+    few = min(PROBE_PAIRS, len(pairs))
+    return [pairs[i] for i in pair_lengths(pairs).topk(few, largest=False).indices.tolist()]
 
 
 def mean_tokens(pairs: Dataset, *, shared: bool) -> float:
     """Return the mean tokens a pair takes in a batch, its prompt counted as often as it is run."""
-    lengths = pair_lengths(pairs).double().mean()
-    if shared:
-        return float(lengths)
-    prompts = sum(len(ids) for ids in pairs["prompt_ids"]) / len(pairs)
-    return float(lengths) + prompts
+    tokens = int(pair_lengths(pairs).sum())
+    if not shared:
+        tokens += int(token_counts(pairs, "prompt_ids").sum())
+    return tokens / len(pairs)
 
 
 def choose_layout(

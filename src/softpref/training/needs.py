@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
 
 from softpref.algorithm.methods import Beginning, Method
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect import Correction
@@ -59,7 +61,7 @@ def require_needs(args: MSPOConfig, prepared: Prepared) -> None:
 
 def every_pair_has_a_label(pairs: Dataset) -> bool:
     """Return whether each pair brings a soft label, so that no noise rate is needed for one."""
-    return "soft_label" in pairs.column_names and None not in pairs["soft_label"][:]
+    return "soft_label" in pairs.column_names and not column(pairs, "soft_label").null_count
 
 
 def with_given_labels(pairs: Dataset, method: Method, correction: Correction | None) -> Dataset:
@@ -68,19 +70,19 @@ def with_given_labels(pairs: Dataset, method: Method, correction: Correction | N
     It is what the correction found, or `soft_label`, or for `oracle` 1, and 0 for a flipped pair.
     """
     if correction is not None:
-        return pairs.add_column("given_label", correction.labels.tolist())
-    column = method.given_by
-    if column is None or column not in pairs.column_names:
+        return pairs.add_column("given_label", correction.labels.double().numpy())
+    source = method.given_by
+    if source is None or source not in pairs.column_names:
         return pairs
-    labels = pairs[column]
-    if column == "is_flipped":
-        labels = [0.0 if flipped else 1.0 for flipped in labels]
-    return pairs.add_column("given_label", list(labels))
+    labels = column(pairs, source)
+    if source == "is_flipped":
+        labels = pc.if_else(labels, 0.0, 1.0)
+    return pairs.add_column("given_label", labels.combine_chunks())
 
 
 def starting_ppl_diff(pairs: Dataset) -> Tensor:
     """Return PPLDiff under the starting policy, (n,), nats per token."""
-    return torch.tensor(pairs["starting_ppl_diff"])
+    return torch.tensor(column(pairs, "starting_ppl_diff").to_numpy(), dtype=torch.float32)
 
 
 def noise_of(

@@ -75,9 +75,7 @@ def resume_point(value: str | None) -> str | bool | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under another name, one of this process alone, and rename it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    _write(path, [text])
 
 
 @contextmanager
@@ -101,8 +99,15 @@ def one_writer(path: Path) -> Iterator[None]:
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Write JSON lines."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write JSON lines as `write_text` does, one at a time."""
+    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write(path: Path, texts: Iterable[str]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(texts)
+    os.replace(partial, path)
 
 
 def read_columns(path: Path, names: Sequence[str], count: int) -> dict[str, Tensor] | None:

@@ -87,7 +87,7 @@ def prepare(
         done = tokenize_pairs(
             pairs, tokenizer, max_length, name=source.source, on_bad_row=on_bad_row
         )
-        sets[name] = done.pairs.add_column("index", range(len(done.pairs)))
+        sets[name] = done.pairs
         record[name] = {
             "source": source.source,
             "fingerprint": source.fingerprint,

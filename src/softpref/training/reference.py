@@ -1,4 +1,7 @@
-"""Reference log-probs: computed once by the starting policy, kept on disk, read ever after."""
+"""Reference log-probs: computed once by the starting policy, kept on disk, read ever after.
+
+Shapes: n pairs of a data set.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from softpref.data.batches import PARTS, Collate
+from softpref.data.readers import store
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.output import read_columns, write_columns
@@ -25,6 +31,8 @@ from softpref.training.scoring import score_pairs
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff")
+PART = 2000
+"""Pairs that are kept together: as much is done anew when a pass was interrupted."""
 
 
 def default_cache() -> Path:
@@ -61,9 +69,9 @@ def with_reference(
 ) -> Dataset:
     """Add `ref_chosen_logp`, `ref_rejected_logp` and `starting_ppl_diff` to every pair.
 
-    The pass over the pairs is done once and kept on disk under a hash of the token ids (so of data,
-    tokenizer and length), the policy's weights, the precision and `ppl_scope`; a file that is
-    damaged is made again.
+    The pass over the pairs is done once, in parts, and goes on where it was interrupted. Parts are
+    kept on disk under a hash of the token ids (so of data, tokenizer and length), the policy's
+    weights, the precision and `ppl_scope`; a file that is damaged is made again.
 
     Args:
         policy: the policy before its first step.
@@ -73,8 +81,33 @@ def with_reference(
         collate: how pairs become batches.
         what: what the progress bar says.
     """
-    parts = [fingerprint_tokens(pairs), policy_fingerprint, str(args.bf16), args.ppl_scope]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    starts = range(0, len(pairs), PART)
+
+    def scored() -> Iterator[dict[str, float]]:
+        for i, start in enumerate(starts, start=1):
+            columns = _part(
+                policy, pairs.select(range(start, min(start + PART, len(pairs)))), args,
+                policy_fingerprint, collate,
+                f"{what}, part {i} of {len(starts)}" if len(starts) > 1 else what,
+            )  # fmt: skip
+            for row in zip(*(columns[name].tolist() for name in COLUMNS), strict=True):
+                yield dict(zip(COLUMNS, row, strict=True))
+
+    schema = pa.schema([(name, pa.float64()) for name in COLUMNS])
+    return concatenate_datasets([pairs, store(scored(), schema)], axis=1)
+
+
+def _part(
+    policy: nn.Module,
+    pairs: Dataset,
+    args: MSPOConfig,
+    policy_fingerprint: str,
+    collate: Collate,
+    what: str,
+) -> dict[str, Tensor]:
+    """Return the columns of one part, (n,) each, from disk or by a pass over its pairs."""
+    made_of = [fingerprint_tokens(pairs), policy_fingerprint, str(args.bf16), args.ppl_scope]
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     cache = Path(args.reference_cache) if args.reference_cache else default_cache()
     path = cache / f"{key}.safetensors"
     columns = read_columns(path, COLUMNS, len(pairs))
@@ -92,9 +125,7 @@ def with_reference(
         columns = dict(zip(COLUMNS, values, strict=True))
         _require_finite(columns, pairs, what)
         write_columns(path, columns)
-    for name in COLUMNS:
-        pairs = pairs.add_column(name, columns[name].double().numpy())
-    return pairs
+    return columns
 
 
 def _require_finite(columns: dict[str, Tensor], pairs: Dataset, what: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import nn
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import evaluating
 from softpref.data.batches import PARTS, Collate
+from softpref.data.readers import column
 
 
 def mixed_precision(device: torch.device, bf16: bool) -> torch.autocast:
@@ -24,8 +26,15 @@ def mixed_precision(device: torch.device, bf16: bool) -> torch.autocast:
 
 def pair_lengths(pairs: Dataset) -> torch.Tensor:
     """Return how many tokens each pair has in all, shape (n,)."""
-    columns = (pairs[part] for part in PARTS)
-    return torch.tensor([sum(map(len, row)) for row in zip(*columns, strict=True)])
+    lengths = token_counts(pairs, PARTS[0])
+    for part in PARTS[1:]:
+        lengths += token_counts(pairs, part)
+    return lengths
+
+
+def token_counts(pairs: Dataset, part: str) -> torch.Tensor:
+    """Return how many tokens one part of each pair has, shape (n,), int32."""
+    return torch.tensor(pc.list_value_length(column(pairs, part)).to_numpy())
 
 
 def score_pairs(

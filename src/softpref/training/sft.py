@@ -15,10 +15,12 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from peft import PeftConfig
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
+from softpref.algorithm.bilevel import NonFiniteError, require_finite
+from softpref.algorithm.policy import trainable
 from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sft_targets
 from softpref.data.sources import load_pairs, place
 from softpref.errors import UsageError
@@ -55,6 +57,28 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
         """Data, model and options: a run resumed with others would be neither of the two runs."""
         return self._made_of | {name: getattr(self.args, name) for name in SFT_IDENTITY}
 
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Add a micro-batch's gradient, before the optimizer moves anything.
+
+        Raises:
+            UsageError: the loss or the gradient is not finite.
+        """
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        held = [loss]
+        if self.accelerator.scaler is None:  # float16's scaler leaves such a step out by itself
+            held += [p.grad for p in trainable(model) if p.grad is not None]
+        try:
+            require_finite("the loss or its gradient", *held)
+        except NonFiniteError as error:
+            raise UsageError(
+                f"step {self.state.global_step + 1}: {error}. The model was not moved. In the "
+                "first step, look for weights of --model that are not finite; else lower "
+                "--learning_rate, with a new --output."
+            ) from error
+        return loss
+
 
 @dataclass
 class SFTOptions(SFTConfig):
@@ -64,6 +88,7 @@ class SFTOptions(SFTConfig):
     bf16: bool = option("Train in bfloat16 mixed precision.", False)
     activation_checkpointing: bool = option("Recompute activations to save memory.", False)
     report_to: str = option("Where to report to.", "none")
+    logging_nan_inf_filter: bool = option("Unused: what is not finite ends the run.", False)
     force: bool = option("Resume though the checkpoint is of other data.", False)
 
     def __post_init__(self) -> None:
@@ -86,7 +111,8 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     """Fine-tune a model on a file's chosen responses.
 
     Raises:
-        UsageError: something is wrong with data, model or options; nothing was written.
+        UsageError: something is wrong with data, model or options, and nothing was written; or a
+            step is not finite, and no more than the checkpoints before it was.
     """
     for name in ("model", "train", "output"):
         require(getattr(files, name), f"--{name}")
@@ -162,7 +188,8 @@ def fine_tune(
         `config.output_dir`.
 
     Raises:
-        UsageError: the set-up cannot be checkpointed, or the checkpoint cannot be resumed from.
+        UsageError: the set-up cannot be checkpointed, the checkpoint cannot be resumed from, or a
+            step is not finite.
     """
     rows = pairs.select_columns(["prompt", "chosen"])
     targets = [target_fingerprint(row["prompt"], row["chosen"]) for row in rows]

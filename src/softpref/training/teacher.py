@@ -12,40 +12,11 @@ from torch import Tensor
 
 from softpref.algorithm.labeller import MetaLearner, warm_start
 from softpref.training.config import MSPOConfig
+from softpref.training.samplers import CleanSampler
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 ZSCORE_PAIRS = 1000
 META_LEARNER = "meta_learner.safetensors"
-
-
-class CleanSampler:
-    """Endless batches of clean pairs: shuffled passes, one after the other.
-
-    It has a generator of its own, since the global one is restored in the middle of an epoch when a
-    run is resumed.
-    """
-
-    def __init__(self, pairs: int, batch_size: int, seed: int) -> None:
-        self._pairs, self._batch_size = pairs, batch_size
-        self._generator = torch.Generator().manual_seed(seed)
-        self._queue = torch.empty(0, dtype=torch.int64)
-
-    def draw(self) -> list[int]:
-        """Return the positions of the next batch."""
-        while len(self._queue) < self._batch_size:
-            shuffled = torch.randperm(self._pairs, generator=self._generator)
-            self._queue = torch.cat([self._queue, shuffled])
-        drawn, self._queue = self._queue.tensor_split([self._batch_size])
-        return drawn.tolist()
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what `restore` needs to go on with the same draws."""
-        return {"generator": self._generator.get_state(), "queue": self._queue.clone()}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on where `state` was taken."""
-        self._generator.set_state(state["generator"])
-        self._queue = state["queue"]
 
 
 def make_meta_learner(

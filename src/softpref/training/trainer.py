@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from softpref.algorithm.bilevel import (
@@ -25,19 +26,20 @@ from softpref.algorithm.bilevel import (
     non_finite_pairs,
     require_finite,
 )
-from softpref.algorithm.engine import EngineChoice, StepSize, choose_engine
 from softpref.algorithm.forms import dense
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.taps import NotTappedError
+from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import MSPOConfig
+from softpref.training.engines import engine_for
 from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs
-from softpref.training.layout import choose_layout, longest_pairs, mean_tokens, shortest_pairs
+from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.lookahead import adamw_scales
 from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
 from softpref.training.models import (
@@ -62,6 +64,7 @@ from softpref.training.reference import (
     fingerprint_weights,
     sets_with_reference,
 )
+from softpref.training.samplers import EpochSampler
 from softpref.training.scoring import score_pairs
 from softpref.training.states import JSON
 from softpref.training.step import Stepped, Steps
@@ -151,7 +154,9 @@ class MSPOTrainer(SafeCheckpoints):
         }
         self.noise = noise_of(args, self.prepared, self.correction)
         self.teacher = self._make_teacher()
-        self._engine = self._choose_engine() if self.teacher else None
+        self._engine = (
+            engine_for(self.policy, self.pairs, self.collate, args) if self.teacher else None
+        )
         self.labeller = self._make_labeller()
         self.history = LabelHistory()
         self._steps = Steps(args, self.collate, self.labeller, self.method)
@@ -160,6 +165,12 @@ class MSPOTrainer(SafeCheckpoints):
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._skipped = SkippedSteps(args.max_skipped_steps)
         self._say_how()
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(len(self.pairs), seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -288,7 +299,7 @@ class MSPOTrainer(SafeCheckpoints):
         """
         scored = self._score(self.pairs, "labelling")
         return beliefs(
-            list(self.pairs["uid"]),
+            column(self.pairs, "uid"),
             self.history.last_steps(len(self.pairs)),
             scored,
             self._score(self.clean, "labelling, clean") if self.clean else None,
@@ -366,22 +377,6 @@ class MSPOTrainer(SafeCheckpoints):
             return self.method.make_labeller(known)
         except ValueError as error:
             raise UsageError(f"--method {self.args.method}: {error}.") from None
-
-    def _choose_engine(self) -> EngineChoice:
-        args = self.args
-        if args.activation_checkpointing:  # as `train` will, for it decides on the graphs' size
-            cast(Any, self.policy).activation_checkpointing_enable(
-                activation_checkpointing_kwargs=args.activation_checkpointing_kwargs
-            )
-            self.policy.train()
-        micro_batches = args.gradient_accumulation_steps
-        pairs = args.per_device_train_batch_size * micro_batches
-        if args.clean_gradient == "current":
-            pairs += args.meta_batch_size
-        probe = self.collate(shortest_pairs(self.pairs)).to(args.device)
-        tokens = round(pairs * mean_tokens(self.pairs, shared=probe.position_ids is not None))
-        step = StepSize(pairs, tokens, micro_batches)
-        return choose_engine(args.engine, self.policy, probe, step, args.keep_budget_gib)
 
     def _say_how(self) -> None:
         args, steps = self.args, self.total_steps()

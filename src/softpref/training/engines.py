@@ -1,0 +1,32 @@
+"""Which engine makes the margins' Jacobian in a run's steps."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from datasets import Dataset
+from torch import nn
+
+from softpref.algorithm.engine import EngineChoice, StepSize, choose_engine
+from softpref.data.batches import Collate
+from softpref.training.config import MSPOConfig
+from softpref.training.layout import mean_tokens, shortest_pairs
+
+
+def engine_for(
+    policy: nn.Module, pairs: Dataset, collate: Collate, args: MSPOConfig
+) -> EngineChoice:
+    """Return the engine for steps of this size, tried on the shortest training pairs."""
+    if args.activation_checkpointing:  # as `train` will, for it decides on the graphs' size
+        cast(Any, policy).activation_checkpointing_enable(
+            activation_checkpointing_kwargs=args.activation_checkpointing_kwargs
+        )
+        policy.train()
+    micro_batches = args.gradient_accumulation_steps
+    count = args.per_device_train_batch_size * micro_batches
+    if args.clean_gradient == "current":
+        count += args.meta_batch_size
+    probe = collate(shortest_pairs(pairs)).to(args.device)
+    tokens = round(count * mean_tokens(pairs, shared=probe.position_ids is not None))
+    step = StepSize(count, tokens, micro_batches)
+    return choose_engine(args.engine, policy, probe, step, args.keep_budget_gib)

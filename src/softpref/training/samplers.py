@@ -1,0 +1,64 @@
+"""Which pairs a step draws: training pairs epoch by epoch, clean pairs without end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+CHUNK = 1000
+
+
+class EpochSampler(Sampler[int]):
+    """Every training pair once an epoch, in an order that seed and epoch alone decide.
+
+    The order of accelerate's `SeedableRandomSampler`, which makes a Python list of all places:
+    40 bytes a pair, where this needs 8.
+    """
+
+    def __init__(self, pairs: int, seed: int) -> None:
+        self._pairs, self._seed, self._epoch = pairs, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have the coming pass be that of this epoch; accelerate's loader says which it is."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._pairs
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        for places in torch.randperm(self._pairs, generator=generator).split(CHUNK):
+            yield from places.tolist()
+
+
+class CleanSampler:
+    """Endless batches of clean pairs: shuffled passes, one after the other.
+
+    It has a generator of its own, since the global one is restored in the middle of an epoch when a
+    run is resumed.
+    """
+
+    def __init__(self, pairs: int, batch_size: int, seed: int) -> None:
+        self._pairs, self._batch_size = pairs, batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+        self._queue = torch.empty(0, dtype=torch.int64)
+
+    def draw(self) -> list[int]:
+        """Return the positions of the next batch."""
+        while len(self._queue) < self._batch_size:
+            shuffled = torch.randperm(self._pairs, generator=self._generator)
+            self._queue = torch.cat([self._queue, shuffled])
+        drawn, self._queue = self._queue.tensor_split([self._batch_size])
+        return drawn.tolist()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `restore` needs to go on with the same draws."""
+        return {"generator": self._generator.get_state(), "queue": self._queue.clone()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        self._generator.set_state(state["generator"])
+        self._queue = state["queue"]
