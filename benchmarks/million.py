@@ -2,7 +2,7 @@
 
 Synthetic pairs in a JSONL file; a Llama of one layer, random, since it is the data that is to be
 looked at. Each size in a process of its own: `audit`'s scoring of all pairs, or everything `train`
-does before and in its first five steps. Memory is the process's own (RssAnon), looked at every 50 ms:
+does before and in its first five steps. Memory is the process's own (RssAnon), every 50 ms:
 Arrow files that are mapped into it are the kernel's, which takes them back where it needs room.
 
     python benchmarks/million.py --sizes 100000 1000000

@@ -2,7 +2,8 @@
 
 Shapes: B pairs over all micro-batches of the step; a gradient is a tuple with one tensor for each
 trainable parameter of the policy (see policy.py). P is the look-ahead's preconditioner, the
-identity in the paper.
+identity in the paper. Several ranks may share a step: B and means are over the pairs of all, what
+has shape (B,) holds a rank's own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from softpref.algorithm.objective import (
     strength,
 )
 from softpref.algorithm.policy import Gradient, evaluating, moved
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
 
 Signal = Callable[[Measured], Tensor]
@@ -43,8 +46,8 @@ class Move:
     """Step 3's result: where the loss of Eq. 11 pulls the policy, and the labels it was made with.
 
     Attributes:
-        gradient: ∇_θ L_main (Eq. 12); factors only where its pullbacks make them.
-        loss: L_main, nats, shape ().
+        gradient: ∇_θ L_main (Eq. 12), over all ranks; factors only where its pullbacks make them.
+        loss: L_main, nats, shape (), over all ranks.
         measured: each pair's margin and PPLDiff, (B,).
         soft_label: the labels the gradient was made with, (B,).
     """
@@ -63,14 +66,16 @@ def move(
     beta: float,
     signal: Signal,
     loss: PairLoss = GEOMETRIC,
+    ranks: Ranks = ALONE,
 ) -> Move:
     """Return L_main and its gradient, labels from `labeller` (Eq. 7 and 11).
 
         L_main = (1/B) Σ_i ℓ(h_i, 2p̂_i − 1),    ∇L_main = Jᵀ (∂ℓ/∂h) / B
 
     Takes the micro-batches one after the other, so that a generator needs to hold only one of them;
-    `pairs` is B over all of them.
+    `pairs` is how many they hold, B that over all ranks.
     """
+    everywhere = ranks.total(pairs)
     gradient: list[Held] = []
     measured: list[Measured] = []
     soft_labels = []
@@ -78,14 +83,17 @@ def move(
         said = jacobian.measured  # which may run the policy
         with torch.no_grad():
             soft_label = labeller(signal(said)).to(said.margin)
-            pull = loss.by_margin(said.margin, soft_label, beta) / pairs
+            pull = loss.by_margin(said.margin, soft_label, beta) / everywhere
         accumulate(gradient, jacobian.vjp(pull))
         measured.append(said)
         soft_labels.append(soft_label)
         del jacobian  # its graph, before the next one is made
     assert measured, "a step needs at least one micro-batch"
     whole, soft_label = Measured.concatenate(measured), torch.cat(soft_labels)
-    mean_loss = loss.value(whole.margin, soft_label, beta).mean()
+    mean_loss = loss.value(whole.margin, soft_label, beta).sum() / everywhere
+    if ranks.count > 1:
+        *summed, mean_loss = ranks.sum([*map(dense, gradient), mean_loss])
+        gradient = list(summed)
     return Move(tuple(gradient), mean_loss, whole, soft_label)
 
 
@@ -100,6 +108,7 @@ def look_ahead(
     preconditioner: Gradient | None,
     signal: Signal,
     make_pullback: MakePullback = GraphPullback,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Direction]:
     """Return L_meta, shape (), and the clean gradient g where the policy would go.
 
@@ -108,21 +117,21 @@ def look_ahead(
 
     θ is bit for bit what it was when this returns.
     """
-    pairs = sum(jacobian.pairs for jacobian in jacobians)
-    virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal)
+    pairs = sum(j.pairs for j in jacobians)
+    virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal, ranks=ranks)
     require_finite("the loss of the noisy batch or its gradient", virtual.loss, *virtual.gradient)
     direction = tuple(map(dense, precondition(virtual.gradient, preconditioner)))
     with moved(policy, direction, lookahead_lr):
         del virtual, direction  # θ' is all that is needed of them
         at_clean = (make_pullback(policy, batch, "response") for batch in clean)
-        return clean_gradient(at_clean, sum(map(len, clean)), beta)
+        return clean_gradient(at_clean, sum(map(len, clean)), beta, ranks)
 
 
 def clean_gradient(
-    pullbacks: Iterable[Pullback], pairs: int, beta: float
+    pullbacks: Iterable[Pullback], pairs: int, beta: float, ranks: Ranks = ALONE
 ) -> tuple[Tensor, Direction]:
     """Return the mean DPO loss of trusted pairs (Eq. 2, 9), nats, and its gradient."""
-    trusted = move(pullbacks, Constant(1.0), pairs=pairs, beta=beta, signal=CURRENT)
+    trusted = move(pullbacks, Constant(1.0), pairs=pairs, beta=beta, signal=CURRENT, ranks=ranks)
     require_finite("the loss of the clean batch or its gradient", trusted.loss, *trusted.gradient)
     return trusted.loss, trusted.gradient
 
@@ -135,6 +144,7 @@ def strength_gradient(
     beta: float,
     preconditioner: Gradient | None,
     signal: Signal,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Return dL_meta/ds_i without its factor α, shape (B,), for the clean gradient g.
 
@@ -146,9 +156,7 @@ def strength_gradient(
         soft_label = torch.cat([meta_learner(signal(j.measured)) for j in jacobians])
     margin = torch.cat([j.measured.margin for j in jacobians])
     bend = loss_by_margin_and_strength(margin, strength(soft_label.to(margin)), beta)
-    by_strength = -bend * u.to(bend) / len(u)
-    require_finite("the meta-gradient", by_strength)
-    return by_strength
+    return -bend * u.to(bend) / ranks.total(len(u))
 
 
 def mspo_step(
@@ -163,6 +171,7 @@ def mspo_step(
     preconditioner: Gradient | None = None,
     signal: Signal = CURRENT,
     make_pullback: MakePullback = GraphPullback,
+    ranks: Ranks = ALONE,
 ) -> tuple[Move, Tensor]:
     """Do one update of φ and return the policy's move made with the new φ, and L_meta.
 
@@ -174,15 +183,18 @@ def mspo_step(
     """
     meta_loss, gradient = look_ahead(  # Eq. 7 to 9
         policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-        preconditioner=preconditioner, signal=signal, make_pullback=make_pullback,
+        preconditioner=preconditioner, signal=signal, make_pullback=make_pullback, ranks=ranks,
     )  # fmt: skip
     teach(  # Eq. 10
         meta_learner, meta_optimizer, jacobians, gradient,
-        beta=beta, preconditioner=preconditioner, signal=signal,
+        beta=beta, preconditioner=preconditioner, signal=signal, ranks=ranks,
     )  # fmt: skip
     del gradient  # as large as θ
-    pairs = sum(jacobian.pairs for jacobian in jacobians)
-    return move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal), meta_loss  # Eq. 11
+    pairs = sum(j.pairs for j in jacobians)
+    done = move(  # Eq. 11
+        jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal, ranks=ranks
+    )
+    return done, meta_loss
 
 
 def teach(
@@ -194,19 +206,27 @@ def teach(
     beta: float,
     preconditioner: Gradient | None,
     signal: Signal,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Update φ by the meta-gradient that a clean gradient g makes (Eq. 10).
+    """Update φ by the meta-gradient that a clean gradient g makes (Eq. 10), the same on all ranks.
 
     Raises:
         NonFiniteError: before φ moves.
     """
     by_strength = strength_gradient(
         meta_learner, jacobians, gradient,
-        beta=beta, preconditioner=preconditioner, signal=signal,
+        beta=beta, preconditioner=preconditioner, signal=signal, ranks=ranks,
     )  # fmt: skip
     seed_labels(meta_learner, jacobians, by_strength, signal)
-    meta_optimizer.step()
-    meta_optimizer.zero_grad()
+    parameters = list(meta_learner.parameters())
+    summed = ranks.sum([cast(Tensor, p.grad) for p in parameters])
+    try:
+        require_finite("the meta-gradient", *summed)
+        for p, gradient_of_p in zip(parameters, summed, strict=True):
+            p.grad = gradient_of_p
+        meta_optimizer.step()
+    finally:
+        meta_optimizer.zero_grad()
 
 
 def meta_gradient(
@@ -261,6 +281,7 @@ def meta_gradient(
     gradients = torch.autograd.grad(
         soft_label, parameters, (lookahead_lr * 2 * by_strength).to(soft_label)
     )
+    require_finite("the meta-gradient", *gradients)
     return dict(zip(names, gradients, strict=True))
 
 

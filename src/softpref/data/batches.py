@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from softpref.algorithm.head import Reader, Tokens, all_logits
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import CHOSEN, PADDING, PROMPT, REJECTED, PairBatch
 
 Pair = Mapping[str, Any]
@@ -72,12 +73,15 @@ def make_shared_batch(
     return rows.batch(pairs, spans, read)
 
 
-def length_buckets(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
-    """Return the pairs of one step in parts of at most `size`, like lengths together.
+def length_buckets(pairs: Sequence[Pair], size: int, ranks: Ranks = ALONE) -> list[Sequence[Pair]]:
+    """Return a rank's pairs of one step in parts of at most `size`, like lengths together.
 
-    A step is defined on all its pairs, so which of them share a micro-batch changes nothing.
+    A step is defined on all its pairs, so which of them share a micro-batch or a rank changes
+    nothing.
     """
-    longest_first = sorted(pairs, key=lambda pair: -sum(len(pair[part]) for part in PARTS))
+    longest_first = ranks.share(
+        sorted(pairs, key=lambda pair: -sum(len(pair[part]) for part in PARTS))
+    )
     return [longest_first[i : i + size] for i in range(0, len(pairs), size)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
@@ -82,7 +83,7 @@ def with_given_labels(pairs: Dataset, method: Method, correction: Correction | N
 
 def starting_ppl_diff(pairs: Dataset) -> Tensor:
     """Return PPLDiff under the starting policy, (n,), nats per token."""
-    return torch.tensor(column(pairs, "starting_ppl_diff").to_numpy(), dtype=torch.float32)
+    return torch.tensor(column(pairs, "starting_ppl_diff").cast(pa.float32()).to_numpy())
 
 
 def noise_of(

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import evaluating
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.data.batches import PARTS, Collate
 from softpref.data.readers import column
 
@@ -46,17 +47,19 @@ def score_pairs(
     bf16: bool,
     collate: Collate,
     what: str,
+    ranks: Ranks = ALONE,
 ) -> Measured:
     """Measure every pair under the policy; returns CPU tensors of shape (n,), in data-set order.
 
-    Pairs of like length share a batch. Margins are NaN where the data set has no reference
-    log-probabilities yet.
+    Pairs of like length share a batch, and ranks deal the batches among them: the numbers are those
+    of one process. Margins are NaN where the data set has no reference log-probabilities yet.
     """
     order = pair_lengths(pairs).argsort(descending=True, stable=True)
     device = next(policy.parameters()).device
+    mine = ranks.share(order.split(batch_size))
     parts = []
     with evaluating(policy), torch.no_grad():
-        bar = tqdm(order.split(batch_size), what, unit="batch", leave=False, disable=None)
+        bar = tqdm(mine, what, unit="batch", leave=False, disable=None if ranks.is_first else True)
         for positions in bar:
             # Not `select`, which hashes what was asked for: a tenth of the whole pass's time.
             columns = pairs[positions.tolist()]
@@ -66,6 +69,10 @@ def score_pairs(
             batch = collate(rows).to(device)
             with mixed_precision(device, bf16):
                 parts.append(measure(policy, batch, ppl_scope).detach())
+    places = torch.cat(list(mine))
     scored = Measured.concatenate(parts)
-    back = order.argsort()
-    return Measured(*(getattr(scored, f.name).cpu()[back] for f in fields(Measured)))
+    columns = [getattr(scored, f.name) for f in fields(Measured)]
+    if ranks.count > 1 and len(places) < len(pairs):  # else each rank has scored all
+        *columns, places = ranks.gather([*columns, places.to(device)])
+    back = places.cpu().argsort()
+    return Measured(*(column.cpu()[back] for column in columns))

@@ -1,13 +1,14 @@
 """One step on the pairs of its whole effective batch, as a run's options have it.
 
-Shapes: B pairs of the step, C clean pairs beside them.
+Shapes: B pairs of the step, C clean pairs beside them, on all ranks. Every rank is given all of
+them and takes its share.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from softpref.algorithm.bilevel import Move, clean_gradient, move, mspo_step, te
 from softpref.algorithm.engine import EngineChoice
 from softpref.algorithm.jacobian import GraphPullback, PartJacobian
 from softpref.algorithm.labeller import Labeller
+from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.methods import Method
 from softpref.algorithm.policy import Gradient
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import Collate, Pair, length_buckets
 from softpref.training.config import MSPOConfig
@@ -29,7 +32,7 @@ class Stepped:
     """What a step came to.
 
     Attributes:
-        moved: where the policy is pulled, and by which labels.
+        moved: where the policy is pulled, and by which labels; all B pairs', on every rank.
         index: (B,) each pair's position in its data set, in the order of `moved`.
         meta_loss: L_meta of a step that taught, nats, shape ().
     """
@@ -47,28 +50,34 @@ class Steps:
         collate: makes a micro-batch of pairs.
         labeller: whose labels the policy follows.
         method: what the labeller sees, and the loss.
+        ranks: who does each step together.
     """
 
     def __init__(
-        self, args: MSPOConfig, collate: Collate, labeller: Labeller, method: Method
+        self,
+        args: MSPOConfig,
+        collate: Collate,
+        labeller: Labeller,
+        method: Method,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._args, self._collate = args, collate
+        self._args, self._collate, self._ranks = args, collate, ranks
         self._labeller, self._signal, self._loss = labeller, method.signal, method.loss
 
     def batches(self, pairs: Sequence[Pair]) -> list[PairBatch]:
-        """Return the pairs of one step as micro-batches of pairs of like length."""
-        size = self._args.per_device_train_batch_size
-        return [self._collate(part).to(self._args.device) for part in length_buckets(pairs, size)]
+        """Return this rank's pairs of one step as micro-batches of pairs of like length."""
+        parts = length_buckets(pairs, self._args.per_device_train_batch_size, self._ranks)
+        return [self._collate(part).to(self._args.device) for part in parts]
 
     def plain(self, policy: nn.Module, pairs: Sequence[Pair]) -> Stepped:
         """Move by the labeller's labels, one micro-batch after the other."""
         batches = self.batches(pairs)
         pullbacks = (GraphPullback(policy, batch, self._args.ppl_scope) for batch in batches)
         moved = move(
-            pullbacks, self._labeller, pairs=len(pairs), beta=self._args.beta,
-            signal=self._signal, loss=self._loss,
+            pullbacks, self._labeller, pairs=sum(map(len, batches)), beta=self._args.beta,
+            signal=self._signal, loss=self._loss, ranks=self._ranks,
         )  # fmt: skip
-        return Stepped(moved, torch.cat([batch.index for batch in batches]))
+        return self._whole(moved, [batch.index for batch in batches], len(pairs))
 
     def taught(
         self,
@@ -94,8 +103,9 @@ class Steps:
             preconditioner=preconditioner,
             signal=self._signal,
             make_pullback=engine.make_pullback,
+            ranks=self._ranks,
         )
-        return Stepped(moved, torch.cat([batch.index for batch in batches]), meta_loss)
+        return self._whole(moved, [batch.index for batch in batches], len(pairs), meta_loss)
 
     def taught_without_lookahead(
         self,
@@ -111,14 +121,15 @@ class Steps:
         Clean and noisy pairs share micro-batches, as many as the noisy ones alone would need: one
         pass serves both.
         """
-        args, device = self._args, self._args.device
+        args, device, ranks = self._args, self._args.device, self._ranks
+        noisy, clean = ranks.share(pairs), ranks.share(clean)
         trusted = {id(pair) for pair in clean}
         noisy_parts: list[PartJacobian] = []
         clean_parts: list[PartJacobian] = []
         index = []
-        micro_batches = math.ceil(len(pairs) / args.per_device_train_batch_size)
-        size = math.ceil((len(pairs) + len(clean)) / micro_batches)
-        for part in length_buckets([*pairs, *clean], size):
+        micro_batches = math.ceil(len(noisy) / args.per_device_train_batch_size)
+        size = math.ceil((len(noisy) + len(clean)) / micro_batches)
+        for part in length_buckets([*noisy, *clean], size):
             batch = self._collate(part).to(device)
             whole = engine.make_jacobian(policy, batch, args.ppl_scope)
             is_clean = torch.tensor([id(pair) in trusted for pair in part], device=device)
@@ -126,12 +137,26 @@ class Steps:
                 if these.any():
                     parts.append(PartJacobian(whole, these.nonzero().squeeze(1)))
             index.append(batch.index[~is_clean])
-        meta_loss, gradient = clean_gradient(clean_parts, len(clean), args.beta)
+        meta_loss, gradient = clean_gradient(clean_parts, len(clean), args.beta, ranks)
         teach(
             teacher.meta_learner, teacher.optimizer, noisy_parts, gradient,
-            beta=args.beta, preconditioner=preconditioner, signal=self._signal,
+            beta=args.beta, preconditioner=preconditioner, signal=self._signal, ranks=ranks,
         )  # fmt: skip
         moved = move(
-            noisy_parts, self._labeller, pairs=len(pairs), beta=args.beta, signal=self._signal
-        )
-        return Stepped(moved, torch.cat(index), meta_loss)
+            noisy_parts, self._labeller, pairs=len(noisy), beta=args.beta, signal=self._signal,
+            ranks=ranks,
+        )  # fmt: skip
+        return self._whole(moved, index, len(pairs), meta_loss)
+
+    def _whole(
+        self, moved: Move, index: Sequence[Tensor], pairs: int, meta_loss: Tensor | None = None
+    ) -> Stepped:
+        """Return a step with what every rank said of its share, unless each said all of it."""
+        places = torch.cat(list(index))
+        if self._ranks.count == 1 or pairs < self._ranks.count:
+            return Stepped(moved, places, meta_loss)
+        names = [f.name for f in fields(Measured)]
+        columns = [*(getattr(moved.measured, n) for n in names), moved.soft_label, places]
+        *numbers, soft_label, places = self._ranks.gather(columns)
+        moved = replace(moved, measured=Measured(*numbers), soft_label=soft_label)
+        return Stepped(moved, places, meta_loss)

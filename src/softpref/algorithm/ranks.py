@@ -1,0 +1,125 @@
+"""The processes that do one step together, and the sums that make it one step.
+
+Each rank measures its own share of the pairs. Whatever decides a label is summed or gathered, so
+that it is the same number, to the bit, on every rank.
+
+Shapes: a gradient is a tuple with one tensor for each trainable parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Item = TypeVar("Item")
+
+
+class DriftError(RuntimeError):
+    """Ranks no longer hold the same numbers."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of torch.distributed's default group; by default it is alone.
+
+    Attributes:
+        rank: which of them it is, from 0.
+        count: how many they are.
+        device: where what they exchange must lie.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @staticmethod
+    def here(device: torch.device) -> Ranks:
+        """Return the ranks of this process's group; alone where no group was initialised."""
+        if not distributed.is_initialized():
+            return Ranks(device=device)
+        return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which speaks and writes for all."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return this rank's items, every `count`-th; all of them where there are fewer than ranks.
+
+        In the latter case each rank does the whole: a mean over the items of all ranks stays what
+        it was.
+        """
+        return items[self.rank :: self.count] if len(items) >= self.count else items
+
+    def total(self, number: int) -> int:
+        """Return the sum of a number over the ranks."""
+        if self.count == 1:
+            return number
+        held = torch.tensor(number, device=self.device)
+        distributed.all_reduce(held)
+        return int(held)
+
+    def any(self, *, flag: bool) -> bool:
+        """Return whether a flag is up on any rank."""
+        return self.total(int(flag)) > 0
+
+    def sum(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return each tensor's sum over the ranks, all of a dtype in one flat buffer."""
+        if self.count == 1:
+            return tuple(tensors)
+        summed = list(tensors)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            flat = torch.cat([tensors[i].detach().reshape(-1) for i in places])
+            distributed.all_reduce(flat)
+            sizes = [tensors[i].numel() for i in places]
+            for i, part in zip(places, flat.split(sizes), strict=True):
+                summed[i] = part.view_as(tensors[i])
+        return tuple(summed)
+
+    def gather(self, columns: Sequence[Tensor]) -> list[Tensor]:
+        """Return columns, all of shape (R,), of all ranks, rank by rank; R may differ between them.
+
+        They travel as float64, so integers must be below 2^53.
+        """
+        if self.count == 1:
+            return list(columns)
+        rows = torch.stack([column.double() for column in columns], 1)
+        counts = [torch.empty_like(torch.tensor(0, device=rows.device)) for _ in range(self.count)]
+        distributed.all_gather(counts, torch.tensor(len(rows), device=rows.device))
+        padded = rows.new_zeros(max(map(int, counts)), len(columns))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.count)]
+        distributed.all_gather(parts, padded)
+        whole = torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
+        return [one.to(column) for one, column in zip(whole.unbind(1), columns, strict=True)]
+
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Put rank 0's numbers into every rank's tensors."""
+        if self.count > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor.detach(), 0)
+
+    def require_alike(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """Compare tensors with rank 0's, bit for bit.
+
+        Raises:
+            DriftError: on every rank, if some rank's differ.
+        """
+        if self.count == 1:
+            return
+        differs = False
+        for tensor in tensors:
+            first = tensor.detach().clone()
+            distributed.broadcast(first, 0)
+            differs |= not torch.equal(first, tensor.detach())
+        if self.any(flag=differs):
+            raise DriftError(f"{what} differs between processes, which must hold the same numbers")
+
+
+ALONE = Ranks()
