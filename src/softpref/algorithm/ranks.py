@@ -64,6 +64,10 @@ class Ranks:
         distributed.all_reduce(held)
         return int(held)
 
+    def wait(self) -> None:
+        """Wait for all ranks."""
+        self.total(0)
+
     def any(self, *, flag: bool) -> bool:
         """Return whether a flag is up on any rank."""
         return self.total(int(flag)) > 0

@@ -82,7 +82,7 @@ def length_buckets(pairs: Sequence[Pair], size: int, ranks: Ranks = ALONE) -> li
     longest_first = ranks.share(
         sorted(pairs, key=lambda pair: -sum(len(pair[part]) for part in PARTS))
     )
-    return [longest_first[i : i + size] for i in range(0, len(pairs), size)]
+    return [longest_first[i : i + size] for i in range(0, len(longest_first), size)]
 
 
 def pack(lengths: Sequence[int], hidden_size: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     )
     if config.output_dir not in (None, "trainer_output"):
         raise UsageError("--output_dir: write --output.")
-    with one_writer(output):
+    with one_writer(output) if config.process_index == 0 else nullcontext():
         _align_into(output, files, config)
 
 
@@ -115,12 +116,14 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     trainer.save_model()
     trainer.save_state()
     labels = trainer.label_pairs()
+    evaluation_metrics = trainer.evaluate() if evaluation else None
+    if not trainer.ranks.is_first:
+        return
     write_lines(output / "labels.jsonl", dataset_rows(labels))
     _say_labels(labels, trainer.pairs)
     trainer.history.write(output / "label_history.parquet", column(trainer.pairs, "uid"))
     if trainer.teacher:
         save_meta_learner(trainer.teacher.meta_learner, output)
-    evaluation_metrics = trainer.evaluate() if evaluation else None
     if evaluation_metrics:
         logger.info(
             "eval: loss %.4f; the implicit reward prefers the response labelled better in %.1f%% "

@@ -28,6 +28,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
+from softpref.algorithm.ranks import Ranks
 from softpref.errors import UsageError
 from softpref.training.interrupts import TERMINATED, SaveOnTerm
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
@@ -35,6 +36,11 @@ from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+
+SEVERAL = (
+    "use torchrun or accelerate launch without it: each process holds the model; where that is too "
+    "large, --tuning lora with --bf16 and --activation_checkpointing"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,17 +73,21 @@ class SafeCheckpoints(Trainer):
     UsageError for what could not be saved so: several processes, sharded models and the like.
     """
 
+    shares_steps = False
+    """Whether several processes may do a step together, all with the same numbers at its end."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.ranks = Ranks.here(self.args.device)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         pushes = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END
         unsupported = {
-            "DeepSpeed": self.is_deepspeed_enabled,
-            "FSDP": self.is_fsdp_enabled,
+            f"DeepSpeed ({SEVERAL})": self.is_deepspeed_enabled,
+            f"FSDP ({SEVERAL})": self.is_fsdp_enabled,
             "XLA": is_torch_xla_available(),
             "SageMaker model parallelism": is_sagemaker_mp_enabled(),
             "a model sharded at load time": self.is_distributed_loading_by_transformers,
-            "training in several processes": self.args.world_size > 1,
+            "training in several processes": self.ranks.count > 1 and not self.shares_steps,
             "several GPUs in one process (set CUDA_VISIBLE_DEVICES=0)": self.args.n_gpu > 1,
             "a model without save_pretrained": not isinstance(model, PreTrainedModel | PeftModel),
             "pushing every checkpoint to the hub (other than hub_strategy='end')": pushes,
@@ -133,7 +143,7 @@ class SafeCheckpoints(Trainer):
                 )
         if checkpoint is not None:
             self._refuse_other_run(checkpoint)
-        end = SaveOnTerm()
+        end = SaveOnTerm(self.ranks)
         self.add_callback(end)
         with end.listening():
             done = super().train(
@@ -176,14 +186,20 @@ class SafeCheckpoints(Trainer):
         self.store_flos()
         directory = Path(str(self.args.output_dir))
         final = directory / f"checkpoint-{state.global_step}"
+        best = directory / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step and (best == final or best.is_dir()):
+            state.best_model_checkpoint = str(best)
+        if self.ranks.is_first:
+            self._write_checkpoint(directory, final)
+        self.ranks.wait()
+
+    def _write_checkpoint(self, directory: Path, final: Path) -> None:
+        state = self.state
         partial = directory / f"{PARTIAL}{final.name}"
         for leftover in directory.glob(f"{PARTIAL}*"):
             shutil.rmtree(leftover)
 
         self.save_model(str(partial), _internal_call=True)
-        best = directory / f"checkpoint-{state.best_global_step}"
-        if state.best_global_step and (best == final or best.is_dir()):
-            state.best_model_checkpoint = str(best)
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(partial))
             self._save_scaler(str(partial))

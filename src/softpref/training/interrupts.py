@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from softpref.algorithm.ranks import Ranks
 from softpref.errors import UsageError
 
 TERMINATED = 128 + signal.SIGTERM
@@ -23,10 +24,12 @@ logger = logging.getLogger(__name__)
 class SaveOnTerm(TrainerCallback):
     """Saves after the step under way and ends training once SIGTERM has come.
 
-    A second SIGTERM ends the process at once.
+    A second SIGTERM ends the process at once. Ranks end after the same step, whichever of them the
+    signal reached first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self.was_asked = False
 
     @contextmanager
@@ -54,6 +57,7 @@ class SaveOnTerm(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Ask for a checkpoint and for the end."""
+        self.was_asked = self._ranks.any(flag=self.was_asked)
         if self.was_asked:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 
@@ -11,6 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.methods import Beginning, Method
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.data.readers import column
@@ -106,7 +108,23 @@ def noise_of(
     return noise
 
 
-def beginning_of(prepared: Prepared, noise: NoiseRate | None) -> Beginning:
-    """Return what the method's labeller is made from."""
+def labeller_of(args: MSPOConfig, prepared: Prepared, noise: NoiseRate | None) -> Labeller:
+    """Return what says how far to believe a pair, for a method without a meta-learner.
+
+    Raises:
+        UsageError: it cannot be made from what the data say.
+    """
+    method = args.resolved_method()
+    assert method.make_labeller is not None
     clean = starting_ppl_diff(prepared.clean) if prepared.clean else torch.empty(0)
-    return Beginning(noise.expected if noise else math.nan, clean)
+    known = Beginning(noise.expected if noise else math.nan, clean)
+    if method.given_by == "soft_label" and every_pair_has_a_label(prepared.train):
+        logger.info("labels: soft_label of the pairs themselves")
+        known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made
+    elif "noise_rate" in method.needs:
+        logger.info("noise rate that %s takes for granted: %.1f%%", args.method,
+                    100 * known.noise_rate)  # fmt: skip
+    try:
+        return method.make_labeller(known)
+    except ValueError as error:
+        raise UsageError(f"--method {args.method}: {error}.") from None

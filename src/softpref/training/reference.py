@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from softpref.algorithm.ranks import Ranks
 from softpref.data.batches import PARTS, Collate
 from softpref.data.readers import store
 from softpref.errors import UsageError
@@ -111,7 +112,8 @@ def _part(
     cache = Path(args.reference_cache) if args.reference_cache else default_cache()
     path = cache / f"{key}.safetensors"
     columns = read_columns(path, COLUMNS, len(pairs))
-    if columns is None:
+    ranks = Ranks.here(args.device)
+    if ranks.any(flag=columns is None):  # then all score, for each has its share of the batches
         scored = score_pairs(
             policy,
             pairs,
@@ -120,11 +122,13 @@ def _part(
             bf16=args.bf16,
             collate=collate,
             what=what,
+            ranks=ranks,
         )
         values = (scored.chosen_logp, scored.rejected_logp, scored.ppl_diff)
         columns = dict(zip(COLUMNS, values, strict=True))
         _require_finite(columns, pairs, what)
         write_columns(path, columns)
+    assert columns is not None
     return columns
 
 

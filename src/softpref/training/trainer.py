@@ -14,10 +14,11 @@ from itertools import islice
 from typing import Any, cast
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from softpref.algorithm.bilevel import (
@@ -27,7 +28,6 @@ from softpref.algorithm.bilevel import (
     require_finite,
 )
 from softpref.algorithm.forms import dense
-from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
@@ -36,6 +36,7 @@ from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import MSPOConfig
+from softpref.training.drift import require_alike
 from softpref.training.engines import engine_for
 from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs
@@ -50,8 +51,7 @@ from softpref.training.models import (
     tokenizer_of,
 )
 from softpref.training.needs import (
-    beginning_of,
-    every_pair_has_a_label,
+    labeller_of,
     noise_of,
     require_needs,
     starting_ppl_diff,
@@ -77,8 +77,7 @@ IDENTITY = (
     "lookahead", "lookahead_lr", "clean_gradient", "zscore", "warm_start", "noise_rate",
     "perpcorrect_mode", "meta_every", "meta_batch_size", "meta_lr", "meta_hidden",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-    "lora_r", "lora_alpha", "lora_target_modules",
+    "num_train_epochs", "lora_r", "lora_alpha", "lora_target_modules",
 )  # fmt: skip
 
 
@@ -104,6 +103,7 @@ class MSPOTrainer(SafeCheckpoints):
     """
 
     args: MSPOConfig
+    shares_steps = True
 
     def __init__(
         self,
@@ -154,23 +154,36 @@ class MSPOTrainer(SafeCheckpoints):
         }
         self.noise = noise_of(args, self.prepared, self.correction)
         self.teacher = self._make_teacher()
+        if self.teacher:
+            self.ranks.broadcast_(list(self.teacher.meta_learner.state_dict().values()))
         self._engine = (
             engine_for(self.policy, self.pairs, self.collate, args) if self.teacher else None
         )
-        self.labeller = self._make_labeller()
+        self.labeller = (
+            self.teacher.meta_learner
+            if self.teacher
+            else labeller_of(args, self.prepared, self.noise)
+        )
         self.history = LabelHistory()
-        self._steps = Steps(args, self.collate, self.labeller, self.method)
+        self._steps = Steps(args, self.collate, self.labeller, self.method, self.ranks)
         self._window: list[list[dict[str, Any]]] = []
         self._drawn: list[dict[str, Any]] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._skipped = SkippedSteps(args.max_skipped_steps)
         self._say_how()
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if self.args.train_sampling_strategy != "random":
-            return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(len(self.pairs), seed)
+    def get_train_dataloader(self) -> DataLoader:
+        """Return batches of the pairs of all ranks: each takes its share within the step."""
+        args, seed = self.args, cast(int, self.args.data_seed)
+        loader = DataLoader(
+            cast(Any, self.pairs),
+            batch_size=args.per_device_train_batch_size * self.ranks.count,
+            sampler=EpochSampler(len(self.pairs), seed),
+            collate_fn=list,
+            num_workers=args.dataloader_num_workers,
+            drop_last=args.dataloader_drop_last,
+        )
+        return prepare_data_loader(loader, num_processes=1, process_index=0)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -185,21 +198,23 @@ class MSPOTrainer(SafeCheckpoints):
         """Do the whole step at the window's last micro-batch; the ones before it wait."""
         if inputs is not self._window[-1]:
             return torch.zeros((), device=self.args.device)
-        model.train()
+        policy = self.policy  # without the wrapper that several processes have around it
+        policy.train()
+        require_alike(self.ranks, self.state.global_step, policy, self.teacher)
         pairs = [pair for part in self._window for pair in part]
         self._drawn = []
         try:
-            done = self._step(model, pairs)
+            done = self._step(policy, pairs)
             require_finite(
                 "the noisy batch's loss or its gradient", done.moved.loss, *done.moved.gradient
             )
         except NonFiniteError as error:
-            self._skipped.skip(self.state.global_step + 1, error, self._culprits(model, pairs))
-            model.zero_grad()  # the optimizer leaves alone what has no gradient
+            self._skipped.skip(self.state.global_step + 1, error, self._culprits(policy, pairs))
+            policy.zero_grad()  # the optimizer leaves alone what has no gradient
             return torch.zeros((), device=self.args.device)
         except NotTappedError as error:
             raise UsageError(f"--engine: {error}; choose double_backward.") from error
-        for parameter, gradient in zip(trainable(model), done.moved.gradient, strict=True):
+        for parameter, gradient in zip(trainable(policy), done.moved.gradient, strict=True):
             parameter.grad = dense(gradient).to(parameter)
         self._note(done)
         return done.moved.loss.to(torch.float32)
@@ -227,9 +242,10 @@ class MSPOTrainer(SafeCheckpoints):
         found = []
         for source, pairs in ((self.pairs, noisy), (self.clean, self._drawn)):
             batches = self._steps.batches(pairs)
-            culprits = non_finite_pairs(policy, batches, self.args.ppl_scope)
-            found += [source[i]["uid"] for i in culprits] if source else []
-        return found
+            mine = non_finite_pairs(policy, batches, self.args.ppl_scope)
+            (culprits,) = self.ranks.gather([torch.tensor(mine, device=self.args.device)])
+            found += [source[i]["uid"] for i in culprits.int().tolist()] if source else []
+        return list(dict.fromkeys(found))
 
     def _note(self, done: Stepped) -> None:
         """Keep the labels of this step, and its metrics for the next log line."""
@@ -328,6 +344,7 @@ class MSPOTrainer(SafeCheckpoints):
     def identity(self) -> dict[str, JSON]:
         """Return what must not change between an interrupted run and its resumption."""
         return {name: getattr(self.args, name) for name in IDENTITY} | {
+            "pairs a step": self._pairs_a_step(),
             "starting policy": self.start_fingerprint,
             **self._token_fingerprints,
         }
@@ -340,9 +357,13 @@ class MSPOTrainer(SafeCheckpoints):
         """Return how many steps the run will take."""
         if self.args.max_steps > 0:
             return self.args.max_steps
-        micro_batches = math.ceil(len(self.pairs) / self.args.per_device_train_batch_size)
-        steps = math.ceil(micro_batches / self.args.gradient_accumulation_steps)
+        steps = math.ceil(len(self.pairs) / self._pairs_a_step())
         return math.ceil(steps * self.args.num_train_epochs)
+
+    def _pairs_a_step(self) -> int:
+        args = self.args
+        pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return pairs * self.ranks.count
 
     def _score(self, pairs: Dataset, what: str) -> Measured:
         return score_pairs(
@@ -353,6 +374,7 @@ class MSPOTrainer(SafeCheckpoints):
             bf16=self.args.bf16,
             collate=self.collate,
             what=what,
+            ranks=self.ranks,
         )
 
     def _make_teacher(self) -> Teacher | None:
@@ -363,25 +385,12 @@ class MSPOTrainer(SafeCheckpoints):
         updates = math.ceil(self.total_steps() / self.args.meta_every)
         return Teacher(meta_learner.to(self.args.device), self.clean, self.args, updates)
 
-    def _make_labeller(self) -> Labeller:
-        if self.teacher or self.method.make_labeller is None:
-            return cast(Teacher, self.teacher).meta_learner
-        known = beginning_of(self.prepared, self.noise)
-        if self.method.given_by == "soft_label" and every_pair_has_a_label(self.pairs):
-            logger.info("labels: soft_label of the pairs themselves")
-            known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made
-        elif "noise_rate" in self.method.needs:
-            logger.info("noise rate that %s takes for granted: %.1f%%", self.args.method,
-                        100 * known.noise_rate)  # fmt: skip
-        try:
-            return self.method.make_labeller(known)
-        except ValueError as error:
-            raise UsageError(f"--method {self.args.method}: {error}.") from None
-
     def _say_how(self) -> None:
         args, steps = self.args, self.total_steps()
-        pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        logger.info("steps: %d of %d pairs", steps, pairs)
+        logger.info("steps: %d of %d pairs", steps, self._pairs_a_step())
+        if self.ranks.count > 1:
+            logger.info("processes: %d, each with its share of a step's pairs, noisy and clean",
+                        self.ranks.count)  # fmt: skip
         logger.info("layout: %s", self._layout_why)
         if self._engine:
             logger.info("engine: %s", self._engine.why)

@@ -1,0 +1,28 @@
+"""Whether the processes that share a run's steps still hold the same numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from softpref.algorithm.policy import trainable
+from softpref.algorithm.ranks import Ranks
+from softpref.training.teacher import Teacher
+
+EVERY = 50
+"""Steps between two looks."""
+
+
+def require_alike(ranks: Ranks, step: int, policy: nn.Module, teacher: Teacher | None) -> None:
+    """Compare step and φ bit for bit, the policy by the sums of its trained tensors, float64.
+
+    Raises:
+        DriftError: they have come apart.
+    """
+    if ranks.count == 1 or step % EVERY:
+        return
+    ranks.require_alike("the step", [torch.tensor(step, device=ranks.device)])
+    sums = [parameter.detach().double().sum() for parameter in trainable(policy)]
+    ranks.require_alike("the policy", [torch.stack(sums)])
+    if teacher:
+        ranks.require_alike("the meta-learner", list(teacher.meta_learner.state_dict().values()))
