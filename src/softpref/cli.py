@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from softpref.options import did_you_mean, option, parse, require
 
 if TYPE_CHECKING:
     from softpref.data.noise import Injected
+
+FIRST_SPEAKS = 5.0
+"""Seconds that the other processes leave to the first for its message."""
 
 USAGE = """\
 softpref: align language models on preference pairs whose labels cannot be trusted
@@ -31,6 +35,7 @@ softpref: align language models on preference pairs whose labels cannot be trust
   softpref compare   win rates of several methods, with all that qualifies them
   softpref study     repeat the paper's tables as grids of runs
   softpref bench     time a training step against TRL's, on this machine
+  softpref env       versions, devices, and how train would run on this machine
 
 `softpref COMMAND --help` lists a command's options. Every command takes --config FILE.yaml; flags
 override it. In flags, hyphens and underscores are the same.
@@ -211,6 +216,13 @@ def bench(arguments: list[str]) -> None:
     run_bench(options)
 
 
+def env(arguments: list[str]) -> None:
+    """Say what is here and how train would use it."""
+    from softpref.training.environment import EnvOptions, run_env
+
+    run_env(*parse("env", arguments, EnvOptions))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "sft": sft,
@@ -222,6 +234,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare,
     "study": study,
     "bench": bench,
+    "env": env,
 }
 
 
@@ -241,6 +254,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log = logging.getLogger("softpref")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    if os.environ.get("RANK", "0") != "0":
+        log.setLevel(logging.ERROR)
+        os.environ["TQDM_DISABLE"] = "1"
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if command != "train" and processes != "1":
+        _fail(
+            f"softpref {command}: runs in one process, and {processes} were started; only train "
+            "shares its work. Start it without torchrun or accelerate."
+        )
     from safetensors import SafetensorError
 
     try:
@@ -283,6 +305,10 @@ def _disk_words(error: Exception) -> str | None:
 
 
 def _fail(message: str) -> None:
+    if rank := int(os.environ.get("RANK", "0")):
+        # What all processes say, the first says for them: its end is that of the others.
+        time.sleep(FIRST_SPEAKS)
+        message = f"process {rank}: {message}"
     print(message, file=sys.stderr)
     sys.exit(2)
 

@@ -1,0 +1,99 @@
+"""Two and four processes end where one does, on the same global batches, by gloo on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from softpref.algorithm.ranks import ALONE, Ranks
+from tests.distributed.launch import finished, torchrun
+from tests.distributed.work import cases
+
+STEPS = ("step", "few", "step-graph", "step-recompute", "step-double_backward")
+FLOAT64_RUNS = ("float64", "accumulated", "current", "adamw", "dpo")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What every case comes to in one process."""
+    return {name: case() for name, case in cases(tmp_path_factory.mktemp("one"), ALONE).items()}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request, tmp_path_factory):
+    """What every case comes to on each of several processes, rank by rank."""
+    home = tmp_path_factory.mktemp("several")
+    work = torchrun(request.param, "tests.distributed.work", str(home), str(request.param))
+    code, output = finished(work)
+    assert code == 0, output[-3000:]
+    names = {path.name.rsplit("-", 1)[0] for path in home.glob("*-0.safetensors")}
+    return {
+        name: [load_file(home / f"{name}-{rank}.safetensors") for rank in range(request.param)]
+        for name in names
+    }
+
+
+def error(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_in_float64_is_that_of_one_process(name, alone, together):
+    for of_rank in together[name]:
+        for what, expected in alone[name].items():
+            assert error(of_rank[what], expected) < 1e-10, what
+
+
+@pytest.mark.parametrize("engine", ["auto", "graph", "recompute"])
+def test_a_step_with_a_sharded_base_is_that_of_one_process(engine, alone, together):
+    for of_rank in together[f"sharded-{engine}"]:
+        for what, expected in alone["even"].items():
+            assert error(of_rank[what], expected) < 1e-10, what
+
+
+@pytest.mark.parametrize("name", [*FLOAT64_RUNS, "float32"])
+def test_twenty_steps_are_those_of_one_process(name, alone, together):
+    largest = 1e-4 if name == "float32" else 1e-6
+    for of_rank in together[name]:
+        for what, expected in alone[name].items():
+            assert error(of_rank[what], expected) < largest, what
+        assert torch.equal(of_rank["step"], alone[name]["step"])
+
+
+@pytest.mark.parametrize("name", [*STEPS, *FLOAT64_RUNS, "float32"])
+def test_all_ranks_hold_the_same_bits(name, together):
+    first, *others = together[name]
+    for other in others:
+        assert all(torch.equal(other[what], first[what]) for what in first)
+
+
+def test_a_run_moves_its_policy_and_its_labels(alone):
+    """The equalities above are not of runs that stand still."""
+    losses = alone["float64"]["losses"]
+    assert len(losses) == 20
+    assert float(losses[-5:].mean()) < float(losses[:5].mean()) - 0.01
+    assert error(alone["dpo"]["weights"], alone["float64"]["weights"]) > 1e-2
+    assert error(alone["current"]["weights"], alone["float64"]["weights"]) > 1e-5
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_taken_by_none(alone, together):
+    assert int(alone["poisoned"]["skipped"]) > 0
+    for of_rank in together["poisoned"]:
+        assert torch.equal(of_rank["skipped"], alone["poisoned"]["skipped"])
+        assert int(of_rank["named"]) == 1
+        assert error(of_rank["weights"], alone["poisoned"]["weights"]) < 1e-4
+
+
+def test_ranks_that_drift_apart_are_found_by_all(together):
+    assert all(int(of_rank["found"]) == 1 for of_rank in together["drift"])
+
+
+def test_shares_cover_everything_once_unless_they_are_fewer_than_the_ranks():
+    for count in range(1, 12):
+        shares = [Ranks(rank, 4).share(list(range(count))) for rank in range(4)]
+        if count < 4:
+            assert shares == [list(range(count))] * 4
+        else:
+            assert sorted(i for share in shares for i in share) == list(range(count))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1

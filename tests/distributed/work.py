@@ -1,0 +1,185 @@
+"""What several processes do, the same in one: run by torchrun, or called.
+
+Each case returns named tensors; rank r of n writes them to `<case>-<r>.safetensors`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from softpref.algorithm import MetaLearner
+from softpref.algorithm.bilevel import mspo_step
+from softpref.algorithm.engine import StepSize, choose_engine
+from softpref.algorithm.forms import dense
+from softpref.algorithm.policy import trainable
+from softpref.algorithm.ranks import DriftError, Ranks
+from softpref.data.batches import length_buckets, make_batch
+from tests.models import random_pairs, tiny_model, with_lora, without_float32
+from tests.toy import toy_pairs, toy_trainer
+
+NOISY, CLEAN, SIZE = 13, 5, 3
+EVEN = 12
+"""Pairs that give every rank as many micro-batches: sharded weights are gathered in each."""
+GLOBAL_BATCH = 8
+TWENTY_STEPS = {"max_steps": 20, "learning_rate": 1e-2, "warmup_steps": 0}
+
+
+def learner() -> MetaLearner:
+    torch.manual_seed(5)
+    return MetaLearner(hidden=16).double()
+
+
+def step(
+    ranks: Ranks, *, noisy: int = NOISY, shard: bool = False, engine: str = "auto"
+) -> dict[str, Tensor]:
+    """One taught step in float64: gradients, loss, and φ after plain descent on it."""
+    policy = with_lora(without_float32(tiny_model(attention="sdpa")))
+    if shard:
+        shard_base(policy)
+    pairs, clean = random_pairs(noisy, seed=1), random_pairs(CLEAN, seed=2)
+    batches, trusted = (
+        [make_batch(part) for part in length_buckets(some, SIZE, ranks)] for some in (pairs, clean)
+    )
+    choice = choose_engine(engine, policy, batches[0], StepSize.of(batches))
+    meta_learner = learner()
+    before = [p.detach().clone() for p in meta_learner.parameters()]
+    moved, meta_loss = mspo_step(
+        policy, meta_learner, torch.optim.SGD(meta_learner.parameters(), lr=1.0),
+        [choice.make_jacobian(policy, batch, "response") for batch in batches], trusted,
+        beta=0.5, lookahead_lr=0.1, make_pullback=choice.make_pullback, ranks=ranks,
+    )  # fmt: skip
+    after = meta_learner.parameters()
+    return {
+        "gradient": torch.cat([dense(g).flatten() for g in moved.gradient]),
+        "meta_gradient": torch.cat(
+            [(b - a).detach().flatten() for a, b in zip(after, before, strict=True)]
+        ),
+        "loss": moved.loss[None],
+        "meta_loss": meta_loss[None],
+    }
+
+
+def shard_base(policy: torch.nn.Module) -> None:
+    """Shard every frozen tensor over the processes; adapters stay whole on each."""
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    adapters = set(trainable(policy))
+    for layer in policy.get_base_model().model.layers:
+        fully_shard(layer, mesh=mesh, ignored_params=adapters)
+    fully_shard(policy, mesh=mesh, ignored_params=adapters)
+    for parameter in policy.parameters():
+        assert isinstance(parameter, DTensor) == (parameter not in adapters)
+
+
+def run(home: Path, ranks: Ranks, *, dtype: torch.dtype, **options) -> dict[str, Tensor]:
+    """Twenty steps of a run, the last batch of an epoch smaller than the ranks are many."""
+    options = TWENTY_STEPS | {
+        "tuning": "lora", "per_device_train_batch_size": GLOBAL_BATCH // ranks.count,
+        "gradient_accumulation_steps": 1, "lora_target_modules": "all-linear",
+    } | options  # fmt: skip
+    model = tiny_model(dtype=dtype, attention="sdpa")
+    if dtype == torch.float64:
+        model = without_float32(model)
+    trainer = toy_trainer(home, model=model, train=toy_pairs(83, flip_every=3), **options)
+    assert trainer.ranks.count == ranks.count
+    trainer.train()
+    labels = trainer.label_pairs()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    taught = {}
+    if trainer.teacher:
+        phi = trainer.teacher.meta_learner.parameters()
+        taught = {
+            "phi": torch.cat([p.detach().flatten() for p in phi]),
+            "soft_label": torch.tensor(labels["soft_label"]),
+        }
+    return taught | {
+        "weights": torch.cat([p.detach().flatten() for p in trainable(trainer.policy)]),
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        "step": torch.tensor([-1 if step is None else step for step in labels["step"]]),
+    }
+
+
+def drift(ranks: Ranks) -> dict[str, Tensor]:
+    """A number that differs on one rank ends all of them."""
+    same, other = torch.ones(3), torch.full((2,), float(ranks.rank == ranks.count - 1))
+    ranks.require_alike("same", [same])
+    try:
+        ranks.require_alike("other", [same, other])
+    except DriftError as error:
+        return {"found": torch.tensor([int("other differs" in str(error))])}
+    return {"found": torch.tensor([0])}
+
+
+def poisoned(home: Path, ranks: Ranks) -> dict[str, Tensor]:
+    """A pair whose reference is not finite lies in one rank's share: none takes the step."""
+    trainer = toy_trainer(
+        home, max_steps=6, max_skipped_steps=9, gradient_accumulation_steps=1,
+        per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
+    )  # fmt: skip
+    said: list[str] = []
+    skip = trainer._skipped.skip
+    trainer._skipped.skip = lambda step, why, culprits: (said.extend(culprits), skip(step, why, []))
+    uid = trainer.pairs[7]["uid"]
+    collate = trainer._steps._collate
+
+    def poison(pairs):
+        return collate([p | {"ref_chosen_logp": float("nan")} if p["uid"] == uid else p
+                        for p in pairs])  # fmt: skip
+
+    trainer._steps._collate = poison
+    trainer.train()
+    return {
+        "skipped": torch.tensor([trainer._skipped.count]),
+        "named": torch.tensor([int(said == [uid] * trainer._skipped.count)]),
+        "weights": torch.cat([p.detach().flatten() for p in trainable(trainer.policy)]),
+    }
+
+
+def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """Return all cases by name; those of one process are what the others must equal."""
+    together = {
+        "step": lambda: step(ranks),
+        "few": lambda: step(ranks, noisy=1),
+        "even": lambda: step(ranks, noisy=EVEN),
+        **{f"step-{name}": lambda name=name: step(ranks, engine=name)
+           for name in ("graph", "recompute", "double_backward")},
+        "float64": lambda: run(home / "a", ranks, dtype=torch.float64),
+        "float32": lambda: run(home / "b", ranks, dtype=torch.float32),
+        "accumulated": lambda: run(
+            home / "c", ranks, dtype=torch.float64, gradient_accumulation_steps=2, max_steps=10
+        ),
+        "current": lambda: run(home / "d", ranks, dtype=torch.float64, clean_gradient="current"),
+        "adamw": lambda: run(home / "e", ranks, dtype=torch.float64, lookahead="adamw"),
+        "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo"),
+        "poisoned": lambda: poisoned(home / "g", ranks),
+    }  # fmt: skip
+    if ranks.count > 1:
+        together["drift"] = lambda: drift(ranks)
+        for name in ("auto", "graph", "recompute"):
+            together[f"sharded-{name}"] = lambda name=name: step(
+                ranks, noisy=EVEN, shard=True, engine=name
+            )
+    return together
+
+
+def main() -> None:
+    home = Path(sys.argv[1])
+    distributed.init_process_group("gloo")
+    torch.set_num_threads(1)
+    ranks = Ranks.here(torch.device("cpu"))
+    assert ranks.count == int(sys.argv[2]), f"{ranks.count} processes, {sys.argv[2]} asked for"
+    for name, case in cases(home, ranks).items():
+        save_file(case(), home / f"{name}-{ranks.rank}.safetensors")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
