@@ -30,17 +30,13 @@ from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xl
 
 from softpref.algorithm.ranks import Ranks
 from softpref.errors import UsageError
+from softpref.training.config import refuse_sharding
 from softpref.training.interrupts import TERMINATED, SaveOnTerm
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
-
-SEVERAL = (
-    "use torchrun or accelerate launch without it: each process holds the model; where that is too "
-    "large, --tuning lora with --bf16 and --activation_checkpointing"
-)
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +74,11 @@ class SafeCheckpoints(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        refuse_sharding(self.args)
         self.ranks = Ranks.here(self.args.device)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         pushes = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END
         unsupported = {
-            f"DeepSpeed ({SEVERAL})": self.is_deepspeed_enabled,
-            f"FSDP ({SEVERAL})": self.is_fsdp_enabled,
             "XLA": is_torch_xla_available(),
             "SageMaker model parallelism": is_sagemaker_mp_enabled(),
             "a model sharded at load time": self.is_distributed_loading_by_transformers,

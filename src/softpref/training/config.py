@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -172,6 +173,7 @@ class MSPOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        refuse_sharding(self)
         self._refuse_unknown_choices()
         self._refuse_ignored_options()
         method = METHODS[self.method]
@@ -193,6 +195,11 @@ class MSPOConfig(TrainingArguments):
         self._refuse_impossible_combinations()
 
     def _refuse_impossible_combinations(self) -> None:
+        if self.perpcorrect_mode == "official" and self.world_size > 1:
+            raise UsageError(
+                "--perpcorrect_mode official runs in one process: start it without torchrun, or "
+                "choose --perpcorrect_mode threshold."
+            )
         for name, (value, why) in FIXED.items():
             if getattr(self, name) != value:
                 raise UsageError(f"--{name}: {why}.")
@@ -264,6 +271,22 @@ class MSPOConfig(TrainingArguments):
         if self.meta_lr is not None:
             return self.meta_lr
         return min(LARGEST_META_LR, META_WALK / max(1, meta_updates))
+
+
+def refuse_sharding(args: TrainingArguments) -> None:
+    """Refuse engines that split a model over processes; on a CPU accelerate would ignore them.
+
+    Raises:
+        UsageError: DeepSpeed or FSDP is asked for, by options or by accelerate's launcher.
+    """
+    for name, given in (("DeepSpeed", args.deepspeed), ("FSDP", args.fsdp)):
+        launched = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
+        if given or launched:
+            raise UsageError(
+                f"{name} is not supported: use torchrun, or accelerate launch without it (softpref "
+                "env --accelerate gpus); each process then holds the model. For a large one, "
+                "--tuning lora, --bf16 true and --activation_checkpointing true save memory."
+            )
 
 
 def _choices(hint: Any) -> tuple[str, ...]:

@@ -1,0 +1,177 @@
+"""`train` under torchrun as a user starts it: one output, one voice, an end whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from softpref.training.checkpoints import newest_complete
+from softpref.world.language import make_tokenizer
+from tests.distributed.launch import finished, torchrun
+from tests.models import tiny_model
+from tests.toy import toy_pairs
+
+GLOBAL_BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Pairs and a model."""
+    home = tmp_path_factory.mktemp("jobs")
+    tokenizer = make_tokenizer()
+    model = tiny_model(dtype=torch.float32, attention="sdpa", vocab_size=len(tokenizer))
+    model.save_pretrained(home / "model")
+    tokenizer.save_pretrained(home / "model")
+    toy_pairs(83, flip_every=3).to_json(home / "train.jsonl")
+    toy_pairs(20, seed=1).to_json(home / "clean.jsonl")
+    return home
+
+
+def train(home: Path, processes: int, output: str, *more: str) -> subprocess.Popen:
+    return torchrun(
+        processes, "softpref.cli", "train", "--method", "mspo", "--model", "model",
+        "--train", "train.jsonl", "--clean", "clean.jsonl", "--output", output,
+        "--per-device-train-batch-size", str(GLOBAL_BATCH // processes),
+        "--gradient-accumulation-steps", "1", "--meta-batch-size", "8", "--learning-rate", "1e-2",
+        "--reference-cache", f"cache-{output}", "--use-cpu", "true", "--disable-tqdm", "true",
+        *more, cwd=home,
+    )  # fmt: skip
+
+
+def weights(directory: Path) -> torch.Tensor:
+    tensors = load_file(directory / "adapter_model.safetensors")
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+@pytest.fixture(scope="module")
+def alone(home):
+    """The same run by one process."""
+    code, output = finished(train(home, 1, "alone", "--num-train-epochs", "2"))
+    assert code == 0, output
+    return home / "alone"
+
+
+def near(ours: Path, theirs: Path) -> bool:
+    a, b = weights(ours), weights(theirs)
+    return float((a - b).norm() / b.norm()) < 1e-4
+
+
+def test_two_processes_leave_what_one_leaves(home, alone):
+    code, output = finished(train(home, 2, "two", "--num-train-epochs", "2"))
+    assert code == 0, output
+    assert "processes: 2" in output
+    for said in ("train: 83 pairs", "noise rate:", "steps: 22 of 8 pairs", "written: two"):
+        assert output.count(said) == 1, said
+    names = [sorted(path.name for path in run.iterdir() if not path.name.startswith("checkpoint"))
+             for run in (home / "two", alone)]  # fmt: skip
+    assert names[0] == names[1]
+    assert near(home / "two", alone)
+    ours, theirs = (
+        [json.loads(line) for line in (run / "labels.jsonl").read_text().splitlines()]
+        for run in (home / "two", alone)
+    )
+    assert [row["uid"] for row in ours] == [row["uid"] for row in theirs]
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    assert [row["p_correct"] for row in ours] == pytest.approx(
+        [row["p_correct"] for row in theirs], abs=1e-4
+    )
+
+
+def workers(job: subprocess.Popen) -> list[int]:
+    """Return the processes that torchrun has started, rank by rank."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(job.pid)], capture_output=True, text=True, check=False
+    )
+    return sorted(map(int, found.stdout.split()))
+
+
+def wait_for(what, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.05)
+
+
+LONG = ("--num-train-epochs", "2000", "--save-steps", "5", "--save-total-limit", "2")
+
+
+def test_sigterm_ends_all_after_the_same_step_and_one_process_goes_on(home):
+    job = train(home, 2, "resumed", *LONG)
+    wait_for(lambda: newest_complete(home / "resumed")[0] is not None)
+    os.kill(workers(job)[1], signal.SIGTERM)  # it reaches one of them alone
+    _, output = finished(job)
+    assert re.search(r"ended by SIGTERM after step \d+", output), output[-3000:]
+    assert output.count("ended by SIGTERM") == 1
+    checkpoint, skipped = newest_complete(home / "resumed")
+    assert checkpoint is not None
+    assert not skipped
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    step = state["global_step"]
+    code, output = finished(train(home, 1, "resumed", *LONG, "--max-steps", str(step + 3)))
+    assert code == 0, output
+    assert f"going on from resumed/checkpoint-{step}" in output
+
+
+def test_a_run_of_two_processes_goes_on_in_four_and_ends_where_one_ends(home, alone):
+    same = ("--num-train-epochs", "2", "--save-steps", "8")
+    job = train(home, 2, "moved", *same)
+    finished(job)
+    for path in (home / "moved").iterdir():  # as if it had died after step 8
+        if path.name != "checkpoint-8":
+            subprocess.run(["rm", "-r", str(path)], check=True)
+    code, output = finished(train(home, 4, "moved", *same))
+    assert code == 0, output
+    assert "going on from moved/checkpoint-8" in output
+    assert near(home / "moved", alone)
+
+
+def test_a_process_that_dies_ends_the_job(home):
+    job = train(home, 2, "dies", *LONG)
+    wait_for(lambda: newest_complete(home / "dies")[0] is not None)
+    start = time.monotonic()
+    os.kill(workers(job)[1], signal.SIGKILL)
+    code, output = finished(job)
+    assert code != 0
+    assert time.monotonic() - start < 45
+    assert "SIGKILL" in output or "Signal 9" in output, output[-3000:]
+
+
+def test_a_mistake_is_said_once(home):
+    code, output = finished(train(home, 2, "alone"))
+    assert code != 0
+    assert output.count("holds a finished run; choose a new directory") == 1, output
+
+
+def test_other_commands_are_refused_in_several_processes(home):
+    job = torchrun(2, "softpref.cli", "audit", "--model", "model", cwd=home)
+    code, output = finished(job)
+    assert code != 0
+    assert output.count("softpref audit: runs in one process, and 2 were started") == 1, output
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP is not supported: use"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: use torchrun"),
+    ],
+)
+def test_engines_that_shard_are_refused_in_words(home, variables, words):
+    done = subprocess.run(
+        [sys.executable, "-m", "softpref.cli", "train", "--method", "dpo", "--model", "model",
+         "--train", "train.jsonl", "--output", "sharded", "--use-cpu", "true"],
+        cwd=home, env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
