@@ -1,4 +1,7 @@
-"""`softpref study TARGET`: a grid of runs that survives being killed, and its table."""
+"""`softpref study TARGET`: a grid of runs that survives being killed, and its table.
+
+Several processes, on one machine or many, may work on one output: each takes what none has claimed.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,16 @@ from tqdm import tqdm
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
 from softpref.study.choices import USUAL, StudyOptions, asked_cells, checked
+from softpref.study.claims import claimed
 from softpref.study.grid import Cell, Target
 from softpref.study.paper import estimate
 from softpref.study.presets import Preset
 from softpref.study.results import Results, code_version
 from softpref.study.tables import latex, markdown
 from softpref.training.output import write_text
+
+PATIENCE = 1.0
+"""Seconds to wait for another process before something else is looked at."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,24 +60,28 @@ def run_study(name: str, options: StudyOptions) -> None:
     results = Results.load(path, version)
     missing = [cell for cell in cells if _is_missing(results.cells.get(cell.key), preset)]
     logger.info("%s: %d runs, %d of them done", name, len(cells), len(cells) - len(missing))
-    failed = {}
+    failed, elsewhere = {}, 0
     home = output / "cells" / results.version_hash
     jobs = options.jobs or os.cpu_count() or 1
     for cell, outcome in _finished(target, preset, missing, home, jobs):
         if isinstance(outcome, str):
             failed[cell.key] = outcome
             logger.warning("%s failed: %s", cell.key, outcome)
-            continue
-        results.add(cell.key, outcome)
-        _write(path, target, cells, results)
-    _write(path, target, cells, results)
-    if target.picture and results.cells:
-        figure = target.picture(cells, results.cells)
-        for kind in ("png", "svg"):
-            figure.savefig(path.with_suffix(f".{kind}"), dpi=130)
+        elif outcome is None:
+            elsewhere += 1
+        else:
+            with claimed(home, path.name, patience=-1):
+                results = Results.load(path, version)  # with what others have added
+                results.add(cell.key, outcome)
+                _write(path, target, cells, results)
+    with claimed(home, path.name, patience=-1):
+        _write(path, target, cells, Results.load(path, version), draw=True)
     logger.info(
         "written: %s and beside it its table%s", path, " and picture" * bool(target.picture)
     )
+    if elsewhere:
+        logger.info("%d runs are other processes' at this moment; the last to finish writes the "
+                    "whole table, the same command takes over what died", elsewhere)  # fmt: skip
     if failed:
         first, why = next(iter(failed.items()))
         raise UsageError(
@@ -89,15 +100,18 @@ def _is_missing(numbers: dict[str, Any] | None, preset: Preset) -> bool:
 
 def _finished(
     target: Target, preset: Preset, cells: Sequence[Cell], home: Path, jobs: int
-) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
-    """Yield every cell with its numbers, or with what went wrong, as workers finish them."""
+) -> Iterator[tuple[Cell, dict[str, Any] | str | None]]:
+    """Yield every cell as workers finish them.
+
+    With its numbers, or with what went wrong, or with None where another process has claimed it.
+    """
     if not cells:
         return
     pool = ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), initializer=_quiet_worker, initargs=(home,)
     )
     waiting: dict[Future[Any], Cell | tuple[Any, ...]] = {
-        pool.submit(preset.prepare, *shared): shared
+        pool.submit(_prepare, preset, shared, home): shared
         for shared in dict.fromkeys(map(preset.shared, cells))
     }
     try:
@@ -109,6 +123,9 @@ def _finished(
                     if isinstance(finished, Cell):
                         bar.update()
                         yield finished, outcome
+                        continue
+                    if outcome is False:  # another process is at it: the others first
+                        waiting[pool.submit(_prepare, preset, finished, home)] = finished
                         continue
                     for cell in (cell for cell in cells if preset.shared(cell) == finished):
                         if isinstance(outcome, str):  # nothing to run it with
@@ -130,8 +147,21 @@ def _outcome(done: Future[Any], home: Path) -> Any:
     return f"{type(error).__name__}: {error}; what the run said is in {home}/worker-*.log"
 
 
-def _run_cell(target: Target, preset: Preset, cell: Cell, home: Path) -> dict[str, Any]:
-    """Run a cell in a directory of its own, unless it was finished there before."""
+def _prepare(preset: Preset, shared: tuple[Any, ...], home: Path) -> bool:
+    """Make what cells share; return whether it is made, and not another process at it."""
+    with claimed(home, "-".join(map(str, ("shared", *shared))), patience=PATIENCE) as mine:
+        if mine:
+            preset.prepare(*shared)
+        return mine
+
+
+def _run_cell(target: Target, preset: Preset, cell: Cell, home: Path) -> dict[str, Any] | None:
+    """Run a cell in a directory of its own, unless it was finished there before or is claimed."""
+    with claimed(home, cell.key) as mine:
+        return _run_claimed(target, preset, cell, home) if mine else None
+
+
+def _run_claimed(target: Target, preset: Preset, cell: Cell, home: Path) -> dict[str, Any]:
     directory = home / cell.key
     done = directory / "cell.json"
     if not done.is_file() or _is_missing(json.loads(done.read_text(encoding="utf-8")), preset):
@@ -168,9 +198,15 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _write(path: Path, target: Target, cells: Sequence[Cell], results: Results) -> None:
+def _write(
+    path: Path, target: Target, cells: Sequence[Cell], results: Results, *, draw: bool = False
+) -> None:
     text = target.text(cells, results.cells) if target.text else ""
     if target.picture:
         text += f"\n![{target.title}]({path.with_suffix('.png').name})\n"
     write_text(path.with_suffix(".md"), markdown(target, cells, results.cells) + text)
     write_text(path.with_suffix(".tex"), latex(target, cells, results.cells))
+    if draw and target.picture and results.cells:
+        figure = target.picture(cells, results.cells)
+        for kind in ("png", "svg"):
+            figure.savefig(path.with_suffix(f".{kind}"), dpi=130)

@@ -1,0 +1,76 @@
+"""Several processes share one study: each run is done once, and what a dead one held is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from softpref.errors import UsageError
+from softpref.study.claims import claimed
+
+ROOT = Path(__file__).parents[2]
+CELLS = 8
+
+
+def start(output: Path, seconds: float) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.study.claimant", str(output), str(seconds)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def ran(output: Path) -> list[str]:
+    log = output / "log"
+    return log.read_text().split() if log.is_file() else []
+
+
+def test_of_two_claimants_one_gets_it(tmp_path):
+    with claimed(tmp_path, "cell") as first, claimed(tmp_path, "cell") as second:
+        assert first
+        assert not second
+        with claimed(tmp_path, "other") as other:
+            assert other
+    with claimed(tmp_path, "cell") as again:
+        assert again
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(UsageError, match="its file system has no locks"), claimed(tmp_path, "x"):
+        pass
+
+
+def test_three_processes_do_every_run_once_and_the_table_holds_all(tmp_path):
+    started = [start(tmp_path, 0.5) for _ in range(3)]
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    assert sorted(ran(tmp_path)) == sorted(set(ran(tmp_path)))
+    assert len(ran(tmp_path)) == CELLS
+    assert len(json.loads((tmp_path / "table1.json").read_text())["cells"]) == CELLS
+    assert sum("other processes' at this moment" in words for words in said) >= 1
+
+
+def test_what_a_dead_process_had_claimed_is_taken_over(tmp_path):
+    dead = start(tmp_path, 60)
+    while not ran(tmp_path):
+        assert dead.poll() is None
+        time.sleep(0.05)
+    os.kill(dead.pid, signal.SIGKILL)  # its worker ends with it
+    dead.wait()
+    held = ran(tmp_path)[0]
+    time.sleep(1)
+    other = start(tmp_path, 0)
+    said, _ = other.communicate(timeout=120)
+    assert other.returncode == 0, said
+    assert ran(tmp_path).count(held) == 2
+    assert len(json.loads((tmp_path / "table1.json").read_text())["cells"]) == CELLS
