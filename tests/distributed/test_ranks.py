@@ -89,6 +89,11 @@ def test_ranks_that_drift_apart_are_found_by_all(together):
     assert all(int(of_rank["found"]) == 1 for of_rank in together["drift"])
 
 
+def test_a_step_moves_the_bytes_that_the_calculator_foretells(together):
+    for of_rank in together["counted"]:
+        assert torch.equal(of_rank["counted"], of_rank["foretold"])
+
+
 def test_shares_cover_everything_once_unless_they_are_fewer_than_the_ranks():
     for count in range(1, 12):
         shares = [Ranks(rank, 4).share(list(range(count))) for rank in range(4)]

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from benchmarks import scaling
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import mspo_step
@@ -107,6 +109,29 @@ def run(home: Path, ranks: Ranks, *, dtype: torch.dtype, **options) -> dict[str,
     }
 
 
+def counted(home: Path, ranks: Ranks) -> dict[str, Tensor]:
+    """Bytes of one step as they were handed over, and as the calculator foretells them."""
+    trainer = toy_trainer(
+        home, max_steps=4, tuning="lora", lora_target_modules="all-linear", logging_steps=100,
+        gradient_accumulation_steps=1, per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
+    )  # fmt: skip
+    counter = scaling.Counter()
+    seen: list[list[int]] = []
+    note = TrainerCallback()
+    note.on_step_end = lambda *_, **__: seen.append(list(counter.bytes.values()))
+    trainer.add_callback(note)
+    trainer.train()
+    last, before = seen[-1], seen[-2]
+    foretold = scaling.Step(
+        0, sum(p.numel() for p in trainable(trainer.policy)), GLOBAL_BATCH,
+        meta_learner=sum(p.numel() for p in trainer.labeller.parameters()),
+    )  # fmt: skip
+    return {
+        "counted": torch.tensor([a - b for a, b in zip(last, before, strict=True)]),
+        "foretold": torch.tensor([foretold.summed(), foretold.gathered(ranks.count)]),
+    }
+
+
 def drift(ranks: Ranks) -> dict[str, Tensor]:
     """A number that differs on one rank ends all of them."""
     same, other = torch.ones(3), torch.full((2,), float(ranks.rank == ranks.count - 1))
@@ -162,6 +187,7 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
         "poisoned": lambda: poisoned(home / "g", ranks),
     }  # fmt: skip
     if ranks.count > 1:
+        together["counted"] = lambda: counted(home / "h", ranks)
         together["drift"] = lambda: drift(ranks)
         for name in ("auto", "graph", "recompute"):
             together[f"sharded-{name}"] = lambda name=name: step(

@@ -1,0 +1,261 @@
+"""What a step moves and computes on W devices, counted, measured on CPUs, and foretold for GPUs.
+
+    python benchmarks/scaling.py              # the tables for 8B and 70B
+    python benchmarks/scaling.py --measure    # 1, 2 and 4 processes here: bytes counted, times
+
+Bytes are what each process hands to torch.distributed in one taught step; on the wire a ring moves
+2 (W - 1) / W of a sum's and (W - 1) times a gathered part. FLOPs are 2 a weight and token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+INTEGER = 8  # bytes of a count
+COLUMNS = 10  # a pair's measurements, label and place, gathered as float64
+GATHERED = 8
+TOTALS = 5  # pairs of the three moves, of dL/ds, and the question whether SIGTERM has come
+META_LEARNER = 16_897  # weights of 1 -> 128 -> 128 -> 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One taught step.
+
+    Attributes:
+        weights: of the policy.
+        trained: how many of them are trained.
+        pairs: noisy pairs, over all processes.
+        clean_share: m, clean pairs over noisy ones.
+        tokens: of a pair, its prompt run once.
+        layers: of the policy, and `hidden` its width, for attention.
+        hidden: D.
+        trained_bytes: of a trained number.
+        meta_learner: weights of V, in float32.
+    """
+
+    weights: int
+    trained: int
+    pairs: int
+    clean_share: float = 1 / 8
+    tokens: int = 768
+    layers: int = 0
+    hidden: int = 0
+    trained_bytes: int = 4
+    meta_learner: int = META_LEARNER
+
+    def summed(self) -> int:
+        """Bytes a process sums: three gradients with their losses, phi's, and the counts."""
+        gradients = 3 * (self.trained + 1) * self.trained_bytes
+        return gradients + 4 * self.meta_learner + TOTALS * INTEGER
+
+    def gathered(self, processes: int) -> int:
+        """Bytes a process gives to be gathered: its pairs' rows, padded alike, and their count."""
+        return -(-self.pairs // processes) * COLUMNS * GATHERED + INTEGER
+
+    def wire(self, processes: int) -> float:
+        """Bytes that leave a device in one step."""
+        if processes == 1:
+            return 0.0
+        others = processes - 1
+        return 2 * others / processes * self.summed() + others * self.gathered(processes)
+
+    def base(self, processes: int) -> float:
+        """Bytes that reach a device where the base is sharded in bfloat16: each pass gathers it.
+
+        Forward and backward, of noisy and of clean pairs, one micro-batch each.
+        """
+        return 4 * 2 * (self.weights - self.trained) * (processes - 1) / processes
+
+    def flops(self, *, lora: bool) -> float:
+        """FLOPs of a step on all devices: 2F(1 + m) with LoRA, else by graphs 5F + 3mF."""
+        per_token = 2 * self.weights + 4 * self.layers * self.hidden * self.tokens
+        forward = per_token * self.tokens * self.pairs
+        return forward * (2 + 2 * self.clean_share if lora else 5 + 3 * self.clean_share)
+
+
+MODELS = {
+    "8B, LoRA": (Step(8_030_000_000, 41_943_040, 64, layers=32, hidden=4096), True),
+    "8B, full": (Step(8_030_000_000, 8_030_000_000, 64, layers=32, hidden=4096), False),
+    "70B, LoRA": (Step(70_600_000_000, 207_093_760, 64, layers=80, hidden=8192), True),
+    "70B, full": (Step(70_600_000_000, 70_600_000_000, 64, layers=80, hidden=8192), False),
+}
+DEVICES = (1, 2, 4, 8, 16, 32, 64)
+FLOPS_A_SECOND = 400e12  # of a device, as reached
+ONE_MACHINE, BYTES_A_SECOND_INSIDE, BYTES_A_SECOND_BETWEEN = 8, 300e9, 40e9
+
+
+def seconds(step: Step, processes: int, *, lora: bool) -> tuple[float, float]:
+    """Return the time of the sums and of the arithmetic, s, none of it overlapping."""
+    speed = BYTES_A_SECOND_INSIDE if processes <= ONE_MACHINE else BYTES_A_SECOND_BETWEEN
+    return step.wire(processes) / speed, step.flops(lora=lora) / processes / FLOPS_A_SECOND
+
+
+def memory(step: Step) -> float:
+    """Return what a device must hold beside activations, GiB: weights, gradients, AdamW, theta'."""
+    base = 2 * (step.weights - step.trained if step.trained < step.weights else 0)
+    return (base + step.trained * step.trained_bytes * 6) / 2**30
+
+
+def foretell() -> None:
+    """Print the tables."""
+    for name, (step, lora) in MODELS.items():
+        print(f"\n{name}: {memory(step):,.0f} GiB a device beside activations\n")
+        print("| devices | GB on the wire a device | GB more, base sharded | PFLOPs a device | "
+              "sums, s | arithmetic, s | efficiency |\n|---|---|---|---|---|---|---|")  # fmt: skip
+        for devices in DEVICES:
+            sums, work = seconds(step, devices, lora=lora)
+            print(
+                f"| {devices} | {step.wire(devices) / 1e9:.2f} | {step.base(devices) / 1e9:.0f} | "
+                f"{step.flops(lora=lora) / devices / 1e15:.2f} | {sums:.3f} | {work:.3f} | "
+                f"{work / (sums + work):.0%} |"
+            )
+
+
+class Counter:
+    """Counts what this process hands to torch.distributed, bytes, by kind."""
+
+    def __init__(self) -> None:
+        from torch import distributed
+
+        self.bytes = {"summed": 0, "gathered": 0}
+        reduce, gather = distributed.all_reduce, distributed.all_gather
+
+        def all_reduce(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            self.bytes["summed"] += tensor.nbytes
+            return reduce(tensor, *args, **kwargs)
+
+        def all_gather(parts: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            self.bytes["gathered"] += tensor.nbytes
+            return gather(parts, tensor, *args, **kwargs)
+
+        distributed.all_reduce, distributed.all_gather = all_reduce, all_gather
+
+
+STEPS, WARM = 16, 4
+
+
+def work(home: Path, pairs_a_process: int) -> None:
+    """Train a few steps and print bytes and seconds of each, as JSON."""
+    import torch
+    from transformers import TrainerCallback
+
+    from softpref.data.sources import load_pairs
+    from softpref.training.config import MSPOConfig
+    from softpref.training.trainer import MSPOTrainer
+
+    torch.set_num_threads(1)
+    processes = int(os.environ["WORLD_SIZE"])
+    config = MSPOConfig(
+        output_dir=str(home / "out"), method="mspo", use_cpu=True, max_steps=STEPS, meta_every=1,
+        per_device_train_batch_size=pairs_a_process, gradient_accumulation_steps=1,
+        meta_batch_size=max(1, pairs_a_process * processes // 8), save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, reference_cache=str(home / "cache"),
+    )  # fmt: skip
+    sets = (load_pairs(str(home / f"{name}.jsonl")) for name in ("train", "clean"))
+    trainer = MSPOTrainer(str(home / "model"), config, *sets)
+    counter = Counter()
+    seen: list[dict[str, float]] = []
+
+    class Note(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append({"at": time.perf_counter(), **counter.bytes})
+
+    trainer.add_callback(Note())
+    trainer.train()
+    if trainer.ranks.is_first:
+        parameters = [p.numel() for p in trainer.policy.parameters() if p.requires_grad]
+        v = sum(p.numel() for p in trainer.teacher.meta_learner.parameters())
+        steps = [
+            {name: after[name] - before[name] for name in after}
+            for before, after in zip(seen[WARM:], seen[WARM + 1 :], strict=False)
+        ]
+        print(json.dumps({"trained": sum(parameters), "meta_learner": v, "steps": steps}))
+
+
+def prepare(home: Path) -> None:
+    """Save a random Llama and synthetic pairs."""
+    import torch
+    from million import write_pairs
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from softpref.world.language import make_tokenizer
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(make_tokenizer()), hidden_size=256, intermediate_size=688,
+        num_hidden_layers=6, num_attention_heads=4, max_position_embeddings=64,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(home / "model")
+    make_tokenizer().save_pretrained(home / "model")
+    write_pairs(home / "train.jsonl", 1024, 2)
+    write_pairs(home / "clean.jsonl", 64, 1)
+
+
+def measured(home: Path, processes: int, pairs_a_process: int) -> dict[str, Any]:
+    """Run the work in so many processes and return what the first of them says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
+         "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__,
+         "--work", str(home), str(pairs_a_process)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(next(line for line in done.stdout.splitlines() if '"trained"' in line))
+
+
+def measure() -> None:
+    """Print bytes counted against bytes foretold, and times of 1, 2 and 4 processes."""
+    print(
+        "| scaling | processes | pairs a step | summed, bytes (foretold) | gathered, bytes "
+        "(foretold) | s a step, median (quartiles) | efficiency |\n|---|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as place:
+        home = Path(place)
+        prepare(home)
+        for kind, pairs in (("strong", lambda n: 32 // n), ("weak", lambda n: 16)):
+            first = None
+            for processes in (1, 2, 4):
+                found = measured(home, processes, pairs(processes))
+                step = Step(0, found["trained"], pairs(processes) * processes,
+                            meta_learner=found["meta_learner"])  # fmt: skip
+                counts = found["steps"][-1]
+                low, mid, high = statistics.quantiles([s["at"] for s in found["steps"]], n=4)
+                first = first or mid
+                ideal = first / processes if kind == "strong" else first
+                expected = step.summed(), step.gathered(processes)
+                print(
+                    f"| {kind} | {processes} | {step.pairs} | "
+                    f"{counts['summed']:,} ({expected[0] if processes > 1 else 0:,}) | "
+                    f"{counts['gathered']:,} ({expected[1] if processes > 1 else 0:,}) | "
+                    f"{mid:.3f} ({low:.3f} to {high:.3f}) | {ideal / mid:.0%} |",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    """Foretell, or measure."""
+    parser = argparse.ArgumentParser(description="What a step moves and computes on W devices.")
+    parser.add_argument("--measure", action="store_true", help="run 1, 2 and 4 processes here")
+    parser.add_argument("--work", nargs=2, help="for the processes it starts")
+    options = parser.parse_args()
+    if options.work:
+        work(Path(options.work[0]), int(options.work[1]))
+    elif options.measure:
+        measure()
+    else:
+        foretell()
+
+
+if __name__ == "__main__":
+    main()
