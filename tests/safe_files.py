@@ -45,7 +45,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".parquet": pq.read_table,
     ".arrow": read_arrow,
     ".png": imread,
-    **dict.fromkeys((".html", ".jinja", ".log", ".md", ".svg", ".tex", ".txt"), read_text),
+    **dict.fromkeys((".html", ".jinja", ".lock", ".log", ".md", ".svg", ".tex", ".txt"), read_text),
 }
 
 

@@ -6,7 +6,9 @@ import errno
 import logging
 import os
 import re
+import sqlite3
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -273,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.name and error.name.startswith("softpref"):
             raise
         _fail(f"softpref {command}: {str(error).strip().splitlines()[0]}")
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, sqlite3.OperationalError) as error:
         words = _disk_words(error)
         if words is None:
             raise
@@ -292,12 +294,16 @@ def _disk_words(error: Exception) -> str | None:
         number: os.strerror(number)
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
     }
+    if isinstance(error, sqlite3.OperationalError):  # of what reading keeps on disk for a while
+        return f"{tempfile.gettempdir()}: {error}; make room, or set TMPDIR to a place with more."
     # safetensors hands the number on in words alone.
     told = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
     if number not in numbers:
         return None
-    where = getattr(error, "filename", None) or "the output"
+    where = getattr(error, "filename", None) or (
+        f"the output, or {tempfile.gettempdir()} (TMPDIR), where pairs lie meanwhile"
+    )
     remedy = "make room, and the same command goes on"
     if number not in (errno.ENOSPC, errno.EDQUOT):
         remedy = "choose a place that can be written"

@@ -37,9 +37,11 @@ def home(tmp_path_factory):
     return home
 
 
-def train(home: Path, processes: int, output: str, *more: str) -> subprocess.Popen:
+def train(
+    home: Path, processes: int, output: str, *more: str, module: str = "softpref.cli"
+) -> subprocess.Popen:
     return torchrun(
-        processes, "softpref.cli", "train", "--method", "mspo", "--model", "model",
+        processes, module, "train", "--method", "mspo", "--model", "model",
         "--train", "train.jsonl", "--clean", "clean.jsonl", "--output", output,
         "--per-device-train-batch-size", str(GLOBAL_BATCH // processes),
         "--gradient-accumulation-steps", "1", "--meta-batch-size", "8", "--learning-rate", "1e-2",
@@ -108,7 +110,8 @@ LONG = ("--num-train-epochs", "2000", "--save-steps", "5", "--save-total-limit",
 def test_sigterm_ends_all_after_the_same_step_and_one_process_goes_on(home):
     job = train(home, 2, "resumed", *LONG)
     wait_for(lambda: newest_complete(home / "resumed")[0] is not None)
-    os.kill(workers(job)[1], signal.SIGTERM)  # it reaches one of them alone
+    os.kill(workers(job)[1], signal.SIGTERM)  # it reaches one of them alone, then once more all
+    os.kill(job.pid, signal.SIGTERM)
     _, output = finished(job)
     assert re.search(r"ended by SIGTERM after step \d+", output), output[-3000:]
     assert output.count("ended by SIGTERM") == 1
@@ -146,6 +149,13 @@ def test_a_process_that_dies_ends_the_job(home):
     assert "SIGKILL" in output or "Signal 9" in output, output[-3000:]
 
 
+def test_processes_that_are_told_different_things_are_refused(home):
+    code, output = finished(train(home, 2, "apart", module="tests.distributed.apart"))
+    assert code != 0
+    assert output.count("the run differs between processes") == 1, output
+    assert not list((home / "apart").glob("checkpoint-*"))
+
+
 def test_a_mistake_is_said_once(home):
     code, output = finished(train(home, 2, "alone"))
     assert code != 0
@@ -162,8 +172,8 @@ def test_other_commands_are_refused_in_several_processes(home):
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP is not supported: use"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: use torchrun"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP is not supported: train goes"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: train goes"),
     ],
 )
 def test_engines_that_shard_are_refused_in_words(home, variables, words):

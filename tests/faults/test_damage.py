@@ -167,3 +167,17 @@ def test_an_output_that_cannot_be_written_is_named(files, mounted, capsys):
         assert "Read-only file system" in message
         assert str(disk) in message
     assert os.listdir(disk) == []
+
+
+def test_a_full_temporary_directory_is_named(files, mounted, monkeypatch, capsys):
+    row = {"prompt": "sort : a b =", "chosen": "a b", "rejected": "b a " * 200}
+    with (files / "long.jsonl").open("w") as file:
+        file.writelines(json.dumps(row | {"uid": str(i)}) + "\n" for i in range(2000))
+    disk = mounted("size=256k")
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    with pytest.raises(SystemExit) as end:
+        main(["audit", "--model", "model", "--data", "long.jsonl", "--clean", "10",
+              "--output", "out"])  # fmt: skip
+    assert end.value.code == 2
+    assert f"{disk} (TMPDIR)" in capsys.readouterr().err
+    assert not (files / "out").exists()

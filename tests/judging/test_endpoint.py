@@ -213,7 +213,8 @@ def test_nobody_there_is_said_however_few_the_calls(tmp_path):
 
 def test_an_interrupted_command_does_not_wait_for_calls_that_hang(tmp_path):
     code = (
-        "import sys; from softpref.cli import main; "
+        "import signal, sys; from softpref.cli import main; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the background
         f"main(['judge', '--check', {str(tmp_path / 'gold.jsonl')!r}, '--judge_model', 'm', "
         "'--base_url', sys.argv[1], '--output', sys.argv[2], '--timeout_s', '30'])"
     )

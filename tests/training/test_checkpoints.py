@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from softpref.algorithm.ranks import Ranks
 from softpref.errors import UsageError
 from softpref.training import checkpoints
 from softpref.training.checkpoints import SafeCheckpoints, newest_complete
@@ -627,7 +628,7 @@ def test_checkpoints_of_transformers_itself_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("target", "name", "value", "message"),
     [
-        (TrainingArguments, "world_size", 2, "training in several processes"),
+        (checkpoints.Ranks, "here", lambda _: Ranks(0, 2), "training in several processes"),
         (checkpoints, "is_torch_xla_available", lambda: True, "XLA"),
         (checkpoints, "is_sagemaker_mp_enabled", lambda: True, "SageMaker"),
     ],

@@ -123,7 +123,7 @@ class Ranks:
             distributed.broadcast(first, 0)
             differs |= not torch.equal(first, tensor.detach())
         if self.any(flag=differs):
-            raise DriftError(f"{what} differs between processes, which must hold the same numbers")
+            raise DriftError(f"{what} differs between processes, which must hold the same")
 
 
 ALONE = Ranks()

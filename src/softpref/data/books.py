@@ -1,16 +1,20 @@
 """What a source has shown so far, kept on disk: memory does not grow with the pairs."""
 
+import os
 import sqlite3
+import tempfile
 
 
 class Books:
     """The uids and the contents of the pairs seen so far, in a temporary database.
 
-    SQLite keeps a few megabytes of it in memory and deletes it with the last reference.
+    SQLite keeps a few megabytes of it in memory; the file goes with the last reference.
     """
 
     def __init__(self) -> None:
-        self._database = sqlite3.connect("", isolation_level=None)  # "": temporary, on disk
+        self._folder = tempfile.TemporaryDirectory(prefix="softpref-")
+        path = os.path.join(self._folder.name, "books.sqlite")
+        self._database = sqlite3.connect(path, isolation_level=None)
         for statement in (
             "PRAGMA journal_mode = OFF",  # nobody reads it after a crash
             "PRAGMA synchronous = OFF",

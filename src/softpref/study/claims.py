@@ -6,13 +6,16 @@ and when its process dies, however it dies, the lock is gone. The files stay; th
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from softpref.errors import UsageError
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -35,12 +38,21 @@ def claimed(home: Path, name: str, *, patience: float = 0.0) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except (NotImplementedError, OSError) as error:
-        raise UsageError(
-            f"{directory}: its file system has no locks ({error}); put --output where flock works, "
-            "such as NFS 4, or Lustre mounted with -o flock."
-        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise _without_locks(directory) from error
+    if isinstance(lock, SoftFileLock):  # what filelock falls back to: it outlives its process
+        lock.release()
+        raise _without_locks(directory)
     try:
         yield True
     finally:
         lock.release()
+
+
+def _without_locks(directory: Path) -> UsageError:
+    return UsageError(
+        f"{directory}: its file system has no locks; put --output where flock works, such as "
+        "NFS 4, or Lustre mounted with -o flock."
+    )

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -107,6 +108,7 @@ def _finished(
     """
     if not cells:
         return
+    started = time.time()
     pool = ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), initializer=_quiet_worker, initargs=(home,)
     )
@@ -132,7 +134,9 @@ def _finished(
                             bar.update()
                             yield cell, outcome
                         else:
-                            waiting[pool.submit(_run_cell, target, preset, cell, home)] = cell
+                            waiting[pool.submit(_run_cell, target, preset, cell, home, started)] = (
+                                cell
+                            )
     finally:
         pool.shutdown(cancel_futures=True)  # else an interrupted study would run to its end
 
@@ -149,22 +153,30 @@ def _outcome(done: Future[Any], home: Path) -> Any:
 
 def _prepare(preset: Preset, shared: tuple[Any, ...], home: Path) -> bool:
     """Make what cells share; return whether it is made, and not another process at it."""
-    with claimed(home, "-".join(map(str, ("shared", *shared))), patience=PATIENCE) as mine:
+    whose = home.parents[1]  # the output: results of other versions may share a world
+    with claimed(whose, "-".join(map(str, ("shared", *shared))), patience=PATIENCE) as mine:
         if mine:
             preset.prepare(*shared)
         return mine
 
 
-def _run_cell(target: Target, preset: Preset, cell: Cell, home: Path) -> dict[str, Any] | None:
+def _run_cell(
+    target: Target, preset: Preset, cell: Cell, home: Path, started: float
+) -> dict[str, Any] | None:
     """Run a cell in a directory of its own, unless it was finished there before or is claimed."""
     with claimed(home, cell.key) as mine:
-        return _run_claimed(target, preset, cell, home) if mine else None
+        return _run_claimed(target, preset, cell, home, started) if mine else None
 
 
-def _run_claimed(target: Target, preset: Preset, cell: Cell, home: Path) -> dict[str, Any]:
+def _run_claimed(
+    target: Target, preset: Preset, cell: Cell, home: Path, started: float
+) -> dict[str, Any]:
     directory = home / cell.key
     done = directory / "cell.json"
-    if not done.is_file() or _is_missing(json.loads(done.read_text(encoding="utf-8")), preset):
+    is_done = done.is_file()
+    if is_done and done.stat().st_mtime < started:  # else another process has just asked again
+        is_done = not _is_missing(json.loads(done.read_text(encoding="utf-8")), preset)
+    if not is_done:
         shutil.rmtree(directory, ignore_errors=True)
         numbers = preset.run(cell, directory)
         write_text(

@@ -31,6 +31,7 @@ from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xl
 from softpref.algorithm.ranks import Ranks
 from softpref.errors import UsageError
 from softpref.training.config import refuse_sharding
+from softpref.training.drift import require_same_start
 from softpref.training.interrupts import TERMINATED, SaveOnTerm
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
@@ -66,7 +67,8 @@ class SafeCheckpoints(Trainer):
     It comes first among the bases: `class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer)`. What
     else a subclass must save goes through `extra_state`, `load_extra_state` and `identity`. On a
     CPU in float32, resumed training equals uninterrupted training bit for bit. Construction raises
-    UsageError for what could not be saved so: several processes, sharded models and the like.
+    UsageError for what could not be saved so: sharded models and the like, several processes unless
+    the subclass `shares_steps`.
     """
 
     shares_steps = False
@@ -138,6 +140,8 @@ class SafeCheckpoints(Trainer):
                 )
         if checkpoint is not None:
             self._refuse_other_run(checkpoint)
+        told = json.dumps([str(checkpoint and checkpoint.name), self.identity()], default=str)
+        require_same_start(self.ranks, "the run", told)
         end = SaveOnTerm(self.ranks)
         self.add_callback(end)
         with end.listening():
@@ -147,7 +151,9 @@ class SafeCheckpoints(Trainer):
         self.remove_callback(end)
         if end.was_asked and self.state.global_step < self.state.max_steps:
             saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            if _defect(saved):  # the signal came after this step's own saving
+            if self.ranks.any(
+                flag=self.ranks.is_first and bool(_defect(saved))
+            ):  # the signal came after this step's own saving
                 self._save_checkpoint(cast(nn.Module, self.model), trial)
             logger.info("ended by SIGTERM after step %d; the same command goes on from there",
                         self.state.global_step)  # fmt: skip

@@ -72,6 +72,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "torch_compile": (False, "the step is not compiled"),
     "load_best_model_at_end": (False, "labels belong to the last step: take a checkpoint by hand"),
     "include_num_input_tokens_seen": ("no", "tokens are not counted"),
+    "train_sampling_strategy": ("random", "steps deal with lengths by themselves"),
     "auto_find_batch_size": (False, "set --per_device_train_batch_size"),
 }
 
@@ -283,9 +284,10 @@ def refuse_sharding(args: TrainingArguments) -> None:
         launched = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
         if given or launched:
             raise UsageError(
-                f"{name} is not supported: use torchrun, or accelerate launch without it (softpref "
-                "env --accelerate gpus); each process then holds the model. For a large one, "
-                "--tuning lora, --bf16 true and --activation_checkpointing true save memory."
+                f"{name} is not supported: train goes on several GPUs without it, by torchrun or "
+                "accelerate launch (softpref env --accelerate gpus), the whole model on each. For "
+                "a large one --tuning lora, --bf16 true and --activation_checkpointing true save "
+                "memory."
             )
 
 

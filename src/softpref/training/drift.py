@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import nn
 
 from softpref.algorithm.policy import trainable
-from softpref.algorithm.ranks import Ranks
+from softpref.algorithm.ranks import DriftError, Ranks
+from softpref.errors import UsageError
 from softpref.training.teacher import Teacher
 
 EVERY = 50
@@ -26,3 +29,18 @@ def require_alike(ranks: Ranks, step: int, policy: nn.Module, teacher: Teacher |
     ranks.require_alike("the policy", [torch.stack(sums)])
     if teacher:
         ranks.require_alike("the meta-learner", list(teacher.meta_learner.state_dict().values()))
+
+
+def require_same_start(ranks: Ranks, what: str, told: str) -> None:
+    """Compare what each process was told, before it decides how often they exchange something.
+
+    Raises:
+        UsageError: it is not the same.
+    """
+    digest = torch.tensor(list(hashlib.sha256(told.encode()).digest()), device=ranks.device)
+    try:
+        ranks.require_alike(what, [digest])
+    except DriftError as error:
+        raise UsageError(
+            f"{error}: start all by the same command, on the same files and the same --output."
+        ) from None

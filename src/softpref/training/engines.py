@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 from datasets import Dataset
@@ -25,7 +26,7 @@ def engine_for(
     micro_batches = args.gradient_accumulation_steps
     count = args.per_device_train_batch_size * micro_batches
     if args.clean_gradient == "current":
-        count += args.meta_batch_size
+        count += math.ceil(args.meta_batch_size / args.world_size)
     probe = collate(shortest_pairs(pairs)).to(args.device)
     tokens = round(count * mean_tokens(pairs, shared=probe.position_ids is not None))
     step = StepSize(count, tokens, micro_batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,8 @@ logger = logging.getLogger(__name__)
 class SaveOnTerm(TrainerCallback):
     """Saves after the step under way and ends training once SIGTERM has come.
 
-    A second SIGTERM ends the process at once. Ranks end after the same step, whichever of them the
-    signal reached first.
+    A second SIGTERM ends the process at once, unless a launcher started it. Ranks end after the
+    same step, whichever of them the signal reached first.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -46,7 +47,9 @@ class SaveOnTerm(TrainerCallback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.was_asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # A launcher hands on to its processes what a scheduler has told them already.
+        again = signal.SIG_IGN if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_DFL
+        signal.signal(signal.SIGTERM, again)
         logger.warning("SIGTERM: saving after this step")
 
     def on_step_end(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect import Correction
 from softpref.training.preparation import Prepared
+from softpref.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -108,14 +110,17 @@ def noise_of(
     return noise
 
 
-def labeller_of(args: MSPOConfig, prepared: Prepared, noise: NoiseRate | None) -> Labeller:
-    """Return what says how far to believe a pair, for a method without a meta-learner.
+def labeller_of(
+    args: MSPOConfig, prepared: Prepared, noise: NoiseRate | None, teacher: Teacher | None
+) -> Labeller:
+    """Return what says how far to believe a pair: the teacher's meta-learner where there is one.
 
     Raises:
         UsageError: it cannot be made from what the data say.
     """
     method = args.resolved_method()
-    assert method.make_labeller is not None
+    if teacher or method.make_labeller is None:
+        return cast(Teacher, teacher).meta_learner
     clean = starting_ppl_diff(prepared.clean) if prepared.clean else torch.empty(0)
     known = Beginning(noise.expected if noise else math.nan, clean)
     if method.given_by == "soft_label" and every_pair_has_a_label(prepared.train):

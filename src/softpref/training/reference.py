@@ -25,6 +25,7 @@ from softpref.data.batches import PARTS, Collate
 from softpref.data.readers import store
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.drift import require_same_start
 from softpref.training.output import read_columns, write_columns
 from softpref.training.preparation import Prepared
 from softpref.training.scoring import score_pairs
@@ -51,6 +52,10 @@ def sets_with_reference(
 ) -> Prepared:
     """Put every set through `with_reference`, and say who the reference is."""
     name = getattr(policy.config, "name_or_path", "") or "the model"
+    ranks = Ranks.here(args.device)
+    for which in ("train", "clean", "evaluation"):
+        if ranks.count > 1 and (pairs := getattr(prepared, which)):
+            require_same_start(ranks, f"the {which} set", fingerprint_tokens(pairs))
     adapter = "with the adapter it came with" if isinstance(policy, PeftModel) else "alone"
     logger.info("reference: %s %s, before the first step", name, adapter)
     return prepared.map(

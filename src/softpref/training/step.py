@@ -122,7 +122,7 @@ class Steps:
         pass serves both.
         """
         args, device, ranks = self._args, self._args.device, self._ranks
-        noisy, clean = ranks.share(pairs), ranks.share(clean)
+        noisy, clean = (length_buckets(some, len(some), ranks)[0] for some in (pairs, clean))
         trusted = {id(pair) for pair in clean}
         noisy_parts: list[PartJacobian] = []
         clean_parts: list[PartJacobian] = []

@@ -159,11 +159,7 @@ class MSPOTrainer(SafeCheckpoints):
         self._engine = (
             engine_for(self.policy, self.pairs, self.collate, args) if self.teacher else None
         )
-        self.labeller = (
-            self.teacher.meta_learner
-            if self.teacher
-            else labeller_of(args, self.prepared, self.noise)
-        )
+        self.labeller = labeller_of(args, self.prepared, self.noise, self.teacher)
         self.history = LabelHistory()
         self._steps = Steps(args, self.collate, self.labeller, self.method, self.ranks)
         self._window: list[list[dict[str, Any]]] = []
@@ -181,6 +177,8 @@ class MSPOTrainer(SafeCheckpoints):
             sampler=EpochSampler(len(self.pairs), seed),
             collate_fn=list,
             num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
             drop_last=args.dataloader_drop_last,
         )
         return prepare_data_loader(loader, num_processes=1, process_index=0)
