@@ -76,10 +76,11 @@ def run_study(name: str, options: StudyOptions) -> None:
                 results.add(cell.key, outcome)
                 _write(path, target, cells, results)
     with claimed(home, path.name, patience=-1):
-        _write(path, target, cells, Results.load(path, version), draw=True)
-    logger.info(
-        "written: %s and beside it its table%s", path, " and picture" * bool(target.picture)
-    )
+        results = Results.load(path, version)
+        _write(path, target, cells, results, draw=True)
+    if results.cells:
+        picture = " and picture" * bool(target.picture)
+        logger.info("written: %s and beside it its table%s", path, picture)
     if elsewhere:
         logger.info("%d runs are other processes' at this moment; the last to finish writes the "
                     "whole table, the same command takes over what died", elsewhere)  # fmt: skip

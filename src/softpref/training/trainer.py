@@ -154,8 +154,6 @@ class MSPOTrainer(SafeCheckpoints):
         }
         self.noise = noise_of(args, self.prepared, self.correction)
         self.teacher = self._make_teacher()
-        if self.teacher:
-            self.ranks.broadcast_(list(self.teacher.meta_learner.state_dict().values()))
         self._engine = (
             engine_for(self.policy, self.pairs, self.collate, args) if self.teacher else None
         )
@@ -380,8 +378,9 @@ class MSPOTrainer(SafeCheckpoints):
             return None
         noisy, clean = starting_ppl_diff(self.pairs), starting_ppl_diff(self.clean)
         meta_learner = make_meta_learner(self.args, noisy, clean, self.noise.expected)
+        self.ranks.broadcast_(list(meta_learner.to(self.args.device).state_dict().values()))
         updates = math.ceil(self.total_steps() / self.args.meta_every)
-        return Teacher(meta_learner.to(self.args.device), self.clean, self.args, updates)
+        return Teacher(meta_learner, self.clean, self.args, updates)
 
     def _say_how(self) -> None:
         args, steps = self.args, self.total_steps()
