@@ -76,6 +76,7 @@ def work(what: str, home: Path, pairs: str) -> None:
     import torch
 
     from softpref.auditing.scores import score
+    from softpref.data.sources import load_pairs
     from softpref.training.align import AlignFiles, load_sets
     from softpref.training.config import MSPOConfig
     from softpref.training.trainer import MSPOTrainer
@@ -89,6 +90,9 @@ def work(what: str, home: Path, pairs: str) -> None:
         save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     files = AlignFiles(str(home / "model"), pairs, str(home / "clean.jsonl"), None, "")
+    # Once over a few pairs: what is loaded at first use is no part of the time.
+    few, trusted = (load_pairs(str(home / f"{name}.jsonl")) for name in ("few", "clean"))
+    score(files.model, few, trusted, config)
     start = time.perf_counter()
     train, clean, _, _ = load_sets(files, config)
     if what == "train":
@@ -115,6 +119,7 @@ def main() -> None:
         home = Path(place)
         save_model(home / "model")
         write_pairs(home / "clean.jsonl", CLEAN, 1)
+        write_pairs(home / "few.jsonl", CLEAN, 3)
         for size in options.sizes:
             write_pairs(home / f"{size}.jsonl", size, 2)
             for what in ("audit", "train"):

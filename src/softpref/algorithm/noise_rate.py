@@ -124,9 +124,9 @@ def _locate(z: Tensor) -> tuple[int, Tensor]:
 
 def _quantile_bins(ppl_diff: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Means and counts, (M,) each, of runs of neighbouring scores, PPLDiff over the scale."""
-    in_order = (ppl_diff if scale > 0 else -ppl_diff).sort().values
+    in_order = ppl_diff.sort(descending=scale < 0).values
     parts = in_order.tensor_split(min(_BINS, len(in_order)))
-    means = torch.stack([(part.double() / abs(scale)).mean() for part in parts])
+    means = torch.stack([(part.double() / scale).mean() for part in parts])
     return means, torch.tensor([len(part) for part in parts]).to(means)
 
 

@@ -26,6 +26,7 @@ from softpref.errors import UsageError
 
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w.-]+))?")
 _CHUNK = 1000  # rows held in memory at a time
+_STORED = 4000  # rows written at a time: what each batch costs to have open, a million pairs feel
 _UNREADABLE = (
     *(OSError, ValueError, RecursionError, csv.Error),
     *(pa.ArrowException, datasets.exceptions.DatasetsError),
@@ -70,7 +71,7 @@ def store(rows: Iterator[Any], schema: pa.Schema) -> datasets.Dataset:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = os.path.join(folder, "rows.arrow")
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while chunk := list(itertools.islice(rows, _CHUNK)):
+        while chunk := list(itertools.islice(rows, _STORED)):
             writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
     return datasets.Dataset.from_file(path)
 
