@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -43,7 +44,7 @@ def test_of_two_claimants_one_gets_it(tmp_path):
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
-        raise OSError(38, "Function not implemented")
+        raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with pytest.raises(UsageError, match="its file system has no locks"), claimed(tmp_path, "x"):
@@ -74,3 +75,23 @@ def test_what_a_dead_process_had_claimed_is_taken_over(tmp_path):
     assert other.returncode == 0, said
     assert ran(tmp_path).count(held) == 2
     assert len(json.loads((tmp_path / "table1.json").read_text())["cells"]) == CELLS
+
+
+def test_a_lock_that_would_outlive_its_process_is_no_claim(tmp_path, monkeypatch):
+    """Where flock is missing filelock falls back to files that stay when their owner dies."""
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with pytest.raises(UsageError, match="its file system has no locks"), claimed(tmp_path, "x"):
+        pass
+
+
+def test_another_trouble_with_the_directory_is_not_called_that(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(OSError, match="Read-only"), claimed(tmp_path, "x"):
+        pass

@@ -38,8 +38,8 @@ def claimed(home: Path, name: str, *, patience: float = 0.0) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
+    except (OSError, NotImplementedError) as error:  # the latter by filelock 3
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
         raise _without_locks(directory) from error
     if isinstance(lock, SoftFileLock):  # what filelock falls back to: it outlives its process
