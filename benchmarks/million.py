@@ -39,18 +39,18 @@ def write_pairs(path: Path, count: int, seed: int) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
-def save_model(home: Path) -> None:
-    """Save a random Llama of one layer with the world's tokenizer."""
+def save_model(home: Path, **sizes: int) -> None:
+    """Save a random Llama with the world's tokenizer, of one layer unless told otherwise."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from softpref.world.language import make_tokenizer
 
     torch.manual_seed(0)
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     config = LlamaConfig(
-        vocab_size=len(make_tokenizer()), hidden_size=16, intermediate_size=32,
-        num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=2,
+        vocab_size=len(make_tokenizer()), max_position_embeddings=64, bos_token_id=1,
+        eos_token_id=2, **(small | sizes),
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(home)
     make_tokenizer().save_pretrained(home)

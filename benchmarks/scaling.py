@@ -185,20 +185,10 @@ def work(home: Path, pairs_a_process: int) -> None:
 
 def prepare(home: Path) -> None:
     """Save a random Llama and synthetic pairs."""
-    import torch
-    from million import write_pairs
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from million import save_model, write_pairs
 
-    from softpref.world.language import make_tokenizer
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(make_tokenizer()), hidden_size=256, intermediate_size=688,
-        num_hidden_layers=6, num_attention_heads=4, max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(home / "model")
-    make_tokenizer().save_pretrained(home / "model")
+    sizes = dict(hidden_size=256, intermediate_size=688, num_hidden_layers=6)
+    save_model(home / "model", num_attention_heads=4, **sizes)
     write_pairs(home / "train.jsonl", 1024, 2)
     write_pairs(home / "clean.jsonl", 64, 1)
 

@@ -262,8 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     processes = os.environ.get("WORLD_SIZE", "1")
     if command != "train" and processes != "1":
         _fail(
-            f"softpref {command}: runs in one process, and {processes} were started; only train "
-            "shares its work. Start it without torchrun or accelerate."
+            f"softpref {command}: runs in one process, and {processes} were started (WORLD_SIZE); "
+            "only train shares its work. Start it without torchrun or accelerate."
         )
     from safetensors import SafetensorError
 

@@ -1,4 +1,7 @@
-"""`softpref` with another β in every process, as when machines are started by hand."""
+"""`softpref` told something else in every process, as when machines are started by hand.
+
+`{rank}` in an argument is the process's number.
+"""
 
 import os
 import sys
@@ -6,4 +9,4 @@ import sys
 from softpref.cli import main
 
 if __name__ == "__main__":
-    main([*sys.argv[1:], "--beta", str(0.1 + int(os.environ["RANK"]))])
+    main([argument.replace("{rank}", os.environ["RANK"]) for argument in sys.argv[1:]])

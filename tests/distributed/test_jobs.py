@@ -149,10 +149,20 @@ def test_a_process_that_dies_ends_the_job(home):
     assert "SIGKILL" in output or "Signal 9" in output, output[-3000:]
 
 
-def test_processes_that_are_told_different_things_are_refused(home):
-    code, output = finished(train(home, 2, "apart", module="tests.distributed.apart"))
+@pytest.mark.parametrize(
+    ("different", "words"),
+    [
+        (("--beta", "0.{rank}5"), "the run differs between processes"),
+        (("--train", "train-{rank}.jsonl"), "the data differs between processes"),
+    ],
+)
+def test_processes_that_are_told_different_things_are_refused(home, different, words):
+    lines = (home / "train.jsonl").read_text().splitlines(keepends=True)
+    for rank in range(2):
+        (home / f"train-{rank}.jsonl").write_text("".join(lines[rank:]))
+    code, output = finished(train(home, 2, "apart", *different, module="tests.distributed.apart"))
     assert code != 0
-    assert output.count("the run differs between processes") == 1, output
+    assert output.count(words) == 1, output
     assert not list((home / "apart").glob("checkpoint-*"))
 
 

@@ -42,12 +42,19 @@ def test_of_two_claimants_one_gets_it(tmp_path):
         assert again
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "refusal", "words"),
+    [
+        (errno.ENOLCK, UsageError, "its file system has no locks"),
+        (errno.EROFS, OSError, "Read-only"),
+    ],
+)
+def test_only_missing_locks_are_called_that(number, refusal, words, tmp_path, monkeypatch):
     def refuse(*_, **__):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    with pytest.raises(UsageError, match="its file system has no locks"), claimed(tmp_path, "x"):
+    with pytest.raises(refusal, match=words), claimed(tmp_path, "x"):
         pass
 
 
@@ -85,13 +92,4 @@ def test_a_lock_that_would_outlive_its_process_is_no_claim(tmp_path, monkeypatch
 
     monkeypatch.setattr("fcntl.flock", missing)
     with pytest.raises(UsageError, match="its file system has no locks"), claimed(tmp_path, "x"):
-        pass
-
-
-def test_another_trouble_with_the_directory_is_not_called_that(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    with pytest.raises(OSError, match="Read-only"), claimed(tmp_path, "x"):
         pass

@@ -17,6 +17,7 @@ from softpref.data import make_batch
 from softpref.errors import UsageError
 from softpref.training import perpcorrect
 from softpref.training.align import AlignFiles, model_card, run_record
+from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect import ROUNDS, Correction, Round, correct, extremes
 from softpref.training.scoring import score_pairs
 from softpref.training.step import Steps
@@ -469,3 +470,9 @@ def test_every_round_is_said(caplog, tmp_path):
     assert len(lines) == ROUNDS
     for line in lines:
         assert all(part in line for part in ("μ ", "σ ", "nats per token", "α ", "separation"))
+
+
+def test_official_is_refused_in_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(MSPOConfig, "world_size", 2)
+    with pytest.raises(UsageError, match="official runs in one process"):
+        toy_config(tmp_path, **OFFICIAL)

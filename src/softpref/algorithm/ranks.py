@@ -94,8 +94,9 @@ class Ranks:
         if self.count == 1:
             return list(columns)
         rows = torch.stack([column.double() for column in columns], 1)
-        counts = [torch.empty_like(torch.tensor(0, device=rows.device)) for _ in range(self.count)]
-        distributed.all_gather(counts, torch.tensor(len(rows), device=rows.device))
+        mine = torch.tensor(len(rows), device=rows.device)
+        counts = [torch.empty_like(mine) for _ in range(self.count)]
+        distributed.all_gather(counts, mine)
         padded = rows.new_zeros(max(map(int, counts)), len(columns))
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(self.count)]

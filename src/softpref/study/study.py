@@ -77,7 +77,8 @@ def run_study(name: str, options: StudyOptions) -> None:
                 _write(path, target, cells, results)
     with claimed(home, path.name, patience=-1):
         results = Results.load(path, version)
-        _write(path, target, cells, results, draw=True)
+        _write(path, target, cells, results)
+        _draw(path, target, cells, results)
     if results.cells:
         picture = " and picture" * bool(target.picture)
         logger.info("written: %s and beside it its table%s", path, picture)
@@ -211,15 +212,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _write(
-    path: Path, target: Target, cells: Sequence[Cell], results: Results, *, draw: bool = False
-) -> None:
+def _write(path: Path, target: Target, cells: Sequence[Cell], results: Results) -> None:
     text = target.text(cells, results.cells) if target.text else ""
     if target.picture:
         text += f"\n![{target.title}]({path.with_suffix('.png').name})\n"
     write_text(path.with_suffix(".md"), markdown(target, cells, results.cells) + text)
     write_text(path.with_suffix(".tex"), latex(target, cells, results.cells))
-    if draw and target.picture and results.cells:
+
+
+def _draw(path: Path, target: Target, cells: Sequence[Cell], results: Results) -> None:
+    if target.picture and results.cells:
         figure = target.picture(cells, results.cells)
         for kind in ("png", "svg"):
             figure.savefig(path.with_suffix(f".{kind}"), dpi=130)

@@ -151,9 +151,9 @@ class SafeCheckpoints(Trainer):
         self.remove_callback(end)
         if end.was_asked and self.state.global_step < self.state.max_steps:
             saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            if self.ranks.any(
-                flag=self.ranks.is_first and bool(_defect(saved))
-            ):  # the signal came after this step's own saving
+            # Where the signal came after this step's own saving.
+            is_unsaved = self.ranks.is_first and bool(_defect(saved))
+            if self.ranks.any(flag=is_unsaved):
                 self._save_checkpoint(cast(nn.Module, self.model), trial)
             logger.info("ended by SIGTERM after step %d; the same command goes on from there",
                         self.state.global_step)  # fmt: skip

@@ -53,9 +53,10 @@ def sets_with_reference(
     """Put every set through `with_reference`, and say who the reference is."""
     name = getattr(policy.config, "name_or_path", "") or "the model"
     ranks = Ranks.here(args.device)
-    for which in ("train", "clean", "evaluation"):
-        if ranks.count > 1 and (pairs := getattr(prepared, which)):
-            require_same_start(ranks, f"the {which} set", fingerprint_tokens(pairs))
+    if ranks.count > 1:  # each set is scored together, so all must have the same ones
+        sets = (prepared.train, prepared.clean, prepared.evaluation)
+        told = [pairs and fingerprint_tokens(pairs) for pairs in sets]
+        require_same_start(ranks, "the data", json.dumps(told))
     adapter = "with the adapter it came with" if isinstance(policy, PeftModel) else "alone"
     logger.info("reference: %s %s, before the first step", name, adapter)
     return prepared.map(
