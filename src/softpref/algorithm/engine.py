@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from softpref.algorithm.head import all_logits, response_head
 from softpref.algorithm.jacobian import (
@@ -65,11 +66,13 @@ class EngineChoice:
         make_jacobian: makes J of a noisy micro-batch.
         make_pullback: makes Jᵀ of a clean micro-batch at θ'.
         why: what was chosen and why, in words.
+        by_pair: names of trained tensors that taps do not see, and that go pair by pair.
     """
 
     make_jacobian: MakeJacobian
     make_pullback: MakePullback
     why: str
+    by_pair: tuple[str, ...] = ()
 
 
 def choose_engine(
@@ -104,8 +107,8 @@ def choose_engine(
     name, why = engine, "as asked for"
     if engine == "auto":
         name, why = _by_memory(policy, probe, step, keep_budget_gib, unseen)
-    if unseen:
-        names = [name for name, p in policy.named_parameters() if p in unseen]
+    names = tuple(name for name, p in policy.named_parameters() if p in unseen)
+    if names:
         why += f"; {len(names)} trained tensors that taps do not see go pair by pair ({names[0]}"
         why += ", ...)" if names[1:] else ")"
     makers: dict[str, MakeJacobian] = {
@@ -113,7 +116,8 @@ def choose_engine(
         "graph": partial(GraphJacobian, untapped=unseen),
         "recompute": partial(RecomputedJacobian, untapped=unseen),
     }
-    return EngineChoice(makers[name], partial(FactoredPullback, untapped=unseen), f"{name}, {why}")
+    make_pullback = partial(FactoredPullback, untapped=unseen)
+    return EngineChoice(makers[name], make_pullback, f"{name}, {why}", names)
 
 
 def _by_memory(
@@ -160,19 +164,23 @@ def kept_gib(
 
 
 def graph_gib(policy: nn.Module, probe: PairBatch, step: StepSize) -> float:
-    """Return the memory of the graphs of a whole step, as the probe's, by tokens, GiB."""
-    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
-    saved: dict[int, int] = {}
+    """Return the memory of the graphs of a whole step, as the probe's, by tokens, GiB.
+
+    Weights are not counted, nor those that were gathered from shards and have been freed again.
+    """
+    whole = (p for p in policy.parameters() if not isinstance(p, DTensor))
+    weights = {p.untyped_storage().data_ptr() for p in whole}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         measured = measure(policy, probe, "response")  # holds the graph, so that no place is reused
-    total = sum(saved.values())
+    total = sum(storage.nbytes() for storage in saved.values())
     del measured
     return total * step.tokens / probe.input_ids.numel() / 2**30
 

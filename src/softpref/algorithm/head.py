@@ -106,7 +106,8 @@ def refuse_response_head(policy: nn.Module) -> str | None:
     What happens to logits behind the head does not show in its structure: compare the numbers too.
     """
     head = getattr(policy, "get_output_embeddings", lambda: None)()
-    if type(head) is not nn.Linear:  # an adapted head is a module around a linear layer
+    # An adapted head is a module around a linear layer, a sharded one a subclass that changes none.
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
         return f"its output head is no plain linear layer ({type(head).__name__})"
     return None
 

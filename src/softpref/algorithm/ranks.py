@@ -56,6 +56,18 @@ class Ranks:
         """
         return items[self.rank :: self.count] if len(items) >= self.count else items
 
+    def share_evenly(self, items: Sequence[Item]) -> list[Item]:
+        """Return `share`, its first item once more at the end where other ranks have one more.
+
+        Ranks that gather sharded weights in each forward pass must make equally many.
+        """
+        mine = self.share(items)
+        return [*mine, *mine[: self.largest_share(len(items)) - len(mine)]]
+
+    def largest_share(self, items: int) -> int:
+        """Return how many of so many items the rank with most of them has."""
+        return -(-items // self.count) if items >= self.count else items
+
     def total(self, number: int) -> int:
         """Return the sum of a number over the ranks."""
         if self.count == 1:

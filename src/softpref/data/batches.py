@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -74,15 +75,19 @@ def make_shared_batch(
 
 
 def length_buckets(pairs: Sequence[Pair], size: int, ranks: Ranks = ALONE) -> list[Sequence[Pair]]:
-    """Return a rank's pairs of one step in parts of at most `size`, like lengths together.
+    """Return a rank's pairs of one step in nearly equal parts of `size`, like lengths together.
 
     A step is defined on all its pairs, so which of them share a micro-batch or a rank changes
-    nothing.
+    nothing. All ranks have as many parts, for sharded weights are gathered in each: where a part
+    of one pair is asked for and pairs do not come out even, some hold two.
     """
     longest_first = ranks.share(
         sorted(pairs, key=lambda pair: -sum(len(pair[part]) for part in PARTS))
     )
-    return [longest_first[i : i + size] for i in range(0, len(longest_first), size)]
+    smallest = len(pairs) // ranks.count or len(pairs)
+    parts = min(math.ceil(ranks.largest_share(len(pairs)) / size), smallest)
+    ends = [len(longest_first) * i // parts for i in range(parts + 1)]
+    return [longest_first[start:end] for start, end in pairwise(ends)]
 
 
 def pack(lengths: Sequence[int], hidden_size: int) -> list[list[int]]:

@@ -33,6 +33,7 @@ from softpref.errors import UsageError
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
 from softpref.training.interrupts import TERMINATED, SaveOnTerm
+from softpref.training.sharding import whole_parameters
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
@@ -83,7 +84,7 @@ class SafeCheckpoints(Trainer):
         unsupported = {
             "XLA": is_torch_xla_available(),
             "SageMaker model parallelism": is_sagemaker_mp_enabled(),
-            "a model sharded at load time": self.is_distributed_loading_by_transformers,
+            "tensor, pipeline or expert parallelism": _splits_layers(model),
             "training in several processes": self.ranks.count > 1 and not self.shares_steps,
             "several GPUs in one process (set CUDA_VISIBLE_DEVICES=0)": self.args.n_gpu > 1,
             "a model without save_pretrained": not isinstance(model, PreTrainedModel | PeftModel),
@@ -225,9 +226,13 @@ class SafeCheckpoints(Trainer):
             shutil.rmtree(_put_aside(path))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
         directory = Path(output_dir or str(self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.is_distributed_loading_by_transformers:  # else PEFT would gather the base, with all
+            state_dict = whole_parameters(model)
         model.save_pretrained(directory, state_dict=state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
@@ -286,6 +291,12 @@ class SafeCheckpoints(Trainer):
                 "Training is complete: use the newest checkpoint, or train again."
             )
         super()._load_best_model()
+
+
+def _splits_layers(model: nn.Module) -> bool:
+    """Whether several processes do one pair's forward pass together."""
+    config = getattr(getattr(model, "config", None), "distributed_config", None)
+    return config is not None and config.tp_size * config.pp_size * config.ep_size > 1
 
 
 def _checkpoints(directory: Path) -> list[Path]:

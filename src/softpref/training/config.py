@@ -120,6 +120,11 @@ class MSPOConfig(TrainingArguments):
         "`padded`: one row a response.",
         "auto",
     )
+    shard_base: bool = option(
+        "Shard the frozen base under an adapter over the processes, for a model that does not fit "
+        "one device.",
+        False,
+    )
     on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
     max_skipped_steps: int = option(
         "Steps that may come out non-finite: they are not taken and their pairs are named; one "
@@ -224,6 +229,8 @@ class MSPOConfig(TrainingArguments):
                 "--engine double_backward cannot recompute activations: leave "
                 "--activation_checkpointing out, or choose --engine auto."
             )
+        if self.shard_base:
+            refuse_with_shards(self)
 
     def _refuse_unknown_choices(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -285,10 +292,30 @@ def refuse_sharding(args: TrainingArguments) -> None:
         if given or launched:
             raise UsageError(
                 f"{name} is not supported: train goes on several GPUs without it, by torchrun or "
-                "accelerate launch (softpref env --accelerate gpus), the whole model on each. For "
-                "a large one --tuning lora, --bf16 true and --activation_checkpointing true save "
-                "memory."
+                "accelerate launch (softpref env --accelerate gpus). For a model too large for one "
+                "--shard_base true shards the base under an adapter; --bf16 true and "
+                "--activation_checkpointing true save memory."
             )
+
+
+def refuse_with_shards(args: MSPOConfig) -> None:
+    """Refuse what does not go with a sharded base.
+
+    Raises:
+        UsageError: an option does not.
+    """
+    if args.world_size == 1:
+        raise UsageError(
+            "--shard_base needs several processes: start them by torchrun or accelerate launch "
+            "(softpref env --accelerate gpus)."
+        )
+    for name, value, why, remedy in (
+        ("tuning", "full", "shards the base under an adapter and trains no shard", "lora"),
+        ("engine", "double_backward", "cannot go back through a backward pass", "auto"),
+        ("clean_gradient", "current", "needs as many passes on each process", "lookahead"),
+    ):
+        if getattr(args, name) == value:
+            raise UsageError(f"--{name} {value}: --shard_base {why}; choose --{name} {remedy}.")
 
 
 def _choices(hint: Any) -> tuple[str, ...]:

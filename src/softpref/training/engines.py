@@ -7,9 +7,11 @@ from typing import Any, cast
 
 from datasets import Dataset
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from softpref.algorithm.engine import EngineChoice, StepSize, choose_engine
 from softpref.data.batches import Collate
+from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.layout import mean_tokens, shortest_pairs
 
@@ -17,7 +19,11 @@ from softpref.training.layout import mean_tokens, shortest_pairs
 def engine_for(
     policy: nn.Module, pairs: Dataset, collate: Collate, args: MSPOConfig
 ) -> EngineChoice:
-    """Return the engine for steps of this size, tried on the shortest training pairs."""
+    """Return the engine for steps of this size, tried on the shortest training pairs.
+
+    Raises:
+        UsageError: the base is in shards, and what trains does not go with that.
+    """
     if args.activation_checkpointing:  # as `train` will, for it decides on the graphs' size
         cast(Any, policy).activation_checkpointing_enable(
             activation_checkpointing_kwargs=args.activation_checkpointing_kwargs
@@ -30,4 +36,11 @@ def engine_for(
     probe = collate(shortest_pairs(pairs)).to(args.device)
     tokens = round(count * mean_tokens(pairs, shared=probe.position_ids is not None))
     step = StepSize(count, tokens, micro_batches)
-    return choose_engine(args.engine, policy, probe, step, args.keep_budget_gib)
+    chosen = choose_engine(args.engine, policy, probe, step, args.keep_budget_gib)
+    if chosen.by_pair and any(isinstance(p, DTensor) for p in policy.parameters()):
+        raise UsageError(
+            f"--shard_base: the gradients of {len(chosen.by_pair)} tensors of the adapter "
+            f"({chosen.by_pair[0]}, ...) go pair by pair, and processes may not have as many "
+            "pairs: adapt linear layers only (--lora_target_modules), or leave --shard_base out."
+        )
+    return chosen

@@ -14,10 +14,12 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from softpref.algorithm.policy import trainable
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.sharding import sharding
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -44,9 +46,13 @@ def load_tokenizer(source: str, *, trust_remote_code: bool) -> PreTrainedTokeniz
 
 
 def load_policy(
-    source: str, *, trust_remote_code: bool, dtype: torch.dtype = torch.float32
+    source: str,
+    *,
+    trust_remote_code: bool,
+    dtype: torch.dtype = torch.float32,
+    sharding: DistributedConfig | None = None,
 ) -> nn.Module:
-    """Load a model, or an adapter with its base model.
+    """Load a model, or an adapter with its base model; sharded if told how.
 
     Raises:
         UsageError: no causal language model can be loaded from `source`.
@@ -57,7 +63,7 @@ def load_policy(
     try:
         base = PeftConfig.from_pretrained(source).base_model_name_or_path if adapter else source
         policy = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, trust_remote_code=trust_remote_code
+            base, dtype=dtype, trust_remote_code=trust_remote_code, distributed_config=sharding
         )
         return PeftModel.from_pretrained(policy, source, is_trainable=True) if adapter else policy
     except (OSError, ValueError) as error:
@@ -83,7 +89,12 @@ def load_start(source: str, args: MSPOConfig) -> nn.Module:
     """
     lora = args.tuning == "lora"
     dtype = torch.bfloat16 if args.bf16 and lora else torch.float32
-    policy = load_policy(source, trust_remote_code=args.trust_remote_code, dtype=dtype)
+    policy = load_policy(
+        source,
+        trust_remote_code=args.trust_remote_code,
+        dtype=dtype,
+        sharding=sharding(args),
+    )
     if isinstance(policy, PeftModel) and not lora:
         return policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it
     return policy

@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 
 from softpref.algorithm.ranks import Ranks
@@ -158,14 +159,17 @@ def fingerprint_tokens(pairs: Dataset) -> str:
 
 
 def fingerprint_weights(policy: nn.Module) -> str:
-    """Return a hash of the policy's config and of every parameter's name, dtype and bytes."""
+    """Return a hash of the policy's config and of every parameter's name, dtype and bytes.
+
+    Shards are gathered, a tensor at a time, so that a sharded model has the hash of the whole one.
+    """
     digest = hashlib.blake2b(digest_size=16)
     config = cast(PretrainedConfig, policy.config).to_dict()
-    config.pop("_name_or_path", None)  # where it lies makes no difference
+    for name in ("_name_or_path", "distributed_config"):  # where it lies makes no difference
+        config.pop(name, None)
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in policy.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(
-            parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-        )
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        digest.update(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

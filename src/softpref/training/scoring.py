@@ -56,10 +56,11 @@ def score_pairs(
     """
     order = pair_lengths(pairs).argsort(descending=True, stable=True)
     device = next(policy.parameters()).device
-    mine = ranks.share(order.split(batch_size))
+    batches = order.split(batch_size)
+    mine, rounds = ranks.share(batches), ranks.share_evenly(batches)
     parts = []
     with evaluating(policy), torch.no_grad():
-        bar = tqdm(mine, what, unit="batch", leave=False, disable=None if ranks.is_first else True)
+        bar = tqdm(rounds, what, unit="batch", leave=False, disable=not ranks.is_first or None)
         for positions in bar:
             # Not `select`, which hashes what was asked for: a tenth of the whole pass's time.
             columns = pairs[positions.tolist()]
@@ -70,7 +71,7 @@ def score_pairs(
             with mixed_precision(device, bf16):
                 parts.append(measure(policy, batch, ppl_scope).detach())
     places = torch.cat(list(mine))
-    scored = Measured.concatenate(parts)
+    scored = Measured.concatenate(parts[: len(mine)])
     columns = [getattr(scored, f.name) for f in fields(Measured)]
     if ranks.count > 1 and len(places) < len(pairs):  # else each rank has scored all
         *columns, places = ranks.gather([*columns, places.to(device)])

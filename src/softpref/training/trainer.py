@@ -66,6 +66,7 @@ from softpref.training.reference import (
 )
 from softpref.training.samplers import EpochSampler
 from softpref.training.scoring import score_pairs
+from softpref.training.sharding import place, with_whole_optimizer
 from softpref.training.states import JSON
 from softpref.training.step import Stepped, Steps
 from softpref.training.teacher import Teacher, make_meta_learner
@@ -125,11 +126,11 @@ class MSPOTrainer(SafeCheckpoints):
             train_dataset, clean_dataset, eval_dataset, tokenizer, longest, args.on_bad_row
         )
         require_needs(args, prepared)
-        policy.to(args.device)
+        place(policy, args)
+        start = self.start_fingerprint = fingerprint_weights(policy)
         switch_dropout_off(policy)
         probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
         collate, _ = choose_layout(args.resolved_layout(), policy, probe)
-        start = self.start_fingerprint = fingerprint_weights(policy)
         prepared = sets_with_reference(policy, prepared, args, start, collate)
         self.correction = correct(policy, prepared, args, peft_config, start)
         labelled = with_given_labels(prepared.train, self.method, self.correction)
@@ -138,15 +139,16 @@ class MSPOTrainer(SafeCheckpoints):
         policy = make_trainable(policy, args, peft_config)
         switch_dropout_off(policy)  # the adapter's
         self.collate, self._layout_why = choose_layout(args.resolved_layout(), policy, probe)
-        super().__init__(
-            model=policy,
-            args=args,
-            data_collator=list,
-            train_dataset=self.pairs,
-            eval_dataset=self.prepared.evaluation,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-        )
+        with with_whole_optimizer(args):
+            super().__init__(
+                model=policy,
+                args=args,
+                data_collator=list,
+                train_dataset=self.pairs,
+                eval_dataset=self.prepared.evaluation,
+                processing_class=tokenizer,
+                callbacks=callbacks,
+            )
         self.policy = cast(nn.Module, self.model)
         self._token_fingerprints = {
             "training pairs": fingerprint_tokens(self.pairs),
@@ -237,7 +239,8 @@ class MSPOTrainer(SafeCheckpoints):
         """Return the uids of the step's pairs that are not finite by themselves."""
         found = []
         for source, pairs in ((self.pairs, noisy), (self.clean, self._drawn)):
-            batches = self._steps.batches(pairs)
+            share = self.ranks.share_evenly(pairs)
+            batches = [self.collate([pair]).to(self.args.device) for pair in share]
             mine = non_finite_pairs(policy, batches, self.args.ppl_scope)
             (culprits,) = self.ranks.gather([torch.tensor(mine, device=self.args.device)])
             found += [source[i]["uid"] for i in culprits.int().tolist()] if source else []
