@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from softpref.algorithm.likelihood import measure
+from softpref.algorithm.ranks import Ranks
 from softpref.data.batches import length_buckets, make_batch, make_shared_batch, pack
 from tests.models import ARCHITECTURES, random_pairs, tiny_model
 
@@ -98,9 +101,21 @@ def test_buckets_hold_every_pair_once_and_like_lengths_together(count, size):
     pairs = [{**p, "index": i} for i, p in enumerate(random_pairs(count))]
     buckets = length_buckets(pairs, size)
     assert sorted(p["index"] for b in buckets for p in b) == list(range(count))
-    assert all(len(b) == size for b in buckets[:-1])
+    assert len(buckets) == math.ceil(count / size)
+    assert max(map(len, buckets)) - min(map(len, buckets)) <= 1
     lengths = [sum(len(p[k]) for k in PAIR) for b in buckets for p in b]
     assert lengths == sorted(lengths, reverse=True)
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 5))
+def test_all_ranks_have_as_many_buckets_and_no_larger_ones_than_they_must(count, size, ranks):
+    pairs = [{**p, "index": i} for i, p in enumerate(random_pairs(count))]
+    by_rank = [length_buckets(pairs, size, Ranks(rank, ranks)) for rank in range(ranks)]
+    assert len({len(buckets) for buckets in by_rank}) == 1
+    held = sorted(p["index"] for buckets in by_rank for b in buckets for p in b)
+    assert held == sorted([*range(count)] * (1 if count >= ranks else ranks))
+    largest = max(len(b) for buckets in by_rank for b in buckets)
+    assert largest <= size or (size == 1 and largest == 2 and count % ranks)
 
 
 def test_moving_keeps_what_is_no_tensor():

@@ -89,6 +89,30 @@ def test_two_processes_leave_what_one_leaves(home, alone):
     )
 
 
+def test_a_sharded_base_leaves_what_a_whole_one_leaves_and_goes_on_as_one(home, alone):
+    same = ("--num-train-epochs", "2", "--save-steps", "8")
+    code, output = finished(train(home, 2, "shards", *same, "--shard-base", "true"))
+    assert code == 0, output
+    assert output.count("base: in shards, one on each of 2 processes") == 1
+    assert near(home / "shards", alone)
+    assert "base_layer" not in str(load_file(home / "shards" / "adapter_model.safetensors").keys())
+    for path in (home / "shards").iterdir():  # as if it had died after step 8
+        if path.name != "checkpoint-8":
+            subprocess.run(["rm", "-r", str(path)], check=True)
+    code, output = finished(train(home, 1, "shards", *same))
+    assert code == 0, output
+    assert "going on from shards/checkpoint-8" in output
+    assert near(home / "shards", alone)
+
+
+def test_an_adapter_that_goes_pair_by_pair_is_refused_on_a_sharded_base(home):
+    options = ("--shard-base", "true", "--lora-target-modules", "embed_tokens")
+    code, output = finished(train(home, 2, "refused", *options))
+    assert code != 0
+    assert output.count("adapt linear layers only") == 1, output
+    assert "]: Traceback" not in output  # torchrun says where it itself ended
+
+
 def workers(job: subprocess.Popen) -> list[int]:
     """Return the processes that torchrun has started, rank by rank."""
     found = subprocess.run(

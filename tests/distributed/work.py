@@ -16,21 +16,21 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import mspo_step
-from softpref.algorithm.engine import StepSize, choose_engine
+from softpref.algorithm.engine import StepSize, choose_engine, graph_gib
 from softpref.algorithm.forms import dense
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
 from softpref.data.batches import length_buckets, make_batch
+from softpref.training.reference import fingerprint_weights
 from tests.models import random_pairs, tiny_model, with_lora, without_float32
 from tests.toy import toy_pairs, toy_trainer
 
 NOISY, CLEAN, SIZE = 13, 5, 3
-EVEN = 12
-"""Pairs that give every rank as many micro-batches: sharded weights are gathered in each."""
 GLOBAL_BATCH = 8
 TWENTY_STEPS = {"max_steps": 20, "learning_rate": 1e-2, "warmup_steps": 0}
 
@@ -81,18 +81,37 @@ def shard_base(policy: torch.nn.Module) -> None:
         assert isinstance(parameter, DTensor) == (parameter not in adapters)
 
 
-def run(home: Path, ranks: Ranks, *, dtype: torch.dtype, **options) -> dict[str, Tensor]:
+def sharded_model(home: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """The same model as `tiny_model`, sharded by transformers as it loads it."""
+    place = home / "model"
+    tiny_model(dtype=dtype, attention="sdpa").save_pretrained(place)  # the first process does
+    distributed.barrier()
+    config = DistributedConfig(fsdp_size=distributed.get_world_size())
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, distributed_config=config)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return model
+
+
+def run(
+    home: Path, ranks: Ranks, *, dtype: torch.dtype, shard: bool = False, **options
+) -> dict[str, Tensor]:
     """Twenty steps of a run, the last batch of an epoch smaller than the ranks are many."""
     options = TWENTY_STEPS | {
         "tuning": "lora", "per_device_train_batch_size": GLOBAL_BATCH // ranks.count,
         "gradient_accumulation_steps": 1, "lora_target_modules": "all-linear",
     } | options  # fmt: skip
-    model = tiny_model(dtype=dtype, attention="sdpa")
+    model = sharded_model(home, dtype) if shard else tiny_model(dtype=dtype, attention="sdpa")
     if dtype == torch.float64:
         model = without_float32(model)
-    trainer = toy_trainer(home, model=model, train=toy_pairs(83, flip_every=3), **options)
+    trainer = toy_trainer(
+        home, model=model, train=toy_pairs(83, flip_every=3), evaluation=toy_pairs(9, seed=2),
+        **options,
+    )  # fmt: skip
     assert trainer.ranks.count == ranks.count
     trainer.train()
+    for layer in trainer.policy.get_base_model().model.layers:
+        for name, parameter in layer.named_parameters():
+            assert isinstance(parameter, DTensor) == (shard and "lora_" not in name)
     labels = trainer.label_pairs()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     taught = {}
@@ -107,6 +126,20 @@ def run(home: Path, ranks: Ranks, *, dtype: torch.dtype, **options) -> dict[str,
         "losses": torch.tensor(losses, dtype=torch.float64),
         "step": torch.tensor([-1 if step is None else step for step in labels["step"]]),
     }
+
+
+def sharded_runs(ranks: Ranks) -> dict[str, dict]:
+    """Return the options of runs with a sharded base, by the name of the run each must equal."""
+    return {
+        "float64": {"dtype": torch.float64},
+        "float32": {"dtype": torch.float32, "eval_strategy": "steps", "eval_steps": 3},
+        # Parts of one pair each, where ranks may have one and two.
+        "accumulated": {
+            "dtype": torch.float64, "engine": "graph", "activation_checkpointing": True,
+            "per_device_train_batch_size": 1, "max_steps": 10,
+            "gradient_accumulation_steps": 2 * GLOBAL_BATCH // ranks.count,
+        },
+    }  # fmt: skip
 
 
 def counted(home: Path, ranks: Ranks) -> dict[str, Tensor]:
@@ -143,23 +176,39 @@ def drift(ranks: Ranks) -> dict[str, Tensor]:
     return {"found": torch.tensor([0])}
 
 
-def poisoned(home: Path, ranks: Ranks) -> dict[str, Tensor]:
+def shards(home: Path) -> dict[str, Tensor]:
+    """What is said of a sharded policy, and of the same policy whole."""
+    batch = make_batch(random_pairs(4, seed=1))
+    whole = tiny_model(dtype=torch.float32, attention="sdpa")
+    graphs, hashes = [], []
+    for policy in (sharded_model(home, torch.float32), whole):
+        hashes.append(list(fingerprint_weights(policy).encode()))
+        policy.requires_grad_(False)
+        policy = with_lora(policy)
+        for _ in range(2):  # what the first pass gathers may be kept for the second
+            graphs.append(graph_gib(policy, batch, StepSize.of([batch])))
+    assert graphs[0] == graphs[1]
+    return {"graphs": torch.tensor(graphs[1:3]), "hashes": torch.tensor(hashes)}
+
+
+def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
     """A pair whose reference is not finite lies in one rank's share: none takes the step."""
     trainer = toy_trainer(
-        home, max_steps=6, max_skipped_steps=9, gradient_accumulation_steps=1,
-        per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
+        home, model=sharded_model(home, torch.float32) if shard else None, tuning="lora",
+        lora_target_modules="all-linear", max_steps=6, max_skipped_steps=9,
+        gradient_accumulation_steps=1, per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
     )  # fmt: skip
     said: list[str] = []
     skip = trainer._skipped.skip
     trainer._skipped.skip = lambda step, why, culprits: (said.extend(culprits), skip(step, why, []))
     uid = trainer.pairs[7]["uid"]
-    collate = trainer._steps._collate
+    collate = trainer.collate
 
     def poison(pairs):
         return collate([p | {"ref_chosen_logp": float("nan")} if p["uid"] == uid else p
                         for p in pairs])  # fmt: skip
 
-    trainer._steps._collate = poison
+    trainer.collate = trainer._steps._collate = poison
     trainer.train()
     return {
         "skipped": torch.tensor([trainer._skipped.count]),
@@ -173,7 +222,6 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
     together = {
         "step": lambda: step(ranks),
         "few": lambda: step(ranks, noisy=1),
-        "even": lambda: step(ranks, noisy=EVEN),
         **{f"step-{name}": lambda name=name: step(ranks, engine=name)
            for name in ("graph", "recompute", "double_backward")},
         "float64": lambda: run(home / "a", ranks, dtype=torch.float64),
@@ -190,9 +238,13 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
         together["counted"] = lambda: counted(home / "h", ranks)
         together["drift"] = lambda: drift(ranks)
         for name in ("auto", "graph", "recompute"):
-            together[f"sharded-{name}"] = lambda name=name: step(
-                ranks, noisy=EVEN, shard=True, engine=name
+            together[f"sharded-{name}"] = lambda name=name: step(ranks, shard=True, engine=name)
+        for name, options in sharded_runs(ranks).items():
+            together[f"sharded-{name}"] = lambda name=name, options=options: run(
+                home / f"sharded-{name}", ranks, shard=True, **options
             )
+        together["shards"] = lambda: shards(home / "j")
+        together["sharded-poisoned"] = lambda: poisoned(home / "i", ranks, shard=True)
     return together
 
 

@@ -168,19 +168,18 @@ def graph_gib(policy: nn.Module, probe: PairBatch, step: StepSize) -> float:
 
     Weights are not counted, nor those that were gathered from shards and have been freed again.
     """
-    whole = (p for p in policy.parameters() if not isinstance(p, DTensor))
-    weights = {p.untyped_storage().data_ptr() for p in whole}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage
+        saved[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         measured = measure(policy, probe, "response")  # holds the graph, so that no place is reused
-    total = sum(storage.nbytes() for storage in saved.values())
+    whole = (p for p in policy.parameters() if not isinstance(p, DTensor))
+    weights = {p.untyped_storage().data_ptr() for p in whole}
+    total = sum(storage.nbytes() for at, storage in saved.items() if at not in weights)
     del measured
     return total * step.tokens / probe.input_ids.numel() / 2**30
 

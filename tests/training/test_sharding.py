@@ -1,0 +1,49 @@
+"""What goes with a sharded base, as one process can tell; `tests/distributed` shards one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from softpref.errors import UsageError
+from softpref.training.config import MSPOConfig
+from softpref.training.sharding import place, sharding
+from tests.models import tiny_model
+from tests.toy import toy_config
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    monkeypatch.setattr(MSPOConfig, "world_size", 2)
+
+
+def test_shards_need_several_processes(tmp_path):
+    with pytest.raises(UsageError, match="--shard_base needs several processes: start them by"):
+        toy_config(tmp_path, tuning="lora", shard_base=True)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"tuning": "full"}, {"engine": "double_backward"}, {"clean_gradient": "current"}],
+)
+def test_options_that_train_shards_or_need_uneven_passes_are_refused(
+    tmp_path, two_processes, option
+):
+    ((name, value),) = option.items()
+    with pytest.raises(UsageError, match=f"^--{name} {value}: --shard_base .*; choose --{name} "):
+        toy_config(tmp_path, **({"tuning": "lora", "shard_base": True} | option))
+
+
+def test_a_base_is_sharded_over_all_processes_or_left_whole(tmp_path, two_processes):
+    config = sharding(toy_config(tmp_path, tuning="lora", shard_base=True))
+    assert config is not None
+    assert (config.fsdp_size, config.dp_size, config.tp_size) == (2, 2, 1)
+    assert sharding(toy_config(tmp_path, tuning="lora")) is None
+
+
+def test_a_whole_model_is_not_taken_for_a_sharded_one(tmp_path, two_processes):
+    policy = tiny_model(dtype=torch.float32)
+    with pytest.raises(UsageError, match="load yours with distributed_config"):
+        place(policy, toy_config(tmp_path, tuning="lora", shard_base=True))
+    place(policy, toy_config(tmp_path, tuning="lora"))
+    assert all(p.requires_grad for p in policy.parameters())
