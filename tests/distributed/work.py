@@ -27,6 +27,7 @@ from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
 from softpref.data.batches import length_buckets, make_batch
 from softpref.training.reference import fingerprint_weights
+from softpref.training.samplers import EpochSampler
 from tests.models import random_pairs, tiny_model, with_lora, without_float32
 from tests.toy import toy_pairs, toy_trainer
 
@@ -179,9 +180,10 @@ def drift(ranks: Ranks) -> dict[str, Tensor]:
 def shards(home: Path) -> dict[str, Tensor]:
     """What is said of a sharded policy, and of the same policy whole."""
     batch = make_batch(random_pairs(4, seed=1))
-    whole = tiny_model(dtype=torch.float32, attention="sdpa")
+    sharded = sharded_model(home, torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(home / "model", dtype=torch.float32)
     graphs, hashes = [], []
-    for policy in (sharded_model(home, torch.float32), whole):
+    for policy in (sharded, whole):
         hashes.append(list(fingerprint_weights(policy).encode()))
         policy.requires_grad_(False)
         policy = with_lora(policy)
@@ -192,16 +194,21 @@ def shards(home: Path) -> dict[str, Tensor]:
 
 
 def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
-    """A pair whose reference is not finite lies in one rank's share: none takes the step."""
+    """A pair whose reference is not finite lies in one rank's share: none takes the step.
+
+    It is of the epoch's last step, which not all ranks have as many pairs of.
+    """
     trainer = toy_trainer(
-        home, model=sharded_model(home, torch.float32) if shard else None, tuning="lora",
-        lora_target_modules="all-linear", max_steps=6, max_skipped_steps=9,
-        gradient_accumulation_steps=1, per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
+        home, model=sharded_model(home, torch.float32) if shard else None,
+        train=toy_pairs(45, flip_every=3), tuning="lora", lora_target_modules="all-linear",
+        max_steps=6, max_skipped_steps=9, gradient_accumulation_steps=1,
+        per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
     )  # fmt: skip
     said: list[str] = []
     skip = trainer._skipped.skip
     trainer._skipped.skip = lambda step, why, culprits: (said.extend(culprits), skip(step, why, []))
-    uid = trainer.pairs[7]["uid"]
+    *_, last = EpochSampler(len(trainer.pairs), trainer.args.data_seed)
+    uid = trainer.pairs[last]["uid"]
     collate = trainer.collate
 
     def poison(pairs):
