@@ -47,27 +47,29 @@ def save_model(home: Path, **sizes: int) -> None:
     from softpref.world.language import make_tokenizer
 
     torch.manual_seed(0)
-    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    config = LlamaConfig(
-        vocab_size=len(make_tokenizer()), max_position_embeddings=64, bos_token_id=1,
-        eos_token_id=2, **(small | sizes),
+    small = dict(
+        vocab_size=len(make_tokenizer()), hidden_size=16, intermediate_size=32,
+        num_hidden_layers=1, num_attention_heads=2,
     )  # fmt: skip
+    config = LlamaConfig(
+        max_position_embeddings=64, bos_token_id=1, eos_token_id=2, **(small | sizes)
+    )
     LlamaForCausalLM(config).save_pretrained(home)
     make_tokenizer().save_pretrained(home)
 
 
 class PeakMemory(threading.Thread):
-    """Watches this process's own memory, MiB."""
+    """Watches this process's memory, its own (RssAnon) or with mapped files (VmRSS), MiB."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "RssAnon") -> None:
         super().__init__(daemon=True)
-        self.mib = 0.0
+        self.kind, self.mib = kind, 0.0
 
     def run(self) -> None:
         """Look until the process ends."""
         while True:
             status = Path("/proc/self/status").read_text(encoding="ascii")
-            self.mib = max(self.mib, int(re.findall(r"RssAnon:\s*(\d+) kB", status)[0]) / 1024)
+            self.mib = max(self.mib, int(re.findall(rf"{self.kind}:\s*(\d+)", status)[0]) / 1024)
             time.sleep(0.05)
 
 

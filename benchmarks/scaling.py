@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py              # the tables for 8B and 70B
     python benchmarks/scaling.py --measure    # 1, 2 and 4 processes here: bytes counted, times
+    python benchmarks/scaling.py --shards     # the same with the base whole and in shards, memory
 
 Bytes are what each process hands to torch.distributed in one taught step; on the wire a ring moves
 2 (W - 1) / W of a sum's and (W - 1) times a gathered part. FLOPs are 2 a weight and token.
@@ -35,6 +36,7 @@ class Step:
     Attributes:
         weights: of the policy.
         trained: how many of them are trained.
+        head: of the last norm and the head, which shards keep gathered until the backward pass.
         pairs: noisy pairs, over all processes.
         clean_share: m, clean pairs over noisy ones.
         tokens: of a pair, its prompt run once.
@@ -47,6 +49,7 @@ class Step:
     weights: int
     trained: int
     pairs: int
+    head: int = 0
     clean_share: float = 1 / 8
     tokens: int = 768
     layers: int = 0
@@ -70,12 +73,14 @@ class Step:
         others = processes - 1
         return 2 * others / processes * self.summed() + others * self.gathered(processes)
 
-    def base(self, processes: int) -> float:
-        """Bytes that reach a device where the base is sharded in bfloat16: each pass gathers it.
+    def shards(self, processes: int, bytes_each: int = 2) -> int:
+        """Bytes a process gives to be gathered of a base in shards, if these come out even.
 
-        Forward and backward, of noisy and of clean pairs, one micro-batch each.
+        In each forward and each backward pass of noisy and of clean pairs, one micro-batch each;
+        the head in the forward ones.
         """
-        return 4 * 2 * (self.weights - self.trained) * (processes - 1) / processes
+        base = self.weights - self.trained
+        return bytes_each * (4 * base - 2 * self.head) // processes
 
     def flops(self, *, lora: bool) -> float:
         """FLOPs of a step on all devices: 2F(1 + m) with LoRA, else by graphs 5F + 3mF."""
@@ -85,9 +90,12 @@ class Step:
 
 
 MODELS = {
-    "8B, LoRA": (Step(8_030_000_000, 41_943_040, 64, layers=32, hidden=4096), True),
+    "8B, LoRA": (Step(8_072_000_000, 41_943_040, 64, 525_340_672, layers=32, hidden=4096), True),
     "8B, full": (Step(8_030_000_000, 8_030_000_000, 64, layers=32, hidden=4096), False),
-    "70B, LoRA": (Step(70_600_000_000, 207_093_760, 64, layers=80, hidden=8192), True),
+    "70B, LoRA": (
+        Step(70_807_000_000, 207_093_760, 64, 1_050_681_344, layers=80, hidden=8192),
+        True,
+    ),
     "70B, full": (Step(70_600_000_000, 70_600_000_000, 64, layers=80, hidden=8192), False),
 }
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
@@ -95,15 +103,22 @@ FLOPS_A_SECOND = 400e12  # of a device, as reached
 ONE_MACHINE, BYTES_A_SECOND_INSIDE, BYTES_A_SECOND_BETWEEN = 8, 300e9, 40e9
 
 
-def seconds(step: Step, processes: int, *, lora: bool) -> tuple[float, float]:
-    """Return the time of the sums and of the arithmetic, s, none of it overlapping."""
+def seconds(step: Step, processes: int, *, lora: bool) -> tuple[float, float, float]:
+    """Return the time of the sums, of the arithmetic, and of gathering a base in shards, s."""
     speed = BYTES_A_SECOND_INSIDE if processes <= ONE_MACHINE else BYTES_A_SECOND_BETWEEN
-    return step.wire(processes) / speed, step.flops(lora=lora) / processes / FLOPS_A_SECOND
+    gathering = (processes - 1) * step.shards(processes) / speed if lora else 0.0
+    arithmetic = step.flops(lora=lora) / processes / FLOPS_A_SECOND
+    return step.wire(processes) / speed, arithmetic, gathering
 
 
-def memory(step: Step) -> float:
-    """Return what a device must hold beside activations, GiB: weights, gradients, AdamW, theta'."""
+def memory(step: Step, processes: int = 1) -> float:
+    """Return what a device holds beside activations, GiB: weights, gradients, AdamW, theta'.
+
+    A base in shards has two layers and the head gathered at a time.
+    """
     base = 2 * (step.weights - step.trained if step.trained < step.weights else 0)
+    if processes > 1:
+        base = base / processes + 2 * step.head + 2 * base / step.layers
     return (base + step.trained * step.trained_bytes * 6) / 2**30
 
 
@@ -111,15 +126,22 @@ def foretell() -> None:
     """Print the tables."""
     for name, (step, lora) in MODELS.items():
         print(f"\n{name}: {memory(step):,.0f} GiB a device beside activations\n")
-        print("| devices | GB on the wire a device | GB more, base sharded | PFLOPs a device | "
-              "sums, s | arithmetic, s | efficiency |\n|---|---|---|---|---|---|---|")  # fmt: skip
+        columns = ["devices", "GB on the wire a device", "PFLOPs a device", "sums, s",
+                   "arithmetic, s", "efficiency"]  # fmt: skip
+        if lora:
+            columns += ["base in shards: GiB a device", "GB gathered", "gathering, s"]
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for devices in DEVICES:
-            sums, work = seconds(step, devices, lora=lora)
-            print(
-                f"| {devices} | {step.wire(devices) / 1e9:.2f} | {step.base(devices) / 1e9:.0f} | "
-                f"{step.flops(lora=lora) / devices / 1e15:.2f} | {sums:.3f} | {work:.3f} | "
-                f"{work / (sums + work):.0%} |"
-            )
+            sums, work, gathering = seconds(step, devices, lora=lora)
+            cells = [
+                f"{devices}", f"{step.wire(devices) / 1e9:.2f}",
+                f"{step.flops(lora=lora) / devices / 1e15:.2f}", f"{sums:.3f}", f"{work:.3f}",
+                f"{work / (sums + work):.0%}",
+            ]  # fmt: skip
+            if lora and devices > 1:
+                gathered = (devices - 1) * step.shards(devices) / 1e9
+                cells += [f"{memory(step, devices):.0f}", f"{gathered:.0f}", f"{gathering:.3f}"]
+            print(f"| {' | '.join(cells)} |" + " | | |" * (lora and devices == 1))
 
 
 class Counter:
@@ -128,8 +150,9 @@ class Counter:
     def __init__(self) -> None:
         from torch import distributed
 
-        self.bytes = {"summed": 0, "gathered": 0}
+        self.bytes = {"summed": 0, "gathered": 0, "shards": 0}
         reduce, gather = distributed.all_reduce, distributed.all_gather
+        gather_shards = distributed.all_gather_single
 
         def all_reduce(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             self.bytes["summed"] += tensor.nbytes
@@ -139,15 +162,21 @@ class Counter:
             self.bytes["gathered"] += tensor.nbytes
             return gather(parts, tensor, *args, **kwargs)
 
+        def all_gather_single(whole: Any, shard: Any, *args: Any, **kwargs: Any) -> Any:
+            self.bytes["shards"] += shard.nbytes
+            return gather_shards(whole, shard, *args, **kwargs)
+
         distributed.all_reduce, distributed.all_gather = all_reduce, all_gather
+        distributed.all_gather_single = all_gather_single
 
 
 STEPS, WARM = 16, 4
 
 
-def work(home: Path, pairs_a_process: int) -> None:
-    """Train a few steps and print bytes and seconds of each, as JSON."""
+def work(home: Path, pairs_a_process: int, shard_base: bool) -> None:
+    """Train a few steps; print sizes, peak memory, and bytes and seconds of each step, as JSON."""
     import torch
+    from million import PeakMemory
     from transformers import TrainerCallback
 
     from softpref.data.sources import load_pairs
@@ -155,14 +184,18 @@ def work(home: Path, pairs_a_process: int) -> None:
     from softpref.training.trainer import MSPOTrainer
 
     torch.set_num_threads(1)
+    peak = PeakMemory("VmRSS")
+    peak.start()
     processes = int(os.environ["WORLD_SIZE"])
     config = MSPOConfig(
         output_dir=str(home / "out"), method="mspo", use_cpu=True, max_steps=STEPS, meta_every=1,
         per_device_train_batch_size=pairs_a_process, gradient_accumulation_steps=1,
         meta_batch_size=max(1, pairs_a_process * processes // 8), save_strategy="no",
         logging_strategy="no", disable_tqdm=True, reference_cache=str(home / "cache"),
+        shard_base=shard_base,
     )  # fmt: skip
-    sets = (load_pairs(str(home / f"{name}.jsonl")) for name in ("train", "clean"))
+    sets = [load_pairs(str(home / f"{name}.jsonl")) for name in ("train", "clean")]
+    at_start = peak.mib
     trainer = MSPOTrainer(str(home / "model"), config, *sets)
     counter = Counter()
     seen: list[dict[str, float]] = []
@@ -174,34 +207,45 @@ def work(home: Path, pairs_a_process: int) -> None:
     trainer.add_callback(Note())
     trainer.train()
     if trainer.ranks.is_first:
-        parameters = [p.numel() for p in trainer.policy.parameters() if p.requires_grad]
+        sizes = {
+            "weights": sum(p.numel() for p in trainer.policy.parameters()),
+            "trained": sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad),
+            "head": sum(p.numel() for name, p in trainer.policy.named_parameters()
+                        if ".layers." not in name and ".embed_tokens." not in name),
+        }  # fmt: skip
         v = sum(p.numel() for p in trainer.teacher.meta_learner.parameters())
         steps = [
             {name: after[name] - before[name] for name in after}
             for before, after in zip(seen[WARM:], seen[WARM + 1 :], strict=False)
         ]
-        print(json.dumps({"trained": sum(parameters), "meta_learner": v, "steps": steps}))
+        more = {"meta_learner": v, "layers": trainer.policy.config.num_hidden_layers}
+        found = {"sizes": sizes | more, "peak_mib": peak.mib - at_start, "steps": steps}
+        print(json.dumps(found))
 
 
-def prepare(home: Path) -> None:
+def prepare(home: Path, hidden: int, layers: int) -> None:
     """Save a random Llama and synthetic pairs."""
     from million import save_model, write_pairs
 
-    sizes = dict(hidden_size=256, intermediate_size=688, num_hidden_layers=6)
-    save_model(home / "model", num_attention_heads=4, **sizes)
+    save_model(
+        home / "model", vocab_size=24, hidden_size=hidden, intermediate_size=hidden * 43 // 16,
+        num_hidden_layers=layers, num_attention_heads=4,
+    )  # fmt: skip
     write_pairs(home / "train.jsonl", 1024, 2)
     write_pairs(home / "clean.jsonl", 64, 1)
 
 
-def measured(home: Path, processes: int, pairs_a_process: int) -> dict[str, Any]:
+def measured(home: Path, processes: int, pairs_a_process: int, base: str) -> dict[str, Any]:
     """Run the work in so many processes and return what the first of them says."""
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
          "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__,
-         "--work", str(home), str(pairs_a_process)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True,
+         "--work", str(home), str(pairs_a_process), base],
+        # Memory that is freed goes back at once, so that it is what is needed.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    return json.loads(next(line for line in done.stdout.splitlines() if '"trained"' in line))
+    return json.loads(next(line for line in done.stdout.splitlines() if '"sizes"' in line))
 
 
 def measure() -> None:
@@ -212,13 +256,12 @@ def measure() -> None:
     )
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
-        prepare(home)
+        prepare(home, hidden=256, layers=6)
         for kind, pairs in (("strong", lambda n: 32 // n), ("weak", lambda n: 16)):
             first = None
             for processes in (1, 2, 4):
-                found = measured(home, processes, pairs(processes))
-                step = Step(0, found["trained"], pairs(processes) * processes,
-                            meta_learner=found["meta_learner"])  # fmt: skip
+                found = measured(home, processes, pairs(processes), "whole")
+                step = Step(pairs=pairs(processes) * processes, **found["sizes"])
                 counts = found["steps"][-1]
                 low, mid, high = statistics.quantiles([s["at"] for s in found["steps"]], n=4)
                 first = first or mid
@@ -233,14 +276,41 @@ def measure() -> None:
                 )
 
 
+def measure_shards() -> None:
+    """Print bytes gathered, counted and foretold, time and memory with a base whole and sharded."""
+    print(
+        "| base | processes | given to be gathered, bytes (foretold) | s a step, median "
+        "(quartiles) | MiB a process more than at its start, peak |\n|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as place:
+        home = Path(place)
+        prepare(home, hidden=768, layers=12)
+        for base, processes in (
+            ("whole", 1), ("whole", 2), ("shards", 2), ("whole", 4), ("shards", 4),
+        ):  # fmt: skip
+            found = measured(home, processes, 4, base)
+            step = Step(pairs=4 * processes, **found["sizes"])
+            foretold = step.shards(processes, bytes_each=4) if base == "shards" else 0
+            low, mid, high = statistics.quantiles([s["at"] for s in found["steps"]], n=4)
+            print(
+                f"| {base} | {processes} | {found['steps'][-1]['shards']:,} ({foretold:,}) | "
+                f"{mid:.3f} ({low:.3f} to {high:.3f}) | {found['peak_mib']:,.0f} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     """Foretell, or measure."""
     parser = argparse.ArgumentParser(description="What a step moves and computes on W devices.")
     parser.add_argument("--measure", action="store_true", help="run 1, 2 and 4 processes here")
-    parser.add_argument("--work", nargs=2, help="for the processes it starts")
+    parser.add_argument("--shards", action="store_true", help="the same, base whole and in shards")
+    parser.add_argument("--work", nargs=3, help="for the processes it starts")
     options = parser.parse_args()
     if options.work:
-        work(Path(options.work[0]), int(options.work[1]))
+        home, pairs, base = options.work
+        work(Path(home), int(pairs), base == "shards")
+    elif options.shards:
+        measure_shards()
     elif options.measure:
         measure()
     else:

@@ -106,8 +106,9 @@ def test_ranks_that_drift_apart_are_found_by_all(together):
     assert all(int(of_rank["found"]) == 1 for of_rank in together["drift"])
 
 
-def test_a_step_moves_the_bytes_that_the_calculator_foretells(together):
-    for of_rank in together["counted"]:
+@pytest.mark.parametrize("name", ["counted", "sharded-counted"])
+def test_a_step_moves_the_bytes_that_the_calculator_foretells(name, together):
+    for of_rank in together[name]:
         assert torch.equal(of_rank["counted"], of_rank["foretold"])
 
 

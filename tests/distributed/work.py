@@ -6,7 +6,7 @@ Each case returns named tensors; rank r of n writes them to `<case>-<r>.safetens
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -143,10 +143,11 @@ def sharded_runs(ranks: Ranks) -> dict[str, dict]:
     }  # fmt: skip
 
 
-def counted(home: Path, ranks: Ranks) -> dict[str, Tensor]:
+def counted(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
     """Bytes of one step as they were handed over, and as the calculator foretells them."""
     trainer = toy_trainer(
-        home, max_steps=4, tuning="lora", lora_target_modules="all-linear", logging_steps=100,
+        home, model=sharded_model(home, torch.float32) if shard else None, max_steps=4,
+        tuning="lora", lora_target_modules="all-linear", logging_steps=100,
         gradient_accumulation_steps=1, per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
     )  # fmt: skip
     counter = scaling.Counter()
@@ -156,14 +157,22 @@ def counted(home: Path, ranks: Ranks) -> dict[str, Tensor]:
     trainer.add_callback(note)
     trainer.train()
     last, before = seen[-1], seen[-2]
+    policy = trainer.policy
+    head = [*policy.get_output_embeddings().parameters(),
+            *policy.get_base_model().model.norm.parameters()]  # fmt: skip
     foretold = scaling.Step(
-        0, sum(p.numel() for p in trainable(trainer.policy)), GLOBAL_BATCH,
-        meta_learner=sum(p.numel() for p in trainer.labeller.parameters()),
+        numbers(policy.parameters()), numbers(trainable(policy)), GLOBAL_BATCH,
+        head=numbers(head), meta_learner=numbers(trainer.labeller.parameters()),
     )  # fmt: skip
+    shards = foretold.shards(ranks.count, bytes_each=4) if shard else 0
     return {
         "counted": torch.tensor([a - b for a, b in zip(last, before, strict=True)]),
-        "foretold": torch.tensor([foretold.summed(), foretold.gathered(ranks.count)]),
+        "foretold": torch.tensor([foretold.summed(), foretold.gathered(ranks.count), shards]),
     }
+
+
+def numbers(parameters: Iterable[torch.nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
 
 
 def drift(ranks: Ranks) -> dict[str, Tensor]:
@@ -243,6 +252,7 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
     }  # fmt: skip
     if ranks.count > 1:
         together["counted"] = lambda: counted(home / "h", ranks)
+        together["sharded-counted"] = lambda: counted(home / "k", ranks, shard=True)
         together["drift"] = lambda: drift(ranks)
         for name in ("auto", "graph", "recompute"):
             together[f"sharded-{name}"] = lambda name=name: step(ranks, shard=True, engine=name)
