@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FIRST_SPEAKS = 5.0
 """Seconds that the other processes leave to the first for its message."""
+SHARED = ("sft", "train")
+"""Commands that several processes do together."""
 
 USAGE = """\
 softpref: align language models on preference pairs whose labels cannot be trusted
@@ -260,10 +262,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log.setLevel(logging.ERROR)
         os.environ["TQDM_DISABLE"] = "1"
     processes = os.environ.get("WORLD_SIZE", "1")
-    if command != "train" and processes != "1":
+    if command not in SHARED and processes != "1":
         _fail(
             f"softpref {command}: runs in one process, and {processes} were started (WORLD_SIZE); "
-            "only train shares its work. Start it without torchrun or accelerate."
+            f"only {' and '.join(SHARED)} share their work. Start it without torchrun or "
+            "accelerate."
         )
     from safetensors import SafetensorError
 

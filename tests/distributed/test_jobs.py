@@ -105,6 +105,36 @@ def test_a_sharded_base_leaves_what_a_whole_one_leaves_and_goes_on_as_one(home, 
     assert near(home / "shards", alone)
 
 
+def sft(home: Path, processes: int, output: str, *more: str) -> subprocess.Popen:
+    return torchrun(
+        processes, "softpref.cli", "sft", "--model", "model", "--train", "train.jsonl",
+        "--output", output, "--per-device-train-batch-size", str(GLOBAL_BATCH // processes),
+        "--learning-rate", "1e-3", "--use-cpu", "true", "--disable-tqdm", "true",
+        "--max-steps", "10", "--save-steps", "5", *more, cwd=home,
+    )  # fmt: skip
+
+
+def test_fine_tuning_by_two_processes_is_that_of_one_and_goes_on_in_one(home):
+    def tensors(run: str) -> torch.Tensor:
+        found = load_file(home / run / "model.safetensors")
+        return torch.cat([found[name].flatten() for name in sorted(found)])
+
+    for processes, run in ((1, "sft-alone"), (2, "sft-two")):
+        code, output = finished(sft(home, processes, run))
+        assert code == 0, output
+        assert output.count(f"written: {run}") == 1
+    expected, before = tensors("sft-alone"), tensors("model")
+    assert float((expected - before).norm()) > 0.1
+    assert float((tensors("sft-two") - expected).norm()) < 1e-4 * float(expected.norm())
+    for path in (home / "sft-two").iterdir():  # as if it had died after step 5
+        if path.name != "checkpoint-5":
+            subprocess.run(["rm", "-r", str(path)], check=True)
+    code, output = finished(sft(home, 1, "sft-two"))
+    assert code == 0, output
+    assert "going on from sft-two/checkpoint-5" in output
+    assert float((tensors("sft-two") - expected).norm()) < 1e-4 * float(expected.norm())
+
+
 def test_an_adapter_that_goes_pair_by_pair_is_refused_on_a_sharded_base(home):
     options = ("--shard-base", "true", "--lora-target-modules", "embed_tokens")
     code, output = finished(train(home, 2, "refused", *options))
@@ -201,6 +231,7 @@ def test_other_commands_are_refused_in_several_processes(home):
     code, output = finished(job)
     assert code != 0
     assert output.count("softpref audit: runs in one process, and 2 were started") == 1, output
+    assert "only sft and train share their work" in output
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import json
 import logging
 import shutil
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from softpref.options import option, require
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
 from softpref.training.output import (
-    one_writer,
+    first_writes,
     resume_point,
     run_directory,
     write_lines,
@@ -90,7 +89,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     )
     if config.output_dir not in (None, "trainer_output"):
         raise UsageError("--output_dir: write --output.")
-    with one_writer(output) if config.process_index == 0 else nullcontext():
+    with first_writes(output, config.process_index):
         _align_into(output, files, config)
 
 

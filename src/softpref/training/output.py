@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,11 @@ def one_writer(path: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that none is torn away
         lock.release()
+
+
+def first_writes(path: Path, process: int) -> AbstractContextManager[None]:
+    """Take a run's directory for the first process, which writes for all, as `one_writer` does."""
+    return one_writer(path) if process == 0 else nullcontext()
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:

@@ -27,7 +27,7 @@ from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.models import load_policy, load_tokenizer, lora_config
-from softpref.training.output import one_writer, resume_point, run_directory
+from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.reference import fingerprint_weights
 from softpref.training.states import JSON
 
@@ -36,17 +36,22 @@ logger = logging.getLogger(__name__)
 
 SFT_IDENTITY = (
     "max_length", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "seed",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+    "num_train_epochs",
 )  # fmt: skip
 
 
 class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
     """TRL's SFTTrainer with safe checkpoints that belong to one set of data.
 
+    Several processes share a step as TRL has it: each its part of the batch, gradients averaged by
+    tokens.
+
     Args:
         data_fingerprint: identifies the training data; resuming with another is refused.
         kwargs: those of `trl.SFTTrainer`.
     """
+
+    shares_steps = True
 
     def __init__(self, *, data_fingerprint: str, **kwargs: Any) -> None:
         start = fingerprint_weights(kwargs["model"])
@@ -55,7 +60,13 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
 
     def identity(self) -> dict[str, JSON]:
         """Data, model and options: a run resumed with others would be neither of the two runs."""
-        return self._made_of | {name: getattr(self.args, name) for name in SFT_IDENTITY}
+        args = self.args
+        responses = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return (
+            self._made_of
+            | {name: getattr(args, name) for name in SFT_IDENTITY}
+            | {"responses a step": responses * self.ranks.count}
+        )
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
@@ -119,7 +130,7 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     output, config.resume_from_checkpoint = run_directory(
         files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
     )
-    with one_writer(output):
+    with first_writes(output, config.process_index):
         _fine_tune_into(output, files, config)
 
 
@@ -204,5 +215,6 @@ def fine_tune(
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     trainer.save_model()
     output = Path(str(config.output_dir))
-    write_sft_targets(output, targets)
+    if trainer.ranks.is_first:
+        write_sft_targets(output, targets)
     return output
