@@ -36,7 +36,7 @@ class Step:
     Attributes:
         weights: of the policy.
         trained: how many of them are trained.
-        head: of the last norm and the head, which shards keep gathered until the backward pass.
+        head: of the last norm and the head, which stay gathered once they are.
         pairs: noisy pairs, over all processes.
         clean_share: m, clean pairs over noisy ones.
         tokens: of a pair, its prompt run once.
@@ -76,11 +76,10 @@ class Step:
     def shards(self, processes: int, bytes_each: int = 2) -> int:
         """Bytes a process gives to be gathered of a base in shards, if these come out even.
 
-        In each forward and each backward pass of noisy and of clean pairs, one micro-batch each;
-        the head in the forward ones.
+        In each forward and each backward pass of noisy and of clean pairs, one micro-batch each,
+        with engine kept.
         """
-        base = self.weights - self.trained
-        return bytes_each * (4 * base - 2 * self.head) // processes
+        return bytes_each * 4 * (self.weights - self.trained - self.head) // processes
 
     def flops(self, *, lora: bool) -> float:
         """FLOPs of a step on all devices: 2F(1 + m) with LoRA, else by graphs 5F + 3mF."""
@@ -114,12 +113,15 @@ def seconds(step: Step, processes: int, *, lora: bool) -> tuple[float, float, fl
 def memory(step: Step, processes: int = 1) -> float:
     """Return what a device holds beside activations, GiB: weights, gradients, AdamW, theta'.
 
-    A base in shards has two layers and the head gathered at a time.
+    A base in shards has two layers and the head gathered at a time, and beside it engine kept has
+    its pairs' own gradients.
     """
     base = 2 * (step.weights - step.trained if step.trained < step.weights else 0)
+    own = 6
     if processes > 1:
         base = base / processes + 2 * step.head + 2 * base / step.layers
-    return (base + step.trained * step.trained_bytes * 6) / 2**30
+        own += -(-step.pairs // processes)
+    return (base + step.trained * step.trained_bytes * own) / 2**30
 
 
 def foretell() -> None:

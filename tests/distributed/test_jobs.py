@@ -89,17 +89,16 @@ def test_two_processes_leave_what_one_leaves(home, alone):
     )
 
 
-def test_a_sharded_base_leaves_what_a_whole_one_leaves_and_goes_on_as_one(home, alone):
-    same = ("--num-train-epochs", "2", "--save-steps", "8")
-    code, output = finished(train(home, 2, "shards", *same, "--shard-base", "true"))
+def test_a_sharded_base_leaves_what_a_whole_one_leaves_and_goes_on(home, alone):
+    same = ("--num-train-epochs", "2", "--save-steps", "8", "--shard-base", "true")
+    code, output = finished(train(home, 2, "shards", *same))
     assert code == 0, output
     assert output.count("base: in shards, one on each of 2 processes") == 1
     assert near(home / "shards", alone)
-    assert "base_layer" not in str(load_file(home / "shards" / "adapter_model.safetensors").keys())
     for path in (home / "shards").iterdir():  # as if it had died after step 8
         if path.name != "checkpoint-8":
             subprocess.run(["rm", "-r", str(path)], check=True)
-    code, output = finished(train(home, 1, "shards", *same))
+    code, output = finished(train(home, 2, "shards", *same))
     assert code == 0, output
     assert "going on from shards/checkpoint-8" in output
     assert near(home / "shards", alone)
@@ -110,11 +109,11 @@ def sft(home: Path, processes: int, output: str, *more: str) -> subprocess.Popen
         processes, "softpref.cli", "sft", "--model", "model", "--train", "train.jsonl",
         "--output", output, "--per-device-train-batch-size", str(GLOBAL_BATCH // processes),
         "--learning-rate", "1e-3", "--use-cpu", "true", "--disable-tqdm", "true",
-        "--max-steps", "10", "--save-steps", "5", *more, cwd=home,
+        "--max-steps", "10", *more, cwd=home,
     )  # fmt: skip
 
 
-def test_fine_tuning_by_two_processes_is_that_of_one_and_goes_on_in_one(home):
+def test_fine_tuning_by_two_processes_is_that_of_one(home):
     def tensors(run: str) -> torch.Tensor:
         found = load_file(home / run / "model.safetensors")
         return torch.cat([found[name].flatten() for name in sorted(found)])
@@ -123,24 +122,10 @@ def test_fine_tuning_by_two_processes_is_that_of_one_and_goes_on_in_one(home):
         code, output = finished(sft(home, processes, run))
         assert code == 0, output
         assert output.count(f"written: {run}") == 1
-    expected, before = tensors("sft-alone"), tensors("model")
-    assert float((expected - before).norm()) > 0.1
+        assert newest_complete(home / run)[0] == home / run / "checkpoint-10"
+    expected = tensors("sft-alone")
+    assert float((expected - tensors("model")).norm()) > 0.1
     assert float((tensors("sft-two") - expected).norm()) < 1e-4 * float(expected.norm())
-    for path in (home / "sft-two").iterdir():  # as if it had died after step 5
-        if path.name != "checkpoint-5":
-            subprocess.run(["rm", "-r", str(path)], check=True)
-    code, output = finished(sft(home, 1, "sft-two"))
-    assert code == 0, output
-    assert "going on from sft-two/checkpoint-5" in output
-    assert float((tensors("sft-two") - expected).norm()) < 1e-4 * float(expected.norm())
-
-
-def test_an_adapter_that_goes_pair_by_pair_is_refused_on_a_sharded_base(home):
-    options = ("--shard-base", "true", "--lora-target-modules", "embed_tokens")
-    code, output = finished(train(home, 2, "refused", *options))
-    assert code != 0
-    assert output.count("adapt linear layers only") == 1, output
-    assert "]: Traceback" not in output  # torchrun says where it itself ended
 
 
 def workers(job: subprocess.Popen) -> list[int]:

@@ -11,7 +11,8 @@ from tests.distributed.launch import finished, torchrun
 from tests.distributed.work import cases
 
 STEPS = ("step", "few", "step-graph", "step-recompute", "step-double_backward")
-FLOAT64_RUNS = ("float64", "accumulated", "current", "adamw", "dpo")
+RUNS = ("float64", "accumulated", "float32")
+VARIANTS = ("current", "adamw", "dpo")
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +21,32 @@ def alone(tmp_path_factory):
     return {name: case() for name, case in cases(tmp_path_factory.mktemp("one"), ALONE).items()}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def together(request, tmp_path_factory):
-    """What every case comes to on each of several processes, rank by rank."""
-    home = tmp_path_factory.mktemp("several")
-    work = torchrun(request.param, "tests.distributed.work", str(home), str(request.param))
+def by_rank(home, processes):
+    """Run the cases in several processes; return what each comes to, rank by rank."""
+    work = torchrun(processes, "tests.distributed.work", str(home), str(processes))
     code, output = finished(work)
     assert code == 0, output[-3000:]
     names = {path.name.rsplit("-", 1)[0] for path in home.glob("*-0.safetensors")}
     return {
-        name: [load_file(home / f"{name}-{rank}.safetensors") for rank in range(request.param)]
+        name: [load_file(home / f"{name}-{rank}.safetensors") for rank in range(processes)]
         for name in names
     }
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return by_rank(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return by_rank(tmp_path_factory.mktemp("four"), 4)
+
+
+@pytest.fixture(params=["two", "four"])
+def together(request):
+    """What the cases come to on each of several processes."""
+    return request.getfixturevalue(request.param)
 
 
 def error(a, b):
@@ -47,37 +62,45 @@ def test_a_step_in_float64_is_that_of_one_process(name, alone, together):
 
 @pytest.mark.parametrize("engine", ["auto", "graph", "recompute"])
 def test_a_step_with_a_sharded_base_is_that_of_one_process(engine, alone, together):
-    for of_rank in together[f"sharded-{engine}"]:
+    for of_rank in together[f"sharded-step-{engine}"]:
         for what, expected in alone["step"].items():
             assert error(of_rank[what], expected) < 1e-10, what
 
 
-@pytest.mark.parametrize("name", [*FLOAT64_RUNS, "float32"])
-def test_twenty_steps_are_those_of_one_process(name, alone, together):
-    largest = 1e-4 if name == "float32" else 1e-6
-    for of_rank in together[name]:
-        for what, expected in alone[name].items():
-            assert error(of_rank[what], expected) < largest, what
-        assert torch.equal(of_rank["step"], alone[name]["step"])
+def assert_alike(by_rank, expected, largest):
+    for of_rank in by_rank:
+        for what, value in expected.items():
+            assert error(of_rank[what], value) < largest, what
+        assert torch.equal(of_rank["step"], expected["step"])
 
 
-@pytest.mark.parametrize("name", ["float64", "accumulated", "float32"])
-def test_a_run_with_a_sharded_base_is_that_of_one_process(name, alone, together):
-    largest = 1e-4 if name == "float32" else 1e-6
-    for of_rank in together[f"sharded-{name}"]:
-        for what, expected in alone[name].items():
-            assert error(of_rank[what], expected) < largest, what
-        assert torch.equal(of_rank["step"], alone[name]["step"])
+@pytest.mark.parametrize("base", ["", "sharded-"])
+@pytest.mark.parametrize("name", RUNS)
+def test_twenty_steps_are_those_of_one_process(name, base, alone, together):
+    assert_alike(together[base + name], alone[name], 1e-4 if name == "float32" else 1e-6)
 
 
-def test_shards_change_neither_a_models_hash_nor_what_its_graphs_are_said_to_take(together):
-    for of_rank in together["shards"]:
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_steps_are_those_of_one_process_too(name, alone, two):
+    assert_alike(two[name], alone[name], 1e-6)
+
+
+def test_a_method_that_teaches_nobody_goes_with_a_sharded_base(alone, two):
+    assert_alike(two["sharded-dpo"], alone["dpo"], 1e-6)
+
+
+def test_shards_change_neither_a_models_hash_nor_what_its_graphs_are_said_to_take(two):
+    for of_rank in two["shards"]:
         sharded, whole = of_rank["graphs"].tolist()
         assert sharded == pytest.approx(whole, rel=0.02)
         assert of_rank["hashes"][0].tolist() == of_rank["hashes"][1].tolist()
 
 
-@pytest.mark.parametrize("name", [*STEPS, *FLOAT64_RUNS, "float32", "sharded-float32"])
+def test_an_adapter_that_goes_pair_by_pair_is_refused_on_a_sharded_base(two):
+    assert all(int(of_rank["said"]) == 1 for of_rank in two["refused"])
+
+
+@pytest.mark.parametrize("name", [*STEPS, *RUNS, "sharded-float32"])
 def test_all_ranks_hold_the_same_bits(name, together):
     first, *others = together[name]
     for other in others:
@@ -94,9 +117,9 @@ def test_a_run_moves_its_policy_and_its_labels(alone):
 
 
 @pytest.mark.parametrize("name", ["poisoned", "sharded-poisoned"])
-def test_a_step_that_is_not_finite_on_one_rank_is_taken_by_none(name, alone, together):
+def test_a_step_that_is_not_finite_on_one_rank_is_taken_by_none(name, alone, two):
     assert int(alone["poisoned"]["skipped"]) > 0
-    for of_rank in together[name]:
+    for of_rank in two[name]:
         assert torch.equal(of_rank["skipped"], alone["poisoned"]["skipped"])
         assert int(of_rank["named"]) == 1
         assert error(of_rank["weights"], alone["poisoned"]["weights"]) < 1e-4

@@ -26,6 +26,7 @@ from softpref.algorithm.forms import dense
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
 from softpref.data.batches import length_buckets, make_batch
+from softpref.errors import UsageError
 from softpref.training.reference import fingerprint_weights
 from softpref.training.samplers import EpochSampler
 from tests.models import random_pairs, tiny_model, with_lora, without_float32
@@ -133,7 +134,9 @@ def sharded_runs(ranks: Ranks) -> dict[str, dict]:
     """Return the options of runs with a sharded base, by the name of the run each must equal."""
     return {
         "float64": {"dtype": torch.float64},
-        "float32": {"dtype": torch.float32, "eval_strategy": "steps", "eval_steps": 3},
+        "float32": {
+            "dtype": torch.float32, "engine": "graph", "eval_strategy": "steps", "eval_steps": 3,
+        },
         # Parts of one pair each, where ranks may have one and two.
         "accumulated": {
             "dtype": torch.float64, "engine": "graph", "activation_checkpointing": True,
@@ -233,9 +236,19 @@ def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tens
     }
 
 
+def refused(home: Path) -> dict[str, Tensor]:
+    """An adapter whose gradients go pair by pair, on a sharded base."""
+    model = sharded_model(home, torch.float32)
+    try:
+        toy_trainer(home, model=model, tuning="lora", lora_target_modules=["embed_tokens"])
+    except UsageError as error:
+        return {"said": torch.tensor([int("adapt linear layers only" in str(error))])}
+    return {"said": torch.tensor([0])}
+
+
 def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]]:
     """Return all cases by name; those of one process are what the others must equal."""
-    together = {
+    some = {
         "step": lambda: step(ranks),
         "few": lambda: step(ranks, noisy=1),
         **{f"step-{name}": lambda name=name: step(ranks, engine=name)
@@ -245,24 +258,38 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
         "accumulated": lambda: run(
             home / "c", ranks, dtype=torch.float64, gradient_accumulation_steps=2, max_steps=10
         ),
+    }  # fmt: skip
+    if ranks.count > 1:
+        some["counted"] = lambda: counted(home / "h", ranks)
+        some["sharded-counted"] = lambda: counted(home / "k", ranks, shard=True)
+        some["drift"] = lambda: drift(ranks)
+        some |= {f"sharded-step-{name}": lambda name=name: step(ranks, shard=True, engine=name)
+                 for name in ("auto", "graph", "recompute")}  # fmt: skip
+        some |= {
+            f"sharded-{name}": lambda name=name, options=options: run(
+                home / f"sharded-{name}", ranks, shard=True, **options
+            )
+            for name, options in sharded_runs(ranks).items()
+        }
+    return some if ranks.count == 4 else some | variants(home, ranks)
+
+
+def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """Return the cases that two processes are enough for."""
+    more = {
         "current": lambda: run(home / "d", ranks, dtype=torch.float64, clean_gradient="current"),
         "adamw": lambda: run(home / "e", ranks, dtype=torch.float64, lookahead="adamw"),
         "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo"),
         "poisoned": lambda: poisoned(home / "g", ranks),
-    }  # fmt: skip
+    }
     if ranks.count > 1:
-        together["counted"] = lambda: counted(home / "h", ranks)
-        together["sharded-counted"] = lambda: counted(home / "k", ranks, shard=True)
-        together["drift"] = lambda: drift(ranks)
-        for name in ("auto", "graph", "recompute"):
-            together[f"sharded-{name}"] = lambda name=name: step(ranks, shard=True, engine=name)
-        for name, options in sharded_runs(ranks).items():
-            together[f"sharded-{name}"] = lambda name=name, options=options: run(
-                home / f"sharded-{name}", ranks, shard=True, **options
-            )
-        together["shards"] = lambda: shards(home / "j")
-        together["sharded-poisoned"] = lambda: poisoned(home / "i", ranks, shard=True)
-    return together
+        more["sharded-dpo"] = lambda: run(
+            home / "l", ranks, dtype=torch.float64, shard=True, method="dpo"
+        )
+        more["sharded-poisoned"] = lambda: poisoned(home / "i", ranks, shard=True)
+        more["shards"] = lambda: shards(home / "j")
+        more["refused"] = lambda: refused(home / "m")
+    return more
 
 
 def main() -> None:

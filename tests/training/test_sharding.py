@@ -7,7 +7,7 @@ import torch
 
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
-from softpref.training.sharding import place, sharding
+from softpref.training.sharding import settle
 from tests.models import tiny_model
 from tests.toy import toy_config
 
@@ -34,16 +34,9 @@ def test_options_that_train_shards_or_need_uneven_passes_are_refused(
         toy_config(tmp_path, **({"tuning": "lora", "shard_base": True} | option))
 
 
-def test_a_base_is_sharded_over_all_processes_or_left_whole(tmp_path, two_processes):
-    config = sharding(toy_config(tmp_path, tuning="lora", shard_base=True))
-    assert config is not None
-    assert (config.fsdp_size, config.dp_size, config.tp_size) == (2, 2, 1)
-    assert sharding(toy_config(tmp_path, tuning="lora")) is None
-
-
 def test_a_whole_model_is_not_taken_for_a_sharded_one(tmp_path, two_processes):
     policy = tiny_model(dtype=torch.float32)
     with pytest.raises(UsageError, match="load yours with distributed_config"):
-        place(policy, toy_config(tmp_path, tuning="lora", shard_base=True))
-    place(policy, toy_config(tmp_path, tuning="lora"))
+        settle(policy, toy_config(tmp_path, tuning="lora", shard_base=True))
+    settle(policy, toy_config(tmp_path, tuning="lora"))
     assert all(p.requires_grad for p in policy.parameters())

@@ -68,6 +68,10 @@ class Ranks:
         """Return how many of so many items the rank with most of them has."""
         return -(-items // self.count) if items >= self.count else items
 
+    def smallest_share(self, items: int) -> int:
+        """Return how many of so many items the rank with fewest of them has."""
+        return items // self.count if items >= self.count else items
+
     def total(self, number: int) -> int:
         """Return the sum of a number over the ranks."""
         if self.count == 1:

@@ -84,8 +84,8 @@ def length_buckets(pairs: Sequence[Pair], size: int, ranks: Ranks = ALONE) -> li
     longest_first = ranks.share(
         sorted(pairs, key=lambda pair: -sum(len(pair[part]) for part in PARTS))
     )
-    smallest = len(pairs) // ranks.count or len(pairs)
-    parts = min(math.ceil(ranks.largest_share(len(pairs)) / size), smallest)
+    parts = math.ceil(ranks.largest_share(len(pairs)) / size)
+    parts = min(parts, ranks.smallest_share(len(pairs)))
     ends = [len(longest_first) * i // parts for i in range(parts + 1)]
     return [longest_first[start:end] for start, end in pairwise(ends)]
 

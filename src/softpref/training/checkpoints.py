@@ -29,11 +29,11 @@ from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
 from softpref.algorithm.ranks import Ranks
+from softpref.algorithm.shards import is_sharded
 from softpref.errors import UsageError
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
 from softpref.training.interrupts import TERMINATED, SaveOnTerm
-from softpref.training.sharding import whole_parameters
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
@@ -67,13 +67,16 @@ class SafeCheckpoints(Trainer):
 
     It comes first among the bases: `class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer)`. What
     else a subclass must save goes through `extra_state`, `load_extra_state` and `identity`. On a
-    CPU in float32, resumed training equals uninterrupted training bit for bit. Construction raises
+    CPU in float32, resumed training equals uninterrupted training bit for bit, but where several
+    processes draw dropout: the random state is the first one's. Construction raises
     UsageError for what could not be saved so: sharded models and the like, several processes unless
     the subclass `shares_steps`.
     """
 
     shares_steps = False
     """Whether several processes may do a step together, all with the same numbers at its end."""
+    takes_shards = False
+    """Whether the base under an adapter may lie in shards."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -84,7 +87,7 @@ class SafeCheckpoints(Trainer):
         unsupported = {
             "XLA": is_torch_xla_available(),
             "SageMaker model parallelism": is_sagemaker_mp_enabled(),
-            "tensor, pipeline or expert parallelism": _splits_layers(model),
+            "a model sharded at load time": is_sharded(model) and not self.takes_shards,
             "training in several processes": self.ranks.count > 1 and not self.shares_steps,
             "several GPUs in one process (set CUDA_VISIBLE_DEVICES=0)": self.args.n_gpu > 1,
             "a model without save_pretrained": not isinstance(model, PreTrainedModel | PeftModel),
@@ -231,8 +234,8 @@ class SafeCheckpoints(Trainer):
         directory = Path(output_dir or str(self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if self.is_distributed_loading_by_transformers:  # else PEFT would gather the base, with all
-            state_dict = whole_parameters(model)
+        if is_sharded(model):  # else PEFT would gather the base, and wait for the other processes
+            state_dict = {name: p for name, p in model.named_parameters() if p.requires_grad}
         model.save_pretrained(directory, state_dict=state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
@@ -291,12 +294,6 @@ class SafeCheckpoints(Trainer):
                 "Training is complete: use the newest checkpoint, or train again."
             )
         super()._load_best_model()
-
-
-def _splits_layers(model: nn.Module) -> bool:
-    """Whether several processes do one pair's forward pass together."""
-    config = getattr(getattr(model, "config", None), "distributed_config", None)
-    return config is not None and config.tp_size * config.pp_size * config.ep_size > 1
 
 
 def _checkpoints(directory: Path) -> list[Path]:

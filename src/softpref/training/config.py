@@ -293,8 +293,8 @@ def refuse_sharding(args: TrainingArguments) -> None:
             raise UsageError(
                 f"{name} is not supported: train goes on several GPUs without it, by torchrun or "
                 "accelerate launch (softpref env --accelerate gpus). For a model too large for one "
-                "--shard_base true shards the base under an adapter; --bf16 true and "
-                "--activation_checkpointing true save memory."
+                "train has --shard_base true; --bf16 true and --activation_checkpointing true save "
+                "memory."
             )
 
 
@@ -308,6 +308,10 @@ def refuse_with_shards(args: MSPOConfig) -> None:
         raise UsageError(
             "--shard_base needs several processes: start them by torchrun or accelerate launch "
             "(softpref env --accelerate gpus)."
+        )
+    if args.use_cpu and torch.accelerator.is_available():
+        raise UsageError(
+            "--use_cpu true: --shard_base loads shards onto accelerators; leave it out."
         )
     for name, value, why, remedy in (
         ("tuning", "full", "shards the base under an adapter and trains no shard", "lora"),

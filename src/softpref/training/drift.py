@@ -20,15 +20,21 @@ def require_alike(ranks: Ranks, step: int, policy: nn.Module, teacher: Teacher |
     """Compare step and φ bit for bit, the policy by the sums of its trained tensors, float64.
 
     Raises:
-        DriftError: they have come apart.
+        UsageError: they have come apart.
     """
     if ranks.count == 1 or step % EVERY:
         return
-    ranks.require_alike("the step", [torch.tensor(step, device=ranks.device)])
     sums = [parameter.detach().double().sum() for parameter in trainable(policy)]
-    ranks.require_alike("the policy", [torch.stack(sums)])
-    if teacher:
-        ranks.require_alike("the meta-learner", list(teacher.meta_learner.state_dict().values()))
+    phi = list(teacher.meta_learner.state_dict().values()) if teacher else []
+    try:
+        ranks.require_alike("the step", [torch.tensor(step, device=ranks.device)])
+        ranks.require_alike("the policy", [torch.stack(sums)])
+        ranks.require_alike("the meta-learner", phi)
+    except DriftError as error:
+        raise UsageError(
+            f"step {step + 1}: {error}. Look for a device that computes wrongly, and resume from a "
+            f"checkpoint of step {max(0, step - EVERY)} or before."
+        ) from None
 
 
 def require_same_start(ranks: Ranks, what: str, told: str) -> None:

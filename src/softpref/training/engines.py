@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from datasets import Dataset
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from softpref.algorithm.engine import EngineChoice, StepSize, choose_engine
+from softpref.algorithm.shards import is_sharded
 from softpref.data.batches import Collate
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
@@ -37,7 +37,7 @@ def engine_for(
     tokens = round(count * mean_tokens(pairs, shared=probe.position_ids is not None))
     step = StepSize(count, tokens, micro_batches)
     chosen = choose_engine(args.engine, policy, probe, step, args.keep_budget_gib)
-    if chosen.by_pair and any(isinstance(p, DTensor) for p in policy.parameters()):
+    if chosen.by_pair and is_sharded(policy):
         raise UsageError(
             f"--shard_base: the gradients of {len(chosen.by_pair)} tensors of the adapter "
             f"({chosen.by_pair[0]}, ...) go pair by pair, and processes may not have as many "

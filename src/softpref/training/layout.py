@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from softpref.algorithm.head import all_logits, refuse_response_head, response_head
 from softpref.algorithm.jacobian import GraphPullback
-from softpref.algorithm.policy import evaluating
+from softpref.algorithm.policy import evaluating, trainable
 from softpref.algorithm.rows import PairBatch, skips_masked
+from softpref.algorithm.shards import abandon_pass
 from softpref.data.batches import PARTS, Collate, make_batch, make_shared_batch
 from softpref.training.scoring import pair_lengths, token_counts
 
@@ -78,9 +79,10 @@ def choose_layout(
         try:
             _switch(policy, attention)
             error = float((_logps(policy, collate(probe)) - truth).abs().mean())
-            if attention == FLEX_ATTENTION and error <= largest_error:
+            if attention == FLEX_ATTENTION and error <= largest_error and trainable(policy):
                 _go_back(policy, collate, probe)
         except Exception as reason:  # whatever a model makes of a mask it does not know
+            abandon_pass(policy)
             turned_down.append(f"{words}: {str(reason).splitlines()[0][:120]}")
         else:
             if error <= largest_error:

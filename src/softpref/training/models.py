@@ -19,7 +19,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from softpref.algorithm.policy import trainable
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
-from softpref.training.sharding import sharding
+from softpref.training.sharding import shards_for
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -93,7 +93,7 @@ def load_start(source: str, args: MSPOConfig) -> nn.Module:
         source,
         trust_remote_code=args.trust_remote_code,
         dtype=dtype,
-        sharding=sharding(args),
+        sharding=shards_for(args),
     )
     if isinstance(policy, PeftModel) and not lora:
         return policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it

@@ -18,10 +18,10 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 
 from softpref.algorithm.ranks import Ranks
+from softpref.algorithm.shards import whole
 from softpref.data.batches import PARTS, Collate
 from softpref.data.readers import store
 from softpref.errors import UsageError
@@ -170,6 +170,6 @@ def fingerprint_weights(policy: nn.Module) -> str:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in policy.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        digest.update(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        numbers = whole(parameter.detach()).cpu().contiguous().flatten()
+        digest.update(numbers.view(torch.uint8).numpy().data)
     return digest.hexdigest()

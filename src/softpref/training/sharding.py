@@ -1,22 +1,24 @@
-"""A frozen base in shards, one on each process, under an adapter that is whole on each."""
+"""A frozen base in shards, one on each process: as it is asked for, loaded and trained under."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 from torch import nn
-from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments
 from transformers.distributed.configuration_utils import DistributedConfig
 
+from softpref.algorithm.shards import groups, hold_still, is_sharded
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig, refuse_with_shards
 
 logger = logging.getLogger(__name__)
 
 
-def sharding(args: MSPOConfig) -> DistributedConfig | None:
+def shards_for(args: MSPOConfig) -> DistributedConfig | None:
     """Return how transformers is to shard a model while it loads it, None where it is to be whole.
 
     Over all processes: PEFT mistakes whole copies on each machine (HSDP) for tensor parallelism.
@@ -24,42 +26,42 @@ def sharding(args: MSPOConfig) -> DistributedConfig | None:
     return DistributedConfig(fsdp_size=args.world_size) if args.shard_base else None
 
 
-def place(policy: nn.Module, args: MSPOConfig) -> None:
-    """Put a whole policy on the process's device; hold a sharded base still where it lies.
-
-    A shard is gathered into a tensor that trains or not as the shard did when it was gathered
-    first, so a base is frozen before its first forward pass.
+def settle(policy: nn.Module, args: MSPOConfig) -> None:
+    """Move a whole policy to the process's device; hold a sharded base still where it lies.
 
     Raises:
-        UsageError: the policy is not sharded as the options say, or they do not go with shards.
+        UsageError: the policy is not sharded as the options say, or in a way that cannot be used.
     """
-    shards = [p for p in policy.parameters() if isinstance(p, DTensor)]
-    if not shards and not args.shard_base:
+    if not is_sharded(policy) and not args.shard_base:
         policy.to(args.device)
         return
-    if not shards:
+    model = cast(Any, policy).config
+    config = getattr(model, "distributed_config", None)
+    if config is None or (config.fsdp_size, config.tp_size, config.pp_size, config.ep_size) != (
+        args.world_size, 1, 1, 1,
+    ):  # fmt: skip
         raise UsageError(
             "--shard_base shards a model that is loaded by name: load yours with "
-            "distributed_config=DistributedConfig(fsdp_size=...)."
+            f"distributed_config=DistributedConfig(fsdp_size={args.world_size}), and nothing else."
         )
     refuse_with_shards(args)
+    if len(list(groups(policy))) == 1:
+        raise UsageError(
+            f"--shard_base: transformers has no plan for sharding {model.model_type} layer by "
+            "layer, so each pass would gather it whole: leave --shard_base out."
+        )
     logger.info("base: in shards, one on each of %d processes", args.world_size)
-    for shard in shards:
-        shard.requires_grad_(False)
-
-
-def whole_parameters(policy: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what is not in shards, an adapter's tensors among it, by name."""
-    return {name: p for name, p in policy.named_parameters() if not isinstance(p, DTensor)}
+    hold_still(policy)
 
 
 @contextmanager
-def with_whole_optimizer(args: MSPOConfig) -> Iterator[None]:
+def made_to_save_all(policy: nn.Module, args: TrainingArguments) -> Iterator[None]:
     """Let a Trainer be made of a sharded base, though it is to save its optimizer's state too.
 
     transformers refuses, for the state of shards is in shards. An adapter's is whole.
     """
-    asked_for, args.save_only_model = args.save_only_model, True
+    asked_for = args.save_only_model
+    args.save_only_model |= is_sharded(policy)
     try:
         yield
     finally:

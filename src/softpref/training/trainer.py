@@ -66,7 +66,7 @@ from softpref.training.reference import (
 )
 from softpref.training.samplers import EpochSampler
 from softpref.training.scoring import score_pairs
-from softpref.training.sharding import place, with_whole_optimizer
+from softpref.training.sharding import made_to_save_all, settle
 from softpref.training.states import JSON
 from softpref.training.step import Stepped, Steps
 from softpref.training.teacher import Teacher, make_meta_learner
@@ -104,7 +104,7 @@ class MSPOTrainer(SafeCheckpoints):
     """
 
     args: MSPOConfig
-    shares_steps = True
+    shares_steps = takes_shards = True
 
     def __init__(
         self,
@@ -122,11 +122,10 @@ class MSPOTrainer(SafeCheckpoints):
         policy = load_start(model, args) if isinstance(model, str) else model
         tokenizer = processing_class or tokenizer_of(model, policy, args)
         longest = min(args.max_length, context_length(policy))
-        prepared = prepare(
-            train_dataset, clean_dataset, eval_dataset, tokenizer, longest, args.on_bad_row
-        )
+        sets = (train_dataset, clean_dataset, eval_dataset)
+        prepared = prepare(*sets, tokenizer, longest, args.on_bad_row)
         require_needs(args, prepared)
-        place(policy, args)
+        settle(policy, args)
         start = self.start_fingerprint = fingerprint_weights(policy)
         switch_dropout_off(policy)
         probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
@@ -139,7 +138,7 @@ class MSPOTrainer(SafeCheckpoints):
         policy = make_trainable(policy, args, peft_config)
         switch_dropout_off(policy)  # the adapter's
         self.collate, self._layout_why = choose_layout(args.resolved_layout(), policy, probe)
-        with with_whole_optimizer(args):
+        with made_to_save_all(policy, args):
             super().__init__(
                 model=policy,
                 args=args,
