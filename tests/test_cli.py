@@ -258,7 +258,20 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
     assert stop.value.code == 0
-    assert "--meta_lr" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for ours in ("--meta_lr", "--noise_rate", "--clean", "--bf16", "β of the DPO loss"):
+        assert ours in said
+    assert "--hub_token" not in said
+    assert "--meta-lr" not in said
+    assert "Unused" not in said
+    assert len(said.splitlines()) < 180
+    for spelling in ("--help_all", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", spelling])
+        assert stop.value.code == 0
+        everything = capsys.readouterr().out
+        assert "--hub_token" in everything
+        assert "--meta_lr" in everything
 
 
 @pytest.mark.parametrize(

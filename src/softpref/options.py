@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
+from collections.abc import Iterable
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, cast
 
 from softpref.errors import UsageError
+
+USED_MOST = {
+    "bf16", "seed", "max_steps", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
+    "activation_checkpointing", "per_device_eval_batch_size", "resume_from_checkpoint",
+}  # fmt: skip
+"""Options of transformers' trainer that `--help` shows beside our own."""
 
 
 def option(text: str, default: Any = None) -> Any:
@@ -25,20 +33,39 @@ def require(value: Any, flag: str) -> None:
 def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]:
     """Return the options' dataclasses, from --config and the flags that override it.
 
+    `--help` shows our own options and `--help_all` those of the library's trainer too.
+
     Raises:
         UsageError: an option or key is unknown, or a value cannot be read.
     """
     from transformers import HfArgumentParser
 
+    names = [field.name for option in options for field in fields(option) if field.init]
+    shown, epilog = set(names) & _own(options), None
+    config, flags = _split_config(arguments)
+    flags = [_with_underscores(flag) for flag in flags]
+    if "--help_all" in flags:
+        shown, flags = set(names), ["--help"]
+    elif len(shown) < len(names):
+        shown |= USED_MOST
+        epilog = f"{len(names) - len(shown & set(names))} more of transformers: --help_all"
+
     class Parser(HfArgumentParser):
+        def add_argument(self, *flags: str, **kwargs: Any) -> argparse.Action:
+            if flags[0].startswith("--"):  # its other spelling was turned into this one
+                flags = flags[:1]
+                kwargs["help"] = _help(flags[0].lstrip("-") in shown, **kwargs)
+            return super().add_argument(*flags, **kwargs)
+
         def error(self, message: str) -> None:  # type: ignore[override]
             raise UsageError(f"{message}; see softpref {command} --help.")
 
-    names = [field.name for option in options for field in fields(option) if field.init]
-    config, flags = _split_config(arguments)
     prefix = _flags_from_yaml(config, names) if config else []
-    parser = Parser(cast(Any, options), prog=f"softpref {command}", allow_abbrev=False)
-    flags = [_with_underscores(flag) for flag in flags]
+    parser = Parser(
+        cast(Any, options), prog=f"softpref {command}", allow_abbrev=False, epilog=epilog,
+        usage=f"softpref {command} [--config FILE.yaml] [--option VALUE ...]",
+        formatter_class=argparse.HelpFormatter,
+    )  # fmt: skip
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             prefix + flags, return_remaining_strings=True
@@ -52,6 +79,24 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
         close = did_you_mean(unknown[0].lstrip("-"), names)
         raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
     return tuple(parsed)
+
+
+def _help(is_shown: bool, help: str = "", default: Any = None, **_: Any) -> str:
+    """Return an option's line of help, with its default unless that is said already."""
+    if not is_shown or help.startswith("Unused"):
+        return argparse.SUPPRESS
+    return help if default in (None, "", False) else f"{help} (default: {default})"
+
+
+def _own(options: Iterable[type]) -> set[str]:
+    """Return the names of the options that this project declares, rather than a library."""
+    return {
+        name
+        for option in options
+        for base in option.__mro__
+        if base.__module__.startswith("softpref.")
+        for name in base.__annotations__
+    }
 
 
 def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
