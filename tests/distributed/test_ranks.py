@@ -96,6 +96,10 @@ def test_shards_change_neither_a_models_hash_nor_what_its_graphs_are_said_to_tak
         assert of_rank["hashes"][0].tolist() == of_rank["hashes"][1].tolist()
 
 
+def test_processes_that_are_told_different_things_are_refused(two):
+    assert all(of_rank["said"].tolist() == [1, 1] for of_rank in two["apart"])
+
+
 def test_an_adapter_that_goes_pair_by_pair_is_refused_on_a_sharded_base(two):
     assert all(int(of_rank["said"]) == 1 for of_rank in two["refused"])
 

@@ -236,6 +236,18 @@ def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tens
     }
 
 
+def apart(home: Path, ranks: Ranks) -> dict[str, Tensor]:
+    """Processes that were given other pairs, and ones that were told another β."""
+    said = []
+    for seed, beta in ((ranks.rank, 0.1), (0, 0.1 + ranks.rank)):
+        try:
+            toy_trainer(home / str(beta), train=toy_pairs(40, seed=seed), beta=beta).train()
+        except UsageError as error:
+            said.append(str(error))
+    words = ("the data differs between processes", "the run differs between processes")
+    return {"said": torch.tensor([int(w in s) for w, s in zip(words, said, strict=True)])}
+
+
 def refused(home: Path) -> dict[str, Tensor]:
     """An adapter whose gradients go pair by pair, on a sharded base."""
     model = sharded_model(home, torch.float32)
@@ -288,6 +300,7 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
         )
         more["sharded-poisoned"] = lambda: poisoned(home / "i", ranks, shard=True)
         more["shards"] = lambda: shards(home / "j")
+        more["apart"] = lambda: apart(home / "n", ranks)
         more["refused"] = lambda: refused(home / "m")
     return more
 
