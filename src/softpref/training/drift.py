@@ -32,8 +32,8 @@ def require_alike(ranks: Ranks, step: int, policy: nn.Module, teacher: Teacher |
         ranks.require_alike("the meta-learner", phi)
     except DriftError as error:
         raise UsageError(
-            f"step {step + 1}: {error}. Look for a device that computes wrongly; checkpoints of the "
-            f"{EVERY} steps before may be wrong already."
+            f"step {step + 1}: {error}. Look for a device that computes wrongly; checkpoints of "
+            f"the {EVERY} steps before may be wrong already."
         ) from None
 
 
