@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -66,9 +67,21 @@ def near(ours: Path, theirs: Path) -> bool:
     return float((a - b).norm() / b.norm()) < 1e-4
 
 
-def test_two_processes_leave_what_one_leaves(home, alone):
-    code, output = finished(train(home, 2, "two", "--num-train-epochs", "2"))
+@pytest.fixture(scope="module")
+def two(home):
+    """What two processes say; they leave a checkpoint of step 8 too."""
+    code, output = finished(train(home, 2, "two", "--num-train-epochs", "2", "--save-steps", "8"))
     assert code == 0, output
+    return output
+
+
+def as_if_it_had_died(home: Path, run: str) -> None:
+    """Begin a run with the checkpoint that two processes left at step 8."""
+    shutil.copytree(home / "two" / "checkpoint-8", home / run / "checkpoint-8")
+
+
+def test_two_processes_leave_what_one_leaves(home, alone, two):
+    output = two
     assert "processes: 2" in output
     for said in ("train: 83 pairs", "noise rate:", "steps: 22 of 8 pairs", "written: two"):
         assert output.count(said) == 1, said
@@ -87,19 +100,20 @@ def test_two_processes_leave_what_one_leaves(home, alone):
     )
 
 
-def test_a_sharded_base_leaves_what_a_whole_one_leaves_and_goes_on(home, alone):
-    same = ("--num-train-epochs", "2", "--save-steps", "8", "--shard-base", "true")
-    code, output = finished(train(home, 2, "shards", *same))
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_sharded_base_leaves_what_a_whole_one_leaves(home, alone, two, goes_on):
+    run = f"shards-{goes_on}"
+    if goes_on:
+        as_if_it_had_died(home, run)
+    job = train(
+        home, 2, run, "--num-train-epochs", "2", "--save-steps", "8", "--shard-base", "true"
+    )
+    code, output = finished(job)
     assert code == 0, output
     assert output.count("base: in shards, one on each of 2 processes") == 1
-    assert near(home / "shards", alone)
-    for path in (home / "shards").iterdir():  # as if it had died after step 8
-        if path.name != "checkpoint-8":
-            subprocess.run(["rm", "-r", str(path)], check=True)
-    code, output = finished(train(home, 2, "shards", *same))
-    assert code == 0, output
-    assert "going on from shards/checkpoint-8" in output
-    assert near(home / "shards", alone)
+    assert (f"going on from {run}/checkpoint-8" in output) == goes_on
+    assert newest_complete(home / run)[0] == home / run / "checkpoint-22"
+    assert near(home / run, alone)
 
 
 def sft(home: Path, processes: int, output: str, *more: str) -> subprocess.Popen:
@@ -162,13 +176,9 @@ def test_sigterm_ends_all_after_the_same_step_and_one_process_goes_on(home):
     assert f"going on from resumed/checkpoint-{step}" in output
 
 
-def test_a_run_of_two_processes_goes_on_in_four_and_ends_where_one_ends(home, alone):
+def test_a_run_of_two_processes_goes_on_in_four_and_ends_where_one_ends(home, alone, two):
+    as_if_it_had_died(home, "moved")
     same = ("--num-train-epochs", "2", "--save-steps", "8")
-    job = train(home, 2, "moved", *same)
-    finished(job)
-    for path in (home / "moved").iterdir():  # as if it had died after step 8
-        if path.name != "checkpoint-8":
-            subprocess.run(["rm", "-r", str(path)], check=True)
     code, output = finished(train(home, 4, "moved", *same))
     assert code == 0, output
     assert "going on from moved/checkpoint-8" in output
@@ -184,12 +194,6 @@ def test_a_process_that_dies_ends_the_job(home):
     assert code != 0
     assert time.monotonic() - start < 45
     assert "SIGKILL" in output or "Signal 9" in output, output[-3000:]
-
-
-def test_a_mistake_is_said_once(home):
-    code, output = finished(train(home, 2, "alone"))
-    assert code != 0
-    assert output.count("holds a finished run; choose a new directory") == 1, output
 
 
 def test_other_commands_are_refused_in_several_processes(home):

@@ -25,6 +25,7 @@ from softpref.algorithm.engine import StepSize, choose_engine, graph_gib
 from softpref.algorithm.forms import dense
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
+from softpref.algorithm.shards import abandon_pass
 from softpref.data.batches import length_buckets, make_batch
 from softpref.errors import UsageError
 from softpref.training.reference import fingerprint_weights
@@ -130,22 +131,6 @@ def run(
     }
 
 
-def sharded_runs(ranks: Ranks) -> dict[str, dict]:
-    """Return the options of runs with a sharded base, by the name of the run each must equal."""
-    return {
-        "float64": {"dtype": torch.float64},
-        "float32": {
-            "dtype": torch.float32, "engine": "graph", "eval_strategy": "steps", "eval_steps": 3,
-        },
-        # Parts of one pair each, where ranks may have one and two.
-        "accumulated": {
-            "dtype": torch.float64, "engine": "graph", "activation_checkpointing": True,
-            "per_device_train_batch_size": 1, "max_steps": 10,
-            "gradient_accumulation_steps": 2 * GLOBAL_BATCH // ranks.count,
-        },
-    }  # fmt: skip
-
-
 def counted(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
     """Bytes of one step as they were handed over, and as the calculator foretells them."""
     trainer = toy_trainer(
@@ -190,9 +175,21 @@ def drift(ranks: Ranks) -> dict[str, Tensor]:
 
 
 def shards(home: Path) -> dict[str, Tensor]:
-    """What is said of a sharded policy, and of the same policy whole."""
+    """What is said of a sharded policy, after a pass that failed, and of the same policy whole."""
     batch = make_batch(random_pairs(4, seed=1))
     sharded = sharded_model(home, torch.float32)
+
+    def fail(*_):
+        raise ArithmeticError
+
+    hook = sharded.model.layers[1].register_forward_pre_hook(fail)
+    try:
+        sharded(batch.input_ids)
+    except ArithmeticError:
+        assert not all(isinstance(p, DTensor) for p in sharded.parameters())
+        abandon_pass(sharded)
+    hook.remove()
+    assert all(isinstance(p, DTensor) for p in sharded.parameters())
     whole = AutoModelForCausalLM.from_pretrained(home / "model", dtype=torch.float32)
     graphs, hashes = [], []
     for policy in (sharded, whole):
@@ -263,38 +260,44 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
     some = {
         "step": lambda: step(ranks),
         "few": lambda: step(ranks, noisy=1),
-        **{f"step-{name}": lambda name=name: step(ranks, engine=name)
-           for name in ("graph", "recompute", "double_backward")},
         "float64": lambda: run(home / "a", ranks, dtype=torch.float64),
         "float32": lambda: run(home / "b", ranks, dtype=torch.float32),
-        "accumulated": lambda: run(
-            home / "c", ranks, dtype=torch.float64, gradient_accumulation_steps=2, max_steps=10
-        ),
-    }  # fmt: skip
+    }
     if ranks.count > 1:
         some["counted"] = lambda: counted(home / "h", ranks)
         some["sharded-counted"] = lambda: counted(home / "k", ranks, shard=True)
         some["drift"] = lambda: drift(ranks)
-        some |= {f"sharded-step-{name}": lambda name=name: step(ranks, shard=True, engine=name)
-                 for name in ("auto", "graph", "recompute")}  # fmt: skip
-        some |= {
-            f"sharded-{name}": lambda name=name, options=options: run(
-                home / f"sharded-{name}", ranks, shard=True, **options
-            )
-            for name, options in sharded_runs(ranks).items()
-        }
+        some["sharded-step"] = lambda: step(ranks, shard=True)
+        some["sharded-float64"] = lambda: run(home / "o", ranks, dtype=torch.float64, shard=True)
     return some if ranks.count == 4 else some | variants(home, ranks)
 
 
 def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]]:
     """Return the cases that two processes are enough for."""
     more = {
+        **{f"step-{name}": lambda name=name: step(ranks, engine=name)
+           for name in ("graph", "recompute", "double_backward")},
+        "accumulated": lambda: run(
+            home / "c", ranks, dtype=torch.float64, gradient_accumulation_steps=2, max_steps=6
+        ),
         "current": lambda: run(home / "d", ranks, dtype=torch.float64, clean_gradient="current"),
         "adamw": lambda: run(home / "e", ranks, dtype=torch.float64, lookahead="adamw"),
         "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo"),
         "poisoned": lambda: poisoned(home / "g", ranks),
-    }
+    }  # fmt: skip
     if ranks.count > 1:
+        more |= {f"sharded-step-{name}": lambda name=name: step(ranks, shard=True, engine=name)
+                 for name in ("graph", "recompute")}  # fmt: skip
+        more["sharded-float32"] = lambda: run(
+            home / "p", ranks, shard=True, dtype=torch.float32, engine="graph",
+            eval_strategy="steps", eval_steps=3,
+        )  # fmt: skip
+        # Parts of one pair each, where ranks may have one and two.
+        more["sharded-accumulated"] = lambda: run(
+            home / "q", ranks, shard=True, dtype=torch.float64, engine="graph", max_steps=6,
+            activation_checkpointing=True, per_device_train_batch_size=1,
+            gradient_accumulation_steps=2 * GLOBAL_BATCH // ranks.count,
+        )  # fmt: skip
         more["sharded-dpo"] = lambda: run(
             home / "l", ranks, dtype=torch.float64, shard=True, method="dpo"
         )
