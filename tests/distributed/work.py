@@ -262,6 +262,9 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
         "few": lambda: step(ranks, noisy=1),
         "float64": lambda: run(home / "a", ranks, dtype=torch.float64),
         "float32": lambda: run(home / "b", ranks, dtype=torch.float32),
+        "accumulated": lambda: run(
+            home / "c", ranks, dtype=torch.float64, gradient_accumulation_steps=2, max_steps=6
+        ),
     }
     if ranks.count > 1:
         some["counted"] = lambda: counted(home / "h", ranks)
@@ -277,9 +280,6 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
     more = {
         **{f"step-{name}": lambda name=name: step(ranks, engine=name)
            for name in ("graph", "recompute", "double_backward")},
-        "accumulated": lambda: run(
-            home / "c", ranks, dtype=torch.float64, gradient_accumulation_steps=2, max_steps=6
-        ),
         "current": lambda: run(home / "d", ranks, dtype=torch.float64, clean_gradient="current"),
         "adamw": lambda: run(home / "e", ranks, dtype=torch.float64, lookahead="adamw"),
         "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo"),
