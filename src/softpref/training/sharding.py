@@ -35,11 +35,10 @@ def settle(policy: nn.Module, args: MSPOConfig) -> None:
     if not is_sharded(policy) and not args.shard_base:
         policy.to(args.device)
         return
-    model = cast(Any, policy).config
-    config = getattr(model, "distributed_config", None)
-    if config is None or (config.fsdp_size, config.tp_size, config.pp_size, config.ep_size) != (
-        args.world_size, 1, 1, 1,
-    ):  # fmt: skip
+    config = cast(Any, policy).config
+    mesh = getattr(config, "distributed_config", None)
+    sizes = mesh and (mesh.fsdp_size, mesh.tp_size, mesh.pp_size, mesh.ep_size)
+    if sizes != (args.world_size, 1, 1, 1):
         raise UsageError(
             "--shard_base shards a model that is loaded by name: load yours with "
             f"distributed_config=DistributedConfig(fsdp_size={args.world_size}), and nothing else."
@@ -47,7 +46,7 @@ def settle(policy: nn.Module, args: MSPOConfig) -> None:
     refuse_with_shards(args)
     if len(list(groups(policy))) == 1:
         raise UsageError(
-            f"--shard_base: transformers has no plan for sharding {model.model_type} layer by "
+            f"--shard_base: transformers has no plan for sharding {config.model_type} layer by "
             "layer, so each pass would gather it whole: leave --shard_base out."
         )
     logger.info("base: in shards, one on each of %d processes", args.world_size)
