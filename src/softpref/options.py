@@ -14,7 +14,7 @@ from softpref.errors import UsageError
 
 USED_MOST = {
     "bf16", "seed", "max_steps", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
-    "activation_checkpointing", "per_device_eval_batch_size", "resume_from_checkpoint",
+    "activation_checkpointing", "per_device_eval_batch_size",
 }  # fmt: skip
 """Options of transformers' trainer that `--help` shows beside our own."""
 
