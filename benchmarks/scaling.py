@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,16 +227,20 @@ def work(home: Path, pairs_a_process: int, shard_base: bool) -> None:
         print(json.dumps(found))
 
 
-def prepare(home: Path, hidden: int, layers: int) -> None:
-    """Save a random Llama and synthetic pairs."""
+@contextmanager
+def prepared(hidden: int, layers: int) -> Iterator[Path]:
+    """Save a random Llama and synthetic pairs for as long as they are needed."""
     from million import save_model, write_pairs
 
-    save_model(
-        home / "model", vocab_size=24, hidden_size=hidden, intermediate_size=hidden * 43 // 16,
-        num_hidden_layers=layers, num_attention_heads=4,
-    )  # fmt: skip
-    write_pairs(home / "train.jsonl", 1024, 2)
-    write_pairs(home / "clean.jsonl", 64, 1)
+    with tempfile.TemporaryDirectory() as place:
+        home = Path(place)
+        save_model(
+            home / "model", vocab_size=24, hidden_size=hidden, num_hidden_layers=layers,
+            intermediate_size=hidden * 43 // 16, num_attention_heads=4,
+        )  # fmt: skip
+        write_pairs(home / "train.jsonl", 1024, 2)
+        write_pairs(home / "clean.jsonl", 64, 1)
+        yield home
 
 
 def measured(home: Path, processes: int, pairs_a_process: int, base: str) -> dict[str, Any]:
@@ -248,22 +254,26 @@ def measured(home: Path, processes: int, pairs_a_process: int, base: str) -> dic
     return json.loads(next(line for line in done.stdout.splitlines() if '"sizes"' in line))
 
 
+def spread(found: dict[str, Any]) -> tuple[float, str]:
+    """Return the median time of a step, s, and in words with its quartiles."""
+    low, mid, high = statistics.quantiles([step["at"] for step in found["steps"]], n=4)
+    return mid, f"{mid:.3f} ({low:.3f} to {high:.3f})"
+
+
 def measure() -> None:
     """Print bytes counted against bytes foretold, and times of 1, 2 and 4 processes."""
     print(
         "| scaling | processes | pairs a step | summed, bytes (foretold) | gathered, bytes "
         "(foretold) | s a step, median (quartiles) | efficiency |\n|---|---|---|---|---|---|---|"
     )
-    with tempfile.TemporaryDirectory() as place:
-        home = Path(place)
-        prepare(home, hidden=256, layers=6)
+    with prepared(hidden=256, layers=6) as home:
         for kind, pairs in (("strong", lambda n: 32 // n), ("weak", lambda n: 16)):
             first = None
             for processes in (1, 2, 4):
                 found = measured(home, processes, pairs(processes), "whole")
                 step = Step(pairs=pairs(processes) * processes, **found["sizes"])
                 counts = found["steps"][-1]
-                low, mid, high = statistics.quantiles([s["at"] for s in found["steps"]], n=4)
+                mid, time_a_step = spread(found)
                 first = first or mid
                 ideal = first / processes if kind == "strong" else first
                 expected = step.summed(), step.gathered(processes)
@@ -271,7 +281,7 @@ def measure() -> None:
                     f"| {kind} | {processes} | {step.pairs} | "
                     f"{counts['summed']:,} ({expected[0] if processes > 1 else 0:,}) | "
                     f"{counts['gathered']:,} ({expected[1] if processes > 1 else 0:,}) | "
-                    f"{mid:.3f} ({low:.3f} to {high:.3f}) | {ideal / mid:.0%} |",
+                    f"{time_a_step} | {ideal / mid:.0%} |",
                     flush=True,
                 )
 
@@ -282,9 +292,7 @@ def measure_shards() -> None:
         "| base | processes | given to be gathered, bytes (foretold) | s a step, median "
         "(quartiles) | MiB a process more than at its start, peak |\n|---|---|---|---|---|"
     )
-    with tempfile.TemporaryDirectory() as place:
-        home = Path(place)
-        prepare(home, hidden=768, layers=12)
+    with prepared(hidden=768, layers=12) as home:
         # What is freed goes back at once, so that peaks are what was needed; it costs time.
         os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
         for base, processes in (
@@ -293,10 +301,10 @@ def measure_shards() -> None:
             found = measured(home, processes, 4, base)
             step = Step(pairs=4 * processes, **found["sizes"])
             foretold = step.shards(processes, bytes_each=4) if base == "shards" else 0
-            low, mid, high = statistics.quantiles([s["at"] for s in found["steps"]], n=4)
+            _, time_a_step = spread(found)
             print(
                 f"| {base} | {processes} | {found['steps'][-1]['shards']:,} ({foretold:,}) | "
-                f"{mid:.3f} ({low:.3f} to {high:.3f}) | {found['peak_mib']:,.0f} |",
+                f"{time_a_step} | {found['peak_mib']:,.0f} |",
                 flush=True,
             )
 
