@@ -2,21 +2,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-gpu test-browser test-faults test-fuzz audit-deps check format clean
+.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-faults test-fuzz audit-deps check format clean
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+# TORCH=cpu and TORCH=default choose torch's build; tools/setup.sh says what it takes by itself.
+.venv/installed: pyproject.toml constraints.txt tools/setup.sh
+	tools/setup.sh .venv constraints.txt $(PYTHON)
+
+# The ends of the ranges in pyproject.toml, each in an environment of its own.
+.venv-%/installed: pyproject.toml constraints-%.txt tools/setup.sh
+	tools/setup.sh .venv-$* constraints-$*.txt $(PYTHON)
 
 demo: setup
 	$(BIN)/softpref demo --output runs/demo
 
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/browser
+
+test-floor test-newest: test-%: .venv-%/installed
+	.venv-$*/bin/pytest -n 2 --dist loadfile --ignore tests/browser
 
 # A hundred kills, some 15 minutes.
 test-faults: setup
@@ -53,4 +58,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-* runs

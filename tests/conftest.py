@@ -2,7 +2,94 @@
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # `make test-gpu` gives one
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import faulthandler
+import sys
+
+import pytest
+
+from tests.progress import watched
+
+SLOWEST = 0.05
+"""Largest share of the suite's processor time that one test may take, with fixtures it is first to
+ask for. A test over it holds back all that come after it in the last minutes of a run."""
+WHOLE_SUITE = 1000
+"""Tests, from which on shares are held."""
+
+running = ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session):
+    """End this process where a test hangs; pytest or xdist then names the test."""
+
+    def end(why: str) -> None:
+        sys.__stderr__.write(f"\n{why}\n")
+        faulthandler.dump_traceback(file=sys.__stderr__)
+        os._exit(1)
+
+    with watched(lambda: running, end):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    global running
+    running = item.nodeid
+    yielded = yield
+    running = ""
+    return yielded
+
+
+class Account:
+    """Processor time by test, and failures said as they come."""
+
+    def __init__(self, reporter) -> None:
+        self.reporter, self.seconds, self.over = reporter, {}, []
+
+    def pytest_runtest_logreport(self, report):
+        spent = self.seconds.get(report.nodeid, 0.0) + getattr(report, "processor_seconds", 0.0)
+        self.seconds[report.nodeid] = spent
+        if report.failed:
+            last = str(report.longrepr).strip().splitlines()[-1:]
+            self.reporter.write_line(f"\nFAILED {report.nodeid} {''.join(last)}", red=True)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session):
+        limit = SLOWEST * sum(self.seconds.values())
+        if len(self.seconds) >= WHOLE_SUITE:
+            self.over = [name for name, spent in self.seconds.items() if spent > limit]
+        if self.over and session.exitstatus == 0:
+            session.exitstatus = 1
+
+    def pytest_terminal_summary(self, terminalreporter):
+        whole = sum(self.seconds.values())
+        terminalreporter.write_line(f"{whole:.0f} s of processor time")
+        for name in self.over:
+            terminalreporter.write_line(
+                f"FAILED {name} takes {self.seconds[name]:.1f} s of processor time, over "
+                f"{SLOWEST:.0%} of the suite's: split it, or share what it starts", red=True,
+            )  # fmt: skip
+
+
+def pytest_configure(config):
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Account(reporter), "account")
+
+
+def pytest_sessionstart(session):
+    session.processor_seconds = sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    now = sum(os.times()[:4])
+    report.processor_seconds = now - item.session.processor_seconds
+    item.session.processor_seconds = now
+    return report

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from random import Random
 
 import pyarrow.parquet as pq
@@ -16,7 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from softpref.cli import main
 from softpref.world.language import make_tokenizer
+from tests.forked import Forked
 from tests.models import tiny_model
+from tests.progress import finished, wait_for
 from tests.toy import toy_pairs
 
 
@@ -367,15 +367,11 @@ def test_a_changed_option_is_refused_with_the_difference_unless_forced(files, mo
 def test_sigterm_saves_and_the_same_command_goes_on(files, model):
     arguments = train_arguments(model, **{"max-steps": 60, "save-strategy": "no"})
     main([*arguments, "--output", "whole"])
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "softpref.cli", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if "'loss'" in line:  # training is under way
-            process.send_signal(signal.SIGTERM)
-            break
-    said = process.stdout.read()
-    assert process.wait() == 143
+    process = Forked("softpref.cli", *arguments)
+    wait_for(lambda: "'loss'" in process.said, process, every=0.01)  # training is under way
+    process.send_signal(signal.SIGTERM)
+    code, said = finished(process)
+    assert code == 143
     assert "the same command goes on from there" in said
     assert [path.name for path in (files / "run").glob("checkpoint-*")]
     assert not (files / "run" / "run.json").exists()

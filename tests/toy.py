@@ -13,7 +13,7 @@ from softpref.algorithm.methods import METHODS
 from softpref.training.config import MSPOConfig
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import corrupt, make_tokenizer, prompts, right_answer
-from tests.models import tiny_model
+from tests.models import tiny_model, without_float32
 
 
 def toy_pairs(count: int, seed: int = 0, flip_every: int = 0) -> Dataset:
@@ -48,6 +48,19 @@ def toy_config(output: Path, **options) -> MSPOConfig:
     if METHODS[options.get("method", "mspo")].teaches:
         defaults |= {"meta_batch_size": 8, "meta_every": 1}
     return MSPOConfig(output_dir=str(output / "run"), **(defaults | options))
+
+
+def exact_trainer(output: Path, **options) -> MSPOTrainer:
+    """Make a run in float64, for comparing runs.
+
+    AdamW turns a gradient of nothing but rounding into a step of either sign. In float32 such a
+    gradient is as large as AdamW's eps, and which entries it meets depends on the processor.
+    """
+    model = without_float32(tiny_model(dtype=torch.float64, attention="sdpa"))
+    trainer = toy_trainer(output, model=model, **options)
+    if trainer.teacher:
+        trainer.labeller.double()
+    return trainer
 
 
 def toy_trainer(output: Path, *, model=None, train=None, clean=None, evaluation=None, **options):

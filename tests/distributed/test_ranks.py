@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from softpref.algorithm.ranks import ALONE, Ranks
-from tests.distributed.launch import finished, torchrun
+from tests.distributed import launch
 from tests.distributed.work import cases
 
 
@@ -19,8 +19,7 @@ def alone(tmp_path_factory):
 
 def by_rank(home, processes):
     """Run the cases in several processes; return what each comes to, rank by rank."""
-    work = torchrun(processes, "tests.distributed.work", str(home), str(processes))
-    code, output = finished(work)
+    code, output = launch.together(processes, "tests.distributed.work", str(home), str(processes))
     assert code == 0, output[-3000:]
     names = {path.name.rsplit("-", 1)[0] for path in home.glob("*-0.safetensors")}
     return {

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+
+from tests.forked import Forked
+from tests.progress import finished, wait_for
 
 KILLS = int(os.environ.get("SOFTPREF_KILLS", "3"))
 STEPS = max(40, 12 * KILLS)
@@ -37,14 +38,11 @@ def command(files, output, shape):
         "max_steps": STEPS, "logging_steps": 5, "use_cpu": "true", "disable_tqdm": "true",
     } | shape  # fmt: skip
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    return [sys.executable, "-u", "-m", "softpref.cli", "train", *flags]
+    return ["train", *flags]
 
 
 def start(arguments):
-    return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    return Forked("softpref.cli", *arguments)
 
 
 def without_times(name, content):
@@ -54,24 +52,20 @@ def without_times(name, content):
     return [line for line in content.splitlines() if b"runtime" not in line]
 
 
-@pytest.mark.timeout(240 + 40 * KILLS)
 @pytest.mark.parametrize("shape", SHAPES.values() if KILLS > 3 else [*SHAPES.values()][:1])
 def test_killed_runs_end_alike(files, shape):
     draw = random.Random(KILLS)
     undisturbed = start(command(files, "whole", shape))
-    said = undisturbed.communicate()[0]
-    assert undisturbed.returncode == 0, said
+    code, said = finished(undisturbed)
+    assert code == 0, said
     kills = 0
     while kills < KILLS and not (files / "killed" / "run.json").exists():
-        process, said = start(command(files, "killed", shape)), ""
+        process = start(command(files, "killed", shape))
         if draw.random() < 0.9:  # else at any moment, before the first step as well
-            for line in process.stdout:
-                said += line
-                if line.startswith("steps:"):
-                    break
+            wait_for(lambda process=process: "\nsteps:" in process.said, process, every=0.01)
         time.sleep(draw.uniform(0, 0.8))
         if process.poll() is not None:
-            assert process.returncode == 0, said + process.stdout.read()
+            assert process.returncode == 0, process.said
             break
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -79,8 +73,8 @@ def test_killed_runs_end_alike(files, shape):
     assert kills >= max(3, KILLS // 2), "the run was over too soon to be killed"
     if not (files / "killed" / "run.json").exists():
         last = start(command(files, "killed", shape))
-        said = last.communicate()[0]
-        assert last.returncode == 0, said
+        code, said = finished(last)
+        assert code == 0, said
     for name in COMPARED:
         whole, killed = (
             without_times(name, (files / output / name).read_bytes())

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -106,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             script.most_in_flight = max(script.most_in_flight, script.in_flight)
         try:
             if script.latency:
-                time.sleep(script.latency)
+                script.ended.wait(script.latency)
             fault = script.faults(digest)
             if fault == "wants max_completion_tokens" and "max_tokens" not in request:
                 fault = None
@@ -128,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fault == "hang":
             self.close_connection = True
-            time.sleep(3)
+            self.server.script.ended.wait()
             return
         if fault in ("429", "500") or (fault or "").startswith("status "):
             status = int(fault.removeprefix("status "))
@@ -181,6 +180,7 @@ class Script:
     ) -> None:
         self.judge, self.faults, self.latency = judge, faults, latency
         self.lock = threading.Lock()
+        self.ended = threading.Event()
         self.calls: Counter[int] = Counter()
         self.keys: set[str] = set()
         self.usage: object = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
@@ -198,6 +198,7 @@ def serving(script: Script):
     try:
         yield script
     finally:
+        script.ended.set()
         server.shutdown()
         server.server_close()
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import pytest
 
 from softpref.cli import main
+from tests.forked import Forked
 from tests.judging.server import Script, serving, some_faults
+from tests.progress import slowness, wait_for
 
 PAIRS = 500
+TIMEOUT_S = str(0.5 * slowness())
 
 
 def write(path, rows):
@@ -34,7 +33,7 @@ def files(tmp_path):
 
 def arguments(files, output, script):
     return ["judge", "--responses", files[0], "--baseline", files[1], "--output", str(output),
-            "--judge_model", "scripted", "--base_url", script.url, "--timeout_s", "0.5",
+            "--judge_model", "scripted", "--base_url", script.url, "--timeout_s", TIMEOUT_S,
             "--max_retries", "3", "--concurrency", "32"]  # fmt: skip
 
 
@@ -44,18 +43,10 @@ def log_of(output):
 
 def run_and_kill(command, log, lines):
     """Start the command and kill it when the log has so many lines."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "softpref.cli", *command],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not log.exists() or log.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = Forked("softpref.cli", *command)
+    wait_for(lambda: log.exists() and log.read_bytes().count(b"\n") >= lines, process, every=0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
 
 
 def test_a_thousand_judgements_survive_two_kills_and_faults(files, tmp_path):

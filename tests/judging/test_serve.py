@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from softpref.judging.ask import make_judge, put
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison
+from tests.progress import wait_for
 
 VERDICT = '{"justification":"So_it_is.","verdict":"A"}'
 WORDS = ("<pad>", "<s>", "</s>", "<unk>", VERDICT, "I", "prefer", "A")
@@ -56,6 +56,14 @@ def save_model(home: Path, says: list[str]) -> None:
     tokenizer.save_pretrained(home)
 
 
+def is_up(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=10):
+            return True
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def serve(tmp_path):
     processes = []
@@ -75,15 +83,8 @@ def serve(tmp_path):
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         processes.append(process)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                return f"http://127.0.0.1:{port}/v1", str(home)
-            except OSError:
-                assert process.poll() is None, "the server has ended"
-                assert time.monotonic() < deadline, "the server does not come up"
-                time.sleep(0.2)
+        wait_for(lambda: is_up(f"http://127.0.0.1:{port}/health"), process, every=0.2)
+        return f"http://127.0.0.1:{port}/v1", str(home)
 
     yield start
     for process in processes:

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,16 +13,14 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.study.claims import claimed
+from tests.forked import Forked
+from tests.progress import finished, wait_for
 
-ROOT = Path(__file__).parents[2]
 CELLS = 8
 
 
-def start(output: Path, seconds: float) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.study.claimant", str(output), str(seconds)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def start(output: Path, seconds: float) -> Forked:
+    return Forked("tests.study.claimant", str(output), str(seconds))
 
 
 def ran(output: Path) -> list[str]:
@@ -60,8 +56,8 @@ def test_only_missing_locks_are_called_that(number, refusal, words, tmp_path, mo
 
 def test_three_processes_do_every_run_once_and_the_table_holds_all(tmp_path):
     started = [start(tmp_path, 0.5) for _ in range(3)]
-    said = [process.communicate(timeout=120)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0], said
+    codes, said = zip(*map(finished, started), strict=True)
+    assert codes == (0, 0, 0), said
     assert sorted(ran(tmp_path)) == sorted(set(ran(tmp_path)))
     assert len(ran(tmp_path)) == CELLS
     assert len(json.loads((tmp_path / "table1.json").read_text())["cells"]) == CELLS
@@ -70,16 +66,14 @@ def test_three_processes_do_every_run_once_and_the_table_holds_all(tmp_path):
 
 def test_what_a_dead_process_had_claimed_is_taken_over(tmp_path):
     dead = start(tmp_path, 60)
-    while not ran(tmp_path):
-        assert dead.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: ran(tmp_path), dead)
     os.kill(dead.pid, signal.SIGKILL)  # its worker ends with it
-    dead.wait()
+    dead.communicate()
     held = ran(tmp_path)[0]
     time.sleep(1)
     other = start(tmp_path, 0)
-    said, _ = other.communicate(timeout=120)
-    assert other.returncode == 0, said
+    code, said = finished(other)
+    assert code == 0, said
     assert ran(tmp_path).count(held) == 2
     assert len(json.loads((tmp_path / "table1.json").read_text())["cells"]) == CELLS
 

@@ -13,7 +13,6 @@ from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.world.prepare import alignment
 
-pytestmark = pytest.mark.timeout(900)
 SEED = 1000
 
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from softpref.errors import UsageError
+from softpref.errors import UsageError, require_package
 from softpref.judging.options import JudgeOptions, public_address
 from softpref.judging.questions import Answer, Question
 from softpref.judging.reply import read_completion
@@ -200,12 +200,9 @@ def key_variable(options: JudgeOptions) -> str | None:
 
 
 def _client(options: JudgeOptions) -> OpenAI:
-    try:
-        from openai import OpenAI
-    except ImportError:
-        raise UsageError(
-            "--judge endpoint needs the openai package: pip install 'softpref[judge]'."
-        ) from None
+    require_package("openai", "judge", "--judge endpoint")
+    from openai import OpenAI
+
     variable = key_variable(options)
     key = os.environ.get(variable, "").strip() if variable else "none"
     if not key:

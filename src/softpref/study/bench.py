@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from softpref.errors import UsageError
+from softpref.errors import UsageError, require_package
 from softpref.options import option
 from softpref.study.bench_contestants import (
     EVERYWHERE,
@@ -106,6 +106,7 @@ def run_bench(options: BenchOptions) -> None:
     Raises:
         UsageError: there is no GPU for the preset, or an option is impossible.
     """
+    require_package("trl", "sft", "bench")
     if options.preset == "gpu" and not torch.cuda.is_available():
         raise UsageError("--preset gpu needs a CUDA device, and torch sees none: try --preset cpu.")
     if options.rounds is not None and options.rounds < 1:

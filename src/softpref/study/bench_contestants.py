@@ -20,6 +20,7 @@ from transformers import Trainer
 from softpref.study.bench_workload import Tuning, Workload
 from softpref.training.config import MSPOConfig
 from softpref.training.models import lora_config
+from softpref.training.recompute import checkpoint_activations
 from softpref.training.trainer import MSPOTrainer
 
 Name = Literal[
@@ -49,9 +50,7 @@ class Contestant:
         args, model = trainer.args, trainer.model
         assert isinstance(model, nn.Module)
         if args.activation_checkpointing:
-            model.activation_checkpointing_enable(  # type: ignore[operator]
-                activation_checkpointing_kwargs=args.activation_checkpointing_kwargs
-            )
+            checkpoint_activations(model)
         trainer.create_optimizer_and_scheduler(1)  # no step is taken with it
         trainer.current_gradient_accumulation_steps = 1
         self.trainer = trainer

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from softpref.algorithm.methods import METHODS
-from softpref.errors import UsageError
+from softpref.errors import UsageError, require_package
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, judge_from_file
 from softpref.options import option, require
@@ -137,12 +136,10 @@ def _check_scorers(name: str, target: Target, scorers: Sequence[str] | None) -> 
         return
     _refuse_unknown("scorers", scorers, SCORERS)
     asked = scorers or target.axes["scorer"]
-    if "confident_learning" in asked and not importlib.util.find_spec("cleanlab"):
-        raise UsageError(
-            "--scorers: confident_learning needs cleanlab, which is not installed: pip install "
-            f"'softpref[cleanlab]', or name the others, --scorers "
-            f"{' '.join(other for other in asked if other != 'confident_learning')}."
-        )
+    if "confident_learning" in asked:
+        others = " ".join(other for other in asked if other != "confident_learning")
+        require_package("cleanlab", "cleanlab", "--scorers confident_learning",
+                        f", or name the others, --scorers {others}")  # fmt: skip
 
 
 FILES = {"tiny": ("model", "train", "clean", "test"), "paper": ("model", "data"), "world": ()}

@@ -112,7 +112,7 @@ def _finished(
         return
     started = time.time()
     pool = ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), initializer=_quiet_worker, initargs=(home,)
+        jobs, _context(), initializer=_quiet_worker, initargs=(home, dict(os.environ))
     )
     waiting: dict[Future[Any], Cell | tuple[Any, ...]] = {
         pool.submit(_prepare, preset, shared, home): shared
@@ -190,13 +190,23 @@ def _run_claimed(
     return numbers
 
 
-def _quiet_worker(logs: Path) -> None:
+def _context() -> multiprocessing.context.BaseContext:
+    """Return how workers start: from a process that has imported all once, where there is one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _quiet_worker(logs: Path, environment: dict[str, str]) -> None:
     """One thread each, since workers share the processors; what runs say goes to a file.
 
     A worker does not outlive the study: it would write where the next one goes on.
     """
     import torch
 
+    os.environ |= environment  # the process that it was forked from may have an older one
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logs.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ from softpref.training.trainer import MSPOTrainer
 logger = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
-PACKAGES = ("softpref", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
+PACKAGES = ("softpref", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
 @dataclass

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+import transformers
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from softpref.algorithm.engine import KEEP_BUDGET_GIB, Engine
 from softpref.algorithm.methods import METHOD_OPTIONS, METHODS, PERPCORRECT_MODES, Method
 from softpref.errors import UsageError
 from softpref.options import option
 from softpref.training.layout import Layout
+from softpref.training.recompute import KWARGS, set_both_names
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Table 5 and Appendix C, to the letter; 64 pairs a step are 8 micro-batches of 8. The paper is
@@ -172,6 +176,7 @@ class MSPOConfig(TrainingArguments):
     num_train_epochs: float = option("Passes over the training pairs.", 1.0)
     per_device_train_batch_size: int = option("Pairs per micro-batch.", 8)
     gradient_accumulation_steps: int = option("Micro-batches per step.")
+    activation_checkpointing: bool = option("Recompute activations to save memory.", False)
     logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", 10)
     remove_unused_columns: bool = option("Unused: batches are made from pairs.", False)
     logging_nan_inf_filter: bool = option(
@@ -195,8 +200,8 @@ class MSPOConfig(TrainingArguments):
             self.use_cpu = True  # else bf16 would be refused
         # Without it the order of the data would follow whoever seeded torch last.
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
-        # The other kind of checkpointing cannot be asked for gradients of chosen tensors.
-        self.activation_checkpointing_kwargs = {"use_reentrant": False}
+        self.activation_checkpointing_kwargs = KWARGS
+        set_both_names(self)
         super().__post_init__()
         self._refuse_impossible_combinations()
 
@@ -302,8 +307,13 @@ def refuse_with_shards(args: MSPOConfig) -> None:
     """Refuse what does not go with a sharded base.
 
     Raises:
-        UsageError: an option does not.
+        UsageError: an option does not, or a library is too old.
     """
+    if not (hasattr(DistributedConfig, "fsdp_size") and hasattr(FSDPModule, "reset_iter_state")):
+        raise UsageError(
+            "--shard_base needs transformers 5.15 and torch 2.13 or newer; installed are "
+            f"transformers {transformers.__version__} and torch {torch.__version__}."
+        )
     if args.world_size == 1:
         raise UsageError(
             "--shard_base needs several processes: start them by torchrun or accelerate launch "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
 
 from datasets import Dataset
 from torch import nn
@@ -14,6 +13,7 @@ from softpref.data.batches import Collate
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.layout import mean_tokens, shortest_pairs
+from softpref.training.recompute import checkpoint_activations
 
 
 def engine_for(
@@ -25,9 +25,7 @@ def engine_for(
         UsageError: the base is in shards, and what trains does not go with that.
     """
     if args.activation_checkpointing:  # as `train` will, for it decides on the graphs' size
-        cast(Any, policy).activation_checkpointing_enable(
-            activation_checkpointing_kwargs=args.activation_checkpointing_kwargs
-        )
+        checkpoint_activations(policy)
         policy.train()
     micro_batches = args.gradient_accumulation_steps
     count = args.per_device_train_batch_size * micro_batches

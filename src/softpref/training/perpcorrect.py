@@ -47,6 +47,7 @@ from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.models import make_trainable, switch_dropout_off
 from softpref.training.output import read_columns, write_columns
 from softpref.training.preparation import Prepared
+from softpref.training.recompute import checkpoint_activations
 from softpref.training.reference import default_cache, fingerprint_tokens
 from softpref.training.scoring import mixed_precision, score_pairs
 from softpref.training.step import Steps
@@ -281,9 +282,7 @@ class _Surrogates:
             )
         switch_dropout_off(surrogate)
         if args.activation_checkpointing:
-            cast(Any, surrogate).activation_checkpointing_enable(
-                activation_checkpointing_kwargs=args.activation_checkpointing_kwargs
-            )
+            checkpoint_activations(surrogate)
         return surrogate, choose_layout(args.resolved_layout(), surrogate, self._probe)[0]
 
     def _train(

@@ -17,19 +17,22 @@ from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
-from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from softpref.algorithm.bilevel import NonFiniteError, require_finite
 from softpref.algorithm.policy import trainable
 from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sft_targets
 from softpref.data.sources import load_pairs, place
-from softpref.errors import UsageError
+from softpref.errors import UsageError, require_package
 from softpref.options import option, require
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.models import load_policy, load_tokenizer, lora_config
 from softpref.training.output import first_writes, resume_point, run_directory
+from softpref.training.recompute import set_both_names
 from softpref.training.reference import fingerprint_weights
 from softpref.training.states import JSON
+
+require_package("trl", "sft", "fine-tuning")
+from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +101,14 @@ class SFTOptions(SFTConfig):
     num_train_epochs: float = option("Passes over the chosen responses.", 1.0)
     bf16: bool = option("Train in bfloat16 mixed precision.", False)
     activation_checkpointing: bool = option("Recompute activations to save memory.", False)
+    gradient_checkpointing: bool = option("Older name of --activation_checkpointing.", False)
     report_to: str = option("Where to report to.", "none")
     logging_nan_inf_filter: bool = option("Unused: what is not finite ends the run.", False)
     force: bool = option("Resume though the checkpoint is of other data.", False)
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        set_both_names(self)
         super().__post_init__()
 
 
