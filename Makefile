@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: setup demo test test-floor test-newest test-gpu test-browser test-faults test-fuzz audit-deps check format clean
@@ -18,10 +19,10 @@ demo: setup
 	$(BIN)/softpref demo --output runs/demo
 
 test: setup
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/browser
+	$(BIN)/pytest $(TWO) --ignore tests/browser
 
 test-floor test-newest: test-%: .venv-%/installed
-	.venv-$*/bin/pytest -n 2 --dist loadfile --ignore tests/browser
+	.venv-$*/bin/pytest $(TWO) --ignore tests/browser
 
 # A hundred kills, some 15 minutes.
 test-faults: setup

@@ -36,6 +36,8 @@ from tests.toy import toy_pairs, toy_trainer
 NOISY, CLEAN, SIZE = 13, 5, 3
 GLOBAL_BATCH = 8
 TWENTY_STEPS = {"max_steps": 20, "learning_rate": 1e-2, "warmup_steps": 0}
+EIGHT = {"max_steps": 8}
+"""For variants of the run that is compared over twenty."""
 
 
 def learner() -> MetaLearner:
@@ -280,9 +282,11 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
     more = {
         **{f"step-{name}": lambda name=name: step(ranks, engine=name)
            for name in ("graph", "recompute", "double_backward")},
-        "current": lambda: run(home / "d", ranks, dtype=torch.float64, clean_gradient="current"),
-        "adamw": lambda: run(home / "e", ranks, dtype=torch.float64, lookahead="adamw"),
-        "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo"),
+        "current": lambda: run(
+            home / "d", ranks, dtype=torch.float64, clean_gradient="current", **EIGHT
+        ),
+        "adamw": lambda: run(home / "e", ranks, dtype=torch.float64, lookahead="adamw", **EIGHT),
+        "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo", **EIGHT),
         "poisoned": lambda: poisoned(home / "g", ranks),
     }  # fmt: skip
     if ranks.count > 1:
@@ -299,7 +303,7 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
             gradient_accumulation_steps=2 * GLOBAL_BATCH // ranks.count,
         )  # fmt: skip
         more["sharded-dpo"] = lambda: run(
-            home / "l", ranks, dtype=torch.float64, shard=True, method="dpo"
+            home / "l", ranks, dtype=torch.float64, shard=True, method="dpo", **EIGHT
         )
         more["sharded-poisoned"] = lambda: poisoned(home / "i", ranks, shard=True)
         more["shards"] = lambda: shards(home / "j")

