@@ -8,7 +8,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import faulthandler
-import sys
 
 import pytest
 
@@ -39,8 +38,8 @@ def pytest_runtestloop(session):
     """End this process where a test hangs; pytest or xdist then names the test."""
 
     def end(why: str) -> None:
-        sys.__stderr__.write(f"\n{why}\n")
-        faulthandler.dump_traceback(file=sys.__stderr__)
+        os.write(session.config.uncaptured, f"\n{why}\n".encode())
+        faulthandler.dump_traceback(file=session.config.uncaptured)
         os._exit(1)
 
     with watched(lambda: running, end):
@@ -87,7 +86,9 @@ class Account:
             )  # fmt: skip
 
 
+@pytest.hookimpl(trylast=True)  # once there is a reporter
 def pytest_configure(config):
+    config.uncaptured = os.dup(2)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Account(reporter), "account")
