@@ -49,7 +49,7 @@ class Contestant:
     def __init__(self, trainer: Trainer, workload: Workload) -> None:
         args, model = trainer.args, trainer.model
         assert isinstance(model, nn.Module)
-        if args.activation_checkpointing:
+        if args.gradient_checkpointing:  # whichever name transformers has for it
             checkpoint_activations(model)
         trainer.create_optimizer_and_scheduler(1)  # no step is taken with it
         trainer.current_gradient_accumulation_steps = 1
