@@ -21,13 +21,14 @@ def test_fingerprints_tell_prompt_and_response_apart():
     assert target_fingerprint("a", "b") == "3554d2b8a1e34099"  # files outlive versions
 
 
-def test_of_messages_roles_and_contents_count():
+def test_of_messages_all_fields_count():
     def messages(role, content, **others):
         return [{"role": role, "content": content, **others}]
 
     plain = target_fingerprint(messages("user", "hi"), messages("assistant", "ho"))
-    assert plain == target_fingerprint(
-        messages("user", "hi", name=None), messages("assistant", "ho")
+    assert plain == "cb03e06ab623db2b"
+    assert plain != target_fingerprint(
+        messages("user", "hi", name="x"), messages("assistant", "ho")
     )
     assert plain != target_fingerprint(messages("system", "hi"), messages("assistant", "ho"))
     assert plain != target_fingerprint(messages("user", "hi"), messages("assistant", "hu"))

@@ -87,9 +87,9 @@ def test_row_is_the_line_where_a_row_begins(tmp_path):
         (
             {
                 "chosen": [USER, NO | {"name": "x"}, USER, HELLO],
-                "rejected": [USER, NO | {"name": "y"}, USER, NO],
+                "rejected": [USER, NO | {"name": "x"}, USER, NO],
             },
-            ([USER, NO, USER], [HELLO], [NO]),
+            ([USER, NO | {"name": "x"}, USER], [HELLO], [NO]),
         ),
     ],
 )
@@ -122,7 +122,8 @@ BAD_ROWS = [
     ("[1, 2]", "not an object"),
     ('{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}', "not JSON"),
     ({"prompt": "p", "rejected": "r", "answer": "c"}, "chosen is missing (columns of the row: pro"),
-    (GOOD | {"rejected": None}, "rejected is missing"),
+    (GOOD | {"rejected": None}, "rejected is null"),
+    (GOOD | {"prompt": None}, "prompt is null"),
     (GOOD | {"chosen": 7}, "chosen is neither text nor a list of messages"),
     (GOOD | {"chosen": ["x"]}, "chosen is neither text nor a list of messages"),
     ({"prompt": [USER], "chosen": [{"role": "user"}], "rejected": [NO]}, "chosen has a message"),
@@ -134,9 +135,9 @@ BAD_ROWS = [
     (GOOD | {"rejected": "\t"}, "rejected is empty"),
     ({"prompt": [USER], "chosen": [HELLO], "rejected": [NO | {"content": " "}]}, "rejected is em"),
     ({"prompt": [], "chosen": [HELLO], "rejected": [NO]}, "prompt is empty"),
-    ({"chosen": "Q: yes", "rejected": "Q: yes indeed"}, "chosen is empty"),
-    ({"chosen": "yes", "rejected": "no"}, "prompt is empty"),
-    ({"chosen": [HELLO], "rejected": [NO]}, "prompt is empty"),
+    ({"chosen": "Q: yes", "rejected": "Q: yes indeed"}, "where the prompt ends cannot be told"),
+    ({"chosen": "yes", "rejected": "no"}, "prompt is missing"),
+    ({"chosen": [HELLO], "rejected": [NO]}, "prompt is missing"),
     ({"chosen": [USER, HELLO], "rejected": [USER]}, "rejected does not end with a message of the"),
     ({"chosen": [USER, HELLO], "rejected": [USER, USER, NO]}, "no common prompt"),
     (GOOD | {"rejected": "Hello!"}, "identical"),
@@ -147,8 +148,9 @@ BAD_ROWS = [
     (GOOD | {"soft_label": True}, "soft_label is not a number in [0, 1]"),
     (GOOD | {"soft_label": "0.5"}, "soft_label is not a number in [0, 1]"),
     (GOOD | {"soft_label": float("nan")}, "soft_label is not a number in [0, 1]"),
-    (GOOD | {"uid": 17}, "uid is not text"),
-    (GOOD | {"uid": " "}, "uid is not text"),
+    (GOOD | {"uid": 1.5}, "uid is neither text nor an integer"),
+    (GOOD | {"uid": True}, "uid is neither text nor an integer"),
+    (GOOD | {"uid": " "}, "uid is neither text nor an integer"),
 ]
 
 
@@ -162,7 +164,7 @@ def test_bad_rows_are_named_and_skipped(tmp_path, row, reason):
     message = str(caught.value)
     assert message.startswith(f"{path}, line 1: ")
     assert reason in message
-    assert "(and 1 more bad rows). Mend it or pass --on-bad-row skip." in message
+    assert "(and 1 more like it). Fix them, or pass --on_bad_row skip." in message
 
     loaded = load_pairs(str(path), on_bad_row="skip")
     assert [bad.row for bad in loaded.bad_rows] == [1, 3]
@@ -196,7 +198,7 @@ def test_bad_csv_rows(tmp_path):
         "a,b,c,FALSE,0.5\na,b\na,b,d,true,0.5,more\na,b,e,yes,0.5\na,b,f,true,half\na,b,g,true,2\n"
     )
     loaded = load_pairs(str(tmp_path / "p.csv"), on_bad_row="skip")
-    reasons = ["rejected is missing", "more cells", "is_flipped is", "soft_label", "soft_label"]
+    reasons = ["rejected is null", "more cells", "is_flipped is", "soft_label", "soft_label"]
     assert [bad.row for bad in loaded.bad_rows] == [3, 4, 5, 6, 7]
     assert all(part in bad.reason for part, bad in zip(reasons, loaded.bad_rows, strict=True))
     (tmp_path / "p.csv").write_text("prompt,chosen,rejected,is_flipped\na,b,c,\n")

@@ -24,7 +24,7 @@ from softpref.auditing.scores import Scored, score
 from softpref.auditing.summary import Summary, summarise
 from softpref.data.books import Books
 from softpref.data.readers import column, dataset_rows, store
-from softpref.data.sources import content_key, in_sorted_order, load_pairs
+from softpref.data.sources import content_key, contents, in_sorted_order, load_pairs
 from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
@@ -226,7 +226,7 @@ def _of_run(options: AuditOptions) -> AuditOptions:
 def labelled_both_ways(pairs: Dataset) -> Iterator[bool]:
     """Yield for every pair whether the same two responses are labelled the other way round too."""
     books = Books()
-    texts = pairs.select_columns(["prompt", "chosen", "rejected"])
+    texts = contents(pairs)
     for row in dataset_rows(texts):
         books.enter_order(content_key(**row), ahead=in_sorted_order(row["chosen"], row["rejected"]))
     for row in dataset_rows(texts):

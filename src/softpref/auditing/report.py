@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +21,7 @@ from datasets import Dataset
 from softpref.auditing.beliefs import UNSURE
 from softpref.auditing.charts import histogram, reliability_curve
 from softpref.auditing.summary import Summary
+from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
 from softpref.training.output import write_text
 
@@ -140,13 +140,6 @@ def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dic
         "sample": [listed.index(place) for place in sample],
         "originals": originals,
     }
-
-
-def as_text(text: str | Sequence[dict[str, str]]) -> str:
-    """Return a text as it is, and messages one below the other, each with its role."""
-    if isinstance(text, str):
-        return text
-    return "\n".join(f"{message['role']}: {message['content']}" for message in text)
 
 
 def _preview(text: str) -> str:

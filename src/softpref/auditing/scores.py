@@ -55,8 +55,8 @@ def score(model: str, loaded: LoadedPairs, clean: LoadedPairs, args: MSPOConfig)
     tokenizer = load_tokenizer(model, trust_remote_code=args.trust_remote_code)
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     policy = load_policy(model, trust_remote_code=args.trust_remote_code, dtype=dtype)
-    longest = min(args.max_length, context_length(policy))
-    prepared = prepare(loaded, clean, None, tokenizer, longest, args.on_bad_row)
+    limits = (args.max_length, context_length(policy))
+    prepared = prepare(loaded, clean, None, tokenizer, *limits, args.on_bad_row)
     assert prepared.clean is not None
     policy.to(args.device)
     probe = longest_pairs(prepared.train, prepared.clean)

@@ -8,10 +8,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
-from softpref.data.sources import Text
+from softpref.data.messages import Text
 from softpref.errors import UsageError
 
 SFT_TARGETS = "sft_targets.json"
@@ -22,7 +23,7 @@ def target_fingerprint(prompt: Text, response: Text) -> str:
     """The first 16 hex digits of the sha256 of a prompt and a response.
 
     Args:
-        prompt: text, or messages, of which roles and contents count.
+        prompt: text, or messages with all their fields.
         response: likewise.
     """
     canonical = json.dumps([_contents(prompt), _contents(response)])
@@ -65,7 +66,11 @@ def count_sft_targets(model_directory: str, pairs: Dataset) -> int:
     )
 
 
-def _contents(text: Text) -> str | list[list[str]]:
+def _contents(text: Text) -> Any:
     if isinstance(text, str):
         return text
-    return [[message["role"], message["content"]] for message in text]
+    plain = {"role", "content"}
+    return [
+        [message["role"], message["content"]] if message.keys() == plain else message
+        for message in text
+    ]

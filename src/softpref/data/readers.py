@@ -65,15 +65,27 @@ def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
 
 
 def store(rows: Iterator[Any], schema: pa.Schema) -> datasets.Dataset:
-    """Streams rows into an Arrow file that lasts as long as the process."""
+    """Stream rows into an Arrow file that lasts as long as the process."""
     # Always a new file: `Dataset.from_generator` has a cache that knows only its arguments.
     folder = tempfile.mkdtemp(prefix="softpref-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = os.path.join(folder, "rows.arrow")
+    features = datasets.Features.from_arrow_schema(schema)
+    written = pa.schema([(field.name, _stored(field.type)) for field in schema])
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while chunk := list(itertools.islice(rows, _STORED)):
-            writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+            if written != schema:
+                chunk = [features.encode_example(row) for row in chunk]
+            batch = pa.RecordBatch.from_pylist(chunk, schema=written)
+            writer.write_batch(batch if written == schema else batch.cast(schema))
     return datasets.Dataset.from_file(path)
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """Return the type that values are written in: Arrow makes no JSON of Python objects."""
+    if pa.types.is_list(kind):
+        return pa.list_(_stored(kind.value_type))
+    return pa.string() if isinstance(kind, pa.JsonType) else kind
 
 
 def _open(source: str) -> Iterator[tuple[int, object]]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 from datasets import Dataset
 
+from softpref.data.bad_rows import place
 from softpref.data.readers import dataset_rows
-from softpref.data.sources import content_key, place
+from softpref.data.sources import content_key, contents
 from softpref.errors import UsageError
 
 TRUTH_RESTORED = "truth restored"
@@ -90,5 +91,5 @@ def refuse_overlap(clean: Dataset, other: Dataset, name: str) -> None:
 
 
 def _keys(pairs: Dataset) -> Iterator[str]:
-    for row in dataset_rows(pairs.select_columns(["prompt", "chosen", "rejected"])):
-        yield content_key(row["prompt"], row["chosen"], row["rejected"])
+    for row in dataset_rows(contents(pairs)):
+        yield content_key(**row)

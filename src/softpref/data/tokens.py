@@ -4,7 +4,11 @@ Shapes: `prompt_ids` (P,), `chosen_ids` (C,), `rejected_ids` (R,), in tokens; a 
 are prompt_ids + chosen_ids and prompt_ids + rejected_ids.
 """
 
+import itertools
+import logging
 import os
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,12 +19,19 @@ import pyarrow as pa
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, in_words
+from softpref.data.messages import Text, template_context, texts_of
 from softpref.data.readers import RowError, dataset_rows, store
-from softpref.data.sources import BadRow, BadRows, OnBadRow
 from softpref.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 _LAST_FEW = 4  # tokens at the end of a conversation among which EOS counts as its end
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+class TooLongError(RowError):
+    """Why a whole row cannot be used at this length."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class TokenizedPair:
             its last tokens reaches into a response or the chat template renders it differently.
         truncated: Whether a response was cut at `max_length`.
         ends_without_eos: How many of the two responses did not end with EOS, before any cut.
+        left_out: Whether the chat template leaves out text of a response.
     """
 
     prompt_ids: list[int]
@@ -43,6 +55,7 @@ class TokenizedPair:
     split_boundary: bool
     truncated: bool
     ends_without_eos: int
+    left_out: bool
 
 
 @dataclass(frozen=True)
@@ -56,10 +69,34 @@ class TokenizedPairs:
     bad_rows: tuple[BadRow, ...]
 
 
+def prompt_ids(
+    prompt: Text, tokenizer: PreTrainedTokenizerBase, context: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Return the token ids that a response goes on from.
+
+    Of messages those that the chat template renders, with its opening of the assistant's turn, as
+    they are; of text the tokenizer's own, its BOS once and no EOS that it appends.
+
+    Args:
+        prompt: Text or messages.
+        tokenizer: The policy's tokenizer.
+        context: What a row's template is given beside the messages: `tools` and its own arguments.
+
+    Raises:
+        UsageError: The tokenizer lacks a chat template that is needed.
+        RowError: The chat template refuses the messages.
+    """
+    text = _render(prompt, tokenizer, context or {}, open_turn=True)
+    return _prompt_alone(_encode([text], tokenizer, prompt)[0], tokenizer, prompt)
+
+
 def tokenize_pair(
-    pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
+    pair: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    context_length: int = sys.maxsize,
 ) -> TokenizedPair:
-    """Tokenizes prompt and responses jointly and splits them where the sequences part.
+    """Tokenize prompt and responses jointly and split them where the sequences part.
 
     The prompt is the longest common prefix of the tokenized prompt, prompt + chosen and prompt +
     rejected. Plain text gets EOS at its end, conversations what their chat template says. Departs
@@ -69,36 +106,54 @@ def tokenize_pair(
         pair: A pair row: `prompt`, `chosen`, `rejected`, all text or all messages.
         tokenizer: The policy's tokenizer.
         max_length: Most tokens of prompt and response together; responses are cut at their end.
+        context_length: Most tokens that the model reads; responses are cut there too.
 
     Raises:
         UsageError: If the tokenizer lacks an EOS token, or a chat template that is needed.
-        RowError: If no response token or no difference between the responses would be left.
+        TooLongError: If no response token or no difference between the responses would be left.
+        RowError: If the pair is none in tokens, or the chat template refuses it.
     """
     if tokenizer.eos_token is None:
         raise UsageError(
             f"--model {tokenizer.name_or_path}: its tokenizer has no EOS token, so no response "
             "would ever end. Set eos_token in tokenizer_config.json."
         )
-    encode = _encode_text if isinstance(pair["prompt"], str) else _encode_messages
-    prompt, chosen, rejected = (_single_bos(ids, tokenizer) for ids in encode(pair, tokenizer))
-    prompt_ids = list(os.path.commonprefix([prompt, chosen, rejected]))
-    start, room = len(prompt_ids), max_length - len(prompt_ids)
-    responses = [chosen[start:], rejected[start:]]
+    prompt, sides = pair["prompt"], (pair["chosen"], pair["rejected"])
+    rendered = _render_pair(pair, tokenizer)
+    alone, *sequences = _encode(rendered, tokenizer, prompt)
+    alone = _prompt_alone(alone, tokenizer, prompt)
+    common = list(os.path.commonprefix([alone, *sequences]))
+    limit = min(max_length, context_length)
+    start, room = len(common), limit - len(common)
+    responses = [ids[start:] for ids in sequences]
     chosen_ids, rejected_ids = (response[:room] for response in responses)
     truncated = max(map(len, responses)) > room
+    what = f"the model's context of {context_length} tokens"
+    what = what if context_length <= max_length else f"--max_length {max_length}"
 
     if start == 0:
         raise RowError("no token is common to the prompt and the two sequences that begin with it")
     if room <= 0:
-        raise RowError(f"the prompt has {start} tokens, --max-length is {max_length}")
+        raise TooLongError(f"longer than {what}: the prompt alone has {start} tokens")
     if not chosen_ids or not rejected_ids:
         raise RowError("the chat template leaves no token of a response")
     if chosen_ids == rejected_ids:
-        beyond = f"only beyond --max-length {max_length}" if truncated else "in no token"
-        raise RowError(f"chosen and rejected differ {beyond}")
-    open_ends = sum(tokenizer.eos_token_id not in ids[-_LAST_FEW:] for ids in responses)
-    split = start < len(prompt)
-    return TokenizedPair(prompt_ids, chosen_ids, rejected_ids, split, truncated, open_ends)
+        if truncated:
+            raise TooLongError(f"longer than {what}: chosen and rejected differ only beyond it")
+        raise RowError("chosen and rejected differ in no token")
+    return TokenizedPair(
+        common,
+        chosen_ids,
+        rejected_ids,
+        split_boundary=start < len(alone),
+        truncated=truncated,
+        ends_without_eos=sum(tokenizer.eos_token_id not in ids[-_LAST_FEW:] for ids in responses),
+        left_out=any(
+            part.strip() not in text
+            for text, side in zip(rendered[1:], sides, strict=True)
+            for part in texts_of(side)
+        ),
+    )
 
 
 def tokenize_pairs(
@@ -108,28 +163,36 @@ def tokenize_pairs(
     *,
     name: str,
     on_bad_row: OnBadRow = "stop",
+    context_length: int = sys.maxsize,
 ) -> TokenizedPairs:
-    """Adds the columns `prompt_ids`, `chosen_ids` and `rejected_ids` to pair rows, and `index`.
+    """Add the columns `prompt_ids`, `chosen_ids` and `rejected_ids` to pair rows, and `index`.
 
-    `index` is a pair's place among those kept, from 0.
+    `index` is a pair's place among those kept, from 0. A pair too long to be used is left out and
+    counted whatever is done with bad rows.
 
     Args:
         pairs: Pair rows, as `load_pairs` gives them.
         tokenizer: The policy's tokenizer.
         max_length: Most tokens of prompt and response together.
         name: What messages call the pairs: their file.
-        on_bad_row: Whether a pair that cannot be used at this length is an error or left out.
+        on_bad_row: Whether a pair that cannot be used is an error or left out.
+        context_length: Most tokens that the model reads.
 
     Raises:
         UsageError: As in `tokenize_pair`; if there is a bad row (under `stop`) or no good one.
     """
     bad = BadRows(name, on_bad_row)
     counts: Counter[str] = Counter()
+    remarks = Remarks(name, tokenizer)
 
     def tokenized() -> Iterator[dict[str, Any]]:
         for row in dataset_rows(pairs):
             try:
-                ids = tokenize_pair(row, tokenizer, max_length)
+                ids = tokenize_pair(row, tokenizer, max_length, context_length)
+            except TooLongError as error:
+                bad.leave_out(row["row"], str(error))
+                remarks.too_long.append(BadRow(row["row"], str(error)))
+                continue
             except RowError as error:
                 bad.add(row["row"], str(error))
                 continue
@@ -139,6 +202,7 @@ def tokenize_pairs(
                 truncated=ids.truncated,
                 open_ends=ids.ends_without_eos,
             )
+            remarks.see(row, ids)
             if not bad.stopped:
                 tokens = {column: getattr(ids, column) for column in _IDS}
                 yield row | tokens | {"index": counts["kept"] - 1}
@@ -150,57 +214,100 @@ def tokenize_pairs(
     bar = tqdm(tokenized(), f"tokenizing {name}", len(pairs), delay=3, leave=False, disable=None)
     dataset = store(iter(bar), schema)
     bad_rows = bad.settle(counts["kept"])
+    remarks.say(len(pairs))
     return TokenizedPairs(
         dataset, counts["split"], counts["truncated"], counts["open_ends"], bad_rows
     )
 
 
-def _encode_text(pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of prompt, prompt + chosen, prompt + rejected; each response closed by one EOS."""
-    prompt, eos = pair["prompt"], str(tokenizer.eos_token)
-    texts = [prompt, *(prompt + pair[column] + eos for column in ("chosen", "rejected"))]
-    encoded = tokenizer(texts, verbose=False)["input_ids"]
-    # The text may end with EOS already, and a tokenizer may append its own: one stays.
-    prompt_ids, *full_ids = (_single_eos(ids, tokenizer) for ids in encoded)
-    if prompt_ids[-1:] == [tokenizer.eos_token_id] and not prompt.endswith(eos):
-        prompt_ids = prompt_ids[:-1]  # appended by the tokenizer, but nothing ends here
-    return [prompt_ids, *full_ids]
+class Remarks:
+    """What a user should know of pairs that are used, or left out for their length alone."""
+
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.too_long: list[BadRow] = []
+        self._name = name
+        added = tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if token.special}
+        special |= set(tokenizer.all_special_tokens)
+        self._control = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self._left_out: list[int] = []
+        self._controlled: list[tuple[int, str]] = []
+
+    def see(self, row: Mapping[str, Any], ids: TokenizedPair) -> None:
+        """Note a pair that is kept."""
+        if ids.left_out:
+            self._left_out.append(row["row"])
+        for text in itertools.chain(texts_of(row["chosen"]), texts_of(row["rejected"])):
+            if found := self._control.search(text):
+                self._controlled.append((row["row"], found[0]))
+                break
+
+    def say(self, total: int) -> None:
+        """Say it, a line a kind."""
+        if self.too_long:
+            logger.warning("%s: %d of %d pairs are left out: %s", self._name, len(self.too_long),
+                           total, in_words(self._name, self.too_long))  # fmt: skip
+        if self._left_out:
+            logger.warning("%s: the chat template leaves out text of the responses in %d of %d "
+                           "pairs (such as thoughts), first in row %d", self._name,
+                           len(self._left_out), total, self._left_out[0])  # fmt: skip
+        if self._controlled:
+            row, token = self._controlled[0]
+            logger.warning("%s: responses hold control tokens of the tokenizer in %d of %d pairs, "
+                           "first %r in row %d", self._name, len(self._controlled), total, token,
+                           row)  # fmt: skip
 
 
-def _encode_messages(
-    pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
-    """Ids of prompt, prompt + chosen, prompt + rejected as the chat template renders them."""
+def _render_pair(pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return as texts: prompt, prompt + chosen, prompt + rejected, plain ones closed by EOS."""
+    prompt, sides, context = pair["prompt"], ("chosen", "rejected"), template_context(pair)
+    if isinstance(prompt, str):
+        return [prompt, *(f"{prompt}{pair[side]}{tokenizer.eos_token}" for side in sides)]
+    return [
+        _render(prompt, tokenizer, context, open_turn=True),
+        *(_render(prompt + pair[side], tokenizer, context, open_turn=False) for side in sides),
+    ]
+
+
+def _render(
+    text: Text, tokenizer: PreTrainedTokenizerBase, context: Mapping[str, Any], *, open_turn: bool
+) -> str:
+    if isinstance(text, str):
+        return text
     if tokenizer.chat_template is None:
         raise UsageError(
             f"--model {tokenizer.name_or_path}: its tokenizer has no chat template, but the pairs "
             "are conversations. Use a chat model, or give prompt, chosen and rejected as text."
         )
-
-    def render(messages: list[dict[str, str]], *, open_turn: bool) -> list[int]:
-        encoded: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=open_turn, tokenizer_kwargs={"verbose": False}
-        )
-        return list(encoded["input_ids"])
-
-    prompt = pair["prompt"]
     try:
-        return [
-            render(prompt, open_turn=True),
-            render(prompt + pair["chosen"], open_turn=False),
-            render(prompt + pair["rejected"], open_turn=False),
-        ]
+        return str(
+            tokenizer.apply_chat_template(
+                text, add_generation_prompt=open_turn, tokenize=False, **context
+            )
+        )
     except Exception as error:  # a template is a program of the model's author: it may raise all
         raise RowError(f"the chat template refuses the conversation: {error}") from error
 
 
-def _single_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    while tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
-        ids = ids[1:]
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[list[int]]:
+    """Return the ids of rendered texts: a template brings its own special tokens, text none."""
+    is_text = isinstance(prompt, str)
+    encoded = tokenizer(texts, add_special_tokens=is_text, verbose=False)["input_ids"]
+    return [_single(ids, tokenizer) if is_text else list(ids) for ids in encoded]
+
+
+def _prompt_alone(ids: list[int], tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+    """Drop the EOS that a tokenizer appends to plain text where nothing ends."""
+    ends = ids[-1:] == [tokenizer.eos_token_id]
+    if isinstance(prompt, str) and ends and not prompt.endswith(str(tokenizer.eos_token)):
+        return ids[:-1]
     return ids
 
 
-def _single_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _single(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Keep one BOS and one closing EOS where both the text and the tokenizer bring it."""
+    while tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        ids = ids[1:]
     while ids[-2:] == [tokenizer.eos_token_id] * 2:
         ids = ids[:-1]
     return ids

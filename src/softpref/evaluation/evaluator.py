@@ -12,6 +12,7 @@ from pyarrow.json import read_json
 
 from softpref.algorithm.objective import geometric_loss
 from softpref.data.batches import make_batch
+from softpref.data.messages import Text, texts_of
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.training.metrics import auroc
@@ -52,10 +53,8 @@ class HeldOutPairs:
         }
 
 
-def _characters(response: str | list[dict[str, str]]) -> int:
-    if isinstance(response, str):
-        return len(response)
-    return sum(len(message["content"]) for message in response)
+def _characters(response: Text) -> int:
+    return sum(map(len, texts_of(response)))
 
 
 class CleanLoss:

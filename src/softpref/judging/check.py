@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from softpref.data.bad_rows import place
 from softpref.data.readers import RowError, read_rows
-from softpref.data.sources import place
 from softpref.errors import UsageError
 from softpref.evaluation.win_rate import wilson_interval
 from softpref.judging.ask import Judged

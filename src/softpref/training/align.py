@@ -9,6 +9,7 @@ import logging
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from datasets import Dataset
 
 from softpref.algorithm.noise_rate import NoiseRate
+from softpref.data.columns import ColumnOptions
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
 from softpref.data.readers import column, dataset_rows
 from softpref.data.sources import LoadedPairs, load_pairs, subset
@@ -41,7 +43,7 @@ PACKAGES = ("softpref", "torch", "transformers", "peft", "accelerate", "datasets
 
 
 @dataclass
-class AlignFiles:
+class AlignFiles(ColumnOptions):
     """What a run reads and where it writes."""
 
     model: str = option("The SFT model to start from: a directory or hub id, full or adapter.", "")
@@ -59,12 +61,13 @@ def load_sets(
     Raises:
         UsageError: a file cannot be read, or `--clean` names neither a file nor a possible number.
     """
-    train = load_pairs(files.train, on_bad_row=config.on_bad_row)
-    evaluation = load_pairs(files.eval, on_bad_row=config.on_bad_row) if files.eval else None
+    read = partial(load_pairs, on_bad_row=config.on_bad_row, columns=files.columns())
+    train = read(files.train)
+    evaluation = read(files.eval) if files.eval else None
     if files.clean is None:
         return train, None, evaluation, "none given"
     if not files.clean.lstrip("-").isdigit():
-        clean = load_pairs(files.clean, on_bad_row=config.on_bad_row)
+        clean = read(files.clean)
         return train, clean, evaluation, "given as a file"
     rest, held_out, provenance = hold_out_clean(train.pairs, int(files.clean), config.seed)
     clean = subset(train, held_out, f"{train.source} ({files.clean} held out)")

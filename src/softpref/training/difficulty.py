@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from softpref.algorithm.rows import PairBatch
+from softpref.data.bad_rows import place
 from softpref.data.noise import Injected, inject, refuse_bad_rows
-from softpref.data.sources import load_pairs, place
+from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
 from softpref.training.layout import choose_layout, longest_pairs
@@ -113,8 +114,10 @@ def log_ratio_sizes(
     refuse_bad_rows(source, loaded.bad_rows, "Mend it or take it out")
     tokenizer = load_tokenizer(surrogate, trust_remote_code=trust_remote_code)
     policy = load_policy(surrogate, trust_remote_code=trust_remote_code)
-    longest = min(max_length, context_length(policy))
-    tokenized = tokenize_pairs(loaded.pairs, tokenizer, longest, name=source, on_bad_row="skip")
+    tokenized = tokenize_pairs(
+        loaded.pairs, tokenizer, max_length, name=source, on_bad_row="skip",
+        context_length=context_length(policy),
+    )  # fmt: skip
     refuse_bad_rows(
         source, tokenized.bad_rows,
         "The surrogate must read every pair: take it out, raise --max_length, or choose a --model "

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from softpref.data.sources import LoadedPairs, OnBadRow, pairs_from_dataset
+from softpref.data.bad_rows import OnBadRow
+from softpref.data.sources import LoadedPairs, pairs_from_dataset
 from softpref.data.splits import refuse_overlap, without_clean
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 Pairs: TypeAlias = Dataset | LoadedPairs
 
 FEWEST_CLEAN_PAIRS = 10
+LEFT_OUT_NAMED = 10
 REMARKS = {
     "also_clean": "are clean pairs too and were taken out of training",
     "contradicting": "are labelled both ways (kept: that is noise)",
@@ -63,6 +65,7 @@ def prepare(
     evaluation: Pairs | None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    context_length: int,
     on_bad_row: OnBadRow,
 ) -> Prepared:
     """Read, part and tokenize the three sets.
@@ -85,8 +88,9 @@ def prepare(
         if name == "train" and "clean" in loaded:
             pairs, also_clean = without_clean(pairs, loaded["clean"].pairs)
         done = tokenize_pairs(
-            pairs, tokenizer, max_length, name=source.source, on_bad_row=on_bad_row
-        )
+            pairs, tokenizer, max_length, name=source.source, on_bad_row=on_bad_row,
+            context_length=context_length,
+        )  # fmt: skip
         sets[name] = done.pairs
         record[name] = {
             "source": source.source,
@@ -122,5 +126,7 @@ def _say(name: str, counts: dict[str, Any]) -> None:
     for key, remark in REMARKS.items():
         if counts[key]:
             logger.info("  %d %s", counts[key], remark)
-    for bad in counts["bad_rows"]:
+    for bad in counts["bad_rows"][:LEFT_OUT_NAMED]:
         logger.warning("  row %d left out: %s", bad["row"], bad["reason"])
+    if (more := len(counts["bad_rows"]) - LEFT_OUT_NAMED) > 0:
+        logger.warning("  and %d more rows left out", more)

@@ -20,8 +20,10 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from softpref.algorithm.bilevel import NonFiniteError, require_finite
 from softpref.algorithm.policy import trainable
+from softpref.data.bad_rows import place
+from softpref.data.columns import ColumnOptions
 from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sft_targets
-from softpref.data.sources import load_pairs, place
+from softpref.data.sources import load_pairs
 from softpref.errors import UsageError, require_package
 from softpref.options import option, require
 from softpref.training.checkpoints import SafeCheckpoints
@@ -113,7 +115,7 @@ class SFTOptions(SFTConfig):
 
 
 @dataclass
-class SFTFiles:
+class SFTFiles(ColumnOptions):
     """What `softpref sft` reads and where it writes."""
 
     model: str = option("The model to fine-tune: a directory or hub id.", "")
@@ -141,7 +143,7 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
 
 def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     config.output_dir = str(output)
-    loaded = load_pairs(files.train, on_bad_row=files.on_bad_row)
+    loaded = load_pairs(files.train, on_bad_row=files.on_bad_row, columns=files.columns())
     logger.info("train: %d chosen responses from %s", len(loaded.pairs), files.train)
     set_seed(config.seed)
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)

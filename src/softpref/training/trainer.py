@@ -121,9 +121,9 @@ class MSPOTrainer(SafeCheckpoints):
         set_seed(args.seed)
         policy = load_start(model, args) if isinstance(model, str) else model
         tokenizer = processing_class or tokenizer_of(model, policy, args)
-        longest = min(args.max_length, context_length(policy))
         sets = (train_dataset, clean_dataset, eval_dataset)
-        prepared = prepare(*sets, tokenizer, longest, args.on_bad_row)
+        limits = (args.max_length, context_length(policy))
+        prepared = prepare(*sets, tokenizer, *limits, args.on_bad_row)
         require_needs(args, prepared)
         settle(policy, args)
         start = self.start_fingerprint = fingerprint_weights(policy)

@@ -1,0 +1,74 @@
+"""The rows of a source that cannot be used: named by their place, kind by kind."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from softpref.errors import UsageError
+
+OnBadRow = Literal["stop", "skip"]
+KINDS_NAMED = 5
+_PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\([^)]*\)|\d+")
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was left out: its 1-based number and the reason."""
+
+    row: int
+    reason: str
+
+
+def place(source: str, row: int) -> str:
+    """Name a row as its source counts it: a line of a text file, else a row."""
+    lines = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst", ".csv.gz", ".csv.zst")
+    return f"{source}, {'line' if source.lower().endswith(lines) else 'row'} {row}"
+
+
+def in_words(source: str, rows: list[BadRow] | tuple[BadRow, ...]) -> str:
+    """Name the first row of every kind of fault, and how many there are of it."""
+    kinds: dict[str, list[BadRow]] = {}
+    for row in rows:
+        kinds.setdefault(_PARTICULAR.sub("", row.reason), []).append(row)
+    named = []
+    for alike in list(kinds.values())[:KINDS_NAMED]:
+        where = f"{place(source, alike[0].row)}: " if not named else f"row {alike[0].row}: "
+        more = f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else ""
+        named.append(f"{where}{alike[0].reason}{more}")
+    left = len(kinds) - len(named)
+    return "; ".join(named) + (f"; and {left} more kinds of bad rows" if left else "")
+
+
+class BadRows:
+    """The bad rows of one source; under `stop` one of them is enough to refuse it."""
+
+    def __init__(self, source: str, on_bad_row: OnBadRow) -> None:
+        self.source = source
+        self._on_bad_row = on_bad_row
+        self._rows: list[BadRow] = []
+        self.stopped = False
+        """Whether nothing more needs keeping, because the source will be refused."""
+
+    def add(self, row: int, reason: str) -> None:
+        """Note a bad row."""
+        self._rows.append(BadRow(row, reason))
+        self.stopped |= self._on_bad_row == "stop"
+
+    def leave_out(self, row: int, reason: str) -> None:
+        """Note a row that is whole and left out whatever is done with bad ones."""
+        self._rows.append(BadRow(row, reason))
+
+    def settle(self, kept: int) -> tuple[BadRow, ...]:
+        """Return the rows left out, after the last row, `kept` of which were good.
+
+        Raises:
+            UsageError: there are bad rows under `stop`, or no good row.
+        """
+        if kept and not self.stopped:
+            return tuple(self._rows)
+        if not self._rows:
+            raise UsageError(f"{self.source} holds no rows. Give a source with at least one pair.")
+        remedy = "Fix them, or pass --on_bad_row skip" if self.stopped else "No good row is left"
+        raise UsageError(f"{in_words(self.source, self._rows)}. {remedy}.")

@@ -1,0 +1,142 @@
+"""What a prompt or a response is: text, or messages with all that a chat template reads of them.
+
+A message is a dict with `role` and, as its source has them, `content` (text, parts of text, or
+None), `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and whatever else. A field that is
+null is as good as absent, for tables fill it into every message, but `content` stays null.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from softpref.data.readers import RowError
+
+Message = dict[str, Any]
+Text = str | list[Message]
+
+CONTEXT = ("tools", "chat_template_kwargs")
+"""Columns of a row that its chat template is given beside the messages."""
+_RESERVED = {"conversation", "tokenize", "add_generation_prompt", "return_dict", *CONTEXT}
+
+
+def parse_text(value: object, column: str) -> Text:
+    """Return a column's value as text, or as messages; a list of messages written as text is read.
+
+    Raises:
+        RowError: it is neither, or has what is no text.
+    """
+    if isinstance(value, str):
+        return _written_messages(value, column) or value
+    if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
+        raise RowError(f"{column} is neither text nor a list of messages")
+    return [_message(message, column) for message in value]
+
+
+def parse_context(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a row's `tools` and `chat_template_kwargs` is not null.
+
+    Raises:
+        RowError: they are not what a chat template takes.
+    """
+    found: dict[str, Any] = {}
+    for column, kind in zip(CONTEXT, (list, dict), strict=True):
+        value = raw.get(column)
+        if isinstance(value, str):  # as in TRL
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise RowError(f"{column} is text, but not JSON") from None
+        if value is None:
+            continue
+        if not isinstance(value, kind):
+            raise RowError(f"{column} is not a {'list' if kind is list else 'dict'}")
+        found[column] = value
+    if reserved := _RESERVED & found.get("chat_template_kwargs", {}).keys():
+        raise RowError(f"chat_template_kwargs may not set {', '.join(sorted(reserved))}")
+    return found
+
+
+def template_context(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `apply_chat_template` that a row brings, as TRL gives them."""
+    return {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+
+
+def texts_of(text: Text) -> Iterator[str]:
+    """Yield the texts that people wrote: of messages their contents and what was thought."""
+    if isinstance(text, str):
+        yield text
+        return
+    for message in text:
+        for field in ("reasoning_content", "content"):
+            value = message.get(field)
+            for part in value if isinstance(value, list) else [value]:
+                if part is not None:
+                    yield part["text"] if isinstance(part, Mapping) else str(part)
+
+
+def is_empty(text: Text) -> bool:
+    """Return whether nothing is said, and no tool called."""
+    calls = not isinstance(text, str) and any(message.get("tool_calls") for message in text)
+    return not calls and not "".join(texts_of(text)).strip()
+
+
+def as_text(text: Text) -> str:
+    """Return what a person reads: messages one below the other, each with its role."""
+    if isinstance(text, str):
+        return text
+    lines = []
+    for message in text:
+        said = "\n".join(texts_of([message]))
+        others = {k: v for k, v in message.items() if k not in ("role", "content")}
+        others.pop("reasoning_content", None)
+        more = f"{json.dumps(others, ensure_ascii=False)}" if others else ""
+        lines.append(f"{message['role']}: {' '.join(filter(None, (said, more)))}")
+    return "\n".join(lines)
+
+
+def _message(raw: Mapping[str, Any], column: str) -> Message:
+    role = raw.get("role")
+    if not isinstance(role, str):
+        raise RowError(f"{column} has a message whose role is not text")
+    message = {"role": role}
+    others = {str(k): v for k, v in sorted(raw.items()) if k != "role" and v is not None}
+    if "content" in raw:
+        message["content"] = _content(raw["content"], column)
+        others.pop("content", None)
+    if message.get("content") is None and not others:
+        raise RowError(f"{column} has a message without content")
+    return message | others
+
+
+def _content(value: object, column: str) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise RowError(f"{column} has a message whose content is not text")
+    for part in value:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise RowError(f"{column} has a part of type {kind!r}: softpref reads text only")
+    return [{"type": "text", "text": part["text"]} for part in value]
+
+
+def _written_messages(value: str, column: str) -> list[Message] | None:
+    """Return the messages that a cell holds as JSON or as Python writes them, None for other text.
+
+    Raises:
+        RowError: it begins as such a list does, and cannot be read.
+    """
+    start = value.lstrip()[:200]
+    if not start.startswith("[{") or not ('"role"' in start or "'role'" in start):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and all(isinstance(message, Mapping) for message in found):
+            return [_message(message, column) for message in found]
+    raise RowError(f"{column} looks like messages that were written as text, and cannot be read")

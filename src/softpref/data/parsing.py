@@ -1,0 +1,225 @@
+"""One raw row, in any of the shapes that preference data come in, to the fields of a pair.
+
+What a row brings is read in one way only. Where it could be read in two, the row is refused, or,
+where one of them is surely meant, read so and counted under a note.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from softpref.data.columns import STANDARD, Columns
+from softpref.data.messages import (
+    Message,
+    Text,
+    is_empty,
+    parse_context,
+    parse_text,
+    texts_of,
+)
+from softpref.data.readers import RowError
+
+Pair = dict[str, Any]
+
+OPTIONAL = ("uid", "is_flipped", "soft_label")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+PROMPT_NAMES = (
+    "question", "instruction", "query", "input", "inputs", "context", "history", "problem", "task",
+    "system", "user", "human", "message", "messages", "conversation", "dialogue",
+)  # fmt: skip
+"""Columns that hold a prompt in other people's files."""
+
+TURN = re.compile(
+    r"(?:^|\n)[ \t]*(?:human|assistant|user|system|prompter|ai|bot|model)[ \t]?:"
+    r"|###[ \t]*(?:human|assistant|user|instruction|input|response)[ \t]?:[ \t]*\n?"
+    r"|<\|im_start\|>\w+\n|<start_of_turn>\w+\n|<\|start_header_id\|>\w+<\|end_header_id\|>\n*"
+    r"|<\|(?:user|assistant|system|prompter|human)\|>\n?|\[/INST\]",
+    re.IGNORECASE,
+)
+"""Where a turn begins in a conversation that is written as one text."""
+
+REPEATED = "the prompt stands in both responses too and was read once"
+REPEATED_TEXT = "both responses begin with the prompt's text, which stands twice in each sequence"
+WRITTEN = "messages were written as text and read as messages"
+USER_TURN = "the prompt is text beside messages and was read as the user's turn"
+SYSTEM = "system and prompt were read as the first two turns of a conversation"
+IMPLICIT = "there is no prompt column: what both responses begin with was read as the prompt"
+CUT = "their responses begin alike beyond the prompt, which no mark of a turn sets apart"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A pair's fields, without `row`, and notes on how they were read."""
+
+    fields: Pair
+    notes: tuple[str, ...]
+
+
+def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
+    """Return the fields of a pair.
+
+    A missing prompt is what chosen and rejected have in common at the beginning, up to the last
+    mark of a turn where there is one. A missing `uid` stays missing.
+
+    Raises:
+        RowError: the row is not a usable pair.
+    """
+    if isinstance(raw, RowError):
+        raise raw
+    if not isinstance(raw, Mapping):
+        raise RowError("not an object with the columns prompt, chosen and rejected")
+    if found := [name for name in MEDIA if raw.get(name)]:
+        raise RowError(f"it has {found[0]}: softpref reads text only")
+    columns = columns.of(raw)
+    notes: list[str] = []
+    chosen = _side(raw, columns.chosen, notes)
+    rejected = _side(raw, columns.rejected, notes)
+    if columns.prompt in raw or columns.prompt != STANDARD.prompt:
+        prompt = _side(raw, columns.prompt, notes)
+        prompt, chosen, rejected = _explicit(prompt, chosen, rejected, notes)
+    else:
+        prompt, chosen, rejected = _implicit(raw, chosen, rejected, notes)
+    if columns.system:
+        prompt, chosen, rejected = _with_system(raw, columns, prompt, chosen, rejected)
+        notes.append(SYSTEM)
+    if not type(prompt) is type(chosen) is type(rejected):
+        raise RowError("prompt, chosen and rejected must be all text or all messages")
+    texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    for side, text in texts.items():
+        if is_empty(text):
+            raise RowError(f"{getattr(columns, side)} is empty")
+    if chosen == rejected:
+        raise RowError("chosen and rejected are identical")
+    context = parse_context(raw) if isinstance(prompt, list) else {}
+    return Parsed(texts | context | _optional(raw), tuple(dict.fromkeys(notes)))
+
+
+def unread(raw: Mapping[str, Any], columns: Columns, pair: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a raw row that nothing was read from."""
+    read = {*columns.of(raw).names, *OPTIONAL, *pair}
+    return [str(name) for name in raw if name not in read and raw[name] is not None]
+
+
+def _side(raw: Mapping[str, Any], column: str, notes: list[str]) -> Text:
+    if column not in raw:
+        raise RowError(f"{column} is missing ({_names(raw)})")
+    if raw[column] is None:
+        raise RowError(f"{column} is null ({_names(raw)})")
+    text = parse_text(raw[column], column)
+    if isinstance(text, list) and isinstance(raw[column], str):
+        notes.append(WRITTEN)
+    return text
+
+
+def _names(raw: Mapping[str, Any]) -> str:
+    return f"columns of the row: {', '.join(map(str, itertools.islice(raw, 8))) or 'none'}"
+
+
+def _explicit(
+    prompt: Text, chosen: Text, rejected: Text, notes: list[str]
+) -> tuple[Text, Text, Text]:
+    """Return the three as they are, but for a prompt that stands in the responses once more."""
+    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt.strip() and chosen.startswith(prompt) and rejected.startswith(prompt):
+            notes.append(REPEATED_TEXT)
+        return prompt, chosen, rejected
+    if not (isinstance(chosen, list) and isinstance(rejected, list)):
+        return prompt, chosen, rejected
+    if isinstance(prompt, list):
+        repeats = [bool(prompt) and side[: len(prompt)] == prompt for side in (chosen, rejected)]
+        if repeats == [True, True]:
+            notes.append(REPEATED)
+            return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+        if any(repeats):
+            raise RowError("one of the responses repeats the prompt, and the other does not")
+        return prompt, chosen, rejected
+    if all(message["role"] == "assistant" for message in (*chosen, *rejected)):
+        notes.append(USER_TURN)
+        return [{"role": "user", "content": prompt}], chosen, rejected
+    common, chosen, rejected = _split_messages(chosen, rejected)
+    if prompt.strip() not in (text.strip() for text in texts_of(common)):
+        raise RowError("prompt is text, and is none of the messages before the responses")
+    return common, chosen, rejected
+
+
+def _implicit(
+    raw: Mapping[str, Any], chosen: Text, rejected: Text, notes: list[str]
+) -> tuple[Text, Text, Text]:
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        common, chosen, rejected = _split_messages(chosen, rejected)
+        if not common:
+            raise RowError(f"prompt is missing ({_names(raw)}){_hint(raw)}")
+        return common, chosen, rejected
+    if not (isinstance(chosen, str) and isinstance(rejected, str)):
+        return "", chosen, rejected
+    common_text = os.path.commonprefix([chosen, rejected])
+    turns = list(TURN.finditer(common_text))
+    if turns:
+        prompt = common_text[: turns[-1].end()]
+    else:
+        if _hint(raw) or not common_text.strip():
+            raise RowError(f"prompt is missing ({_names(raw)}){_hint(raw)}")
+        prompt = common_text.removesuffix(" ")  # the space as in TRL
+        follows = {text[len(common_text) :][:1] for text in (chosen, rejected)}
+        if common_text in (chosen, rejected):
+            raise RowError("one response is all that the other begins with, so where the prompt "
+                           "ends cannot be told: give a prompt column")  # fmt: skip
+        if common_text[-1:].isalnum() and any(map(str.isalnum, follows)):
+            notes.append(CUT)
+    notes.append(IMPLICIT)
+    return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+
+
+def _hint(raw: Mapping[str, Any]) -> str:
+    known = [name for name in PROMPT_NAMES if name in map(str.lower, map(str, raw))]
+    names = [str(name) for wanted in known for name in raw if str(name).lower() == wanted]
+    names = [name for name in names if raw[name]]
+    return f"; did you mean --prompt_column {names[0]}?" if names else ""
+
+
+def _with_system(
+    raw: Mapping[str, Any], columns: Columns, prompt: Text, chosen: Text, rejected: Text
+) -> tuple[Text, Text, Text]:
+    """Return the three as messages, the first of them the system's unless it is empty."""
+    system = raw.get(str(columns.system))
+    if system is not None and not isinstance(system, str):
+        raise RowError(f"{columns.system} is not text")
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    answers = (
+        [{"role": "assistant", "content": text}] if isinstance(text, str) else text
+        for text in (chosen, rejected)
+    )  # fmt: skip
+    if isinstance(prompt, str) and not prompt.strip():
+        raise RowError(f"{columns.prompt} is empty")
+    return first + asked, *answers
+
+
+def _split_messages(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    for column, messages in {"chosen": chosen, "rejected": rejected}.items():
+        if not messages or messages[-1]["role"] != "assistant":
+            raise RowError(f"{column} does not end with a message of the assistant")
+    if chosen[:-1] != rejected[:-1]:
+        raise RowError("chosen and rejected differ before their last message: no common prompt")
+    return chosen[:-1], chosen[-1:], rejected[-1:]
+
+
+def _optional(raw: Mapping[str, Any]) -> dict[str, Any]:
+    found = {column: raw[column] for column in OPTIONAL if raw.get(column) is not None}
+    if isinstance(uid := found.get("uid"), int) and not isinstance(uid, bool):
+        found["uid"] = str(uid)
+    if not isinstance(uid := found.get("uid", "-"), str) or not uid.strip():
+        raise RowError("uid is neither text nor an integer")
+    if not isinstance(found.get("is_flipped", False), bool):
+        raise RowError("is_flipped is not a boolean")
+    label = found.get("soft_label", 0.5)
+    if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label <= 1:
+        raise RowError("soft_label is not a number in [0, 1]")
+    return found | ({"soft_label": float(label)} if "soft_label" in found else {})
