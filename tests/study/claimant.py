@@ -1,4 +1,4 @@
-"""One of several processes that work on one study: `claimant.py OUTPUT SECONDS_A_RUN`."""
+"""One of so many processes that work on one study: `claimant.py OUTPUT SECONDS_A_RUN HOW_MANY`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.study.test_study import Pretended
 
 
 def main() -> None:
-    output, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    output, seconds, together = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    preset = Pretended(str(output / "log"), seconds=seconds)
+    preset = Pretended(str(output / "log"), seconds=seconds, together=together)
     checked = study.checked
     study.checked = lambda name, options: (checked(name, options)[0], preset, output)
     options = StudyOptions(

@@ -19,8 +19,8 @@ from tests.progress import finished, wait_for
 CELLS = 8
 
 
-def start(output: Path, seconds: float) -> Forked:
-    return Forked("tests.study.claimant", str(output), str(seconds))
+def start(output: Path, seconds: float, together: int = 1) -> Forked:
+    return Forked("tests.study.claimant", str(output), str(seconds), str(together))
 
 
 def ran(output: Path) -> list[str]:
@@ -55,7 +55,7 @@ def test_only_missing_locks_are_called_that(number, refusal, words, tmp_path, mo
 
 
 def test_three_processes_do_every_run_once_and_the_table_holds_all(tmp_path):
-    started = [start(tmp_path, 0.5) for _ in range(3)]
+    started = [start(tmp_path, 0.1, together=3) for _ in range(3)]
     codes, said = zip(*map(finished, started), strict=True)
     assert codes == (0, 0, 0), said
     assert sorted(ran(tmp_path)) == sorted(set(ran(tmp_path)))

@@ -354,10 +354,13 @@ def test_a_damaged_checkpoint_is_skipped_and_named(run, damage):
 
 def test_training_falls_back_to_the_newest_complete_checkpoint(run, caplog):
     flip(run / "checkpoint-6" / "rng.safetensors")
-    trainer = trainer_in(run, save_strategy="no")
+    begins = []
+    note = TrainerCallback()
+    note.on_train_begin = lambda _, state, *__, **___: begins.append(state.global_step)
+    trainer = trainer_in(run, save_strategy="no", callbacks=[note])
     with caplog.at_level(logging.WARNING, "softpref"):
         trainer.train(resume_from_checkpoint=True)
-    assert trainer._initial_global_step == 4
+    assert begins == [4]
     assert "checkpoint-6 is skipped: rng.safetensors is damaged" in caplog.text
 
 

@@ -303,13 +303,18 @@ def refuse_sharding(args: TrainingArguments) -> None:
             )
 
 
+def can_shard() -> bool:
+    """Return whether transformers shards a model as it loads it, and torch recovers from errors."""
+    return hasattr(DistributedConfig, "fsdp_size") and hasattr(FSDPModule, "reset_iter_state")
+
+
 def refuse_with_shards(args: MSPOConfig) -> None:
     """Refuse what does not go with a sharded base.
 
     Raises:
         UsageError: an option does not, or a library is too old.
     """
-    if not (hasattr(DistributedConfig, "fsdp_size") and hasattr(FSDPModule, "reset_iter_state")):
+    if not can_shard():
         raise UsageError(
             "--shard_base needs transformers 5.15 and torch 2.13 or newer; installed are "
             f"transformers {transformers.__version__} and torch {torch.__version__}."
