@@ -120,7 +120,8 @@ def _in_words(source: str) -> Iterator[None]:
             "Give JSONL, JSON (a list of objects) or CSV in UTF-8, Parquet, a data set that was "
             "saved to disk, or a hub id."
         )
-        raise UsageError(f"{source} cannot be read: {error}. {remedy}") from error
+        reason = " ".join(str(error).split()).rstrip(". ")
+        raise UsageError(f"{source} cannot be read: {reason}. {remedy}") from error
 
 
 def _find(source: str) -> Path | datasets.Dataset:
