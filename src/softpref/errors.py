@@ -1,6 +1,8 @@
 """The one exception that means: the user can fix this."""
 
 import importlib.util
+import os
+import stat
 
 
 class UsageError(ValueError):
@@ -25,3 +27,20 @@ def require_package(package: str, extra: str, what: str, otherwise: str = "") ->
     if importlib.util.find_spec(package) is None:
         remedy = f"pip install 'softpref[{extra}]'{otherwise}"
         raise UsageError(f"{what} needs the {package} package: {remedy}.")
+
+
+def refuse_streams(path: str | os.PathLike[str], what: str) -> None:
+    """Refuse a pipe, socket or device: it may never end, and can be read only once.
+
+    Args:
+        path: an existing path.
+        what: how the message names it.
+
+    Raises:
+        UsageError: it is neither a file nor a directory.
+        OSError: there is no such path, or it cannot be looked at.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
+        raise UsageError(f"{what}: is a {kind}; write it to a file first and give that file.")

@@ -10,13 +10,15 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, cast
 
-from softpref.errors import UsageError
+from softpref.errors import UsageError, refuse_streams
 
 USED_MOST = {
     "bf16", "seed", "max_steps", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
     "activation_checkpointing", "per_device_eval_batch_size",
 }  # fmt: skip
 """Options of transformers' trainer that `--help` shows beside our own."""
+LONGEST_CONFIG = 1_000_000
+"""Bytes of a --config; PyYAML would read a data set that is given by mistake for an hour."""
 
 
 def option(text: str, default: Any = None) -> Any:
@@ -118,24 +120,18 @@ def _with_underscores(argument: str) -> str:
 
 
 def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}; give a YAML file.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # numbers too long, and worse
-        first = str(error).splitlines()[0]
-        raise UsageError(
-            f"--config {path}: not YAML ({first}); write `key: value` lines."
-        ) from None
+    content = _read_yaml(path)
     if not isinstance(content, dict):
         raise UsageError(f"--config {path}: write `key: value` lines, one option each.")
     flags: list[str] = []
+    seen: set[str] = set()
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in names:
             raise UsageError(f"--config {path}: unknown key {key!r}{did_you_mean(name, names)}.")
+        if name in seen:
+            raise UsageError(f"--config {path}: {name} is there in both spellings; give one.")
+        seen.add(name)
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
@@ -144,6 +140,43 @@ def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
             *(v if isinstance(v, str) else json.dumps(v, default=str) for v in values),
         ]
     return flags
+
+
+def _read_yaml(path: str) -> Any:
+    """Return what a YAML file holds, which may have no aliases and no key twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for gigabytes
+                raise UsageError(
+                    f"--config {path}: aliases (*{self.peek_event().anchor}) are not read; write "
+                    "the value out."
+                )
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            found = super().construct_mapping(node, deep)
+            if len(found) < len(node.value):
+                keys = [getattr(key, "value", key) for key, _ in node.value]
+                twice = next((key for key in keys if keys.count(key) > 1), keys[-1])
+                raise UsageError(f"--config {path}: the key {twice!r} is there twice; give one.")
+            return found
+
+    try:
+        refuse_streams(path, f"--config {path}")
+        if Path(path).stat().st_size > LONGEST_CONFIG:
+            raise UsageError(f"--config {path}: too large for one; give a YAML file of options.")
+        return yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}; give a YAML file.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # numbers too long, and worse
+        first = str(error).splitlines()[0]
+        raise UsageError(
+            f"--config {path}: not YAML ({first}); write `key: value` lines."
+        ) from None
 
 
 def did_you_mean(word: str, known: Any) -> str:

@@ -3,7 +3,11 @@ import json
 import math
 import random
 import re
+from datetime import date, time, timedelta
+from decimal import Decimal
 
+import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +18,7 @@ from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 
+TEXTS = {"prompt": "p", "chosen": "c", "rejected": "r"}
 ENDINGS = ["jsonl", "json", "csv", "parquet"]
 ROWS = [
     {
@@ -285,3 +290,129 @@ def test_a_bad_row_or_file_leaves_no_output(tmp_path, ending):
     with pytest.raises(UsageError, match="absent"):
         inject(str(tmp_path / "absent.parquet"), str(tmp_path / f"out.{ending}"), 0.4, 0)
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", junk.name}
+
+
+RICH = {
+    "when": (pa.timestamp("ns", "Europe/Berlin"), pd.Timestamp("2024-01-02 03:04:05.000000006Z")),
+    "day": (pa.date32(), date(2024, 1, 2)),
+    "hour": (pa.time64("us"), time(3, 4)),
+    "price": (pa.decimal128(10, 2), Decimal("1.50")),
+    "raw": (pa.binary(), b"\x00\xff"),
+    "took": (pa.duration("us"), timedelta(seconds=1)),
+    "kind": (pa.dictionary(pa.int8(), pa.string()), "a"),
+    "half": (pa.float16(), 0.5),
+    "deep": (pa.list_(pa.struct([("at", pa.date32())])), [{"at": date(2024, 1, 2)}, None]),
+    "pairs": (pa.map_(pa.string(), pa.float64()), [("k", 1.5)]),
+    "score": (pa.float64(), math.inf),
+}
+"""Columns that JSON cannot hold as they are, or only just."""
+
+
+@pytest.fixture
+def rich(tmp_path):
+    """A Parquet file of one pair with those columns and metadata."""
+    types = {column: kind for column, (kind, _) in RICH.items()}
+    row = {column: value for column, (_, value) in RICH.items()}
+    schema = pa.schema(dict.fromkeys(("prompt", "chosen", "rejected"), pa.string()) | types)
+    table = pa.Table.from_pylist([{**TEXTS, **row}], schema=schema)
+    pq.write_table(table.replace_schema_metadata({"made": "by hand"}), tmp_path / "rich.parquet")
+    return tmp_path / "rich.parquet"
+
+
+def test_parquet_keeps_values_types_and_metadata_that_it_does_not_read(rich, tmp_path, caplog):
+    inject(str(rich), str(tmp_path / "out.parquet"), 0, 0)
+    before, after = pq.read_table(rich), pq.read_table(tmp_path / "out.parquet")
+    assert after.schema.metadata[b"made"] == b"by hand"
+    assert after.column_names == [*before.column_names, "is_flipped"]
+    assert after.drop_columns("is_flipped").equals(before)
+    assert caplog.messages == []
+
+
+def test_names_of_classes_survive(tmp_path):
+    dataset = datasets.Dataset.from_list([TEXTS | {"label": 1}, TEXTS | {"label": 0}])
+    names = datasets.ClassLabel(names=["bad", "good"])
+    dataset = dataset.cast_column("label", names)
+    dataset.to_parquet(tmp_path / "in.parquet")
+    dataset.save_to_disk(tmp_path / "saved")
+    for source in ("in.parquet", "saved"):
+        output = tmp_path / f"{source}-out.parquet"
+        inject(str(tmp_path / source), str(output), 0.5, 0)
+        back = datasets.Dataset.from_parquet(str(output), cache_dir=str(tmp_path / "cache"))
+        assert back.features["label"] == names
+        assert back["label"][:] == [1, 0]
+        assert back.features["is_flipped"] == datasets.Value("bool")
+
+
+def test_a_frame_of_pandas_comes_back_with_its_index(tmp_path):
+    frame = pd.DataFrame([TEXTS, TEXTS], index=pd.Index(["x", "y"], name="key"))
+    frame["kind"] = pd.Categorical(["u", "v"])
+    frame.to_parquet(tmp_path / "in.parquet")
+    inject(str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), 0, 0)
+    back = pd.read_parquet(tmp_path / "out.parquet")
+    pd.testing.assert_frame_equal(back.drop(columns="is_flipped"), frame)
+
+
+PLAIN = {
+    "when": "2024-01-02T04:04:05.000000006+01:00", "day": "2024-01-02", "hour": "03:04:00",
+    "price": "1.50", "raw": "AP8=", "took": "0:00:01", "kind": "a", "half": 0.5,
+    "deep": [{"at": "2024-01-02"}, None], "pairs": [["k", 1.5]], "score": None,
+}  # fmt: skip
+SAID = (
+    "written in another form: when as ISO 8601 text, day as ISO 8601 text, hour as ISO 8601 text, "
+    "price as decimal text, raw as base64 text, took (timedelta) as text, deep as ISO 8601 text, "
+    "score NaN or infinite as null"
+)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_what_json_cannot_hold_is_written_as_text_and_said_once(rich, tmp_path, caplog, ending):
+    caplog.set_level("INFO", "softpref")
+    output = tmp_path / f"out.{ending}"
+    inject(str(rich), str(output), 0, 0)
+    assert read(output) == [TEXTS | PLAIN | {"is_flipped": False}]
+    assert caplog.messages == [f"{output}: {SAID}"]
+
+
+def test_csv_has_the_same_texts(tmp_path, caplog):
+    caplog.set_level("INFO", "softpref")
+    row = TEXTS | {"day": date(2024, 1, 2), "raw": b"a", "score": math.nan, "n": 1}
+    inject(write(tmp_path / "in.parquet", [row]), str(tmp_path / "out.csv"), 0, 0)
+    expected = TEXTS | {"day": "2024-01-02", "raw": "YQ==", "score": "", "n": "1"}
+    assert read(tmp_path / "out.csv") == [expected | {"is_flipped": False}]
+    assert len(caplog.messages) == 1
+
+
+def test_json_without_a_word_for_nan_is_never_written(tmp_path, caplog):
+    caplog.set_level("INFO", "softpref")
+    rows = [TEXTS | {"n": n, "s": s} for n, s in enumerate([math.nan, 1.5, -math.inf])]
+    source = write(tmp_path / "in.jsonl", [row | {"deep": {"s": [row["s"]]}} for row in rows])
+    output = tmp_path / "out.jsonl"
+    inject(source, str(output), 0, 0)
+    strict = [
+        json.loads(line, parse_constant=pytest.fail) for line in output.read_text().splitlines()
+    ]
+    assert [row["s"] for row in strict] == [None, 1.5, None]
+    assert [row["deep"] for row in strict] == [{"s": [None]}, {"s": [1.5]}, {"s": [None]}]
+    how = "NaN or infinite as null"
+    assert caplog.messages == [f"{output}: written in another form: s {how}, deep {how}"]
+    inject(source, str(tmp_path / "out.parquet"), 0, 0)
+    kept = [row["s"] for row in read(tmp_path / "out.parquet")]
+    assert (math.isnan(kept[0]), kept[1:]) == (True, [1.5, -math.inf])
+
+
+def test_a_number_too_long_for_parquet_leaves_no_output(tmp_path):
+    source = write(tmp_path / "in.jsonl", [TEXTS | {"n": 10**30}])
+    with pytest.raises(UsageError, match="too large"):
+        inject(source, str(tmp_path / "out.parquet"), 0, 0)
+    inject(source, str(tmp_path / "out.jsonl"), 0, 0)
+    assert read(tmp_path / "out.jsonl")[0]["n"] == 10**30
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_a_damaged_source_is_what_the_message_names(tmp_path):
+    (tmp_path / "in.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UsageError, match=r"in\.parquet cannot be read"):
+        inject(str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), 0, 0)
+    write(tmp_path / "other.parquet", [{"question": "q", "answer": "a"}])
+    with pytest.raises(UsageError, match=r"row 1: chosen is missing \(columns of the row: quest"):
+        inject(str(tmp_path / "other.parquet"), str(tmp_path / "out.parquet"), 0, 0)

@@ -5,6 +5,7 @@ A few hundred inputs here, and as many to a reader as SOFTPREF_FUZZ says in `mak
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -115,6 +116,10 @@ READERS = {
     "pairs.json": (json.dumps(PAIRS).encode(), read_pairs),
     "pairs.csv": (csv(), read_pairs),
     "pairs.parquet": (parquet(PAIRS), read_pairs),
+    "lines.json": (lines(PAIRS), read_pairs),
+    "pairs.tsv": (csv().replace(b",", b"\t"), read_pairs),
+    "pairs.jsonl.gz": (gzip.compress(lines(PAIRS), mtime=0), read_pairs),
+    "pairs.csv.zst": (pa.Codec("zstd").compress(csv(), asbytes=True), read_pairs),
     "conversations.jsonl": (lines(CONVERSATIONS), read_conversations),
     "prompts.jsonl": (lines(RESPONSES), lambda path: load_prompts(str(path))),
     "responses.jsonl": (lines(RESPONSES), lambda path: load_responses(str(path))),

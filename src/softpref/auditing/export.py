@@ -16,6 +16,7 @@ from datasets import Dataset
 from softpref.auditing.beliefs import SUSPECT
 from softpref.data.readers import column, read_rows
 from softpref.data.sources import Intake, content_key, place
+from softpref.data.writers import json_rows
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
 
@@ -110,7 +111,7 @@ def write_cleaned(
         return float(believed[at]) if at < len(rows) and rows[at] == number else None
 
     path = output / CLEANED
-    write_lines(path, _cleaned(data, p_correct, export))
+    write_lines(path, json_rows(_cleaned(data, p_correct, export), CLEANED))
     return path
 
 
@@ -133,7 +134,7 @@ def _cleaned(
             row["soft_label"] = p
         if export == "flip" and is_suspect:
             row |= {"chosen": raw["rejected"], "rejected": raw["chosen"]}
-            if "is_flipped" in raw:
+            if raw.get("is_flipped") is not None:
                 row["is_flipped"] = not raw["is_flipped"]
         yield row
 

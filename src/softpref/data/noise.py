@@ -1,8 +1,6 @@
 """Label noise with a known truth: flips a share of the pairs of a file."""
 
-import csv
 import itertools
-import json
 import math
 import os
 import random
@@ -10,17 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from softpref.data.readers import read_rows
+from softpref.data.readers import read_rows, schema_of
 from softpref.data.sources import BadRow, Intake, place
+from softpref.data.writers import ENDINGS, Row, write_rows
 from softpref.errors import UsageError
-
-Row = dict[str, Any]
-_CHUNK = 1000  # rows turned into Arrow at a time
 
 
 @dataclass(frozen=True)
@@ -105,10 +99,8 @@ def inject(source: str, output: str, rate: float | Sequence[float], seed: int) -
             )
 
     with _new_file(path) as temporary:
-        if path.suffix.lower() == ".parquet":
-            _write_parquet(temporary, noisy_rows(), source)
-        else:
-            _TEXT_WRITERS[path.suffix.lower()](temporary, noisy_rows())
+        schema = _flagged_schema(source) if path.suffix.lower() == ".parquet" else None
+        write_rows(temporary, noisy_rows(), output, schema)
     return Injected(output, tuple(flips), math.fsum(rates) / len(rates))
 
 
@@ -142,9 +134,8 @@ def require_new_file(source: str, output: str) -> None:
         UsageError: If its ending is unknown, it is the source or exists, or its folder is missing.
     """
     path = Path(output)
-    if path.suffix.lower() not in (*_TEXT_WRITERS, ".parquet"):
-        endings = ", ".join((*_TEXT_WRITERS, ".parquet"))
-        raise UsageError(f"--output {path}: unknown ending. Use one of {endings}.")
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(f"--output {path}: unknown ending. Use one of {', '.join(ENDINGS)}.")
     if path.resolve() == Path(source).resolve():
         raise UsageError(f"--output {path} is the input. Give another path.")
     if path.exists():
@@ -166,7 +157,7 @@ def _new_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except UsageError:
         raise
-    except (OSError, TypeError, ValueError, pa.ArrowException) as error:
+    except (OSError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise UsageError(
             f"--output {path} cannot be written: {error}. Give a path in a folder that exists, "
             "with an ending that can hold these columns (.jsonl for messages)."
@@ -175,49 +166,11 @@ def _new_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _write_jsonl(path: Path, rows: Iterator[Row]) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _write_json(path: Path, rows: Iterator[Row]) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        for index, row in enumerate(rows):
-            file.write((",\n" if index else "[\n") + json.dumps(row, ensure_ascii=False))
-        file.write("\n]\n")
-
-
-def _write_csv(path: Path, rows: Iterator[Row]) -> None:
-    with path.open("x", encoding="utf-8", newline="") as file:
-        writer: csv.DictWriter[str] | None = None
-        for row in rows:
-            if writer is None:
-                writer = csv.DictWriter(file, fieldnames=list(row))
-                writer.writeheader()
-            writer.writerow({column: _cell(value) for column, value in row.items()})
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, list | dict):
-        raise ValueError("a CSV cell holds text, not lists or objects")
-    return str(value).lower() if isinstance(value, bool) else value
-
-
-def _write_parquet(path: Path, rows: Iterator[Row], source: str) -> None:
-    """Keeps the column types of a Parquet source; those of any other are inferred."""
-    tables = []
-    while chunk := list(itertools.islice(rows, _CHUNK)):
-        columns = dict.fromkeys(column for row in chunk for column in row)
-        values = {column: [row.get(column) for row in chunk] for column in columns}
-        tables.append(pa.table(values, schema=_flagged_schema(source)))
-    pq.write_table(pa.concat_tables(tables, promote_options="permissive"), path)
-
-
 def _flagged_schema(source: str) -> pa.Schema | None:
-    if not source.lower().endswith(".parquet"):
-        return None
-    schema = pq.read_schema(source).remove_metadata()
+    """Return a source's schema, if it has one, with its metadata and with `is_flipped`."""
+    schema = schema_of(source)
+    if schema is None or not {"chosen", "rejected"} <= set(schema.names):
+        return schema  # its rows say what is missing
     types = [schema.field(column).type for column in ("chosen", "rejected")]
     if types[0] != types[1] and any(map(pa.types.is_nested, types)):
         # A swap into a column without room for a message's other fields would lose them unseen.
@@ -225,6 +178,3 @@ def _flagged_schema(source: str) -> pa.Schema | None:
     flag = pa.field("is_flipped", pa.bool_())
     index = schema.get_field_index(flag.name)
     return schema.append(flag) if index < 0 else schema.set(index, flag)
-
-
-_TEXT_WRITERS = {".jsonl": _write_jsonl, ".json": _write_json, ".csv": _write_csv}

@@ -1,4 +1,4 @@
-"""Raw rows of a file or hub data set, and rows into an Arrow file.
+"""Raw rows of a file, saved data set or hub data set, and rows into an Arrow file.
 
 Rows stream through: they live on disk, never in a Python list.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import csv
 import itertools
-import json
+import logging
 import os
 import re
 import shutil
@@ -22,45 +21,79 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softpref.errors import UsageError
+from softpref.data.text_files import COMPRESSION, TEXT_READERS, refuse_doubled_columns
+from softpref.data.text_files import RowError as RowError
+from softpref.errors import UsageError, refuse_streams
 
-_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w.-]+))?")
+logger = logging.getLogger(__name__)
+
+_PART = r"(?::(?P<{}>[\w.-]+))?"
+_HUB_ID = re.compile(
+    r"(?P<name>[\w.-]+/[\w.-]+)"
+    + _PART.format("first")
+    + _PART.format("second")
+    + r"(?:@(?P<revision>[\w./-]+))?"
+)
+_SAVED = ("dataset_dict.json", "state.json")  # `save_to_disk` writes one of them
 _CHUNK = 1000  # rows held in memory at a time
 _STORED = 4000  # rows written at a time: what each batch costs to have open, a million pairs feel
 _UNREADABLE = (
-    *(OSError, ValueError, RecursionError, csv.Error),
+    *(OSError, ValueError, OverflowError, RecursionError),
     *(pa.ArrowException, datasets.exceptions.DatasetsError),
 )
 
 
-class RowError(ValueError):
-    """Why one row cannot be used."""
-
-
 def read_rows(source: str) -> Iterator[tuple[int, object]]:
-    """Yields the raw rows of a source with their numbers; unparsable lines come as a RowError.
+    """Yield the raw rows of a source with their numbers; unparsable lines come as a RowError.
+
+    A source is one of
+
+    - a file ending in .jsonl, .json (a list of objects, or JSON Lines), .csv or .tsv, each also
+      with .gz, .bz2 or .zst after it, or in .parquet; text is in UTF-8;
+    - a directory that `Dataset.save_to_disk` wrote, or `DIRECTORY:SPLIT` of a `DatasetDict`;
+    - where there is no such path, a hub id: `org/name`, `org/name:split`, `org/name:config` or
+      `org/name:config:split`, each also with `@revision` (a branch, tag or commit) after it. A
+      single part after the name is a split if the default config has such a split, and a config
+      if not. The split is `train` unless given.
+
+    Numbers are lines, from 1, of JSON Lines, CSV and TSV, and rows of everything else.
 
     Raises:
         UsageError: If the source as a whole cannot be read.
     """
-    try:
-        yield from _open(source)
-    except UsageError:
-        raise
-    except _UNREADABLE as error:
-        remedy = "Give JSONL, JSON (a list of objects) or CSV in UTF-8, Parquet, or a hub id."
-        raise UsageError(f"{source} cannot be read: {error}. {remedy}") from error
+    with _in_words(source):
+        found = _find(source)
+        if isinstance(found, datasets.Dataset):
+            yield from enumerate(dataset_rows(found), start=1)
+        else:
+            yield from _READERS[_ending(found)](found)
+
+
+def schema_of(source: str) -> pa.Schema | None:
+    """Return the schema of a source that has one, with its metadata, and None for text.
+
+    Raises:
+        UsageError: If the source cannot be read.
+    """
+    with _in_words(source):
+        found = _find(source)
+        if isinstance(found, datasets.Dataset):
+            return found.features.arrow_schema
+        if _ending(found) != ".parquet":
+            return None
+        with _parquet(found) as file:
+            return file.schema_arrow
 
 
 def dataset_rows(dataset: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a data set as plain Python values, whatever its format is set to."""
+    """Yield the rows of a data set as plain Python values, whatever its format is set to."""
     for batch in dataset.with_format(None).iter(batch_size=_CHUNK):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
 
 
 def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """One column as Arrow holds it, on disk where the data set is; never a Python list."""
+    """Return one column as Arrow holds it, on disk where the data set is; never a Python list."""
     return dataset.select_columns([name]).with_format("arrow")[:].column(name)
 
 
@@ -88,74 +121,102 @@ def _stored(kind: pa.DataType) -> pa.DataType:
     return pa.string() if isinstance(kind, pa.JsonType) else kind
 
 
-def _open(source: str) -> Iterator[tuple[int, object]]:
+@contextlib.contextmanager
+def _in_words(source: str) -> Iterator[None]:
+    try:
+        yield
+    except UsageError:
+        raise
+    except _UNREADABLE as error:
+        remedy = (
+            "Give JSONL, JSON (a list of objects) or CSV in UTF-8, Parquet, a data set that was "
+            "saved to disk, or a hub id."
+        )
+        reason = " ".join(str(error).split()).rstrip(". ")
+        raise UsageError(f"{source} cannot be read: {reason}. {remedy}") from error
+
+
+def _find(source: str) -> Path | datasets.Dataset:
     path = Path(source)
     if path.is_dir():
-        raise UsageError(f"{source} is a directory. Name one file in it.")
+        return _saved(path, None)
+    if path.exists():
+        refuse_streams(path, source)
+        if _ending(path) not in _READERS:
+            raise UsageError(
+                f"{source}: unknown ending. Use one of {', '.join(_READERS)}; all but .parquet may "
+                f"be compressed ({', '.join(COMPRESSION)})."
+            )
+        return path
+    folder, _, split = source.rpartition(":")
+    if folder and _is_saved(Path(folder)):
+        return _saved(Path(folder), split)
+    hub = _HUB_ID.fullmatch(source)
+    if hub is None or _ending(Path(hub["name"])) in _READERS:
+        raise UsageError(f"{source} does not exist. Check the path.")
+    return _from_hub(**hub.groupdict())
+
+
+def _ending(path: Path) -> str:
+    """Return the ending that says the format, of text also in front of a compression's."""
     ending = path.suffix.lower()
-    if not path.exists():
-        hub = _HUB_ID.fullmatch(source)
-        if hub is None or ending in _READERS:
-            raise UsageError(f"{source} does not exist. Check the path.")
-        dataset = datasets.load_dataset(hub["name"], split=hub["split"] or "train")
-        return enumerate(dataset_rows(dataset), start=1)
-    if ending not in _READERS:
-        raise UsageError(f"{source}: unknown ending. Use one of {', '.join(_READERS)}.")
-    return _READERS[ending](path)
+    inner = path.with_suffix("").suffix.lower()
+    return inner if ending in COMPRESSION and inner in TEXT_READERS else ending
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                if line.strip():
-                    yield number, _parse_json(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                yield number, RowError(f"not JSON ({error})")
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _SAVED)
 
 
-def _parse_json(text: str) -> object:
-    value = json.loads(text)
-    if "\\ud" in text.lower():  # half a surrogate pair is JSON, but no UTF-8 file can hold it
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
+def _saved(folder: Path, split: str | None) -> datasets.Dataset:
+    if not _is_saved(folder):
+        raise UsageError(f"{folder} is a directory. Name one file in it.")
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"what save_to_disk wrote is damaged ({error!r})") from error
+    if isinstance(loaded, datasets.Dataset):
+        if split is not None:
+            raise UsageError(f"{folder} has no splits. Leave out :{split}.")
+        return loaded
+    if split not in loaded:
+        names = ", ".join(f"{folder}:{name}" for name in loaded)
+        raise UsageError(f"{folder} has several splits. Give one of {names}.")
+    return loaded[split]
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
-    text = path.read_text(encoding="utf-8-sig")
-    rows = _parse_json(text) if text.strip() else []
-    if not isinstance(rows, list):
-        raise ValueError("it is JSON, but not a list of objects")
-    return enumerate(rows, start=1)
+def _from_hub(
+    name: str, first: str | None, second: str | None, revision: str | None
+) -> datasets.Dataset:
+    at = {"revision": revision} if revision else {}
+    if second:
+        return datasets.load_dataset(name, first, split=second, **at)
+    try:
+        return datasets.load_dataset(name, split=first or "train", **at)
+    except ValueError as no_split:
+        if first is None:
+            raise
+        try:
+            loaded = datasets.load_dataset(name, first, split="train", **at)
+        except ValueError as no_config:
+            raise ValueError(
+                f"{first!r} is no split ({no_split}) and no config ({no_config})"
+            ) from None
+    logger.info("%s: %r is read as a config, split train", name, first)
+    return loaded
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, object]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        line = 1 + (reader.line_num if reader.fieldnames else 0)
-        for cells in reader:
-            yield line, _csv_row(cells)
-            line = reader.line_num + 1
-
-
-def _csv_row(cells: dict[str, str | None]) -> object:
-    """CSV is all text: the two optional columns that are not are read as JSON, in any case."""
-    row: dict[str, Any] = {**cells}
-    for column in {"is_flipped", "soft_label"} & row.keys():
-        with contextlib.suppress(ValueError):
-            row[column] = json.loads(row[column].lower()) if row[column] else None
-    return RowError("more cells than the header") if None in row else row
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    with pq.ParquetFile(path) as file:
+        refuse_doubled_columns(path, file.schema_arrow.names)
+        yield file
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
-    with pq.ParquetFile(path) as file:
+    with _parquet(path) as file:
         batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=_CHUNK))
         yield from enumerate(itertools.chain.from_iterable(batches), start=1)
 
 
-_READERS = {
-    ".jsonl": _jsonl_rows,
-    ".json": _json_rows,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
-}
+_READERS = {**TEXT_READERS, ".parquet": _parquet_rows}

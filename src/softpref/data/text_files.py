@@ -1,0 +1,170 @@
+"""Raw rows of JSON Lines, JSON, CSV and TSV, compressed or not."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import functools
+import io
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+
+from softpref.errors import UsageError
+
+COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+"""What the last ending of a compressed file stands for."""
+
+_NOT_UTF8 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # 32 LE begins as 16
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+_LONGEST_CELL = 2**31 - 1  # characters; the most that csv takes everywhere
+
+
+class RowError(ValueError):
+    """Why one row cannot be used."""
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[io.BufferedReader]:
+    with path.open("rb") as file:
+        if compression := COMPRESSION.get(path.suffix.lower()):
+            stream = pa.CompressedInputStream(file, compression)
+            file = io.BufferedReader(stream)
+        if file.peek(2).startswith(_NOT_UTF8):
+            raise UsageError(f"{path} is in UTF-16 or UTF-32. Save it in UTF-8.")
+        yield file
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
+    with _open(path) as file:
+        yield from _lines(file)
+
+
+def _lines(lines: Iterable[bytes]) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                text = line.decode("utf-8-sig")
+                value = json.loads(text, object_pairs_hook=_object)
+                row = _encodable(value) if _HALF_PAIR.search(text) else value
+            except (ValueError, RecursionError) as error:
+                row = RowError(f"not JSON ({error})")
+            yield number, row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
+    """Yield the items of a list or, where two lines begin with an object, those of JSON Lines."""
+    with _open(path) as file:
+        head: list[bytes] = []
+        filled: list[bytes] = []
+        while len(filled) < 2 and (line := file.readline()):
+            head.append(line)
+            if stripped := line.removeprefix(codecs.BOM_UTF8).strip():
+                filled.append(stripped)
+        if len(filled) == 2 and all(line.startswith(b"{") for line in filled):
+            yield from _lines(itertools.chain(head, file))
+            return
+        text = (b"".join(head) + file.read()).decode("utf-8-sig")
+    rows = json.loads(text, object_pairs_hook=_object) if text.strip() else []
+    if not isinstance(rows, list):
+        raise ValueError(
+            "it is JSON, but not a list (a single line of JSON Lines goes in a .jsonl)"
+        )
+    if _HALF_PAIR.search(text):
+        rows = map(_encodable, rows)
+    yield from enumerate(rows, start=1)
+
+
+def _object(items: list[tuple[str, object]]) -> object:
+    """Return a JSON object, or a RowError where it has a key twice, or where an object in it has.
+
+    The error rises to the row, because objects are made from the inside to the outside.
+    """
+    found = dict(items)
+    if len(found) < len(items):
+        return RowError(f"the key {_doubled([key for key, _ in items])!r} is there twice")
+    return next(filter(None, map(_error_in, found.values())), found)
+
+
+def _error_in(value: object) -> RowError | None:
+    if isinstance(value, list):
+        return next(filter(None, map(_error_in, value)), None)
+    return value if isinstance(value, RowError) else None
+
+
+def _encodable(value: object) -> object:
+    """Refuse half a surrogate pair, which is JSON, but no UTF-8 file can hold it."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        return RowError(f"not JSON ({error})")
+    return value
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, object]]:
+    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        # Strict, so that a quote which is never closed does not swallow the rest unseen.
+        rows = _cells(csv.reader(text, delimiter=delimiter, strict=True))
+        _, header = next(rows, (0, []))
+        if isinstance(header, RowError):
+            raise header
+        refuse_doubled_columns(path, header)
+        for line, cells in rows:
+            yield line, cells if isinstance(cells, RowError) else _csv_row(header, cells)
+
+
+def _cells(reader: Any) -> Iterator[tuple[int, list[str] | RowError]]:
+    """Yield the cells of every row that has some, with the line it begins on."""
+    while True:
+        line = cast(int, reader.line_num) + 1
+        limit = csv.field_size_limit(_LONGEST_CELL)  # of the process: lifted for one row only
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells = RowError(f"not CSV ({error})")
+        finally:
+            csv.field_size_limit(limit)
+        if cells:
+            yield line, cells
+
+
+def _csv_row(header: Sequence[str], cells: Sequence[str]) -> object:
+    """CSV is all text: the two optional columns that are not are read as JSON, in any case."""
+    if len(cells) > len(header):
+        return RowError("more cells than the header")
+    row: dict[str, Any] = dict(itertools.zip_longest(header, cells))
+    for column in {"is_flipped", "soft_label"} & row.keys():
+        with contextlib.suppress(ValueError, RecursionError):
+            row[column] = json.loads(row[column].lower()) if row[column] else None
+    return row
+
+
+def refuse_doubled_columns(path: Path, names: Sequence[str]) -> None:
+    """Refuse a table of whose columns two have one name, since a row could hold only the last.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if (name := _doubled(names)) is not None:
+        raise UsageError(f"{path}: the column {name!r} is there twice. Rename or remove one.")
+
+
+def _doubled(names: Sequence[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+TEXT_READERS: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": functools.partial(_csv_rows, delimiter=","),
+    ".tsv": functools.partial(_csv_rows, delimiter="\t"),
+}

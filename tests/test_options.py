@@ -1,0 +1,82 @@
+"""--config: what a YAML file may hold, and that no file can make reading it hang."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from softpref.errors import UsageError
+from softpref.options import LONGEST_CONFIG, option, parse
+
+
+@dataclass
+class Options:
+    beta: float = option("", 0.1)
+    top_k: int = option("", 1)
+
+
+def read(path) -> Options:
+    (options,) = parse("test", ["--config", str(path)], Options)
+    return options
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "beta: 0.2\ntop-k: 3\n",
+        "\ufefftop_k: 3\r\nbeta: 2.0e-1",
+    ],
+)
+def test_options_are_read_in_either_spelling(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    assert read(tmp_path / "c.yaml") == Options(0.2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("&a [*a]", "aliases (*a) are not read; write the value out"),
+        ("beta: &b 0.2\ntop_k: *b", "aliases (*b) are not read"),
+        ("x: &x {beta: 1}\n<<: *x", "aliases (*x) are not read"),
+        ("&a {beta: *a}", "aliases (*a) are not read"),
+        (BOMB, "aliases (*a0) are not read"),
+        ("beta: 1\ntop_k: 1\nbeta: 2", "the key 'beta' is there twice"),
+        ("beta: {a: 1, a: 2}", "the key 'a' is there twice"),
+        ("top-k: 1\ntop_k: 2", "top_k is there in both spellings"),
+        ("1: a\n0x1: b", "is there twice"),
+        ("beta: [" * 10, "not YAML"),
+        ("? [a, b]\n: 1", "not YAML"),
+        ("beta: 1 " + "#" * LONGEST_CONFIG, "too large"),
+    ],
+)
+def test_traps_are_refused_in_one_message_and_at_once(tmp_path, text, part):
+    (tmp_path / "c.yaml").write_text(text)
+    begin = time.process_time()
+    with pytest.raises(UsageError, match=r"--config .*c\.yaml: .*" + re.escape(part)):
+        read(tmp_path / "c.yaml")
+    assert time.process_time() - begin < 1
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "wide.yaml").write_text("beta: 1", encoding="utf-16")
+    for name, part in (
+        ("pipe", "is a pipe; write it to a file first"),
+        ("zero", "is a device"),
+        ("folder", "Is a directory; give a YAML file"),
+        ("absent", "No such file or directory; give a YAML file"),
+        ("wide", "'utf-8' codec can't decode"),
+    ):
+        with pytest.raises(UsageError, match=f"--config .*{name}.yaml: .*{part}"):
+            read(tmp_path / f"{name}.yaml")
