@@ -30,6 +30,7 @@ from softpref.training.weights import (
     in_one_sentence,
     load_whole,
     located,
+    of_base,
     with_adapter,
 )
 
@@ -63,12 +64,13 @@ def read_tokenizer(source: str, place: str, *, trust_remote_code: bool) -> PreTr
     Raises:
         UsageError: there is none; the message begins with `place`.
     """
-    lies_at = source
+    base = None
     with in_one_sentence(place, "no tokenizer", source):
         if not has_file(source, "tokenizer_config.json"):
-            lies_at = base_model(source, place) or source
-    with in_one_sentence(place, "no tokenizer", lies_at):
-        return AutoTokenizer.from_pretrained(lies_at, trust_remote_code=trust_remote_code)
+            base = base_model(source, place)
+    what = f"no tokenizer, nor one of {of_base(base, source)}" if base else "no tokenizer"
+    with in_one_sentence(place, what, base or source):
+        return AutoTokenizer.from_pretrained(base or source, trust_remote_code=trust_remote_code)
 
 
 def load_policy(
@@ -92,7 +94,7 @@ def load_policy(
     base = base_model(source, place)
     what = "no causal language model could be loaded"
     if base:
-        what = f"the adapter's base model {base} could not be loaded"
+        what = f"{of_base(base, source)} could not be loaded"
         if base_model(base, place):
             raise UsageError(
                 f"{place}: its base model {base} is an adapter itself: merge that into its own "

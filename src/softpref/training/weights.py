@@ -25,6 +25,7 @@ from softpref.training.checkpoints import PICKLED
 logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NAMED = 3
 """Tensors that a message names; it counts the rest."""
@@ -35,6 +36,11 @@ def located(source: str) -> str:
     return str(Path(source).absolute()) if source and Path(source).exists() else source
 
 
+def of_base(base: str, source: str) -> str:
+    """Return words for the base model of the adapter in `source`."""
+    return f"the adapter's base model {base} (named in {Path(source) / ADAPTER_CONFIG})"
+
+
 def base_model(source: str, place: str) -> str | None:
     """Return what an adapter's base model is loaded from, None where `source` is no adapter.
 
@@ -42,14 +48,13 @@ def base_model(source: str, place: str) -> str | None:
         UsageError: its config is damaged, or names a directory that is not there.
     """
     with in_one_sentence(place, "its adapter_config.json cannot be read", source):
-        config = find_adapter_config_file(source)
-        if config is None:
+        if find_adapter_config_file(source) is None:
             return None
         base = str(PeftConfig.from_pretrained(source).base_model_name_or_path or "")
     if not Path(base or " ").exists() and not HUB_ID.fullmatch(base):
         raise UsageError(
-            f"{place}: the adapter's base model {base or '(none named)'} is not there; put it "
-            f"there, or name its directory or hub id as base_model_name_or_path in {config}."
+            f"{place}: {of_base(base or '(none)', source)} is not there; put it there, or "
+            "set base_model_name_or_path to its directory or hub id."
         )
     return located(base)
 
@@ -76,9 +81,9 @@ def load_whole(auto: Any, source: str, place: str, what: str, **options: Any) ->
 def _refuse_missing(missing: Iterable[str], source: str, place: str) -> None:
     if missing := sorted(missing):
         raise UsageError(
-            f"{place}: {_some(missing)} of the model that its config describes cannot be found in "
-            f"the weights in {source}, and would be random; give the complete directory of a model "
-            "of this kind, as save_pretrained wrote it."
+            f"{place}: the weights in {source} lack {_some(missing)}, which the model of its "
+            "config has and which would be random; give the complete directory of a model of this "
+            "kind, as save_pretrained wrote it."
         )
 
 
@@ -139,7 +144,8 @@ def _refuse_pickles(source: str, weights: str, place: str) -> None:
     if index.is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     pickled = sorted(name for name in shards if not name.endswith(".safetensors"))
-    if directory.is_dir() and not index.is_file() and not (directory / weights).is_file():
+    is_bare = directory.is_dir() and not index.is_file() and not (directory / weights).is_file()
+    if is_bare:
         files = (path for path in directory.iterdir() if stem in path.name)
         pickled = sorted(path.name for path in files if path.suffix in PICKLED)
     if not directory.is_dir() and weights == ADAPTER_WEIGHTS and not has_file(source, weights):
@@ -150,6 +156,8 @@ def _refuse_pickles(source: str, weights: str, place: str) -> None:
             "and there are no safetensors; convert it where it is trusted (load it in "
             "transformers, then save_pretrained)."
         )
+    if is_bare:
+        raise UsageError(f"{place}: {directory} holds no {weights}; give the complete directory.")
 
 
 @contextmanager
@@ -175,6 +183,8 @@ def in_one_sentence(place: str, what: str, source: str) -> Iterator[None]:
 
 def _damage(directory: Path) -> str | None:
     """Say which file of a model's directory cannot be read at all, None where all can."""
+    if directory.is_file():
+        return f"{directory} is a file; give the directory that holds it."
     for path in sorted(directory.iterdir() if directory.is_dir() else ()):
         try:
             if path.suffix == ".json":
@@ -194,4 +204,5 @@ def _some(names: Sequence[str]) -> str:
 
 def first_line(error: Exception) -> str:
     """Return what an exception says, in one line without a full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first.rstrip(".")
