@@ -62,7 +62,7 @@ def base_model(source: str, place: str) -> str | None:
 def load_whole(auto: Any, source: str, place: str, what: str, **options: Any) -> nn.Module:
     """Load a model by one of transformers' auto classes, refusing whatever is not in its files."""
     with in_one_sentence(place, what, source):
-        _refuse_pickles(source, "model.safetensors", place)
+        _refuse_pickles(source, "model.safetensors", place, what)
         model, info = auto.from_pretrained(
             source, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **options,  # so that they are told, and refused below
@@ -120,8 +120,9 @@ def with_adapter(policy: nn.Module, source: str, base: str, place: str) -> PeftM
     PEFT tells of some of the missing only. So the adapter is loaded a second time, over NaN: what
     is NaN after that is in no file.
     """
-    with in_one_sentence(place, "the adapter could not be loaded", source):
-        _refuse_pickles(source, ADAPTER_WEIGHTS, place)
+    what = "the adapter could not be loaded"
+    with in_one_sentence(place, what, source):
+        _refuse_pickles(source, ADAPTER_WEIGHTS, place, what)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")
             model = PeftModel.from_pretrained(policy, source, is_trainable=True)
@@ -136,8 +137,8 @@ def with_adapter(policy: nn.Module, source: str, base: str, place: str) -> PeftM
     return model
 
 
-def _refuse_pickles(source: str, weights: str, place: str) -> None:
-    """Refuse a directory whose weights can only be had by unpickling, which may run code."""
+def _refuse_pickles(source: str, weights: str, place: str, what: str) -> None:
+    """Refuse a directory without weights, or with pickles alone, which may run code when read."""
     directory, stem = Path(source), weights.removesuffix(".safetensors")
     index = directory / f"{weights}.index.json"
     shards = set()
@@ -157,7 +158,9 @@ def _refuse_pickles(source: str, weights: str, place: str) -> None:
             "transformers, then save_pretrained)."
         )
     if is_bare:
-        raise UsageError(f"{place}: {directory} holds no {weights}; give the complete directory.")
+        raise UsageError(
+            f"{place}: {what} ({directory} holds no {weights}); give the complete directory."
+        )
 
 
 @contextmanager
