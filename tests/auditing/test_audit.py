@@ -200,6 +200,69 @@ def test_a_run_of_mspo_brings_its_policy_files_and_labels(files, tmp_path):
         assert mine["ppl_diff"] == pytest.approx(theirs["ppl_diff"], abs=1e-4)
 
 
+@pytest.fixture
+def run_of_adapter(files, tmp_path, monkeypatch):
+    """A finished run of relative paths that left out a bad row; the tests stand elsewhere."""
+    rows = lines(tmp_path / "data.jsonl")
+    rows[5]["rejected"] = rows[5]["chosen"]
+    write_lines(tmp_path / "data.jsonl", rows)
+    monkeypatch.chdir(tmp_path)
+    config = MSPOConfig(method="mspo", max_steps=1, max_length=32, on_bad_row="skip", use_cpu=True,
+                        save_strategy="no", disable_tqdm=True, meta_batch_size=8)  # fmt: skip
+    align(AlignFiles("sft", "data.jsonl", "clean.jsonl", None, "run"), config)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    return tmp_path / "run"
+
+
+def test_a_run_is_audited_from_another_directory_by_its_own_settings(run_of_adapter, tmp_path):
+    record = json.loads((run_of_adapter / "run.json").read_text())
+    assert record["files"] == {
+        "model": str(tmp_path / "sft"), "train": str(tmp_path / "data.jsonl"),
+        "clean": str(tmp_path / "clean.jsonl"), "eval": None, "output": str(run_of_adapter),
+    }  # fmt: skip
+    assert record["options"]["output_dir"] == str(run_of_adapter)
+    assert record["data"]["train"]["source"] == str(tmp_path / "data.jsonl")
+    run_audit(AuditOptions(run="../run", output="out"))
+    labels, of_run = (lines(home / "labels.jsonl") for home in (tmp_path / "other/out",
+                                                                run_of_adapter))  # fmt: skip
+    assert [row["uid"] for row in labels] == [row["uid"] for row in of_run]
+    assert [row["soft_label"] for row in labels] == [row["soft_label"] for row in of_run]
+    assert len(labels) == 39
+    with pytest.raises(UsageError, match="line 6: chosen and rejected are identical"):
+        run_audit(AuditOptions(run="../run", on_bad_row="stop", output="second"))
+
+
+@pytest.mark.parametrize("name", ["data", "clean"])
+def test_a_file_of_a_run_that_is_gone_can_be_given(run_of_adapter, tmp_path, name):
+    moved = (tmp_path / f"{name}.jsonl").rename(tmp_path / "moved.jsonl")
+    with pytest.raises(UsageError, match=f"{name}.jsonl is not there; give --{name}"):
+        run_audit(AuditOptions(run="../run", output="out"))
+    run_audit(AuditOptions(run="../run", **{name: str(moved)}, output="out"))
+
+
+def test_a_base_model_that_is_gone_is_named_with_the_option(run_of_adapter, tmp_path):
+    (tmp_path / "sft").rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match=f"--run ../run: .* base model {tmp_path}/sft .* not ther"):
+        run_audit(AuditOptions(run="../run", output="out"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"method": "new"}', b"{}", b"\xff"])
+def test_a_damaged_record_of_a_run_is_refused(run_of_adapter, content):
+    (run_of_adapter / "run.json").write_bytes(content)
+    with pytest.raises(UsageError, match="--run ../run: no finished run"):
+        run_audit(AuditOptions(run="../run", output="out"))
+
+
+@pytest.mark.parametrize("content", [None, b"{", b'{"uid": "u"}'])
+def test_damaged_labels_of_a_run_are_refused_before_scoring(run_of_adapter, content, monkeypatch):
+    monkeypatch.delattr(audit, "score")
+    path = run_of_adapter / "labels.jsonl"
+    path.write_bytes(content) if content else path.unlink()
+    with pytest.raises(UsageError, match=r"--run ../run: its ../run/labels.jsonl cannot be read"):
+        run_audit(AuditOptions(run="../run", output="out"))
+
+
 def test_a_run_that_believed_its_labels_cannot_judge_them(files, tmp_path):
     sft, data = files["model"], files["data"]
     output = str(tmp_path / "run")

@@ -107,3 +107,26 @@ def test_a_model_that_is_no_reward_model_is_refused(tmp_path):
         make_judge(JudgeOptions("reward_model", judge_model=path))
     with pytest.raises(UsageError, match="no sequence classifier"):
         make_judge(JudgeOptions("reward_model", judge_model=str(tmp_path)))
+
+
+def test_a_causal_model_without_a_reward_head_is_refused(tmp_path):
+    path, _, _ = saved(tmp_path / "lm", LlamaForCausalLM, 0)
+    with pytest.raises(UsageError, match="--judge_model .* lack score.weight"):
+        make_judge(JudgeOptions("reward_model", judge_model=path))
+
+
+def test_a_reward_model_names_the_comparison_beyond_its_embedding(tmp_path):
+    path, _, tokenizer = saved(tmp_path / "rm", LlamaForSequenceClassification, 0, num_labels=1)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(path)
+    with pytest.raises(UsageError, match="comparison u: the token 'zebra' has the id"):
+        results(JudgeOptions("reward_model", judge_model=path), tmp_path,
+                [Comparison("u", "sort : b a =", "zebra", "a b")])  # fmt: skip
+
+
+def test_each_model_is_named_by_its_option(tmp_path):
+    path, _, _ = saved(tmp_path / "lm", LlamaForCausalLM, 0)
+    for policy, reference, option in (("no/such/x", path, "model"), (path, "no/such/x", "refer")):
+        with pytest.raises(UsageError, match=f"--judge_{option}.* no/such/x"):
+            make_judge(JudgeOptions("implicit_reward", judge_model=policy,
+                                    judge_reference=reference))  # fmt: skip

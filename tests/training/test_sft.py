@@ -298,7 +298,7 @@ def test_a_step_that_is_not_finite_is_not_taken_nor_logged(
 def test_a_model_that_says_nan_is_named_in_one_message(tmp_path, tokenizer, capsys):
     broken = tiny()
     with torch.no_grad():
-        broken.lm_head.weight[6] = float("nan")
+        broken.lm_head.weight[6] = 3e38  # finite, which its logits are not
     broken.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     TEXT.to_json(tmp_path / "train.jsonl")

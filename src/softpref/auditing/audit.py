@@ -34,8 +34,10 @@ from softpref.training.output import write_lines, write_text
 logger = logging.getLogger(__name__)
 
 LABELS, SUMMARY = "labels.jsonl", "summary.json"
-DEFAULTS: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
-"""What a run has its own of."""
+RUN_COLUMNS = ("soft_label", "margin", "step")
+OF_RUN: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
+"""What a run has its own of, and what it is without one."""
+DEFAULTS: dict[str, Any] = OF_RUN | {"on_bad_row": "stop"}
 
 
 @dataclass
@@ -63,7 +65,9 @@ class AuditOptions:
     )
     bf16: bool = option("Score in bfloat16.", False)
     seed: int = option("Seed of what --clean N holds out; default 42.")
-    on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
+    on_bad_row: Literal["stop", "skip"] = option(
+        "Stop at a bad row, or leave it out; default `stop`, or as the run did."
+    )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
 
 
@@ -180,14 +184,16 @@ def _audit(options: AuditOptions) -> Audit:
     files = AlignFiles(str(options.model), str(options.data), options.clean, None, options.output)
     loaded, clean, _, provenance = load_sets(files, config)
     assert clean is not None
+    labels = _labels_of_run(options.run) if options.run else None
     if clean.source != options.clean:
         logger.info("clean: %s pairs held out of --data, %s; they are not audited", options.clean,
                     provenance)  # fmt: skip
-    scored = score(str(options.model), loaded, clean, config)
+    named_by = "--run" if options.run else "--model"
+    scored = score(str(options.model), loaded, clean, config, named_by)
     noise = estimate_noise_rate(scored.ppl_diff, scored.clean_ppl_diff)
     beliefs = believe(scored.ppl_diff, scored.clean_ppl_diff, noise)
     return Audit(
-        _rows(scored, beliefs, options.run),
+        _rows(scored, beliefs, labels),
         summarise(scored, beliefs, noise, provenance),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
@@ -196,31 +202,40 @@ def _audit(options: AuditOptions) -> Audit:
 
 
 def _of_run(options: AuditOptions) -> AuditOptions:
-    """Return the options with what a finished run says of itself."""
+    """Return the options with what a finished run says of itself.
+
+    Raises:
+        UsageError: there is no such run, it cannot judge its labels, or its files are gone.
+    """
     if options.model:
         raise UsageError("--model and --run: give one of them; a run has its own policy.")
-    for name in DEFAULTS:
+    for name in OF_RUN:
         if getattr(options, name) is not None:
             raise UsageError(f"--{name}: a run is audited by its own; leave it out.")
     path = Path(str(options.run)) / RUN_RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         method, files, said = record["method"], record["files"], record["options"]
-    except (OSError, ValueError, KeyError) as error:
+        own = {name: said[name] for name in DEFAULTS}
+        given = {"data": files["train"], "clean": files["clean"]}
+        teaches = METHODS[method].teaches
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"--run {options.run}: no finished run ({path.name}: {error}); give the --output of "
             "softpref train."
         ) from None
-    if not METHODS[method].teaches:
+    if not teaches:
         raise UsageError(
             f"--run {options.run} was trained by {method}, which takes labels at their word, so "
             "its policy repeats them: audit by the model it started from, --model "
             f"{files['model']}."
         )
-    return dataclasses.replace(
-        options, model=options.run, data=options.data or files["train"],
-        clean=options.clean or files["clean"], **{name: said[name] for name in DEFAULTS},
-    )  # fmt: skip
+    asked = {name: getattr(options, name) for name in ("data", "clean", "on_bad_row")}
+    for name, path in given.items():
+        if not asked[name] and path and Path(path).is_absolute() and not Path(path).exists():
+            raise UsageError(f"--run {options.run}: its file {path} is not there; give --{name}.")
+    asked = {name: value for name, value in asked.items() if value}
+    return dataclasses.replace(options, **{"model": options.run, **own, **given, **asked})
 
 
 def labelled_both_ways(pairs: Dataset) -> Iterator[bool]:
@@ -233,13 +248,13 @@ def labelled_both_ways(pairs: Dataset) -> Iterator[bool]:
         yield all(books.orders(content_key(**row)))
 
 
-def _rows(scored: Scored, beliefs: Beliefs, run: str | None) -> Dataset:
+def _rows(scored: Scored, beliefs: Beliefs, labels: pa.Table | None) -> Dataset:
     places = scored.pairs.select_columns(["uid", "row"])
     numbers = Dataset(
         pa.table(
             {
                 "ppl_diff": scored.ppl_diff.numpy(),
-                **_labels_of_run(run, column(places, "uid")),
+                **_labels_by_uid(labels, column(places, "uid")),
                 "p_correct": beliefs.p_correct.numpy(),
                 "rank": beliefs.rank.numpy(),
             }
@@ -258,13 +273,22 @@ def _rows(scored: Scored, beliefs: Beliefs, run: str | None) -> Dataset:
     return concatenate_datasets([places, numbers, words], axis=1)
 
 
-def _labels_of_run(run: str | None, uids: pa.ChunkedArray) -> dict[str, pa.Array]:
-    names = ("soft_label", "margin", "step")
-    if run is None:
-        return {name: pa.nulls(len(uids)) for name in names}
-    labels = read_json(Path(run) / LABELS)
+def _labels_of_run(run: str) -> pa.Table:
+    path = Path(run) / LABELS
+    try:
+        return read_json(path).select(["uid", *RUN_COLUMNS])
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"--run {run}: its {path} cannot be read ({error}); give the --output of softpref "
+            "train, with all that it holds."
+        ) from None
+
+
+def _labels_by_uid(labels: pa.Table | None, uids: pa.ChunkedArray) -> dict[str, pa.Array]:
+    if labels is None:
+        return {name: pa.nulls(len(uids)) for name in RUN_COLUMNS}
     places = pc.index_in(uids, value_set=labels["uid"])
-    return {name: labels[name].take(places) for name in names}
+    return {name: labels[name].take(places) for name in RUN_COLUMNS}
 
 
 def _refuse_other_contents(output: Path) -> None:

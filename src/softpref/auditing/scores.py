@@ -16,6 +16,7 @@ from torch import Tensor
 from softpref.data.fingerprints import count_sft_targets
 from softpref.data.sources import LoadedPairs
 from softpref.training.config import MSPOConfig
+from softpref.training.fit import require_fit
 from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.needs import starting_ppl_diff
@@ -46,19 +47,30 @@ class Scored:
     sft_targets: int
 
 
-def score(model: str, loaded: LoadedPairs, clean: LoadedPairs, args: MSPOConfig) -> Scored:
+def score(
+    model: str, loaded: LoadedPairs, clean: LoadedPairs, args: MSPOConfig, option: str = "--model"
+) -> Scored:
     """Score both sets, once and for all: an interrupted audit goes on where it was.
+
+    Args:
+        model: a directory or hub id.
+        loaded: the pairs to audit.
+        clean: the trusted pairs.
+        args: of its options scoring reads lengths, precision and the like.
+        option: what named the model, for messages.
 
     Raises:
         UsageError: there is no such model, or a set cannot be used.
     """
-    tokenizer = load_tokenizer(model, trust_remote_code=args.trust_remote_code)
+    remote = args.trust_remote_code
+    tokenizer = load_tokenizer(model, trust_remote_code=remote, option=option)
     dtype = torch.bfloat16 if args.bf16 else torch.float32
-    policy = load_policy(model, trust_remote_code=args.trust_remote_code, dtype=dtype)
+    policy = load_policy(model, trust_remote_code=remote, dtype=dtype, option=option)
     limits = (args.max_length, context_length(policy))
     prepared = prepare(loaded, clean, None, tokenizer, *limits, args.on_bad_row)
     assert prepared.clean is not None
     policy.to(args.device)
+    require_fit(policy, tokenizer, prepared)
     probe = longest_pairs(prepared.train, prepared.clean)
     collate, why = choose_layout(args.resolved_layout(), policy, probe)
     logger.info("layout: %s", why)

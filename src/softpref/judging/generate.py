@@ -22,6 +22,7 @@ from softpref.evaluation.generate import sample
 from softpref.judging.responses import load_prompts, prompt_uid
 from softpref.judging.scored import on_accelerator
 from softpref.options import option, require
+from softpref.training.fit import require_texts_fit
 from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.output import one_writer, write_lines, write_text
 from softpref.training.reference import fingerprint_weights
@@ -74,6 +75,7 @@ def run_generate(options: GenerateOptions) -> None:
         options.model, trust_remote_code=options.trust_remote_code,
         dtype=torch.bfloat16 if options.bf16 else torch.float32,
     )  # fmt: skip
+    require_texts_fit(policy, tokenizer, texts, options.prompts)
     options = replace(options, max_new_tokens=_room(texts, tokenizer, policy, options))
     record = _record(options, fingerprint_weights(policy), texts)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,11 +13,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
 
 from softpref.data.batches import PARTS, make_batch
 from softpref.data.readers import RowError
@@ -25,7 +20,14 @@ from softpref.data.tokens import TokenizedPair, tokenize_pair
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
-from softpref.training.models import context_length, load_policy, load_tokenizer
+from softpref.training.fit import require_finite_weights, require_known_tokens, require_sound
+from softpref.training.models import (
+    context_length,
+    load_classifier,
+    load_policy,
+    load_tokenizer,
+    read_tokenizer,
+)
 from softpref.training.reference import fingerprint_weights
 from softpref.training.scoring import score_pairs
 from softpref.world.language import score
@@ -69,6 +71,14 @@ def _by_score(difference: float) -> Answer:
     return Answer("A" if difference > 0 else "B" if difference < 0 else "tie")
 
 
+def _places(
+    questions: Sequence[Question], ids: Sequence[Sequence[Sequence[int]]]
+) -> Iterator[tuple[str, list[int]]]:
+    """Yield where the token ids of each question stand, and the ids."""
+    for question, parts in zip(questions, ids, strict=True):
+        yield f"comparison {question.uid}", [token for part in parts for token in part]
+
+
 class RewardModel(_Scored):
     """A sequence classifier of one output, on prompt and response as its chat template has them.
 
@@ -80,12 +90,10 @@ class RewardModel(_Scored):
 
     def __init__(self, options: JudgeOptions) -> None:
         source = str(options.judge_model)
-        try:
-            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForSequenceClassification.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise UsageError(f"--judge_model {source}: no sequence classifier ({first}).") from None
+        model: Any = load_classifier(source, option="--judge_model")
+        place = f"--judge_model {source}"
+        self._tokenizer = read_tokenizer(source, place, trust_remote_code=False)
+        require_finite_weights(model)
         if model.config.num_labels != 1:
             raise UsageError(
                 f"--judge_model {source}: has {model.config.num_labels} outputs; a reward model "
@@ -110,13 +118,15 @@ class RewardModel(_Scored):
             [self._render(question, response) for response in (question.first, question.second)]
             for question in batch
         ]
-        fits = [all(self._tokens(text) <= self._longest for text in pair) for pair in texts]
+        encoded = [[self._ids(text) for text in pair] for pair in texts]
+        require_known_tokens(self._model, self._tokenizer, _places(batch, encoded))
+        fits = [all(len(ids) <= self._longest for ids in pair) for pair in encoded]
         rewards = iter(self._rewards([text for pair, fit in zip(texts, fits, strict=True) if fit
                                       for text in pair]))  # fmt: skip
         return [_by_score(next(rewards) - next(rewards)) if fit else _DOES_NOT_FIT for fit in fits]
 
-    def _tokens(self, text: str) -> int:
-        return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _rewards(self, texts: list[str]) -> list[float]:
         rewards: list[float] = []
@@ -158,11 +168,14 @@ class ImplicitReward(_Scored):
 
     def __init__(self, options: JudgeOptions) -> None:
         policy, reference = str(options.judge_model), str(options.judge_reference)
-        self._tokenizer = load_tokenizer(reference, trust_remote_code=False)
+        option = "--judge_reference"
+        self._tokenizer = load_tokenizer(reference, trust_remote_code=False, option=option)
         self._policies = [
-            on_accelerator(load_policy(path, trust_remote_code=False))
-            for path in (policy, reference)
+            on_accelerator(load_policy(path, trust_remote_code=False, option=option))
+            for path, option in ((policy, "--judge_model"), (reference, option))
         ]
+        for loaded in self._policies:
+            require_sound(loaded)
         self._longest = min(map(context_length, self._policies))
         self._forward_size = options.judge_batch_size
         self.batch_size = 64 * options.judge_batch_size
@@ -182,6 +195,10 @@ class ImplicitReward(_Scored):
                 tokenized[i] = tokenize_pair(pair, self._tokenizer, self._longest)
         if not tokenized:
             return [self._untokenized(question) for question in batch]
+        asked = [batch[i] for i in tokenized]
+        ids = [[getattr(pair, part) for part in PARTS] for pair in tokenized.values()]
+        for loaded in self._policies:
+            require_known_tokens(loaded, self._tokenizer, _places(asked, ids))
         pairs = Dataset.from_list(
             [{p: getattr(ids, p) for p in PARTS} for ids in tokenized.values()]
         )

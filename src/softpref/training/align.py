@@ -35,10 +35,12 @@ from softpref.training.output import (
 )
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
+from softpref.training.weights import located
 
 logger = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
+PATH_OPTIONS = ("output_dir", "reference_cache", "resume_from_checkpoint")
 PACKAGES = ("softpref", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -161,16 +163,21 @@ def _say_labels(labels: Dataset, pairs: Dataset) -> None:
 def run_record(
     trainer: MSPOTrainer, files: AlignFiles, provenance: str, sft_targets: dict[str, int]
 ) -> dict[str, Any]:
-    """Return the resolved options, versions, seeds and data of a run."""
+    """Return the resolved options, versions, seeds and data of a run.
+
+    What lies here is named by its absolute path, so that it is found from anywhere.
+    """
     noise, correction = trainer.noise, trainer.correction
+    options = trainer.args.to_dict()
+    data = trainer.prepared.record.items()
     return {
         "format": 1,
-        "files": dataclasses.asdict(files),
+        "files": _located_files(files),
         "method": trainer.args.method,
         "source": trainer.method.source,
-        "options": trainer.args.to_dict(),
+        "options": options | {name: located(options[name] or "") or None for name in PATH_OPTIONS},
         "meta_lr": trainer.teacher.optimizer.param_groups[0]["lr"] if trainer.teacher else None,
-        "data": trainer.prepared.record,
+        "data": {name: told | {"source": located(told["source"])} for name, told in data},
         "clean_pairs": provenance,
         "sft_targets_among_pairs": sft_targets,
         "noise_rate": dataclasses.asdict(noise) if noise else None,
@@ -182,6 +189,14 @@ def run_record(
         "python": sys.version.split()[0],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _located_files(files: AlignFiles) -> dict[str, str | None]:
+    named: dict[str, str | None] = dataclasses.asdict(files)
+    paths = {name: located(value) for name, value in named.items() if value}
+    if files.clean and files.clean.isdigit():
+        paths["clean"] = files.clean  # so many training pairs, whatever a file is called
+    return named | paths
 
 
 def _noise_rate_source(trainer: MSPOTrainer) -> str:

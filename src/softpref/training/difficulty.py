@@ -18,6 +18,7 @@ from softpref.data.noise import Injected, inject, refuse_bad_rows
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
+from softpref.training.fit import require_known_tokens_of_pairs, require_sound
 from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.scoring import score_pairs
@@ -125,6 +126,8 @@ def log_ratio_sizes(
     )  # fmt: skip
     if torch.accelerator.is_available():
         policy.to(torch.accelerator.current_accelerator())
+    require_sound(policy)
+    require_known_tokens_of_pairs(policy, tokenizer, tokenized.pairs, source)
     probe = [_in_fixed_order(pair) for pair in longest_pairs(tokenized.pairs)]
     collate, _ = choose_layout("auto", policy, probe)
 

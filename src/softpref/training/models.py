@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.utils.hub import has_file
 
 from softpref.algorithm.policy import trainable
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.sharding import shards_for
+from softpref.training.weights import (
+    HUB_ID,
+    base_model,
+    first_line,
+    in_one_sentence,
+    load_whole,
+    located,
+    of_base,
+    with_adapter,
+)
 
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+CONTEXT_NAMES = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
+    "seq_length",
+)  # fmt: skip
 
 
-def load_tokenizer(source: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str, *, trust_remote_code: bool, option: str = "--model"
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer that can end a response.
 
     Raises:
         UsageError: there is none at `source`, or it has no EOS token.
     """
-    adapter = Path(source) / "adapter_config.json"
-    if adapter.is_file() and not (Path(source) / "tokenizer_config.json").is_file():
-        source = str(PeftConfig.from_pretrained(source).base_model_name_or_path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--model {source}: no tokenizer ({_first(error)}).") from None
+    place = f"{option} {source}"
+    tokenizer = read_tokenizer(source, place, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UsageError(
-            f"--model {source}: its tokenizer has no EOS token, so no response could ever end; set "
+            f"{place}: its tokenizer has no EOS token, so no response could ever end; set "
             "`eos_token` in tokenizer_config.json."
         )
     return tokenizer
+
+
+def read_tokenizer(source: str, place: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer, an adapter's from its base model where it brings none.
+
+    Raises:
+        UsageError: there is none; the message begins with `place`.
+    """
+    base = None
+    with in_one_sentence(place, "no tokenizer", source):
+        if not has_file(source, "tokenizer_config.json"):
+            base = base_model(source, place)
+    what = f"no tokenizer, nor one of {of_base(base, source)}" if base else "no tokenizer"
+    with in_one_sentence(place, what, base or source):
+        return AutoTokenizer.from_pretrained(base or source, trust_remote_code=trust_remote_code)
 
 
 def load_policy(
@@ -51,33 +79,61 @@ def load_policy(
     trust_remote_code: bool,
     dtype: torch.dtype = torch.float32,
     sharding: DistributedConfig | None = None,
+    option: str = "--model",
 ) -> nn.Module:
     """Load a model, or an adapter with its base model; sharded if told how.
+
+    Every tensor comes from a safetensors file, and none is missing.
 
     Raises:
         UsageError: no causal language model can be loaded from `source`.
     """
+    place = f"{option} {source}"
     if not Path(source).exists() and not HUB_ID.fullmatch(source):
-        raise UsageError(f"--model {source}: no such directory.")
-    adapter = (Path(source) / "adapter_config.json").is_file()
-    try:
-        base = PeftConfig.from_pretrained(source).base_model_name_or_path if adapter else source
-        policy = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, trust_remote_code=trust_remote_code, distributed_config=sharding
-        )
-        return PeftModel.from_pretrained(policy, source, is_trainable=True) if adapter else policy
-    except (OSError, ValueError) as error:
+        raise UsageError(f"{place}: no such directory.")
+    base = base_model(source, place)
+    what = "no causal language model could be loaded"
+    if base:
+        what = f"{of_base(base, source)} could not be loaded"
+        if base_model(base, place):
+            raise UsageError(
+                f"{place}: its base model {base} is an adapter itself: merge that into its own "
+                "base model first (merge_and_unload, then save_pretrained)."
+            )
+    policy = load_whole(
+        AutoModelForCausalLM, base or located(source), place, what, dtype=dtype,
+        trust_remote_code=trust_remote_code, distributed_config=sharding,
+    )  # fmt: skip
+    return with_adapter(policy, located(source), base, place) if base else policy
+
+
+def load_classifier(source: str, *, option: str) -> nn.Module:
+    """Load a sequence classifier, all of its tensors from safetensors files.
+
+    Raises:
+        UsageError: there is none at `source`.
+    """
+    place = f"{option} {source}"
+    if base_model(source, place):
         raise UsageError(
-            f"--model {source}: no causal language model could be loaded ({_first(error)}); give "
-            "a directory with config.json and safetensors weights, or a hub id."
-        ) from None
+            f"{place}: is an adapter: merge it into its base model first (merge_and_unload, then "
+            "save_pretrained)."
+        )
+    what = "no sequence classifier"
+    return load_whole(AutoModelForSequenceClassification, located(source), place, what)
 
 
 def tokenizer_of(
     model: nn.Module | str, policy: nn.Module, args: MSPOConfig
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a run's model, from where it lies or says that it was loaded from."""
+    """Load the tokenizer of a run's model, from where it lies or says that it was loaded from.
+
+    Raises:
+        UsageError: there is none there, or nowhere to look.
+    """
     source = model if isinstance(model, str) else str(getattr(policy.config, "name_or_path", ""))
+    if not source:
+        raise UsageError("the model was not loaded from anywhere: give its processing_class.")
     return load_tokenizer(source, trust_remote_code=args.trust_remote_code)
 
 
@@ -147,7 +203,7 @@ def make_trainable(policy: nn.Module, args: MSPOConfig, adapter: PeftConfig | No
     try:
         return get_peft_model(policy, adapter or fresh)
     except ValueError as error:
-        raise UsageError(f"--lora_target_modules: {_first(error)}.") from None
+        raise UsageError(f"--lora_target_modules: {first_line(error)}.") from None
 
 
 def _has_16_bit_weights(policy: nn.Module) -> bool:
@@ -170,8 +226,10 @@ def switch_dropout_off(policy: nn.Module) -> None:
 
 def context_length(policy: nn.Module) -> int:
     """Return how many tokens the policy can read; no limit where its config names none."""
-    return getattr(policy.config, "max_position_embeddings", None) or sys.maxsize
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    config = cast(PretrainedConfig, policy.config)
+    for part in (config.get_text_config(), config):
+        for name in CONTEXT_NAMES:
+            length = getattr(part, name, None)
+            if isinstance(length, int) and length > 0:
+                return length
+    return sys.maxsize

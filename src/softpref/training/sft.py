@@ -27,6 +27,7 @@ from softpref.data.sources import load_pairs
 from softpref.errors import UsageError, require_package
 from softpref.options import option, require
 from softpref.training.checkpoints import SafeCheckpoints
+from softpref.training.fit import require_chosen_fit
 from softpref.training.models import load_policy, load_tokenizer, lora_config
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.recompute import set_both_names
@@ -149,6 +150,7 @@ def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
     policy = load_policy(files.model, trust_remote_code=config.trust_remote_code)
     _refuse_unfit(loaded.pairs, tokenizer, files, config)
+    require_chosen_fit(policy, tokenizer, loaded.pairs, files.train)
     adapter = lora_config(files.lora_r) if files.lora_r else None
     fine_tune(policy, tokenizer, loaded.pairs, config, adapter)
     logger.info("written: %s", output)

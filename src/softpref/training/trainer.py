@@ -38,6 +38,7 @@ from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import MSPOConfig
 from softpref.training.drift import require_alike
 from softpref.training.engines import engine_for
+from softpref.training.fit import require_fit
 from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs
 from softpref.training.layout import choose_layout, longest_pairs
@@ -59,11 +60,7 @@ from softpref.training.needs import (
 )
 from softpref.training.perpcorrect import correct
 from softpref.training.preparation import Pairs, prepare
-from softpref.training.reference import (
-    fingerprint_tokens,
-    fingerprint_weights,
-    sets_with_reference,
-)
+from softpref.training.reference import fingerprint_tokens, fingerprint_weights, sets_with_reference
 from softpref.training.samplers import EpochSampler
 from softpref.training.scoring import score_pairs
 from softpref.training.sharding import made_to_save_all, settle
@@ -126,6 +123,7 @@ class MSPOTrainer(SafeCheckpoints):
         prepared = prepare(*sets, tokenizer, *limits, args.on_bad_row)
         require_needs(args, prepared)
         settle(policy, args)
+        require_fit(policy, tokenizer, prepared)
         start = self.start_fingerprint = fingerprint_weights(policy)
         switch_dropout_off(policy)
         probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
