@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -139,7 +140,8 @@ def _context(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
         value = values.get(name)
         if isinstance(value, str):
-            value = json.loads(value) if value.strip() else None
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
         if value and not isinstance(value, kind):
             raise ValueError(f"`{name}` is no {'list' if kind is list else 'object'}")
         if value:
