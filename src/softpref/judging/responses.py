@@ -119,12 +119,13 @@ def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _prompt(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
     prompt = values.get("prompt")
     is_conversation = isinstance(prompt, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) for message in prompt
+        isinstance(message, dict) and isinstance(message.get("role"), str) and len(message) > 1
+        for message in prompt
     )
     if not prompt or not (isinstance(prompt, str) or is_conversation):
         raise UsageError(
-            f"{place(source, row)}: has no `prompt`, text or a list of messages, each with a role; "
-            "mend it or take it out."
+            f"{place(source, row)}: has no `prompt`, text or a list of messages, each with role and "
+            "content; mend it or take it out."
         )
     try:
         context = _context(values)
