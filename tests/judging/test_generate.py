@@ -203,7 +203,7 @@ def test_tools_and_every_field_of_a_message_reach_the_template(model, tmp_path, 
         ({"prompt": "a", "chat_template_kwargs": [1]}, "`chat_template_kwargs` is no object"),
         ({"prompt": []}, "line 1: has no `prompt`"),
         ({"prompt": [{"content": "a"}]}, "each with role and content"),
-        ({"prompt": [{"role": "user", "content": None}]}, "line 1: the chat template refuses the conversation"),
+        ({"prompt": [{"role": "user", "content": None}]}, "line 1: the chat template refuses"),
         (
             {"prompt": [{"role": "user", "content": ""}],
              "chat_template_kwargs": {"add_generation_prompt": False}},

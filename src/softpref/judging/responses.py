@@ -124,8 +124,8 @@ def _prompt(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
     )
     if not prompt or not (isinstance(prompt, str) or is_conversation):
         raise UsageError(
-            f"{place(source, row)}: has no `prompt`, text or a list of messages, each with role and "
-            "content; mend it or take it out."
+            f"{place(source, row)}: has no `prompt`, text or a list of messages, each with role "
+            "and content; mend it or take it out."
         )
     try:
         context = _context(values)
