@@ -312,3 +312,9 @@ def test_a_directory_of_something_else_is_left_alone(files, tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds something else"):
         run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
+
+
+def test_what_is_no_path_is_named_with_what_to_give(files):
+    for name, given in (("data", toy_pairs(3)), ("clean", [1]), ("model", torch.nn.Linear(1, 1))):
+        with pytest.raises(UsageError, match=f"{name} is a {type(given).__name__}: give where"):
+            softpref.audit(**files | {name: given})

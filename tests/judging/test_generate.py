@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from softpref.cli import main
 from softpref.evaluation.generate import sample
 from softpref.judging import generate
+from softpref.judging.generate import prompt_ids
 from softpref.judging.responses import join, load_responses
 from softpref.training.models import load_policy, load_tokenizer
 from softpref.world.language import make_tokenizer
@@ -54,11 +57,13 @@ def test_greedy_responses_stand_in_the_prompts_order(model, prompts, tmp_path):
     policy = load_policy(model, trust_remote_code=False)
     tokenizer = load_tokenizer(model, trust_remote_code=False)
     for prompt, row in zip(PROMPTS, rows, strict=True):
-        alone = sample(policy, tokenizer, [prompt], max_new_tokens=5, temperature=0, seed=0,
+        ids = tokenizer(prompt)["input_ids"]
+        alone = sample(policy, tokenizer, [ids], max_new_tokens=5, temperature=0, seed=0,
                        batch_size=1)  # fmt: skip
         assert (row["prompt"], row["response"]) == (prompt, alone[0])
     record = json.loads((tmp_path / "out.jsonl.record.json").read_text())
     assert (record["model"], record["seed"], record["max_new_tokens"]) == (model, 0, 5)
+    assert (record["temperature"], record["generation_config"]) == (0, "plain")
     assert list(load_responses(str(tmp_path / "out.jsonl"))) == [row["uid"] for row in rows]
 
 
@@ -115,25 +120,141 @@ def test_other_settings_do_not_go_on_with_it(model, prompts, tmp_path, capsys):
     assert "was begun with other settings" in capsys.readouterr().err
 
 
-def test_a_chat_template_gives_one_bos(model, prompts, tmp_path, monkeypatch):
+class Closing:
+    """A tokenizer that adds BOS and EOS to text."""
+
+    bos_token_id, eos_token, eos_token_id = 1, "</s>", 2
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self.chat_template = tokenizer.chat_template
+        self.apply_chat_template = tokenizer.apply_chat_template
+
+    def __call__(self, text, **_):
+        return {"input_ids": [1, *self._tokenizer(text)["input_ids"], 2]}
+
+
+@pytest.mark.parametrize("chat", [TEMPLATE, TEMPLATE.removeprefix("{{ bos_token }}")])
+def test_messages_are_the_tokens_of_the_template_and_text_those_of_the_tokenizer(model, chat):
     tokenizer = load_tokenizer(model, trust_remote_code=False)
-    tokenizer.chat_template = TEMPLATE
-    options = generate.GenerateOptions(model=model, prompt_format="chat")
-    text = generate.rendered("sort : a b", tokenizer, options)
-    assert text == "<s>sort : a b ="  # this tokenizer adds none of its own
-
-    class Adding:
-        bos_token, bos_token_id, chat_template = "<s>", 1, TEMPLATE
-        apply_chat_template = tokenizer.apply_chat_template
-
-        def __call__(self, text):
-            return {"input_ids": [1]}
-
-    assert generate.rendered("sort : a b", Adding(), options) == "sort : a b ="
+    tokenizer.chat_template = chat
     messages = [{"role": "user", "content": "sort"}, {"role": "assistant", "content": ":"}]
-    auto = generate.GenerateOptions(model=model)
-    assert generate.rendered(messages, tokenizer, auto) == "<s>sort : ="
-    assert generate.rendered("sort", tokenizer, auto) == "sort"
+    bos = [1] if chat == TEMPLATE else []
+    for either in (tokenizer, Closing(tokenizer)):
+        assert prompt_ids(messages, either, {}) == bos + tokenizer("sort : =")["input_ids"]
+    assert prompt_ids("sort", tokenizer, {}) == tokenizer("sort")["input_ids"]
+    sort = tokenizer("sort")["input_ids"]
+    assert prompt_ids("sort", Closing(tokenizer), {}) == [1, *sort]
+    assert prompt_ids("<s>sort</s>", Closing(tokenizer), {}) == [1, *sort, 2]
+
+
+TOOL_TEMPLATE = (
+    "{% for t in tools or [] %}{{ t.name }} {% endfor %}"
+    "{% for m in messages %}{{ m.content or '' }} {{ m.reasoning_content or '' }} "
+    "{% for call in m.tool_calls or [] %}{{ call.name }} {% endfor %}{% endfor %}"
+    "{% if thinking %}shift {% endif %}{% if add_generation_prompt %}={% endif %}"
+)
+
+
+def test_tools_and_every_field_of_a_message_reach_the_template(model, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(model, trust_remote_code=False)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    home = tmp_path / "model"
+    load_policy(model, trust_remote_code=False).save_pretrained(home)
+    tokenizer.save_pretrained(home)
+    messages = [
+        {"role": "user", "content": "a", "name": "kim"},
+        {"role": "assistant", "content": None, "reasoning_content": "b",
+         "tool_calls": [{"name": "c", "arguments": {"x": 1}}]},
+    ]  # fmt: skip
+    tools = [{"name": "reverse"}]
+    rows = [
+        {"prompt": messages},
+        {"prompt": messages, "tools": tools, "chat_template_kwargs": {"thinking": True}},
+        {"prompt": messages, "tools": json.dumps(tools), "chat_template_kwargs": None},
+        {"prompt": messages, "tools": tools},
+    ]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = []
+    monkeypatch.setattr(
+        generate,
+        "sample",
+        lambda *given, **options: asked.append(given[2]) or ["x"] * len(given[2]),
+    )
+    output = tmp_path / "out.jsonl"
+    written = run(str(home), str(prompts), output, "--batch_size", "4")
+    texts = ["a b c =", "reverse a b c =", "reverse a b c =", "reverse a b c shift ="]
+    assert asked == [[tokenizer(text)["input_ids"] for text in texts]]
+    assert [row.get("tools") for row in written] == [None, tools, tools, tools]
+    assert written[1]["chat_template_kwargs"] == {"thinking": True}
+    names = [row["uid"].rsplit("-") for row in written]
+    assert names[2][0] == names[3][0]
+    assert [name[1] for name in names] == ["0", "0", "0", "1"]
+    assert len({name[0] for name in names}) == 3
+    assert list(load_responses(str(output))) == [row["uid"] for row in written]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "tools": [{"name": "f"}]}, "line 1: has tools, which only a chat"),
+        ({"prompt": "a", "tools": "no"}, "line 1: `tools` is no list"),
+        ({"prompt": "a", "chat_template_kwargs": [1]}, "`chat_template_kwargs` is no object"),
+        ({"prompt": []}, "line 1: has no `prompt`"),
+        ({"prompt": [{"content": "a"}]}, "each with role and content"),
+        ({"prompt": [{"role": "user", "content": None}]}, "line 1: the chat template refuses"),
+        (
+            {"prompt": [{"role": "user", "content": ""}],
+             "chat_template_kwargs": {"add_generation_prompt": False}},
+            "line 1: the chat template refuses the conversation",
+        ),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_cannot_be_used_is_named(model, tmp_path, capsys, row, message):
+    tokenizer = load_tokenizer(model, trust_remote_code=False)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
+    home = tmp_path / "model"
+    load_policy(model, trust_remote_code=False).save_pretrained(home)
+    tokenizer.save_pretrained(home)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps(row) + "\n")
+    with pytest.raises(SystemExit):
+        run(str(home), str(prompts), tmp_path / "out.jsonl")
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def steered(model, tmp_path):
+    """The model with settings of its own."""
+    home = tmp_path / "steered"
+    shutil.copytree(model, home)
+    path = home / "generation_config.json"
+    own = {"eos_token_id": 2, "do_sample": True, "top_k": 1, "suppress_tokens": list(range(4, 20))}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    return str(home)
+
+
+def test_the_model_s_own_settings_draw_where_they_are_asked_for(model, steered, prompts, tmp_path):
+    plain = run(model, prompts, tmp_path / "plain.jsonl")
+    assert run(steered, prompts, tmp_path / "as_plain.jsonl") == plain
+    by_model = ("--generation_config", "model", "--samples", "2")
+    own = run(steered, prompts, tmp_path / "own.jsonl", *by_model)
+    tokenizer = load_tokenizer(model, trust_remote_code=False)
+    suppressed = {tokenizer.decode([i]) for i in range(4, 20)}
+    assert not any(suppressed & set(row["response"].split()) for row in own)
+    assert any(row["response"] for row in plain)
+    record = json.loads((tmp_path / "own.jsonl.record.json").read_text())
+    assert (record["temperature"], record["generation_config"]) == (None, "model")
+    assert record["model_generation_config"]["top_k"] == 1
+
+
+def test_settings_that_do_not_work_are_named(steered, prompts, tmp_path, capsys):
+    path = Path(steered) / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt_lookup_num_tokens": 2}))
+    with pytest.raises(SystemExit):
+        run(steered, prompts, tmp_path / "own.jsonl", "--generation_config", "model")
+    assert "own settings do not work here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,9 +264,13 @@ def test_a_chat_template_gives_one_bos(model, prompts, tmp_path, monkeypatch):
         (("--prompt_format", "chat"), "no chat template"),
         (
             ("--max_new_tokens", "60"),
-            "prompt 4: has 8 tokens, and the model's context is 64: give --max_new_tokens 56",
+            "line 4: the prompt has 8 tokens, and the model's context is 64: give "
+            "--max_new_tokens 56",
         ),
         (("--temperature", "-1"), "--temperature -1.0"),
+        (("--temperature", "inf"), "--temperature inf"),
+        (("--temperature", "0", "--generation_config", "model"), "give one of them"),
+        (("--samples", "2", "--generation_config", "model"), "says no do_sample"),
         (("--limit", "0"), "--limit 0"),
         (("--model", "/nowhere"), "/nowhere"),
     ],

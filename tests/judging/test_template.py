@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from softpref.judging.questions import Question
-from softpref.judging.template import read_reply, render
+from softpref.judging.template import LONGEST_REPLY, read_reply, render
 
 texts = st.text()
 
@@ -29,6 +31,20 @@ def test_a_conversation_is_shown_with_its_roles():
     assert "system: Be brief.\n\nuser: Hi." in user["content"]
 
 
+def test_what_stands_beside_a_message_s_content_is_shown():
+    prompt = [
+        {"role": "user", "content": "Hi.", "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]},
+        {"role": "tool", "content": [{"type": "text", "text": "ü"}], "name": "f"},
+        {"role": "assistant", "content": ""},
+    ]
+    _, user = render(Question("u", prompt, "1", "2", False), "<m>")
+    assert (
+        'PROMPT\nuser: Hi.\n\nassistant: {"tool_calls": [{"name": "f"}]}\n\n'
+        'tool: [{"type": "text", "text": "ü"}]\n{"name": "f"}\n\nassistant: \n<m>'
+    ) in user["content"]
+
+
 @pytest.mark.parametrize(
     ("content", "verdict"),
     [
@@ -37,7 +53,23 @@ def test_a_conversation_is_shown_with_its_roles():
         ('```json\n{"justification": "x", "verdict": "B"}\n```', "B"),
         ("A", None),
         ("I think A is better.", None),
-        ('Sure! {"verdict": "A"}', None),
+        ('Sure! {"verdict": "A"} I hope this helps.', "A"),
+        ('<think>{"verdict": "tie"}?</think>\n{"verdict": "B"}', "B"),
+        ('<thinking>\n{"verdict": "tie"}\n</thinking>\n```json\n{"verdict": "B"}\n```', "B"),
+        ('the template opened the thoughts: {"verdict": "A"} </think> {"verdict": "B"}', "B"),
+        ('First {"verdict": "A"}, on second thought {"verdict": "B"}', "B"),
+        ('{"verdict": "A"}, but with {"other": 1}', "A"),
+        ('{"verdict": "A"} or rather {"verdict": "neither"}', None),
+        ('if (x) { return {1}; } {"a": {"b": {} so {"verdict": "B"}', "B"),
+        ('{"verdict": "A"|"B"|"tie"}, which is {"verdict": "tie"}', "tie"),
+        ('{"justification": "B shows its <think> and </think>", "verdict": "A"}', "A"),
+        ('<think>"{" {"verdict": "tie"}</think>{"justification": "</think>", "verdict": "A"}', "A"),
+        ('{"verdict": "A", "confidence": ' + "9" * 5000 + "}", "A"),
+        ('{"answer": {"verdict": "A"}}', None),
+        ('<think>{"verdict": "A"}', None),
+        ('<think>a</think> <think>{"verdict": "A"}', None),
+        ('{"verdict": "A"}</think>', None),
+        ("x" * LONGEST_REPLY + '{"verdict": "A"}', None),
         ('{"verdict": "a"}', None),
         ('{"verdict": ["A"]}', None),
         ('["A"]', None),
@@ -50,6 +82,40 @@ def test_a_conversation_is_shown_with_its_roles():
 def test_a_verdict_is_read_from_json_alone(content, verdict):
     read = read_reply(content)
     assert (read and read[0]) == verdict
+
+
+VERDICT = '{"justification": "x", "verdict": "A"}'
+
+
+@pytest.mark.parametrize("after", ["", VERDICT])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        " " * 3000, "```json" + " " * 3000, "`" * 3000, "{" * 100_000, "}" * 100_000,
+        "[" * 10_000, '{"a":' * 10_000, '{"a":[' * 10_000, "{ \n" * 10_000, '{"' * 10_000,
+        '{\n"{' * 10_000, '{"a":"{' * 10_000, "<think>" * 10_000, "</think>{}" * 10_000,
+        '{"a": 1}' * 10_000,
+    ],
+    ids=range(15),
+)  # fmt: skip
+def test_hostile_replies_are_read_at_once(hostile, after):
+    start = time.process_time()
+    read = read_reply(hostile + after)
+    assert time.process_time() - start < 0.2
+    assert read in (None, ("A", "x"))
+
+
+@given(st.text(st.sampled_from('{}[]":,\\ \nab1') | st.sampled_from("😀é")))
+def test_no_reply_of_json_s_characters_breaks_the_reading(content):
+    read_reply(content)
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "{", "}", '"', "text", VERDICT])))
+def test_a_verdict_after_the_thoughts_is_found(thoughts):
+    last = '{"justification": "y", "verdict": "B"}'
+    before = "".join(thoughts)
+    if before.count('"') % 2 == 0 and "{" not in thoughts:  # else it may stand inside a text
+        assert read_reply(f"{before}</think>{last}") == ("B", "y")
 
 
 @given(st.text())

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
@@ -569,3 +570,48 @@ def test_without_a_meta_learner_p_correct_is_the_starting_policys(tmp_path):
 def test_scoring_runs_in_the_precision_of_training(tmp_path):
     full, mixed = (toy_trainer(tmp_path, bf16=bf16, tuning="lora").pairs for bf16 in (False, True))
     assert list(full["ref_chosen_logp"]) != list(mixed["ref_chosen_logp"])
+
+
+def test_a_list_of_rows_is_a_data_set(tmp_path):
+    rows = toy_pairs(20).to_list()
+    del rows[0]["is_flipped"]
+    with pytest.raises(UsageError, match="train set, row 2: .*is_flipped"):
+        toy_trainer(tmp_path, method="dpo", train=rows)
+    rows = toy_pairs(20).to_list()
+    trainer = toy_trainer(tmp_path, method="dpo", train=rows, evaluation=toy_pairs(6, 2).to_list())
+    as_set = toy_trainer(tmp_path, method="dpo", train=toy_pairs(20))
+    assert trainer.pairs.to_list() == as_set.pairs.to_list()
+    assert "is_flipped" in trainer.pairs.column_names
+    assert len(trainer.prepared.evaluation) == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            DatasetDict(train=toy_pairs(3), test=toy_pairs(3)),
+            "train_dataset is a DatasetDict with the splits train, test: give one, such as "
+            r"data\['train'\]",
+        ),
+        (toy_pairs(3).to_iterable_dataset(), "is of type IterableDataset: .*from_list"),
+        (toy_pairs(3).to_pandas(), "is of type DataFrame: give .*from_pandas"),
+        ("pairs.jsonl", r"is of type str: give softpref.data.sources.load_pairs\('pairs.jsonl'\)"),
+        (Path("pairs.jsonl"), r"Path: give softpref.data.sources.load_pairs\('pairs.jsonl'\)"),
+        (None, "train_dataset is of type NoneType: give a datasets.Dataset"),
+        ([1], "is of type list: give a datasets.Dataset, or a list of rows, each a dict"),
+        ([], "train set"),
+        ({}, "is of type dict: give"),
+        ([{"prompt": "a"}, {"prompt": [{"role": "user"}]}], "its rows make no data set"),
+    ],
+)
+def test_what_is_no_data_set_is_named_with_what_to_give(tmp_path, given, message):
+    options = MSPOConfig(output_dir=str(tmp_path), method="dpo", use_cpu=True)
+    with pytest.raises(UsageError, match=message):
+        MSPOTrainer(tiny_model(), options, given, processing_class=make_tokenizer())
+
+
+def test_the_other_two_sets_are_named_by_their_arguments(tmp_path):
+    splits = DatasetDict(train=toy_pairs(3))
+    for name, argument in (("clean", "clean_dataset"), ("evaluation", "eval_dataset")):
+        with pytest.raises(UsageError, match=f"{argument} is a DatasetDict"):
+            toy_trainer(tmp_path, **{name: splits})

@@ -106,7 +106,7 @@ def test_tiny_llama_is_seeded_small_and_draws():
         return sample(
             model,
             tokenizer,
-            asked,
+            [tokenizer(prompt)["input_ids"] for prompt in asked],
             max_new_tokens=MAX_NEW_TOKENS,
             temperature=1.0,
             seed=3,

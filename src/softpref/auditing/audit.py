@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,9 +138,9 @@ def _marks_of(path: str, data: str) -> dict[str, float | None]:
 
 
 def audit(
-    model: str | None = None,
-    data: str | None = None,
-    clean: str | int | None = None,
+    model: str | PathLike[str] | None = None,
+    data: str | PathLike[str] | None = None,
+    clean: str | PathLike[str] | int | None = None,
     **options: Any,
 ) -> Audit:
     """Return how far each label of a preference set is to be believed.
@@ -153,8 +154,17 @@ def audit(
     Raises:
         UsageError: data or model cannot be used.
     """
-    clean = None if clean is None else str(clean)
-    return _audit(_asked(AuditOptions(model=model, data=data, clean=clean, **options)))
+    paths = {"model": model, "data": data, "clean": clean}
+    for name, given in paths.items():
+        if not isinstance(given, str | PathLike | int | None):
+            raise UsageError(
+                f"{name} is a {type(given).__name__}: give where it lies, a path or hub id; "
+                "a data set is written to a file by to_json('pairs.jsonl')."
+            )
+    asked: dict[str, Any] = {
+        name: None if given is None else str(given) for name, given in paths.items()
+    }
+    return _audit(_asked(AuditOptions(**asked | options)))
 
 
 def _asked(options: AuditOptions) -> AuditOptions:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,8 +128,7 @@ def tokenize_pair(
     responses = [ids[start:] for ids in sequences]
     chosen_ids, rejected_ids = (response[:room] for response in responses)
     truncated = max(map(len, responses)) > room
-    what = f"the model's context of {context_length} tokens"
-    what = what if context_length <= max_length else f"--max_length {max_length}"
+    what = _limit_in_words(max_length, context_length)
 
     if start == 0:
         raise RowError("no token is common to the prompt and the two sequences that begin with it")
@@ -190,8 +189,7 @@ def tokenize_pairs(
             try:
                 ids = tokenize_pair(row, tokenizer, max_length, context_length)
             except TooLongError as error:
-                bad.leave_out(row["row"], str(error))
-                remarks.too_long.append(BadRow(row["row"], str(error)))
+                remarks.leave_out(bad, row["row"], str(error))
                 continue
             except RowError as error:
                 bad.add(row["row"], str(error))
@@ -220,6 +218,67 @@ def tokenize_pairs(
     )
 
 
+def tokenize_chosen(
+    pairs: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    name: str,
+    on_bad_row: OnBadRow = "stop",
+    context_length: int = sys.maxsize,
+) -> datasets.Dataset:
+    """Return `input_ids` and `completion_mask` of prompt and chosen response, and their `index`.
+
+    Ids, cuts and what is left out are those of `tokenize_pairs`; `index` is the place in `pairs`.
+
+    Args:
+        pairs: Rows with prompt and chosen, and their number in `row` if they have one.
+        tokenizer: The policy's tokenizer.
+        max_length: Most tokens of prompt and response together.
+        name: What messages call the pairs: their file.
+        on_bad_row: Whether a row that cannot be used is an error or left out.
+        context_length: Most tokens that the model reads.
+
+    Raises:
+        UsageError: As in `tokenize_pair`; if there is a bad row (under `stop`) or no good one.
+    """
+    bad = BadRows(name, on_bad_row)
+    remarks = Remarks(name, tokenizer)
+    limit = min(max_length, context_length)
+    what = _limit_in_words(max_length, context_length)
+
+    def tokenized() -> Iterator[dict[str, Any]]:
+        for index, row in enumerate(dataset_rows(pairs)):
+            number = row.get("row", index + 1)
+            try:
+                prompt, whole = _render_pair(row, tokenizer, ("chosen",))
+            except RowError as error:
+                bad.add(number, str(error))
+                continue
+            alone, ids = _encode([prompt, whole], tokenizer, row["prompt"])
+            alone = _prompt_alone(alone, tokenizer, row["prompt"])
+            start = len(os.path.commonprefix([alone, ids]))
+            if start >= limit:
+                remarks.leave_out(bad, number, f"longer than {what}: the prompt alone has {start} "
+                                  "tokens")  # fmt: skip
+            elif start == len(ids):
+                bad.add(number, "the chat template leaves no token of a response")
+            elif not bad.stopped:
+                ids = ids[:limit]
+                mask = [0] * start + [1] * (len(ids) - start)
+                yield {"input_ids": ids, "completion_mask": mask, "index": index}
+
+    schema = pa.schema([("input_ids", pa.list_(pa.int32())),
+                        ("completion_mask", pa.list_(pa.int8())), ("index", pa.int64())])  # fmt: skip
+    bar = tqdm(tokenized(), f"tokenizing {name}", len(pairs), delay=3, leave=False, disable=None)
+    dataset = store(iter(bar), schema)
+    bad_rows = bad.settle(len(dataset))
+    remarks.say(len(pairs))
+    if named := [row for row in bad_rows if row not in remarks.too_long]:
+        logger.warning("%s: %d rows are left out: %s", name, len(named), in_words(name, named))
+    return dataset
+
+
 class Remarks:
     """What a user should know of pairs that are used, or left out for their length alone."""
 
@@ -242,6 +301,11 @@ class Remarks:
                 self._controlled.append((row["row"], found[0]))
                 break
 
+    def leave_out(self, bad: BadRows, row: int, reason: str) -> None:
+        """Leave out a row for its length alone."""
+        bad.leave_out(row, reason)
+        self.too_long.append(BadRow(row, reason))
+
     def say(self, total: int) -> None:
         """Say it, a line a kind."""
         if self.too_long:
@@ -258,9 +322,19 @@ class Remarks:
                            row)  # fmt: skip
 
 
-def _render_pair(pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return as texts: prompt, prompt + chosen, prompt + rejected, plain ones closed by EOS."""
-    prompt, sides, context = pair["prompt"], ("chosen", "rejected"), template_context(pair)
+def _limit_in_words(max_length: int, context_length: int) -> str:
+    if context_length <= max_length:
+        return f"the model's context of {context_length} tokens"
+    return f"--max_length {max_length}"
+
+
+def _render_pair(
+    pair: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    sides: Sequence[str] = ("chosen", "rejected"),
+) -> list[str]:
+    """Return as texts the prompt, and the prompt with each response, plain ones closed by EOS."""
+    prompt, context = pair["prompt"], template_context(pair)
     if isinstance(prompt, str):
         return [prompt, *(f"{prompt}{pair[side]}{tokenizer.eos_token}" for side in sides)]
     return [

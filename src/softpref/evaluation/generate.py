@@ -1,8 +1,10 @@
-"""Responses of a policy to plain-text prompts."""
+"""Responses of a policy to prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -16,35 +18,45 @@ from softpref.algorithm.policy import evaluating
 def sample(
     policy: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
-    temperature: float,
+    temperature: float | None,
     seed: int,
     batch_size: int,
 ) -> list[str]:
     """Return one response to each prompt, without its special tokens.
 
-    Drawn from softmax(logits / temperature), neither top-k nor top-p; greedy at temperature 0.
     Equal arguments give equal responses on equal hardware; the caller's random state is left
     alone. Prompts of like length share a batch, padded on the left.
+
+    Args:
+        policy: a causal language model of transformers, plain or PEFT.
+        tokenizer: the policy's.
+        prompts: token ids, each at least one.
+        max_new_tokens: longest response.
+        temperature: draws from softmax(logits / temperature), greedily at 0: nothing of the
+            model's own generation_config counts but the ids that end a response. None: draws as
+            that config says.
+        seed: of the draws.
+        batch_size: prompts a batch.
     """
-    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     config = _generation_config(policy, tokenizer, max_new_tokens, temperature)
     generate = cast(Callable[..., Tensor], policy.generate)
     device = next(policy.parameters()).device
     responses = [""] * len(prompts)
     starts = range(0, len(prompts), batch_size)
-    with evaluating(policy), torch.random.fork_rng():
+    with evaluating(policy), _steered_by(config, policy), torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in tqdm(starts, desc="generating", unit="batch", leave=False, delay=3):
             members = order[start : start + batch_size]
-            ids, mask = _left_padded([encoded[i] for i in members], config.pad_token_id)
+            ids, mask = _left_padded([prompts[i] for i in members], config.pad_token_id)
             output = generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=config,
+                tokenizer=tokenizer,  # a model's own stop_strings are looked for with it
             )
             texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(members, texts, strict=True):
@@ -56,21 +68,44 @@ def _generation_config(
     policy: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
-    temperature: float,
+    temperature: float | None,
 ) -> GenerationConfig:
-    """Set whatever shapes the distribution: unset values would be taken from the model's own."""
-    own = cast(GenerationConfig, policy.generation_config).eos_token_id
-    ends = tokenizer.eos_token_id if own is None else own
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    drawing = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-    return GenerationConfig(
+    own = cast(GenerationConfig, policy.generation_config)
+    if temperature is None:
+        config = copy.deepcopy(own)
+    elif temperature > 0:
+        config = GenerationConfig(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+    else:
+        config = GenerationConfig(do_sample=False)
+    config.update(
+        max_length=None,
         max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        repetition_penalty=1.0,
-        eos_token_id=ends,
-        pad_token_id=pad,
-        **drawing,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
+        eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
+        pad_token_id=(
+            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        ),
     )
+    return config
+
+
+@contextmanager
+def _steered_by(config: GenerationConfig, policy: nn.Module) -> Iterator[None]:
+    """Put a config in the place of the model's own, from which generate() fills unset values.
+
+    Under an adapter the base model holds it.
+    """
+    name = "generation_config"
+    holders = [vars(m) for m in policy.modules() if isinstance(vars(m).get(name), GenerationConfig)]
+    own = [holder[name] for holder in holders]
+    try:
+        for holder in holders:
+            holder[name] = config
+        yield
+    finally:
+        for holder, its_own in zip(holders, own, strict=True):
+            holder[name] = its_own
 
 
 def _left_padded(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

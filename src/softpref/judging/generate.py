@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,15 +16,18 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from softpref.data.sources import Text
+from softpref.data.bad_rows import place
+from softpref.data.messages import template_context
+from softpref.data.readers import RowError
+from softpref.data.tokens import prompt_ids
 from softpref.errors import UsageError
 from softpref.evaluation.generate import sample
-from softpref.judging.responses import load_prompts, prompt_uid
+from softpref.judging.responses import Prompt, load_prompts, prompt_uid
 from softpref.judging.scored import on_accelerator
 from softpref.options import option, require
-from softpref.training.fit import require_texts_fit
+from softpref.training.fit import require_known_tokens, require_sound
 from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.output import one_writer, write_lines, write_text
 from softpref.training.reference import fingerprint_weights
@@ -44,7 +49,14 @@ class GenerateOptions:
     max_new_tokens: int | None = option(
         "Longest response, tokens; default: 512, or what the model's context leaves."
     )
-    temperature: float = option("Of sampling; 0 is greedy.", 0.0)
+    temperature: float | None = option(
+        "Draw from softmax(logits / temperature), greedily at 0; default: 0."
+    )
+    generation_config: Literal["plain", "model"] = option(
+        "`plain`: of the model's own generation_config only the ids that end a response count; "
+        "`model`: draw as it says, sampling, penalties and all, without --temperature.",
+        "plain",
+    )
     seed: int = option("Seed of sampling.", 0)
     batch_size: int = option("Prompts a batch.", 16)
     prompt_format: Literal["auto", "chat", "plain"] = option(
@@ -70,18 +82,25 @@ def run_generate(options: GenerateOptions) -> None:
     output = Path(options.output)
     prompts = load_prompts(options.prompts)[: options.limit]
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
-    texts = [rendered(prompt, tokenizer, options) for prompt in prompts]
+    ids = [_ids(prompt, tokenizer, options) for prompt in prompts]
     policy = load_policy(
         options.model, trust_remote_code=options.trust_remote_code,
         dtype=torch.bfloat16 if options.bf16 else torch.float32,
     )  # fmt: skip
-    require_texts_fit(policy, tokenizer, texts, options.prompts)
-    options = replace(options, max_new_tokens=_room(texts, tokenizer, policy, options))
-    record = _record(options, fingerprint_weights(policy), texts)
+    require_sound(policy)
+    where = (f"{options.prompts}, prompt {number}" for number in itertools.count(1))
+    require_known_tokens(policy, tokenizer, zip(where, ids, strict=False))
+    by_model = _own_settings(policy, options)
+    options = replace(
+        options,
+        max_new_tokens=_room(ids, prompts, policy, options),
+        temperature=None if by_model else options.temperature or 0.0,
+    )
+    record = _record(options, fingerprint_weights(policy), ids) | by_model
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Path(f"{output}.progress")
     with one_writer(progress):
-        responses = _draw_all(on_accelerator(policy), tokenizer, texts, options, record, progress)
+        responses = _draw_all(on_accelerator(policy), tokenizer, ids, options, record, progress)
         write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
         write_lines(output, _rows(prompts, responses))
         progress.unlink()
@@ -94,72 +113,115 @@ def run_generate(options: GenerateOptions) -> None:
 def _draw_all(
     policy: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    prompts: Sequence[list[int]],
     options: GenerateOptions,
     record: dict[str, Any],
     progress: Path,
 ) -> list[list[str]]:
-    """Return a list of responses for every sample, each in the order of the texts.
+    """Return a list of responses for every sample, each in the order of the prompts.
 
     Every batch is on disk before the next begins.
     """
     done = resume_from(progress, record)
-    order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     turns = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
     batches = [(n, members) for n in range(options.samples) for members in turns]
     bar = tqdm(desc="generating", total=len(batches), initial=len(done), unit="batch", disable=None)
     with progress.open("a", encoding="utf-8") as file, bar:
-        for place, (_, members) in enumerate(batches[len(done) :], start=len(done)):
-            responses = sample(
-                policy, tokenizer, [texts[i] for i in members],
-                max_new_tokens=cast(int, options.max_new_tokens), temperature=options.temperature,
-                seed=_seed(options.seed, place), batch_size=options.batch_size,
+        for number, (_, members) in enumerate(batches[len(done) :], start=len(done)):
+            responses = _draw(
+                policy, tokenizer, [prompts[i] for i in members], options,
+                _seed(options.seed, number),
             )  # fmt: skip
             done.append(responses)
             file.write(json.dumps(responses) + "\n")
             file.flush()
             os.fsync(file.fileno())
             bar.update()
-    found = [[""] * len(texts) for _ in range(options.samples)]
+    found = [[""] * len(prompts) for _ in range(options.samples)]
     for (n, members), responses in zip(batches, done, strict=True):
         for i, response in zip(members, responses, strict=True):
             found[n][i] = response
     return found
 
 
-def _rows(prompts: Sequence[Text], samples: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+def _draw(
+    policy: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    options: GenerateOptions,
+    seed: int,
+) -> list[str]:
+    try:
+        return sample(
+            policy, tokenizer, prompts, max_new_tokens=cast(int, options.max_new_tokens),
+            temperature=options.temperature, seed=seed, batch_size=options.batch_size,
+        )  # fmt: skip
+    except ValueError as error:
+        if options.generation_config == "plain":
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"--generation_config model: {options.model}'s own settings do not work here "
+            f"({first}); take plain."
+        ) from error
+
+
+def _rows(prompts: Sequence[Prompt], samples: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     seen: dict[str, int] = {}
     rows = []
-    for i, prompt in enumerate(prompts):
+    for i, given in enumerate(prompts):
         for responses in samples:
-            name = prompt_uid(prompt, 0)
-            uid = prompt_uid(prompt, seen.get(name, 0))
+            name = prompt_uid(given.prompt, 0, given.context)
+            uid = prompt_uid(given.prompt, seen.get(name, 0), given.context)
             seen[name] = seen.get(name, 0) + 1
-            rows.append({"uid": uid, "prompt": prompt, "response": responses[i]})
+            row = {"uid": uid, "prompt": given.prompt, **given.context, "response": responses[i]}
+            rows.append(row)
     return rows
 
 
-def rendered(prompt: Text, tokenizer: PreTrainedTokenizerBase, options: GenerateOptions) -> str:
-    """Return the text that the policy goes on from; its BOS is left to the tokenizer.
+def _ids(given: Prompt, tokenizer: PreTrainedTokenizerBase, options: GenerateOptions) -> list[int]:
+    """Return the token ids that the policy goes on from.
 
     Raises:
-        UsageError: a template is needed and there is none.
+        UsageError: they cannot be made, or there is none.
     """
-    by_template = options.prompt_format == "chat" or not isinstance(prompt, str)
-    if not by_template:
-        return str(prompt)
-    if options.prompt_format == "plain":
+    prompt, where = given.prompt, place(options.prompts, given.row)
+    if options.prompt_format == "plain" and not isinstance(prompt, str):
         raise UsageError("--prompt_format plain: the prompts are conversations; take auto or chat.")
-    if tokenizer.chat_template is None:
+    if options.prompt_format == "chat" and isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(prompt, str) and given.context:
         raise UsageError(
-            f"--model {options.model}: its tokenizer has no chat template, which conversations "
-            "and --prompt_format chat need."
+            f"{where}: has {' and '.join(given.context)}, which only a chat template reads; give "
+            "--prompt_format chat, or take them out."
         )
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    bos = tokenizer.bos_token
-    adds_bos = bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return text.removeprefix(str(bos)) if adds_bos else text
+    try:
+        ids = prompt_ids(prompt, tokenizer, template_context(given.context))
+    except RowError as error:
+        raise UsageError(f"{where}: {error}; mend it or take it out.") from error
+    if not ids:
+        raise UsageError(f"{where}: the prompt has no token; take it out.")
+    return ids
+
+
+def _own_settings(policy: nn.Module, options: GenerateOptions) -> dict[str, Any]:
+    """Return what the record says of the model's own settings: nothing where they do not count.
+
+    Raises:
+        UsageError: they are greedy, and several samples are asked for.
+    """
+    if options.generation_config == "plain":
+        return {}
+    own = cast(GenerationConfig, policy.generation_config)
+    if options.samples > 1 and not own.do_sample:
+        raise UsageError(
+            "--samples: greedy responses are all alike, and the model's own generation_config says "
+            "no do_sample; give --temperature without --generation_config model."
+        )
+    settings: dict[str, Any] = json.loads(own.to_json_string())
+    logger.info("drawn as the model's own generation_config says: %s", settings)
+    return {"model_generation_config": settings}
 
 
 def _check(options: GenerateOptions) -> None:
@@ -176,15 +238,18 @@ def _check(options: GenerateOptions) -> None:
             raise UsageError(f"--{name} {getattr(options, name)}: must be at least 1.")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit {options.limit}: must be at least 1.")
-    if not options.temperature >= 0:
-        raise UsageError(f"--temperature {options.temperature}: must be at least 0.")
-    if options.samples > 1 and options.temperature == 0:
+    temperature, by_model = options.temperature, options.generation_config == "model"
+    if temperature is not None and by_model:
+        raise UsageError("--temperature and --generation_config model: give one of them.")
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise UsageError(f"--temperature {temperature}: must be at least 0, and finite.")
+    if options.samples > 1 and not temperature and not by_model:
         raise UsageError("--samples: greedy responses are all alike; set --temperature.")
 
 
 def _room(
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     policy: nn.Module,
     options: GenerateOptions,
 ) -> int:
@@ -193,21 +258,21 @@ def _room(
     Raises:
         UsageError: the context leaves none, or fewer than asked.
     """
-    lengths = [len(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
-    longest, context = max(lengths), context_length(policy)
+    most = max(range(len(ids)), key=lambda i: len(ids[i]))
+    longest, context = len(ids[most]), context_length(policy)
     asked = options.max_new_tokens
     room = context - longest
     if room < (asked or 1):
         remedy = f"give --max_new_tokens {room} or less" if room > 0 else "take it out"
         raise UsageError(
-            f"{options.prompts}, prompt {lengths.index(longest) + 1}: has {longest} tokens, and "
+            f"{place(options.prompts, prompts[most].row)}: the prompt has {longest} tokens, and "
             f"the model's context is {context}: {remedy}."
         )
     return asked or min(DEFAULT_LONGEST, room)
 
 
-def _record(options: GenerateOptions, weights: str, texts: Sequence[str]) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps(list(texts)).encode())
+def _record(options: GenerateOptions, weights: str, ids: Sequence[list[int]]) -> dict[str, Any]:
+    digest = hashlib.sha256(json.dumps(ids).encode())
     return asdict(options) | {"weights": weights, "prompts_sha256": digest.hexdigest()}
 
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from softpref.data.readers import RowError, read_rows
 from softpref.data.sources import Text, place
 from softpref.errors import UsageError
 from softpref.judging.questions import Comparison
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of a file.
+
+    Attributes:
+        prompt: text or messages, these with all their fields.
+        context: what the chat template is given beside them: `tools` and `chat_template_kwargs`,
+            as far as the row has them.
+        row: of its file.
+    """
+
+    prompt: Text
+    context: Mapping[str, Any] = field(default_factory=dict)
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,17 +42,17 @@ class Response:
     row: int
 
 
-def prompt_uid(prompt: Text, occurrence: int) -> str:
-    """Name the `occurrence`-th row of a prompt, from 0."""
-    text = json.dumps(prompt, sort_keys=True).encode()
+def prompt_uid(prompt: Text, occurrence: int, context: Mapping[str, Any] | None = None) -> str:
+    """Name the `occurrence`-th row of a prompt with its template's context, from 0."""
+    text = json.dumps([prompt, context] if context else prompt, sort_keys=True).encode()
     return f"{hashlib.sha256(text).hexdigest()[:24]}-{occurrence}"
 
 
-def load_prompts(source: str) -> list[Text]:
+def load_prompts(source: str) -> list[Prompt]:
     """Return the prompts of a file, in its order; other columns are not read.
 
     Raises:
-        UsageError: it cannot be read, a row has no prompt, or there is none.
+        UsageError: it cannot be read, a row's prompt cannot be used, or there is none.
     """
     return [_prompt(source, row, values) for row, values in _rows(source)]
 
@@ -49,17 +66,17 @@ def load_responses(source: str) -> dict[str, Response]:
     seen: Counter[str] = Counter()
     found = {}
     for row, values in _rows(source):
-        prompt = _prompt(source, row, values)
+        given = _prompt(source, row, values)
         response = values.get("response")
         if not isinstance(response, str):
             raise UsageError(
                 f"{place(source, row)}: has no text under `response`; give rows of prompt and "
                 "response, as softpref generate writes them."
             )
-        name = prompt_uid(prompt, 0)
-        uid = prompt_uid(prompt, seen[name])
+        name = prompt_uid(given.prompt, 0, given.context)
+        uid = prompt_uid(given.prompt, seen[name], given.context)
         seen[name] += 1
-        found[uid] = Response(uid, prompt, response, row)
+        found[uid] = Response(uid, given.prompt, response, row)
     return found
 
 
@@ -99,22 +116,35 @@ def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise UsageError(f"{source}: holds no row.")
 
 
-def _prompt(source: str, row: int, values: Mapping[str, Any]) -> Text:
+def _prompt(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
     prompt = values.get("prompt")
-    is_text = isinstance(prompt, str) and bool(prompt)
-    is_conversation = (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-            for message in prompt
-        )
+    is_conversation = isinstance(prompt, list) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and len(message) > 1
+        for message in prompt
     )
-    if not is_text and not is_conversation:
+    if not prompt or not (isinstance(prompt, str) or is_conversation):
         raise UsageError(
-            f"{place(source, row)}: has no `prompt`, text or a list of messages with role and "
-            "content; mend it or take it out."
+            f"{place(source, row)}: has no `prompt`, text or a list of messages, each with role "
+            "and content; mend it or take it out."
         )
-    return prompt  # type: ignore[return-value]
+    try:
+        context = _context(values)
+        json.dumps([prompt, context])
+    except (ValueError, TypeError, RecursionError) as error:  # a Parquet file may hold dates
+        raise UsageError(f"{place(source, row)}: {error}; mend it or take it out.") from None
+    return Prompt(cast(Text, prompt), context, row)
+
+
+def _context(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row says to the chat template; tools may be JSON in text, as TRL has them."""
+    context = {}
+    for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
+        value = values.get(name)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        if value and not isinstance(value, kind):
+            raise ValueError(f"`{name}` is no {'list' if kind is list else 'object'}")
+        if value:
+            context[name] = value
+    return context

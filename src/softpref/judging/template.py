@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from softpref.data.sources import Text
@@ -46,7 +46,12 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
-_CODE_BLOCK = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+LONGEST_REPLY = 100_000
+"""Characters; a longer reply is no verdict."""
+
+_LONGEST_OBJECT = 10_000  # characters, so that a failed try to read one costs little
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str)  # Python refuses very long numbers
+_OPENING, _CLOSING = ("<think>", "<thinking>"), ("</think>", "</thinking>")
 
 
 def template_version() -> str:
@@ -74,24 +79,68 @@ def render(question: Question, fence: str) -> list[dict[str, str]]:
 
 
 def as_text(prompt: Text) -> str:
-    """Return a prompt as text: messages one after another, each with its role."""
+    """Return a prompt as text: messages one after another, each with its role and all it holds."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n\n".join(f"{message['role']}: {_inside(message)}" for message in prompt)
+
+
+def _inside(message: Mapping[str, Any]) -> str:
+    """Return content and whatever stands beside it, such as tool calls, which is shown as JSON."""
+    beside = {
+        name: value
+        for name, value in message.items()
+        if name not in ("role", "content") and value is not None
+    }
+    parts = [part for part in (message.get("content"), beside) if part]
+    return "\n".join(
+        part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts
+    )
 
 
 def read_reply(content: str | None) -> tuple[str, str] | None:
-    """Return verdict and justification, or None where the reply is no such JSON object.
+    """Return verdict and justification, or None where the reply has no such JSON object.
 
-    One code block around the object is forgiven, prose is not: a verdict guessed from it would be
-    ours, not the judge's.
+    Prose and thoughts around the object are forgiven. The last object with a verdict counts, and
+    none that stands before the last `</think>` or after a `<think>` that is never closed.
     """
-    text = (content or "").strip()
-    block = _CODE_BLOCK.fullmatch(text)
-    try:
-        reply = json.loads(block[1] if block else text)
-    except (ValueError, RecursionError):
+    text = content or ""
+    if len(text) > LONGEST_REPLY:
         return None
-    if not isinstance(reply, dict) or reply.get("verdict") not in VERDICTS:
+    reply: dict[str, Any] = {}
+    is_thought = False
+    try:
+        for prose, found in _objects(text):
+            opening, closing = (max(map(prose.rfind, tags)) for tags in (_OPENING, _CLOSING))
+            if closing >= 0:
+                reply = {}
+            if opening != closing:  # there is one of them
+                is_thought = opening > closing
+            if "verdict" in found and not is_thought:
+                reply = found
+    except RecursionError:
+        return None
+    if reply.get("verdict") not in VERDICTS:
         return None
     return reply["verdict"], str(reply.get("justification", ""))
+
+
+def _objects(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every JSON object with the prose before it, and at last the prose after them.
+
+    An attempt that fails is taken up again where it failed, so that no character is read often.
+    """
+    start = at = 0
+    while (at := text.find("{", at)) >= 0:
+        inside = text[at + 1 : at + 100].lstrip()
+        if inside and inside[0] != '"':  # far quicker than to try
+            at += 1
+            continue
+        try:
+            found, length = _DECODER.raw_decode(text[at : at + _LONGEST_OBJECT])
+        except json.JSONDecodeError as error:
+            at += max(1, error.pos)
+            continue
+        yield text[start:at], found
+        start = at = at + length
+    yield text[start:], {}

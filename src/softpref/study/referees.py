@@ -11,12 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from transformers import PreTrainedTokenizerBase
+
+from softpref.data.readers import RowError
 from softpref.data.sources import Text, load_pairs
 from softpref.errors import UsageError
 from softpref.evaluation.evaluator import Evaluator
 from softpref.evaluation.generate import sample
 from softpref.judging.ask import make_judge, put
-from softpref.judging.generate import GenerateOptions, rendered
+from softpref.judging.generate import prompt_ids
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison
@@ -115,18 +118,17 @@ class ByJudge:
 
     def _draw(self, policy: Any, run: Path, draws: int) -> list[str]:
         tokenizer = load_tokenizer(str(run), trust_remote_code=False)
-        as_asked = GenerateOptions(model=str(run))
-        texts = [rendered(prompt, tokenizer, as_asked) for prompt in self.drawing.prompts]
+        ids = [_ids(prompt, tokenizer) for prompt in self.drawing.prompts]
         longest = min(self.drawing.max_new_tokens, context_length(policy) // 2)
         room = context_length(policy) - longest
-        long = sum(len(tokenizer(text)["input_ids"]) > room for text in texts)
+        long = sum(len(prompt) > room for prompt in ids)
         if long:
             raise UsageError(
-                f"{long} of the {len(texts)} test prompts leave less than "
+                f"{long} of the {len(ids)} test prompts leave less than "
                 f"{longest} tokens of the model's context for a response: take them out."
             )
         return sample(
-            on_accelerator(policy), tokenizer, texts, temperature=self.drawing.temperature,
+            on_accelerator(policy), tokenizer, ids, temperature=self.drawing.temperature,
             batch_size=BATCH_SIZE, max_new_tokens=longest,
             seed=self.drawing.seed + draws,
         )  # fmt: skip
@@ -154,6 +156,15 @@ class ByJudge:
         }
         named = {f"{name}_{what}": number for what, number in numbers.items()}
         return named if rate.rate is None else named | {name: rate.rate}
+
+
+def _ids(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    try:
+        return prompt_ids(prompt, tokenizer, {})
+    except RowError as error:
+        raise UsageError(
+            f"a test prompt, {json.dumps(prompt)[:80]}: {error}; take it out."
+        ) from error
 
 
 def distinct_prompts(test: str) -> list[Text]:

@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from softpref.algorithm.policy import evaluating
+from softpref.data.bad_rows import place
 from softpref.data.batches import PARTS
 from softpref.data.readers import column, dataset_rows
-from softpref.data.sources import place
 from softpref.errors import UsageError
 from softpref.training.models import context_length
 from softpref.training.preparation import Prepared
@@ -43,42 +43,6 @@ def require_fit(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, prepared:
         if pairs is not None:
             source = prepared.record[name]["source"]
             require_known_tokens_of_pairs(policy, tokenizer, pairs, source)
-
-
-def require_texts_fit(
-    policy: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], source: str
-) -> None:
-    """Refuse a policy that is not sound, or that cannot read every token of a file's texts.
-
-    Raises:
-        UsageError: as in `require_sound` and `require_known_tokens`.
-    """
-    require_sound(policy)
-    rows = (
-        (f"{source}, prompt {number}", tokenizer(text, verbose=False)["input_ids"])
-        for number, text in enumerate(texts, start=1)
-    )
-    require_known_tokens(policy, tokenizer, rows)
-
-
-def require_chosen_fit(
-    policy: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, source: str
-) -> None:
-    """Refuse a policy that is not sound, or that cannot read every prompt and chosen response.
-
-    Raises:
-        UsageError: as in `require_sound` and `require_known_tokens`.
-    """
-    require_sound(policy)
-
-    def ids(row: dict[str, Any]) -> Sequence[int]:
-        whole = row["prompt"] + row["chosen"]
-        if isinstance(whole, str):
-            return tokenizer(whole, verbose=False)["input_ids"]
-        return cast(Any, tokenizer.apply_chat_template(whole))["input_ids"]
-
-    rows = ((place(source, row["row"]), ids(row)) for row in dataset_rows(pairs))
-    require_known_tokens(policy, tokenizer, rows)
 
 
 def require_sound(policy: nn.Module) -> None:

@@ -6,8 +6,10 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, TypeAlias
 
+import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +22,7 @@ from softpref.errors import UsageError
 logger = logging.getLogger(__name__)
 
 Pairs: TypeAlias = Dataset | LoadedPairs
+GivenPairs: TypeAlias = Pairs | list[dict[str, Any]]
 
 FEWEST_CLEAN_PAIRS = 10
 LEFT_OUT_NAMED = 10
@@ -57,6 +60,47 @@ class Prepared:
             for pairs in [getattr(self, name)]
         }
         return dataclasses.replace(self, **sets)
+
+
+def as_given(train: Any, clean: Any, evaluation: Any) -> tuple[Pairs, Pairs | None, Pairs | None]:
+    """Return the trainer's three sets, lists of rows turned into data sets.
+
+    Raises:
+        UsageError: one is something else; the message says what to give.
+    """
+    return (
+        _as_pairs(train, "train_dataset"),
+        None if clean is None else _as_pairs(clean, "clean_dataset"),
+        None if evaluation is None else _as_pairs(evaluation, "eval_dataset"),
+    )
+
+
+def _as_pairs(given: Any, argument: str) -> Pairs:
+    if isinstance(given, Dataset | LoadedPairs):
+        return given
+    if isinstance(given, list) and all(isinstance(row, dict) for row in given):
+        columns = dict.fromkeys(name for row in given for name in row)
+        try:
+            return Dataset.from_dict({name: [row.get(name) for row in given] for name in columns})
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            first = str(error).splitlines()[0]
+            raise UsageError(f"{argument}: its rows make no data set ({first}).") from error
+    kind = type(given).__name__
+    if isinstance(given, dict) and given:
+        names = ", ".join(map(str, given))
+        raise UsageError(
+            f"{argument} is a {kind} with the splits {names}: give one, such as "
+            f"data[{next(iter(given))!r}]."
+        )
+    remedies = {
+        "DataFrame": "give datasets.Dataset.from_pandas(data, preserve_index=False)",
+        "IterableDataset": "pairs are drawn anew in every epoch; give "
+        "datasets.Dataset.from_list(list(data))",
+    }
+    remedy = remedies.get(kind, "give a datasets.Dataset, or a list of rows, each a dict")
+    if isinstance(given, str | PathLike):
+        remedy = f"give softpref.data.sources.load_pairs({str(given)!r})"
+    raise UsageError(f"{argument} is of type {kind}: {remedy}.")
 
 
 def prepare(

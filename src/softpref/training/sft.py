@@ -7,7 +7,7 @@ does and this module leaves to its caller.
 
 import hashlib
 import logging
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +20,17 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from softpref.algorithm.bilevel import NonFiniteError, require_finite
 from softpref.algorithm.policy import trainable
-from softpref.data.bad_rows import place
+from softpref.data.bad_rows import OnBadRow, place
 from softpref.data.columns import ColumnOptions
 from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sft_targets
+from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs
+from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
 from softpref.options import option, require
 from softpref.training.checkpoints import SafeCheckpoints
-from softpref.training.fit import require_chosen_fit
-from softpref.training.models import load_policy, load_tokenizer, lora_config
+from softpref.training.fit import require_known_tokens, require_sound
+from softpref.training.models import context_length, load_policy, load_tokenizer, lora_config
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.recompute import set_both_names
 from softpref.training.reference import fingerprint_weights
@@ -40,6 +42,8 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # noqa: E40
 logger = logging.getLogger(__name__)
 
 
+STANDSTILL = 0.02
+"""Share of the first logged loss by which it falls at least where something is learned."""
 SFT_IDENTITY = (
     "max_length", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "seed",
     "num_train_epochs",
@@ -62,7 +66,12 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
     def __init__(self, *, data_fingerprint: str, **kwargs: Any) -> None:
         start = fingerprint_weights(kwargs["model"])
         super().__init__(**kwargs)
-        self._made_of: dict[str, JSON] = {"data": data_fingerprint, "starting model": start}
+        template = str(getattr(kwargs["processing_class"], "chat_template", None))
+        self._made_of: dict[str, JSON] = {
+            "data": data_fingerprint,
+            "starting model": start,
+            "chat template": hashlib.sha256(template.encode()).hexdigest()[:16],
+        }
 
     def identity(self) -> dict[str, JSON]:
         """Data, model and options: a run resumed with others would be neither of the two runs."""
@@ -149,40 +158,12 @@ def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     set_seed(config.seed)
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
     policy = load_policy(files.model, trust_remote_code=config.trust_remote_code)
-    _refuse_unfit(loaded.pairs, tokenizer, files, config)
-    require_chosen_fit(policy, tokenizer, loaded.pairs, files.train)
     adapter = lora_config(files.lora_r) if files.lora_r else None
-    fine_tune(policy, tokenizer, loaded.pairs, config, adapter)
+    fine_tune(
+        policy, tokenizer, loaded.pairs, config, adapter,
+        name=files.train, on_bad_row=files.on_bad_row,
+    )  # fmt: skip
     logger.info("written: %s", output)
-
-
-def _refuse_unfit(
-    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, files: SFTFiles, config: SFTOptions
-) -> None:
-    """Refuse conversations without a template, and pairs of which no response token would be left.
-
-    Raises:
-        UsageError: there are such.
-    """
-    longest = config.max_length or math.inf
-    for row in pairs:
-        prompt = row["prompt"]
-        if not isinstance(prompt, str):
-            if tokenizer.chat_template is None:
-                raise UsageError(
-                    f"--model {files.model}: its tokenizer has no chat template, but the pairs are "
-                    "conversations. Use a chat model, or give prompt and chosen as text."
-                )
-            continue
-        if len(prompt.encode()) < longest - 1:  # a token is a byte at least, and BOS is one more
-            continue
-        tokens = len(tokenizer(prompt, verbose=False)["input_ids"])
-        if tokens >= longest:
-            raise UsageError(
-                f"{place(files.train, row['row'])}: the prompt has {tokens} tokens, --max_length "
-                f"is {longest}, so nothing of the response would be learned: take the pair out, or "
-                "raise --max_length."
-            )
 
 
 def fine_tune(
@@ -191,6 +172,9 @@ def fine_tune(
     pairs: Dataset,
     config: SFTConfig,
     peft_config: PeftConfig | None = None,
+    *,
+    name: str = "the pairs",
+    on_bad_row: OnBadRow = "stop",
 ) -> Path:
     """Trains a model on the chosen responses, with the loss on the response tokens only.
 
@@ -199,31 +183,53 @@ def fine_tune(
 
     Args:
         model: the model to train, in place; without an adapter if `peft_config` is given.
-        tokenizer: its tokenizer; TRL ends plain text with its end-of-sequence token.
-        pairs: rows with prompt and chosen, as text or as lists of messages.
+        tokenizer: its tokenizer; plain text ends with its end-of-sequence token.
+        pairs: rows with prompt and chosen, as text or as lists of messages, tokenized as `train`
+            has them: cut at `config.max_length` or the model's context.
         config: TRL's training arguments.
         peft_config: the adapter to train instead of the whole model.
+        name: what messages call the pairs: their file.
+        on_bad_row: whether a row that cannot be used is an error or left out.
 
     Returns:
         `config.output_dir`.
 
     Raises:
-        UsageError: the set-up cannot be checkpointed, the checkpoint cannot be resumed from, or a
-            step is not finite.
+        UsageError: a row cannot be used, the model cannot read it, the set-up cannot be
+            checkpointed, the checkpoint cannot be resumed from, or a step is not finite.
     """
-    rows = pairs.select_columns(["prompt", "chosen"])
-    targets = [target_fingerprint(row["prompt"], row["chosen"]) for row in rows]
+    rows = tokenize_chosen(
+        pairs, tokenizer, config.max_length or sys.maxsize, name=name, on_bad_row=on_bad_row,
+        context_length=context_length(model),
+    )  # fmt: skip
+    require_sound(model)
+    numbers = pairs["row"] if "row" in pairs.features else range(1, len(pairs) + 1)
+    where = ((place(name, numbers[row["index"]]), row["input_ids"]) for row in dataset_rows(rows))
+    require_known_tokens(model, tokenizer, where)
+    kept = pairs.select_columns(["prompt", "chosen"]).select(rows["index"][:])
+    targets = [target_fingerprint(row["prompt"], row["chosen"]) for row in kept]
+    config.completion_only_loss = True
     trainer = SoftprefSFTTrainer(
         model=model,
         args=config,
-        train_dataset=rows.rename_column("chosen", "completion"),
+        train_dataset=rows.remove_columns("index"),
         processing_class=tokenizer,
         peft_config=peft_config,
         data_fingerprint=hashlib.sha256("".join(targets).encode()).hexdigest()[:16],
     )
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
+    _warn_of_standstill([line["loss"] for line in trainer.state.log_history if "loss" in line])
     trainer.save_model()
     output = Path(str(config.output_dir))
     if trainer.ranks.is_first:
         write_sft_targets(output, targets)
     return output
+
+
+def _warn_of_standstill(losses: list[float]) -> None:
+    if len(losses) > 1 and losses[0] - losses[-1] < STANDSTILL * losses[0]:
+        logger.warning(
+            "warning: the loss hardly moved, %.3f at first and %.3f at last (nats per token): give "
+            "a higher --learning_rate (small models take 1e-3), or more --num_train_epochs",
+            losses[0], losses[-1],
+        )  # fmt: skip

@@ -59,7 +59,7 @@ from softpref.training.needs import (
     with_given_labels,
 )
 from softpref.training.perpcorrect import correct
-from softpref.training.preparation import Pairs, prepare
+from softpref.training.preparation import GivenPairs, as_given, prepare
 from softpref.training.reference import fingerprint_tokens, fingerprint_weights, sets_with_reference
 from softpref.training.samplers import EpochSampler
 from softpref.training.scoring import score_pairs
@@ -89,7 +89,7 @@ class MSPOTrainer(SafeCheckpoints):
     Args:
         model: a causal language model of transformers, plain or PEFT, or where to load one from.
         args: every option of the run.
-        train_dataset: noisy pairs, in one of TRL's formats.
+        train_dataset: noisy pairs, in one of TRL's formats: a Dataset or a list of rows.
         clean_dataset: trusted pairs; needed by every method that teaches a meta-learner.
         eval_dataset: pairs to evaluate on.
         processing_class: the tokenizer; by default the model's own.
@@ -107,18 +107,18 @@ class MSPOTrainer(SafeCheckpoints):
         self,
         model: nn.Module | str,
         args: MSPOConfig,
-        train_dataset: Pairs,
-        clean_dataset: Pairs | None = None,
-        eval_dataset: Pairs | None = None,
+        train_dataset: GivenPairs,
+        clean_dataset: GivenPairs | None = None,
+        eval_dataset: GivenPairs | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.method = args.resolved_method()
+        sets = as_given(train_dataset, clean_dataset, eval_dataset)
         set_seed(args.seed)
         policy = load_start(model, args) if isinstance(model, str) else model
         tokenizer = processing_class or tokenizer_of(model, policy, args)
-        sets = (train_dataset, clean_dataset, eval_dataset)
         limits = (args.max_length, context_length(policy))
         prepared = prepare(*sets, tokenizer, *limits, args.on_bad_row)
         require_needs(args, prepared)

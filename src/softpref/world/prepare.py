@@ -118,8 +118,9 @@ def drawing(policy: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> Draw:
     calls = count(seed)
 
     def draw(prompts: Sequence[str]) -> list[str]:
+        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
         return sample(
-            policy, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0,
+            policy, tokenizer, ids, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0,
             seed=next(calls), batch_size=500,
         )  # fmt: skip
 
