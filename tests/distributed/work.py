@@ -118,6 +118,8 @@ def run(
         **options,
     )  # fmt: skip
     assert trainer.ranks.count == ranks.count
+    if dtype == torch.float64 and trainer.teacher:
+        trainer.labeller.double()  # else its rounding is what AdamW makes steps of
     trainer.train()
     for layer in trainer.policy.get_base_model().model.layers:
         for name, parameter in layer.named_parameters():
