@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from softpref.columns import ColumnOptions
 from softpref.errors import UsageError
 from softpref.options import did_you_mean, option, parse, require
 
@@ -58,7 +59,7 @@ def demo(arguments: list[str]) -> None:
 
 
 @dataclass
-class InjectOptions:
+class InjectOptions(ColumnOptions):
     """Options of `softpref inject`."""
 
     input: str = option("Pairs: JSONL, JSON, Parquet, CSV or hub id.", "")
@@ -96,7 +97,9 @@ def inject(arguments: list[str]) -> None:
     if options.kind == "difficulty":
         done, drawn = _inject_by_difficulty(options)
     else:
-        done = inject_flips(options.input, options.output, options.rate, options.seed)
+        done = inject_flips(
+            options.input, options.output, options.rate, options.seed, options.columns()
+        )
         drawn = f"rate {done.rate:.1%}"
     print(
         f"{done.output}: {done.flipped} of {done.pairs} labels flipped ({done.realised_rate:.1%}; "
@@ -115,6 +118,7 @@ def _inject_by_difficulty(options: InjectOptions) -> tuple[Injected, str]:
         str(options.model),
         options.seed,
         trust_remote_code=options.trust_remote_code,
+        columns=options.columns(),
         **{name: value for name, value in given.items() if value is not None},
     )
     drawn = "; ".join(

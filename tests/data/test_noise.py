@@ -277,11 +277,11 @@ def test_refusals_leave_everything_as_it_was(tmp_path, output, rate, part):
 def test_a_bad_row_or_file_leaves_no_output(tmp_path, ending):
     source = write(tmp_path / "in.jsonl", [*ROWS, ROWS[0] | {"chosen": " "}])
     with pytest.raises(
-        UsageError, match=r"in\.jsonl, line 301: chosen is empty\. Mend it or take it out\.$"
+        UsageError, match=r"in\.jsonl, line 301: chosen is empty\. Fix it or take it out\.$"
     ):
         inject(source, str(tmp_path / f"out.{ending}"), 0.4, 0)
     two = write(tmp_path / "in.jsonl", [ROWS[0] | {"chosen": ""}, *ROWS, {"prompt": "p"}])
-    with pytest.raises(UsageError, match=r"line 1: chosen is empty \(and 1 more bad rows\)"):
+    with pytest.raises(UsageError, match=r"line 1: chosen is empty; row 302: chosen is missing"):
         inject(two, str(tmp_path / f"out.{ending}"), 0.4, 0)
     junk = tmp_path / f"junk.{ending}"
     junk.write_bytes(b"\x00\xff junk")

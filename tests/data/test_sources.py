@@ -127,7 +127,10 @@ BAD_ROWS = [
     (GOOD | {"chosen": 7}, "chosen is neither text nor a list of messages"),
     (GOOD | {"chosen": ["x"]}, "chosen is neither text nor a list of messages"),
     ({"prompt": [USER], "chosen": [{"role": "user"}], "rejected": [NO]}, "chosen has a message"),
-    ({"prompt": [USER | {"content": [1]}], "chosen": [HELLO], "rejected": [NO]}, "prompt has a me"),
+    (
+        {"prompt": [USER | {"content": [1]}], "chosen": [HELLO], "rejected": [NO]},
+        "prompt has a part of type None",
+    ),
     (GOOD | {"prompt": [USER]}, "must be all text or all messages"),
     (GOOD | {"rejected": [NO]}, "must be all text or all messages"),
     (GOOD | {"prompt": " \n"}, "prompt is empty"),
@@ -207,7 +210,7 @@ def test_bad_csv_rows(tmp_path):
 
 def test_rows_of_a_table_are_called_rows(tmp_path):
     pq.write_table(pa.Table.from_pylist([GOOD | {"chosen": ""}]), tmp_path / "p.parquet")
-    with pytest.raises(UsageError, match=r"p\.parquet, row 1: chosen is empty\. Mend"):
+    with pytest.raises(UsageError, match=r"p\.parquet, row 1: chosen is empty\. Fix"):
         load_pairs(str(tmp_path / "p.parquet"))
     with pytest.raises(UsageError, match="my pairs, row 1: chosen is empty"):
         pairs_from_dataset(datasets.Dataset.from_list([GOOD | {"chosen": ""}]), "my pairs")

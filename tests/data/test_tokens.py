@@ -1,3 +1,5 @@
+import logging
+
 import datasets
 import pytest
 from hypothesis import given, settings
@@ -147,8 +149,8 @@ def test_conversations_follow_the_chat_template():
     assert result.chosen_ids == plain("yes</s>\n")
     assert result.rejected_ids == plain("maybe no</s>\n")
     assert (result.split_boundary, result.ends_without_eos) == (False, 0)
-    twice = bpe(chat="{{ bos_token }}" + CHAT)
-    assert tokenize_pair(CHAT_PAIR, twice, 64).prompt_ids == result.prompt_ids
+    twice = bpe(chat="{{ bos_token }}" + CHAT)  # as TRL has it: its own business
+    assert tokenize_pair(CHAT_PAIR, twice, 64).prompt_ids == [BOS, *result.prompt_ids]
 
 
 def test_a_template_without_eos_is_counted_and_left_alone():
@@ -188,9 +190,11 @@ def test_pairs_without_room_or_difference_are_bad_rows():
     prompt = len(BOS_ONLY("why?")["input_ids"])
     pair = {"prompt": "why?", "chosen": "zzzzq", "rejected": "zzzzx"}
     for limit in (prompt, prompt - 1):
-        with pytest.raises(RowError, match=f"prompt has {prompt} tokens, --max-length is {limit}"):
+        with pytest.raises(RowError, match=f"--max_length {limit}: the prompt alone has {prompt}"):
             tokenize_pair(pair, BOS_ONLY, limit)
-    with pytest.raises(RowError, match=f"differ only beyond --max-length {prompt + 4}"):
+    with pytest.raises(
+        RowError, match=f"--max_length {prompt + 4}: chosen and rejected differ only"
+    ):
         tokenize_pair(pair, BOS_ONLY, prompt + 4)
     assert tokenize_pair(pair, BOS_ONLY, prompt + 5).truncated
     with pytest.raises(RowError, match="differ in no token"):
@@ -214,14 +218,14 @@ def test_tokenizers_that_cannot_serve():
         tokenize_pairs(rows_of(PAIR), endless, 64, name="pairs")
 
 
-def test_columns_counts_and_bad_rows():
+def test_columns_counts_and_bad_rows(caplog):
     good = PAIR | {"uid": "good", "is_flipped": True, "soft_label": 0.5}
     long = good | {"prompt": "zq" * 20, "uid": "long"}
     split = good | {"prompt": "the c", "chosen": "at" + "zq" * 20, "rejected": "urious", "uid": "s"}
     pairs = rows_of(good, long, split, long | {"uid": "longer"})
     result = tokenize_pairs(pairs, BOS_ONLY, 30, name="some.jsonl", on_bad_row="skip")
     assert [(bad.row, bad.reason) for bad in result.bad_rows] == [
-        (row, "the prompt has 41 tokens, --max-length is 30") for row in (2, 4)
+        (row, "longer than --max_length 30: the prompt alone has 41 tokens") for row in (2, 4)
     ]
     assert (result.split_boundaries, result.truncated, result.ends_without_eos) == (1, 1, 0)
     assert result.pairs.column_names == [
@@ -235,12 +239,17 @@ def test_columns_counts_and_bad_rows():
         assert row["prompt_ids"] == ids.prompt_ids
         assert row["chosen_ids"] == ids.chosen_ids
         assert row["rejected_ids"] == ids.rejected_ids
-    with pytest.raises(UsageError) as caught:
-        tokenize_pairs(pairs, BOS_ONLY, 30, name="some.jsonl")
-    assert str(caught.value) == (
-        "some.jsonl, line 2: the prompt has 41 tokens, --max-length is 30 (and 1 more bad rows). "
-        "Mend it or pass --on-bad-row skip."
-    )
+    with caplog.at_level(logging.WARNING, "softpref"):
+        assert len(tokenize_pairs(pairs, BOS_ONLY, 30, name="some.jsonl").pairs) == 2
+    assert (
+        "2 of 4 pairs are left out: some.jsonl, line 2: longer than --max_length 30: the prompt "
+        "alone has 41 tokens (and 1 more like it)"
+    ) in caplog.text
+    tokenize_pairs(pairs, BOS_ONLY, 99, name="some.jsonl", context_length=30)
+    assert "longer than the model's context of 30 tokens" in caplog.text
+    broken = rows_of(good, good | {"chosen": "on", "rejected": "on</s>", "uid": "broken"}, long)
+    with pytest.raises(UsageError, match=r"line 2: chosen and rejected differ in no token; row 3"):
+        tokenize_pairs(broken, BOS_ONLY, 30, name="some.jsonl")
     with pytest.raises(UsageError, match="No good row is left"):
         tokenize_pairs(pairs, BOS_ONLY, 2, name="some.jsonl", on_bad_row="skip")
     again = tokenize_pairs(result.pairs, BOS_ONLY, 12, name="again")

@@ -172,7 +172,7 @@ def test_a_pair_the_surrogate_cannot_read_is_named(source, surrogate, tmp_path):
     with pytest.raises(UsageError, match=r"line 1: the prompt has 9 tokens, --max-length is 3"):
         sizes_of(source, surrogate, 3)
     bad = rewrite(tmp_path / "bad.jsonl", [*rows, {"prompt": "sort : a ="}])
-    with pytest.raises(UsageError, match=r"line 61: chosen is missing.*Mend it or take it out"):
+    with pytest.raises(UsageError, match=r"line 61: chosen is missing.*Fix it or take it out"):
         sizes_of(bad, surrogate)
 
 

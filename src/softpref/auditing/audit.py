@@ -24,6 +24,7 @@ from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import Scored, score
 from softpref.auditing.summary import Summary, summarise
 from softpref.data.books import Books
+from softpref.columns import ColumnOptions
 from softpref.data.readers import column, dataset_rows, store
 from softpref.data.sources import content_key, contents, in_sorted_order, load_pairs
 from softpref.errors import UsageError
@@ -39,10 +40,11 @@ RUN_COLUMNS = ("soft_label", "margin", "step")
 OF_RUN: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
 """What a run has its own of, and what it is without one."""
 DEFAULTS: dict[str, Any] = OF_RUN | {"on_bad_row": "stop"}
+COLUMN_OPTIONS = [field.name for field in dataclasses.fields(ColumnOptions)]
 
 
 @dataclass
-class AuditOptions:
+class AuditOptions(ColumnOptions):
     """Options of `softpref audit`."""
 
     model: str | None = option("The model that scores the pairs: a directory or hub id.")
@@ -104,7 +106,7 @@ def run_audit(options: AuditOptions) -> None:
     output = Path(options.output)
     _refuse_other_contents(output)
     asked = _asked(options)
-    marks = _marks_of(options.marks, str(asked.data)) if options.marks else {}
+    marks = _marks_of(options.marks, asked) if options.marks else {}
     done = _audit(asked)
     output.mkdir(parents=True, exist_ok=True)
     write_lines(output / LABELS, dataset_rows(done.pairs))
@@ -112,7 +114,9 @@ def run_audit(options: AuditOptions) -> None:
     write_report(
         output / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
     )
-    write_cleaned(str(asked.data), output, done.pairs, done.trusted, options.export, marks)
+    write_cleaned(
+        str(asked.data), output, done.pairs, done.trusted, options.export, marks, asked.columns()
+    )
     if marks:
         certain = sum(marks.get(uid) is not None for uid in done.pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
@@ -123,12 +127,11 @@ def run_audit(options: AuditOptions) -> None:
     _say(done.summary, output, options.export)
 
 
-def _marks_of(path: str, data: str) -> dict[str, float | None]:
+def _marks_of(path: str, asked: AuditOptions) -> dict[str, float | None]:
     """Read marks and refuse those of other data, before an hour of scoring."""
-    marks = read_marks(path)
-    unknown = marks.keys() - {
-        uid for uid in load_pairs(data, on_bad_row="skip").pairs["uid"] if uid in marks
-    }
+    marks, data = read_marks(path), str(asked.data)
+    pairs = load_pairs(data, on_bad_row="skip", columns=asked.columns()).pairs
+    unknown = marks.keys() - {uid for uid in pairs["uid"] if uid in marks}
     if unknown:
         raise UsageError(
             f"--marks {path}: {len(unknown)} of the marked pairs are not in {data}, such as "
@@ -191,7 +194,10 @@ def _audit(options: AuditOptions) -> Audit:
         on_bad_row=options.on_bad_row,
         trust_remote_code=options.trust_remote_code,
     )
-    files = AlignFiles(str(options.model), str(options.data), options.clean, None, options.output)
+    files = AlignFiles(
+        str(options.model), str(options.data), options.clean, None, options.output,
+        **{name: getattr(options, name) for name in COLUMN_OPTIONS},
+    )  # fmt: skip
     loaded, clean, _, provenance = load_sets(files, config)
     assert clean is not None
     labels = _labels_of_run(options.run) if options.run else None
@@ -228,6 +234,7 @@ def _of_run(options: AuditOptions) -> AuditOptions:
         method, files, said = record["method"], record["files"], record["options"]
         own = {name: said[name] for name in DEFAULTS}
         given = {"data": files["train"], "clean": files["clean"]}
+        own |= {name: files[name] for name in COLUMN_OPTIONS}
         teaches = METHODS[method].teaches
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(

@@ -14,8 +14,10 @@ from typing import Any
 from datasets import Dataset
 
 from softpref.auditing.beliefs import SUSPECT
-from softpref.data.readers import column, read_rows
-from softpref.data.sources import Intake, content_key, place
+from softpref.data.bad_rows import place
+from softpref.columns import STANDARD, Columns
+from softpref.data.readers import column, dataset_rows, read_rows
+from softpref.data.sources import CONTENT, Intake, content_key, contents
 from softpref.data.writers import json_rows
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
@@ -40,14 +42,13 @@ class Trusted:
     @classmethod
     def of(cls, clean: Dataset) -> Trusted:
         """Take them from the trusted set."""
-        columns = (clean[name] for name in ("prompt", "chosen", "rejected"))
-        return cls(
-            {content_key(p, c, r): _text(c) for p, c, r in zip(*columns, strict=True)}
-        )  # fmt: skip
+        rows = dataset_rows(contents(clean))
+        return cls({content_key(**row): _text(row["chosen"]) for row in rows})
 
     def p_correct(self, pair: dict[str, Any]) -> float | None:
         """Return 1 where a pair is labelled as its trusted one is, 0 where not, None for others."""
-        better = self.better.get(content_key(pair["prompt"], pair["chosen"], pair["rejected"]))
+        key = content_key(**{name: pair[name] for name in CONTENT if name in pair})
+        better = self.better.get(key)
         return None if better is None else float(better == _text(pair["chosen"]))
 
 
@@ -84,6 +85,7 @@ def write_cleaned(
     trusted: Trusted,
     export: str,
     marks: Mapping[str, float | None],
+    columns: Columns = STANDARD,
 ) -> Path:
     """Write the data's rows with `soft_label` and `is_suspect`, and return the file's path.
 
@@ -98,6 +100,7 @@ def write_cleaned(
         trusted: the trusted pairs.
         export: one of `EXPORTS`.
         marks: a reviewer's, by uid.
+        columns: what the data's columns are called.
     """
     rows, believed = (column(audited, name).to_numpy() for name in ("row", "p_correct"))
 
@@ -111,14 +114,17 @@ def write_cleaned(
         return float(believed[at]) if at < len(rows) and rows[at] == number else None
 
     path = output / CLEANED
-    write_lines(path, json_rows(_cleaned(data, p_correct, export), CLEANED))
+    write_lines(path, json_rows(_cleaned(data, p_correct, export, columns), CLEANED))
     return path
 
 
 def _cleaned(
-    data: str, p_correct: Callable[[int, dict[str, Any]], float | None], export: str
+    data: str,
+    p_correct: Callable[[int, dict[str, Any]], float | None],
+    export: str,
+    columns: Columns,
 ) -> Iterator[dict[str, Any]]:
-    intake = Intake(data, "skip")
+    intake = Intake(data, "skip", columns)
     for number, raw in read_rows(data):
         pair = intake.admit(number, raw)
         if pair is None or not isinstance(raw, dict):
@@ -133,7 +139,7 @@ def _cleaned(
         if export == "soft":
             row["soft_label"] = p
         if export == "flip" and is_suspect:
-            row |= {"chosen": raw["rejected"], "rejected": raw["chosen"]}
+            row = columns.swapped(row)
             if raw.get("is_flipped") is not None:
                 row["is_flipped"] = not raw["is_flipped"]
         yield row

@@ -32,7 +32,7 @@ def in_words(source: str, rows: list[BadRow] | tuple[BadRow, ...]) -> str:
     kinds: dict[str, list[BadRow]] = {}
     for row in rows:
         kinds.setdefault(_PARTICULAR.sub("", row.reason), []).append(row)
-    named = []
+    named: list[str] = []
     for alike in list(kinds.values())[:KINDS_NAMED]:
         where = f"{place(source, alike[0].row)}: " if not named else f"row {alike[0].row}: "
         more = f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else ""

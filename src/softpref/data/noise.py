@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from softpref.data.bad_rows import BadRow, in_words
+from softpref.columns import STANDARD, Columns
 from softpref.data.readers import read_rows, schema_of
-from softpref.data.sources import BadRow, Intake, place
+from softpref.data.sources import Intake
 from softpref.data.writers import ENDINGS, Row, write_rows
 from softpref.errors import UsageError
 
@@ -52,7 +54,13 @@ class Injected:
         return Injected(self.output, flips, rate)
 
 
-def inject(source: str, output: str, rate: float | Sequence[float], seed: int) -> Injected:
+def inject(
+    source: str,
+    output: str,
+    rate: float | Sequence[float],
+    seed: int,
+    columns: Columns = STANDARD,
+) -> Injected:
     """Flips labels at random: each pair independently with its probability, in file order.
 
     A flip swaps chosen and rejected; order and every other column stay as they are. `is_flipped`
@@ -65,6 +73,7 @@ def inject(source: str, output: str, rate: float | Sequence[float], seed: int) -
         output: A new file; its ending says the format: .jsonl, .json, .csv (text only), .parquet.
         rate: Probability of a flip, in [0, 1): one for all pairs, or one for each in file order.
         seed: Seed of the draws.
+        columns: What the source's columns are called.
 
     Raises:
         UsageError: If a rate is out of range, their number is not that of the pairs, the source is
@@ -75,7 +84,7 @@ def inject(source: str, output: str, rate: float | Sequence[float], seed: int) -
         require_rate("--rate", each)
     require_new_file(source, output)
     path = Path(output)
-    intake = Intake(source, "skip")  # none is left out: the first of them is named below
+    intake = Intake(source, "skip", columns)  # none is left out: the first of them is named below
     draw = random.Random(seed)
     flips: list[bool] = []
 
@@ -87,11 +96,10 @@ def inject(source: str, output: str, rate: float | Sequence[float], seed: int) -
                 continue
             flip = draw.random() < next(coming, 0.0)  # too few of them are refused below
             flips.append(flip)
-            first, second = ("rejected", "chosen") if flip else ("chosen", "rejected")
             is_flipped = pair.get("is_flipped", False) != flip
-            labels = {"chosen": raw[first], "rejected": raw[second], "is_flipped": is_flipped}
-            yield {**raw, **labels}
-        refuse_bad_rows(source, intake.bad.settle(intake.kept), "Mend it or take it out")
+            yield (columns.swapped(raw) if flip else raw) | {"is_flipped": is_flipped}
+        refuse_bad_rows(source, intake.bad.settle(intake.kept), "Fix it or take it out")
+        intake.say()
         if not isinstance(rate, int | float) and len(rates) != intake.kept:
             raise UsageError(
                 f"{len(rates)} rates for the {intake.kept} pairs of {source}: give one for each "
@@ -118,13 +126,11 @@ def refuse_bad_rows(source: str, bad_rows: Sequence[BadRow], remedy: str) -> Non
     """Stops at bad rows where none can be left out, because every pair of the file is needed.
 
     Raises:
-        UsageError: If there are any; the message names the first, counts the others, and ends with
-            the remedy.
+        UsageError: If there are any; the message names the first of each kind, counts the others,
+            and ends with the remedy.
     """
     if bad_rows:
-        first, others = bad_rows[0], len(bad_rows) - 1
-        more = f" (and {others} more bad rows)" if others else ""
-        raise UsageError(f"{place(source, first.row)}: {first.reason}{more}. {remedy}.")
+        raise UsageError(f"{in_words(source, tuple(bad_rows))}. {remedy}.")
 
 
 def require_new_file(source: str, output: str) -> None:

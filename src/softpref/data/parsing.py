@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softpref.data.columns import STANDARD, Columns
+from softpref.columns import STANDARD, Columns
 from softpref.data.messages import (
     Message,
     Text,
@@ -43,6 +43,8 @@ TURN = re.compile(
 )
 """Where a turn begins in a conversation that is written as one text."""
 
+TELLING = 8
+"""Characters of a prompt that responses do not begin with by chance."""
 REPEATED = "the prompt stands in both responses too and was read once"
 REPEATED_TEXT = "both responses begin with the prompt's text, which stands twice in each sequence"
 WRITTEN = "messages were written as text and read as messages"
@@ -125,7 +127,8 @@ def _explicit(
 ) -> tuple[Text, Text, Text]:
     """Return the three as they are, but for a prompt that stands in the responses once more."""
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt.strip() and chosen.startswith(prompt) and rejected.startswith(prompt):
+        is_telling = len(prompt.strip()) >= TELLING
+        if is_telling and chosen.startswith(prompt) and rejected.startswith(prompt):
             notes.append(REPEATED_TEXT)
         return prompt, chosen, rejected
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
@@ -191,13 +194,13 @@ def _with_system(
         raise RowError(f"{columns.system} is not text")
     first: list[Message] = [{"role": "system", "content": system}] if system else []
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    answers = (
+    first_answer, second = (
         [{"role": "assistant", "content": text}] if isinstance(text, str) else text
         for text in (chosen, rejected)
     )  # fmt: skip
     if isinstance(prompt, str) and not prompt.strip():
         raise RowError(f"{columns.prompt} is empty")
-    return first + asked, *answers
+    return first + asked, first_answer, second
 
 
 def _split_messages(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, place
 from softpref.data.books import Books
-from softpref.data.columns import STANDARD, Columns
+from softpref.columns import STANDARD, Columns
 from softpref.data.messages import CONTEXT, Text
 from softpref.data.parsing import (
     OPTIONAL,
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 SURELY = 0.9
 """Share of a source's pairs from which on a prompt that responses begin with is a mistake."""
 SIDES = ("prompt", "chosen", "rejected")
+CONTENT = (*SIDES, *CONTEXT)
+"""Columns that say what a pair is about: the arguments of `content_key`."""
 UNREAD_NAMED = 20
 
 
@@ -108,7 +110,7 @@ def content_key(
 
 def contents(pairs: datasets.Dataset) -> datasets.Dataset:
     """Return the columns that `content_key` takes."""
-    return pairs.select_columns([name for name in (*SIDES, *CONTEXT) if name in pairs.features])
+    return pairs.select_columns([name for name in CONTENT if name in pairs.features])
 
 
 def in_sorted_order(chosen: Text, rejected: Text) -> bool:
@@ -149,7 +151,7 @@ class Intake:
         return None if self.bad.stopped else pair
 
     def say(self) -> None:
-        """Say how rows were read where that is not plain, and which columns were not read.
+        """Say how rows were read where that is not plain.
 
         Raises:
             UsageError: nearly all responses begin with their prompt.
@@ -163,14 +165,18 @@ class Intake:
             )
         for note, count in self._notes.items():
             logger.warning("%s: in %d of %d pairs %s", source, count, self.kept, note)
+
+    def say_unread(self) -> None:
+        """Say which columns were not read."""
         if self._unread:
-            logger.info("%s: columns that were not read: %s", source, ", ".join(self._unread))
+            names = ", ".join(self._unread)
+            logger.info("%s: columns that were not read: %s", self.bad.source, names)
 
     def _enter(self, row: int, fields: Pair) -> Pair:
         form = _form(fields)
         if form != (self._form or form):
             raise RowError(f"the row has {form}, the rows before it {self._form}")
-        key = content_key(*(fields.get(name) for name in (*SIDES, *CONTEXT)))
+        key = content_key(**{name: fields[name] for name in CONTENT if name in fields})
         ahead, reverse = self._books.orders(key)
         seen = ahead + reverse
         uid = fields.pop("uid", None) or (_hash(f"{key} {seen}") if seen else key)
@@ -193,10 +199,11 @@ def _collect(rows: Iterable[tuple[int, object]], intake: Intake) -> LoadedPairs:
     bar = tqdm(rows, desc=f"reading {source}", unit=" rows", delay=3, leave=False, disable=None)
     admitted = (pair for row, raw in bar if (pair := intake.admit(row, raw)) is not None)
     first = next(admitted, None)
-    rows = itertools.chain([first], admitted)
-    pairs = store(rows, _features(first).arrow_schema) if first else None
+    kept = itertools.chain([first], admitted)
+    pairs = store(kept, _features(first).arrow_schema) if first else None
     bad_rows = intake.bad.settle(intake.kept)
     intake.say()
+    intake.say_unread()
     counts = intake.contradicting, intake.duplicates
     return LoadedPairs(pairs, bad_rows, source, intake.digest.hexdigest(), *counts)
 

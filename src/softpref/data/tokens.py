@@ -268,8 +268,10 @@ def tokenize_chosen(
                 mask = [0] * start + [1] * (len(ids) - start)
                 yield {"input_ids": ids, "completion_mask": mask, "index": index}
 
-    schema = pa.schema([("input_ids", pa.list_(pa.int32())),
-                        ("completion_mask", pa.list_(pa.int8())), ("index", pa.int64())])  # fmt: skip
+    mask = pa.list_(pa.int8())
+    schema = pa.schema(
+        [("input_ids", pa.list_(pa.int32())), ("completion_mask", mask), ("index", pa.int64())]
+    )
     bar = tqdm(tokenized(), f"tokenizing {name}", len(pairs), delay=3, leave=False, disable=None)
     dataset = store(iter(bar), schema)
     bad_rows = bad.settle(len(dataset))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from softpref.data.sources import Text
+from softpref.data.messages import Text
 
 Orders = Literal["both", "one"]
 VERDICTS = ("A", "B", "tie")

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from softpref.data.bad_rows import place
+from softpref.data.messages import Text
 from softpref.data.readers import RowError, read_rows
-from softpref.data.sources import Text, place
 from softpref.errors import UsageError
 from softpref.judging.questions import Comparison
 

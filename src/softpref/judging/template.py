@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from softpref.data.sources import Text
+from softpref.data.messages import Text
 from softpref.judging.questions import VERDICTS, Question
 
 SYSTEM = """\

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from softpref.data.messages import Text
 from softpref.data.readers import RowError
-from softpref.data.sources import Text, load_pairs
+from softpref.data.sources import load_pairs
+from softpref.data.tokens import prompt_ids
 from softpref.errors import UsageError
 from softpref.evaluation.evaluator import Evaluator
 from softpref.evaluation.generate import sample
 from softpref.judging.ask import make_judge, put
-from softpref.judging.generate import prompt_ids
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison

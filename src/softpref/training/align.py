@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 
 from softpref.algorithm.noise_rate import NoiseRate
-from softpref.data.columns import ColumnOptions
+from softpref.columns import ColumnOptions
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
 from softpref.data.readers import column, dataset_rows
 from softpref.data.sources import LoadedPairs, load_pairs, subset

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from softpref.algorithm.rows import PairBatch
 from softpref.data.bad_rows import place
+from softpref.columns import STANDARD, Columns
 from softpref.data.noise import Injected, inject, refuse_bad_rows
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
@@ -55,6 +56,7 @@ def inject_by_difficulty(
     easy_rate: float = EASY_RATE,
     max_length: int = MAX_LENGTH,
     trust_remote_code: bool = False,
+    columns: Columns = STANDARD,
 ) -> InjectedByDifficulty:
     """Flip labels as `inject` does, hard pairs at one rate and easy ones at another (Table 4).
 
@@ -67,13 +69,16 @@ def inject_by_difficulty(
         easy_rate: probability of a flip elsewhere, in [0, 1).
         max_length: most tokens of prompt and response.
         trust_remote_code: whether to run code that comes with the model.
+        columns: what the source's columns are called.
 
     Raises:
         UsageError: as in `log_ratio_sizes` and `inject`.
     """
-    sizes = log_ratio_sizes(source, surrogate, max_length, trust_remote_code=trust_remote_code)
+    sizes = log_ratio_sizes(
+        source, surrogate, max_length, trust_remote_code=trust_remote_code, columns=columns
+    )
     is_hard = hard_pairs(sizes)
-    done = inject(source, output, flip_rates(is_hard, hard_rate, easy_rate), seed)
+    done = inject(source, output, flip_rates(is_hard, hard_rate, easy_rate), seed, columns)
     return InjectedByDifficulty(
         done,
         done.among(is_hard.tolist(), hard_rate),
@@ -89,6 +94,7 @@ def log_ratio_sizes(
     *,
     trust_remote_code: bool,
     batch_size: int = BATCH_SIZE,
+    columns: Columns = STANDARD,
 ) -> Tensor:
     """Return how far apart the surrogate finds each pair's responses, whichever is labelled chosen.
 
@@ -103,6 +109,7 @@ def log_ratio_sizes(
         max_length: most tokens of prompt and response; responses are cut at their end.
         trust_remote_code: whether to run code that comes with the model.
         batch_size: pairs in one forward pass.
+        columns: what the source's columns are called.
 
     Returns:
         Shape (n,), nats, float64, on the CPU.
@@ -111,8 +118,8 @@ def log_ratio_sizes(
         UsageError: a row cannot be used, there is no such model, or it finds a response so unlikely
             that its log-probability is not finite.
     """
-    loaded = load_pairs(source, on_bad_row="skip")
-    refuse_bad_rows(source, loaded.bad_rows, "Mend it or take it out")
+    loaded = load_pairs(source, on_bad_row="skip", columns=columns)
+    refuse_bad_rows(source, loaded.bad_rows, "Fix it or take it out")
     tokenizer = load_tokenizer(surrogate, trust_remote_code=trust_remote_code)
     policy = load_policy(surrogate, trust_remote_code=trust_remote_code)
     tokenized = tokenize_pairs(

@@ -32,6 +32,11 @@ class Columns:
         }
         return replace(self, **standard)
 
+    def swapped(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row with its two responses in each other's place."""
+        own = self.of(raw)
+        return {**raw, own.chosen: raw[own.rejected], own.rejected: raw[own.chosen]}
+
     @property
     def names(self) -> list[str]:
         """Return the names alone."""
