@@ -13,7 +13,7 @@ import pytest
 
 from tests.progress import watched
 
-SLOWEST = 0.1
+SLOWEST = 0.25
 """Largest share of the suite's processor time that one test may take, with fixtures it is first to
 ask for. A test over it holds back all that come after it in the last minutes of a run."""
 WHOLE_SUITE = 1000

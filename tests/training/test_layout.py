@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from datasets import Dataset
+from torch._dynamo.exc import BackendCompilerFailed
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from softpref.algorithm.likelihood import measure
@@ -117,7 +118,10 @@ def test_flex_attention_sees_the_same_blocks():
     with torch.no_grad():
         truth = measure(policy, make_batch(pairs), "response")
         policy.set_attn_implementation("flex_attention")
-        found = measure(policy, make_shared_batch(pairs), "response")
+        try:
+            found = measure(policy, make_shared_batch(pairs), "response")
+        except BackendCompilerFailed as error:  # torch's own code for it, on processors without AVX
+            pytest.skip(f"torch compiles no FlexAttention here: {str(error).splitlines()[0]}")
         torch.testing.assert_close(found.margin, truth.margin, rtol=1e-4, atol=1e-3)
         without = dataclasses.replace(
             make_shared_batch(pairs), branch=torch.zeros_like(make_shared_batch(pairs).branch)

@@ -23,8 +23,8 @@ from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, writ
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import Scored, score
 from softpref.auditing.summary import Summary, summarise
-from softpref.data.books import Books
 from softpref.columns import ColumnOptions
+from softpref.data.books import Books
 from softpref.data.readers import column, dataset_rows, store
 from softpref.data.sources import content_key, contents, in_sorted_order, load_pairs
 from softpref.errors import UsageError

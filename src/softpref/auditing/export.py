@@ -14,8 +14,8 @@ from typing import Any
 from datasets import Dataset
 
 from softpref.auditing.beliefs import SUSPECT
-from softpref.data.bad_rows import place
 from softpref.columns import STANDARD, Columns
+from softpref.data.bad_rows import place
 from softpref.data.readers import column, dataset_rows, read_rows
 from softpref.data.sources import CONTENT, Intake, content_key, contents
 from softpref.data.writers import json_rows

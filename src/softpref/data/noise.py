@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from softpref.data.bad_rows import BadRow, in_words
 from softpref.columns import STANDARD, Columns
+from softpref.data.bad_rows import BadRow, in_words
 from softpref.data.readers import read_rows, schema_of
 from softpref.data.sources import Intake
 from softpref.data.writers import ENDINGS, Row, write_rows

@@ -19,9 +19,9 @@ from typing import Any
 import datasets
 from tqdm import tqdm
 
+from softpref.columns import STANDARD, Columns
 from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, place
 from softpref.data.books import Books
-from softpref.columns import STANDARD, Columns
 from softpref.data.messages import CONTEXT, Text
 from softpref.data.parsing import (
     OPTIONAL,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from softpref.algorithm.rows import PairBatch
-from softpref.data.bad_rows import place
 from softpref.columns import STANDARD, Columns
+from softpref.data.bad_rows import place
 from softpref.data.noise import Injected, inject, refuse_bad_rows
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs

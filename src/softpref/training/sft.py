@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from softpref.algorithm.bilevel import NonFiniteError, require_finite
 from softpref.algorithm.policy import trainable
-from softpref.data.bad_rows import OnBadRow, place
 from softpref.columns import ColumnOptions
+from softpref.data.bad_rows import OnBadRow, place
 from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sft_targets
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs
