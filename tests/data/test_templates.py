@@ -1,0 +1,201 @@
+"""Chat templates in the style of those that models have: the ids are TRL's, with all they read."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from softpref.data.sources import pairs_from_dataset
+from softpref.data.tokens import prompt_ids, tokenize_chosen, tokenize_pair, tokenize_pairs
+from tests.data.test_tokens import bpe
+
+HEADERS = (  # Llama 3: headers around each role, and tools in the system's turn
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{% if loop.first and tools %}{{ tools | tojson }}\n{% endif %}"
+    "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}"
+    "{% else %}{{ m.content | trim }}{% endif %}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKING = (  # Qwen 3: thoughts of the last turn alone, and a switch for them
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>"
+    "\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last and m.reasoning_content is defined %}"
+    "<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
+)
+TEMPLATES = {
+    "llama 2": (
+        "{% set s = messages[0].content if messages[0].role == 'system' else '' %}"
+        "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}{{ bos_token }}"
+        "[INST] "
+        "{% if loop.first and s %}<<SYS>>\n{{ s }}\n<</SYS>>\n\n{% endif %}{{ m.content }} [/INST]"
+        "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+    ),
+    "llama 3": HEADERS,
+    "qwen 2.5": "{% if messages[0].role != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n"
+                "{% endif %}" + CHATML,
+    "qwen 3": THINKING,
+    "gemma 2": (
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>"
+        "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+        "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+    "gemma 3": (
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>"
+        "{{ 'model' if m.role == 'assistant' else m.role }}\n{% if m.content is string %}"
+        "{{ m.content | trim }}{% else %}{% for p in m.content %}{{ p.text | trim }}{% endfor %}"
+        "{% endif %}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+    "mistral": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}"
+        "{{ eos_token }}{% elif m.role == 'user' %}{% if tools and loop.last %}[AVAILABLE_TOOLS]"
+        "{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}[INST] {{ m.content }} [/INST]{% endif %}"
+        "{% endfor %}"
+    ),
+    "phi 3": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+    ),
+    "zephyr": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+    "chatml": CHATML,
+    "deepseek r1": (  # what was thought is cut off
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|Assistant|>"
+        "{{ (m.content or '').split('</think>')[-1] }}{{ eos_token }}{% else %}<|User|>"
+        "{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|><think>\n"
+        "{% endif %}"
+    ),
+    "tool calling": (
+        "{{ bos_token }}{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
+        "{% for m in messages %}<{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}"
+        "{% if m.tool_call_id %} {{ m.tool_call_id }}{% endif %}>{{ m.content or '' }}"
+        "{% for c in m.tool_calls or [] %}<call>{{ c | tojson }}</call>{% endfor %}{{ eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    ),
+    "smollm2": "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful AI "
+               "assistant.<|im_end|>\n{% endif %}" + CHATML,
+}  # fmt: skip
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "why? "}
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"what": "a dog"}}}
+TOOLS = [{"type": "function", "function": {"name": "find", "description": "d", "parameters": {}}}]
+
+
+def answer(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+PLAIN = {"prompt": [USER], "chosen": [answer("because")], "rejected": [answer("it rains")]}
+CHATS = [
+    PLAIN,
+    PLAIN | {"prompt": [SYSTEM, USER]},
+    PLAIN | {"prompt": [USER, answer("yes"), USER]},
+    PLAIN | {"chosen": [answer("<think>so</think>because", reasoning_content="so")]},
+]
+WITH_TOOLS = {
+    "prompt": [
+        USER,
+        answer("", tool_calls=[CALL]),
+        {"role": "tool", "name": "find", "tool_call_id": "1", "content": "here"},
+    ],
+    "chosen": [answer("yes", reasoning_content="so")],
+    "rejected": [answer("no")],
+    "tools": TOOLS,
+    "chat_template_kwargs": {"enable_thinking": False},
+}
+
+
+def rows_of(*pairs):
+    columns = {
+        name: datasets.Json() if name in ("tools", "chat_template_kwargs")
+        else datasets.List(datasets.Json())
+        for name in pairs[0]
+    }  # fmt: skip
+    return datasets.Dataset.from_list(list(pairs), features=datasets.Features(columns))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    home = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(vocab_size=512, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=1, pad_token_id=2)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(home)
+    return str(home)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("pairs", [CHATS, [WITH_TOOLS]], ids=["chats", "tools"])
+def test_ids_are_those_of_trl(name, pairs, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    trl = pytest.importorskip("trl")
+    tokenizer = bpe(chat=TEMPLATES[name])
+    rows = rows_of(*pairs)
+    args = trl.DPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], max_length=None
+    )
+    theirs = trl.DPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer)
+    ours = tokenize_pairs(
+        pairs_from_dataset(rows, "pairs").pairs, tokenizer, 512, name="pairs"
+    ).pairs
+    chosen = tokenize_chosen(ours, tokenizer, 512, name="pairs")
+    for row, their, alone, given in zip(ours, theirs.train_dataset, chosen, pairs, strict=True):
+        for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            assert row[column] == their[column]
+        whole = row["prompt_ids"] + row["chosen_ids"]
+        assert alone["input_ids"] == whole
+        learned = sum(alone["completion_mask"])
+        assert 0 < learned <= len(row["chosen_ids"])
+        assert alone["completion_mask"] == [0] * (len(whole) - learned) + [1] * learned
+        context = {"tools": given.get("tools"), **given.get("chat_template_kwargs", {})}
+        expected = tokenizer.apply_chat_template(
+            given["prompt"], add_generation_prompt=True, **context
+        )["input_ids"]
+        assert prompt_ids(given["prompt"], tokenizer, context) == expected
+
+
+def test_fields_that_a_template_reads_change_the_ids_and_others_do_not():
+    reads = bpe(chat=TEMPLATES["tool calling"])
+    whole = tokenize_pair(WITH_TOOLS, reads, 512)
+    for field in ("name", "tool_call_id"):
+        prompt = [{k: v for k, v in m.items() if k != field} for m in WITH_TOOLS["prompt"]]
+        assert tokenize_pair(WITH_TOOLS | {"prompt": prompt}, reads, 512) != whole
+    assert tokenize_pair(WITH_TOOLS | {"tools": None}, reads, 512) != whole
+    thinking = bpe(chat=TEMPLATES["qwen 3"])
+    prompt = WITH_TOOLS["prompt"]
+    on, off = (
+        prompt_ids(prompt, thinking, {"tools": TOOLS, "enable_thinking": value})
+        for value in (True, False)
+    )
+    assert off[: len(on)] == on
+    assert len(off) > len(on)
+
+
+def test_what_a_template_leaves_out_of_responses_is_said(caplog):
+    rows = pairs_from_dataset(rows_of(CHATS[3], PLAIN), "pairs").pairs
+    with caplog.at_level("WARNING", "softpref"):
+        tokenize_pairs(rows, bpe(chat=TEMPLATES["deepseek r1"]), 512, name="pairs")
+    assert "the chat template leaves out text of the responses in 1 of 2 pairs" in caplog.text
+
+
+def test_control_tokens_in_responses_are_said(caplog):
+    rows = pairs_from_dataset(
+        datasets.Dataset.from_list(
+            [{"prompt": "why?", "chosen": "yes</s> no", "rejected": "no"}]
+        ), "pairs",
+    ).pairs  # fmt: skip
+    with caplog.at_level("WARNING", "softpref"):
+        tokenize_pairs(rows, bpe(), 512, name="pairs")
+    assert "responses hold control tokens of the tokenizer in 1 of 1 pairs, first '</s>'" in (
+        caplog.text
+    )
