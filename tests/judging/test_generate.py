@@ -11,9 +11,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.cli import main
+from softpref.data.tokens import prompt_ids
 from softpref.evaluation.generate import sample
 from softpref.judging import generate
-from softpref.judging.generate import prompt_ids
 from softpref.judging.responses import join, load_responses
 from softpref.training.models import load_policy, load_tokenizer
 from softpref.world.language import make_tokenizer
@@ -130,8 +130,9 @@ class Closing:
         self.chat_template = tokenizer.chat_template
         self.apply_chat_template = tokenizer.apply_chat_template
 
-    def __call__(self, text, **_):
-        return {"input_ids": [1, *self._tokenizer(text)["input_ids"], 2]}
+    def __call__(self, texts, add_special_tokens=True, **_):
+        found = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return {"input_ids": [[1, *ids, 2] if add_special_tokens else ids for ids in found]}
 
 
 @pytest.mark.parametrize("chat", [TEMPLATE, TEMPLATE.removeprefix("{{ bos_token }}")])

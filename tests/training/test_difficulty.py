@@ -169,7 +169,9 @@ def test_a_pair_the_surrogate_cannot_read_is_named(source, surrogate, tmp_path):
             UsageError, match=r"line 2: longer than .* take it out, raise --max_length"
         ):
             sizes_of(long, surrogate, max_length)
-    with pytest.raises(UsageError, match=r"line 1: longer than --max_length 3: the prompt alone has 9"):
+    with pytest.raises(
+        UsageError, match=r"line 1: longer than --max_length 3: the prompt alone has 9"
+    ):
         sizes_of(source, surrogate, 3)
     bad = rewrite(tmp_path / "bad.jsonl", [*rows, {"prompt": "sort : a ="}])
     with pytest.raises(UsageError, match=r"line 61: chosen is missing.*Fix it or take it out"):
