@@ -231,7 +231,9 @@ def test_inject_says_what_is_wrong_and_writes_nothing(options, message, files, c
 
 def test_inject_stops_at_a_pair_that_is_too_long(files, model, capsys):
     message = fails(capsys, inject_arguments(kind="difficulty", model=model, max_length=9))
-    assert "train.jsonl, line 1: the prompt has 9 tokens, --max-length is 9" in message
+    assert (
+        "train.jsonl, line 1: longer than --max_length 9: the prompt alone has 9 tokens" in message
+    )
     assert not (files / "noisy.jsonl").exists()
 
 
@@ -291,7 +293,7 @@ def test_help(capsys):
         ({"beta": "much"}, "much"),
         ({"method": "dpo"}, "dpo does not read it"),
         ({"method": "magic"}, "magic"),
-        ({"max-length": 4}, "--max-length is 4"),
+        ({"max-length": 4}, "longer than --max_length 4"),
         ({"config": "absent.yaml"}, "absent.yaml"),
     ],
 )
