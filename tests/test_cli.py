@@ -409,7 +409,9 @@ def test_sft_refuses_what_it_could_not_learn(files, model, capsys):
     (files / "talk.jsonl").write_text(json.dumps(row) + "\n")
     arguments = ["sft", "--model", str(model), "--output", "sft", "--train"]
     assert "no chat template" in fails(capsys, [*arguments, "talk.jsonl"])
-    assert "longer than --max_length 3" in fails(capsys, [*arguments, "train.jsonl", "--max_length", "3"])
+    assert "longer than --max_length 3" in fails(
+        capsys, [*arguments, "train.jsonl", "--max_length", "3"]
+    )
     assert not (files / "sft").exists()
 
 
