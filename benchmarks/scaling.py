@@ -156,7 +156,8 @@ class Counter:
 
         self.bytes = {"summed": 0, "gathered": 0, "shards": 0}
         reduce, gather = distributed.all_reduce, distributed.all_gather
-        gather_shards = distributed.all_gather_single
+        # Shards need a torch that has this name.
+        gather_shards = getattr(distributed, "all_gather_single", None)
 
         def all_reduce(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             self.bytes["summed"] += tensor.nbytes
@@ -167,6 +168,7 @@ class Counter:
             return gather(parts, tensor, *args, **kwargs)
 
         def all_gather_single(whole: Any, shard: Any, *args: Any, **kwargs: Any) -> Any:
+            assert gather_shards is not None
             self.bytes["shards"] += shard.nbytes
             return gather_shards(whole, shard, *args, **kwargs)
 
