@@ -5,20 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
 import torch
+from packaging.version import Version
 
 from softpref.cli import main
+from softpref.errors import UsageError
 from softpref.study import bench, bench_memory
-from softpref.study.bench import ONE_BILLION, PRESETS, SHAPES, SMALL, Preset
+from softpref.study.bench import OLDEST_TRL, ONE_BILLION, PRESETS, SHAPES, SMALL, Preset
 from softpref.study.bench_contestants import EVERYWHERE, NAMES, make_contestant
 from softpref.study.bench_report import Group, rows, runs
 from softpref.study.bench_timing import Quartiles, paired_ratio, time_rounds
 from softpref.study.bench_workload import TUNINGS, ModelSize, Shape, Workload
 
 TINY = ModelSize(64, 16, 24, 2, 4, 2, tie_word_embeddings=False)
+pytestmark = pytest.mark.skipif(
+    Version(version("trl")) < Version(OLDEST_TRL), reason=f"bench needs TRL {OLDEST_TRL}"
+)
 WORKLOAD = Workload(TINY, Shape(12, 6), "cpu", batches=2)
 TWO_SHAPES = (WORKLOAD, dataclasses.replace(WORKLOAD, shape=Shape(4, 8)))
 RATIOS = {
@@ -110,7 +116,7 @@ def test_trl_is_at_its_defaults_and_at_its_best(tuning, tmp_path):
 
 
 def test_the_response_only_head_is_on_in_its_step_and_nowhere_else(tmp_path, monkeypatch):
-    chunked_logprob = pytest.importorskip("trl.kernels.chunked_logprob")  # newer than TRL 1.8
+    from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
     scored, kernel = [], utils._ChunkedLogProbFunction
@@ -367,3 +373,9 @@ def test_the_models_have_the_sizes_they_are_known_by():
 def test_a_gpu_computes_in_bfloat16():
     assert all(workload.dtype == torch.bfloat16 for workload in PRESETS["gpu"].workloads)
     assert all(workload.dtype == torch.float32 for workload in PRESETS["cpu"].workloads)
+
+
+def test_an_older_trl_is_refused_by_its_version(monkeypatch):
+    monkeypatch.setattr(bench, "version", lambda name: "1.8.0")
+    with pytest.raises(UsageError, match=r"bench compares with TRL 1\.16 or newer, not 1\.8\.0"):
+        bench.run_bench(bench.BenchOptions())

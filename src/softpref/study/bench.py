@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from packaging.version import Version
 from tqdm import tqdm
 
 from softpref.errors import UsageError, require_package
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("softpref", "torch", "transformers", "trl", "peft")
 SLOW: Name = "double_backward"
+OLDEST_TRL = "1.16"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def run_bench(options: BenchOptions) -> None:
         UsageError: there is no GPU for the preset, or an option is impossible.
     """
     require_package("trl", "sft", "bench")
+    if Version(version("trl")) < Version(OLDEST_TRL):
+        raise UsageError(f"bench compares with TRL {OLDEST_TRL} or newer, not {version('trl')}.")
     if options.preset == "gpu" and not torch.cuda.is_available():
         raise UsageError("--preset gpu needs a CUDA device, and torch sees none: try --preset cpu.")
     if options.rounds is not None and options.rounds < 1:
