@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from softpref.errors import UsageError
-from softpref.training.config import MSPOConfig
+from softpref.training.config import MSPOConfig, can_shard
 from softpref.training.sharding import settle
 from tests.models import tiny_model
 from tests.toy import toy_config
+
+pytestmark = pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
 
 
 @pytest.fixture
