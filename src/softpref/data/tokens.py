@@ -147,11 +147,7 @@ def tokenize_pair(
         split_boundary=start < len(alone),
         truncated=truncated,
         ends_without_eos=sum(tokenizer.eos_token_id not in ids[-_LAST_FEW:] for ids in responses),
-        left_out=any(
-            part.strip() not in text
-            for text, side in zip(rendered[1:], sides, strict=True)
-            for part in texts_of(side)
-        ),
+        left_out=any(map(_leaves_out, rendered[1:], sides)),
     )
 
 
@@ -322,6 +318,11 @@ class Remarks:
             logger.warning("%s: responses hold control tokens of the tokenizer in %d of %d pairs, "
                            "first %r in row %d", self._name, len(self._controlled), total, token,
                            row)  # fmt: skip
+
+
+def _leaves_out(rendered: str, response: Text) -> bool:
+    """Return whether a text that the response holds is not in what was rendered of it."""
+    return any(part.strip() not in rendered for part in texts_of(response))
 
 
 def _limit_in_words(max_length: int, context_length: int) -> str:

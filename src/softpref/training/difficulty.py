@@ -87,6 +87,12 @@ def inject_by_difficulty(
     )
 
 
+MUST_READ_ALL = (
+    "The surrogate must read every pair: take it out, raise --max_length, or choose a --model that "
+    "reads more tokens"
+)
+
+
 def log_ratio_sizes(
     source: str,
     surrogate: str,
@@ -126,11 +132,7 @@ def log_ratio_sizes(
         loaded.pairs, tokenizer, max_length, name=source, on_bad_row="skip",
         context_length=context_length(policy),
     )  # fmt: skip
-    refuse_bad_rows(
-        source, tokenized.bad_rows,
-        "The surrogate must read every pair: take it out, raise --max_length, or choose a --model "
-        "that reads more tokens",
-    )  # fmt: skip
+    refuse_bad_rows(source, tokenized.bad_rows, MUST_READ_ALL)
     if torch.accelerator.is_available():
         policy.to(torch.accelerator.current_accelerator())
     require_sound(policy)
