@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import prompt_ids, tokenize_chosen, tokenize_pair, tokenize_pairs
+from softpref.errors import UsageError
 from tests.data.test_tokens import bpe
 
 HEADERS = (  # Llama 3: headers around each role, and tools in the system's turn
@@ -184,8 +185,10 @@ def test_fields_that_a_template_reads_change_the_ids_and_others_do_not():
 def test_what_a_template_leaves_out_of_responses_is_said(caplog):
     rows = pairs_from_dataset(rows_of(CHATS[3], PLAIN), "pairs").pairs
     with caplog.at_level("WARNING", "softpref"):
-        tokenize_pairs(rows, bpe(chat=TEMPLATES["deepseek r1"]), 512, name="pairs")
-    assert "the chat template leaves out text of the responses in 1 of 2 pairs" in caplog.text
+        for tokenize in (tokenize_pairs, tokenize_chosen):
+            tokenize(rows, bpe(chat=TEMPLATES["deepseek r1"]), 512, name="pairs")
+    said = "the chat template leaves out text of the responses in 1 of 2 pairs"
+    assert caplog.text.count(said) == 2
 
 
 def test_control_tokens_in_responses_are_said(caplog):
@@ -195,7 +198,18 @@ def test_control_tokens_in_responses_are_said(caplog):
         ), "pairs",
     ).pairs  # fmt: skip
     with caplog.at_level("WARNING", "softpref"):
-        tokenize_pairs(rows, bpe(), 512, name="pairs")
-    assert "responses hold control tokens of the tokenizer in 1 of 1 pairs, first '</s>'" in (
-        caplog.text
-    )
+        for tokenize in (tokenize_pairs, tokenize_chosen):
+            tokenize(rows, bpe(), 512, name="pairs")
+    said = "responses hold control tokens of the tokenizer in 1 of 1 pairs, first '</s>'"
+    assert caplog.text.count(said) == 2
+
+
+@pytest.mark.parametrize("tokenize", [tokenize_pairs, tokenize_chosen])
+def test_without_eos_nothing_is_tokenized(tokenize):
+    rows = pairs_from_dataset(
+        datasets.Dataset.from_list([{"prompt": "why?", "chosen": "yes", "rejected": "no"}]), "p"
+    ).pairs
+    endless = bpe()
+    endless.eos_token = None
+    with pytest.raises(UsageError, match="no EOS token"):
+        tokenize(rows, endless, 64, name="p")

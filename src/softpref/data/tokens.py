@@ -4,15 +4,14 @@ Shapes: `prompt_ids` (P,), `chosen_ids` (C,), `rejected_ids` (R,), in tokens; a 
 are prompt_ids + chosen_ids and prompt_ids + rejected_ids.
 """
 
-import itertools
 import logging
 import os
-import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -22,12 +21,24 @@ from transformers import PreTrainedTokenizerBase
 from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, in_words
 from softpref.data.messages import Text, template_context, texts_of
 from softpref.data.readers import RowError, dataset_rows, store
+from softpref.data.remarks import Remarks
 from softpref.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 _LAST_FEW = 4  # tokens at the end of a conversation among which EOS counts as its end
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+class HasLeftOut(Protocol):
+    """Token ids that know whether the chat template left out text of a response."""
+
+    @property
+    def left_out(self) -> bool:
+        """Whether it did."""
+
+
+Tokenized = TypeVar("Tokenized", bound=HasLeftOut)
 
 
 class TooLongError(RowError):
@@ -113,11 +124,7 @@ def tokenize_pair(
         TooLongError: If no response token or no difference between the responses would be left.
         RowError: If the pair is none in tokens, or the chat template refuses it.
     """
-    if tokenizer.eos_token is None:
-        raise UsageError(
-            f"--model {tokenizer.name_or_path}: its tokenizer has no EOS token, so no response "
-            "would ever end. Set eos_token in tokenizer_config.json."
-        )
+    _require_eos(tokenizer)
     prompt, sides = pair["prompt"], (pair["chosen"], pair["rejected"])
     rendered = _render_pair(pair, tokenizer)
     alone, *sequences = _encode(rendered, tokenizer, prompt)
@@ -181,22 +188,15 @@ def tokenize_pairs(
     remarks = Remarks(name, tokenizer)
 
     def tokenized() -> Iterator[dict[str, Any]]:
-        for row in dataset_rows(pairs):
-            try:
-                ids = tokenize_pair(row, tokenizer, max_length, context_length)
-            except TooLongError as error:
-                remarks.leave_out(bad, row["row"], str(error))
-                continue
-            except RowError as error:
-                bad.add(row["row"], str(error))
-                continue
+        make = partial(tokenize_pair, tokenizer=tokenizer, max_length=max_length,
+                       context_length=context_length)  # fmt: skip
+        for _, row, ids in _usable(pairs, make, ("chosen", "rejected"), bad, remarks):
             counts.update(
                 kept=1,
                 split=ids.split_boundary,
                 truncated=ids.truncated,
                 open_ends=ids.ends_without_eos,
             )
-            remarks.see(row, ids)
             if not bad.stopped:
                 tokens = {column: getattr(ids, column) for column in _IDS}
                 yield row | tokens | {"index": counts["kept"] - 1}
@@ -212,6 +212,15 @@ def tokenize_pairs(
     return TokenizedPairs(
         dataset, counts["split"], counts["truncated"], counts["open_ends"], bad_rows
     )
+
+
+@dataclass(frozen=True)
+class TokenizedChosen:
+    """Prompt and chosen response: `ids` (P + C,), of which the prompt's are the first `start`."""
+
+    ids: list[int]
+    start: int
+    left_out: bool
 
 
 def tokenize_chosen(
@@ -240,29 +249,27 @@ def tokenize_chosen(
     """
     bad = BadRows(name, on_bad_row)
     remarks = Remarks(name, tokenizer)
+    _require_eos(tokenizer)
     limit = min(max_length, context_length)
     what = _limit_in_words(max_length, context_length)
 
+    def make(row: dict[str, Any]) -> TokenizedChosen:
+        rendered = _render_pair(row, tokenizer, ("chosen",))
+        alone, ids = _encode(rendered, tokenizer, row["prompt"])
+        alone = _prompt_alone(alone, tokenizer, row["prompt"])
+        start = len(os.path.commonprefix([alone, ids]))
+        if start >= limit:
+            raise TooLongError(f"longer than {what}: the prompt alone has {start} tokens")
+        if start == len(ids):
+            raise RowError("the chat template leaves no token of a response")
+        return TokenizedChosen(ids[:limit], start, _leaves_out(rendered[1], row["chosen"]))
+
     def tokenized() -> Iterator[dict[str, Any]]:
-        for index, row in enumerate(dataset_rows(pairs)):
-            number = row.get("row", index + 1)
-            try:
-                prompt, whole = _render_pair(row, tokenizer, ("chosen",))
-            except RowError as error:
-                bad.add(number, str(error))
-                continue
-            alone, ids = _encode([prompt, whole], tokenizer, row["prompt"])
-            alone = _prompt_alone(alone, tokenizer, row["prompt"])
-            start = len(os.path.commonprefix([alone, ids]))
-            if start >= limit:
-                remarks.leave_out(bad, number, f"longer than {what}: the prompt alone has {start} "
-                                  "tokens")  # fmt: skip
-            elif start == len(ids):
-                bad.add(number, "the chat template leaves no token of a response")
-            elif not bad.stopped:
-                ids = ids[:limit]
-                mask = [0] * start + [1] * (len(ids) - start)
-                yield {"input_ids": ids, "completion_mask": mask, "index": index}
+        for index, _, made in _usable(pairs, make, ("chosen",), bad, remarks):
+            if not bad.stopped:
+                learned = len(made.ids) - made.start
+                mask = [0] * made.start + [1] * learned
+                yield {"input_ids": made.ids, "completion_mask": mask, "index": index}
 
     mask = pa.list_(pa.int8())
     schema = pa.schema(
@@ -277,47 +284,34 @@ def tokenize_chosen(
     return dataset
 
 
-class Remarks:
-    """What a user should know of pairs that are used, or left out for their length alone."""
+def _usable(
+    pairs: datasets.Dataset,
+    tokenize: Callable[[dict[str, Any]], Tokenized],
+    sides: Sequence[str],
+    bad: BadRows,
+    remarks: Remarks,
+) -> Iterator[tuple[int, dict[str, Any], Tokenized]]:
+    """Yield place, row and ids of every pair that can be used; note the others, and what to say."""
+    for index, row in enumerate(dataset_rows(pairs)):
+        number = row.get("row", index + 1)
+        try:
+            ids = tokenize(row)
+        except TooLongError as error:
+            remarks.leave_out(bad, number, str(error))
+            continue
+        except RowError as error:
+            bad.add(number, str(error))
+            continue
+        remarks.see(number, [row[side] for side in sides], left_out=ids.left_out)
+        yield index, row, ids
 
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.too_long: list[BadRow] = []
-        self._name = name
-        added = tokenizer.added_tokens_decoder.values()
-        special = {str(token) for token in added if token.special}
-        special |= set(tokenizer.all_special_tokens)
-        self._control = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-        self._left_out: list[int] = []
-        self._controlled: list[tuple[int, str]] = []
 
-    def see(self, row: Mapping[str, Any], ids: TokenizedPair) -> None:
-        """Note a pair that is kept."""
-        if ids.left_out:
-            self._left_out.append(row["row"])
-        for text in itertools.chain(texts_of(row["chosen"]), texts_of(row["rejected"])):
-            if found := self._control.search(text):
-                self._controlled.append((row["row"], found[0]))
-                break
-
-    def leave_out(self, bad: BadRows, row: int, reason: str) -> None:
-        """Leave out a row for its length alone."""
-        bad.leave_out(row, reason)
-        self.too_long.append(BadRow(row, reason))
-
-    def say(self, total: int) -> None:
-        """Say it, a line a kind."""
-        if self.too_long:
-            logger.warning("%s: %d of %d pairs are left out: %s", self._name, len(self.too_long),
-                           total, in_words(self._name, self.too_long))  # fmt: skip
-        if self._left_out:
-            logger.warning("%s: the chat template leaves out text of the responses in %d of %d "
-                           "pairs (such as thoughts), first in row %d", self._name,
-                           len(self._left_out), total, self._left_out[0])  # fmt: skip
-        if self._controlled:
-            row, token = self._controlled[0]
-            logger.warning("%s: responses hold control tokens of the tokenizer in %d of %d pairs, "
-                           "first %r in row %d", self._name, len(self._controlled), total, token,
-                           row)  # fmt: skip
+def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.eos_token is None:
+        raise UsageError(
+            f"--model {tokenizer.name_or_path}: its tokenizer has no EOS token, so no response "
+            "would ever end. Set eos_token in tokenizer_config.json."
+        )
 
 
 def _leaves_out(rendered: str, response: Text) -> bool:
