@@ -281,7 +281,7 @@ def test_a_bad_row_or_file_leaves_no_output(tmp_path, ending):
     ):
         inject(source, str(tmp_path / f"out.{ending}"), 0.4, 0)
     two = write(tmp_path / "in.jsonl", [ROWS[0] | {"chosen": ""}, *ROWS, {"prompt": "p"}])
-    with pytest.raises(UsageError, match=r"line 1: chosen is empty; row 302: chosen is missing"):
+    with pytest.raises(UsageError, match=r"line 1: chosen is empty; line 302: chosen is missing"):
         inject(two, str(tmp_path / f"out.{ending}"), 0.4, 0)
     junk = tmp_path / f"junk.{ending}"
     junk.write_bytes(b"\x00\xff junk")

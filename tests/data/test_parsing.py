@@ -9,6 +9,7 @@ import pytest
 
 from softpref.columns import Columns
 from softpref.data import parsing
+from softpref.data.bad_rows import place
 from softpref.data.messages import as_text, texts_of
 from softpref.data.parsing import parse_pair, unread
 from softpref.data.readers import RowError
@@ -195,10 +196,19 @@ def test_all_kinds_of_bad_rows_are_named_at_once(tmp_path):
     with pytest.raises(UsageError) as caught:
         load_pairs(written(tmp_path, rows))
     said = str(caught.value)
-    assert "line 2: chosen is empty (and 1 more like it); row 3: prompt is null" in said
+    assert "line 2: chosen is empty (and 1 more like it); line 3: prompt is null" in said
 
 
 def test_what_people_read_of_messages():
     message = assistant("found", reasoning_content="so", tool_calls=[CALL])
     assert list(texts_of([message])) == ["so", "found"]
-    assert as_text([user("q"), message]).startswith("user: q\nassistant: so\nfound {")
+    assert as_text([user("q"), message]).startswith("user: q\n\nassistant: so\nfound\n{")
+
+
+@pytest.mark.parametrize(
+    ("source", "unit"),
+    [("a.jsonl", "line"), ("a.CSV", "line"), ("a.tsv.zst", "line"), ("a.jsonl.bz2", "line"),
+     ("a.json", "row"), ("a.parquet", "row"), ("org/name", "row"), ("a.json.gz", "row")],
+)  # fmt: skip
+def test_rows_are_named_as_their_source_counts_them(source, unit):
+    assert place(source, 3) == f"{source}, {unit} 3"

@@ -248,7 +248,7 @@ def test_columns_counts_and_bad_rows(caplog):
     tokenize_pairs(pairs, BOS_ONLY, 99, name="some.jsonl", context_length=30)
     assert "longer than the model's context of 30 tokens" in caplog.text
     broken = rows_of(good, good | {"chosen": "on", "rejected": "on</s>", "uid": "broken"}, long)
-    with pytest.raises(UsageError, match=r"line 2: chosen and rejected differ in no token; row 3"):
+    with pytest.raises(UsageError, match=r"line 2: chosen and rejected differ in no token; line 3"):
         tokenize_pairs(broken, BOS_ONLY, 30, name="some.jsonl")
     with pytest.raises(UsageError, match="No good row is left"):
         tokenize_pairs(pairs, BOS_ONLY, 2, name="some.jsonl", on_bad_row="skip")

@@ -41,7 +41,7 @@ def test_what_stands_beside_a_message_s_content_is_shown():
     _, user = render(Question("u", prompt, "1", "2", False), "<m>")
     assert (
         'PROMPT\nuser: Hi.\n\nassistant: {"tool_calls": [{"name": "f"}]}\n\n'
-        'tool: [{"type": "text", "text": "ü"}]\n{"name": "f"}\n\nassistant: \n<m>'
+        'tool: ü\n{"name": "f"}\n\nassistant: \n<m>'
     ) in user["content"]
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
+from softpref.data.text_files import COMPRESSION
 from softpref.errors import UsageError
 
 OnBadRow = Literal["stop", "skip"]
 KINDS_NAMED = 5
+BY_LINE = (".jsonl", ".csv", ".tsv")
+"""Endings of text whose rows are counted by lines."""
 _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\([^)]*\)|\d+")
 
 
@@ -23,8 +27,13 @@ class BadRow:
 
 def place(source: str, row: int) -> str:
     """Name a row as its source counts it: a line of a text file, else a row."""
-    lines = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst", ".csv.gz", ".csv.zst")
-    return f"{source}, {'line' if source.lower().endswith(lines) else 'row'} {row}"
+    return f"{source}, {_unit(source)} {row}"
+
+
+def _unit(source: str) -> str:
+    path = PurePath(source.lower())
+    ending = path.with_suffix("").suffix if path.suffix in COMPRESSION else path.suffix
+    return "line" if ending in BY_LINE else "row"
 
 
 def in_words(source: str, rows: list[BadRow] | tuple[BadRow, ...]) -> str:
@@ -34,9 +43,10 @@ def in_words(source: str, rows: list[BadRow] | tuple[BadRow, ...]) -> str:
         kinds.setdefault(_PARTICULAR.sub("", row.reason), []).append(row)
     named: list[str] = []
     for alike in list(kinds.values())[:KINDS_NAMED]:
-        where = f"{place(source, alike[0].row)}: " if not named else f"row {alike[0].row}: "
+        first = alike[0]
+        where = f"{_unit(source)} {first.row}" if named else place(source, first.row)
         more = f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else ""
-        named.append(f"{where}{alike[0].reason}{more}")
+        named.append(f"{where}: {first.reason}{more}")
     left = len(kinds) - len(named)
     return "; ".join(named) + (f"; and {left} more kinds of bad rows" if left else "")
 

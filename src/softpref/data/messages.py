@@ -19,6 +19,8 @@ Text = str | list[Message]
 
 CONTEXT = ("tools", "chat_template_kwargs")
 """Columns of a row that its chat template is given beside the messages."""
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_SHOWN = ("role", "content", "reasoning_content")
 _RESERVED = {"conversation", "tokenize", "add_generation_prompt", "return_dict", *CONTEXT}
 
 
@@ -84,17 +86,31 @@ def is_empty(text: Text) -> bool:
 
 
 def as_text(text: Text) -> str:
-    """Return what a person reads: messages one below the other, each with its role."""
+    """Return what a person reads: messages one after another, each with its role and all it holds.
+
+    What stands beside the texts, such as tool calls, is shown as JSON.
+    """
     if isinstance(text, str):
         return text
-    lines = []
-    for message in text:
-        said = "\n".join(texts_of([message]))
-        others = {k: v for k, v in message.items() if k not in ("role", "content")}
-        others.pop("reasoning_content", None)
-        more = f"{json.dumps(others, ensure_ascii=False)}" if others else ""
-        lines.append(f"{message['role']}: {' '.join(filter(None, (said, more)))}")
-    return "\n".join(lines)
+    return "\n\n".join(f"{message['role']}: {_inside(message)}" for message in text)
+
+
+def _inside(message: Message) -> str:
+    beside = {
+        name: value for name, value in message.items() if name not in _SHOWN and value is not None
+    }
+    shown = [json.dumps(beside, ensure_ascii=False)] if beside else []
+    return "\n".join([*filter(None, texts_of([message])), *shown])
+
+
+def refuse_media(raw: Mapping[str, Any]) -> None:
+    """Refuse a row with images, audio or video.
+
+    Raises:
+        RowError: it has some.
+    """
+    if found := [name for name in MEDIA if raw.get(name)]:
+        raise RowError(f"it has {found[0]}: softpref reads text only")
 
 
 def _message(raw: Mapping[str, Any], column: str) -> Message:

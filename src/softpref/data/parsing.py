@@ -20,6 +20,7 @@ from softpref.data.messages import (
     is_empty,
     parse_context,
     parse_text,
+    refuse_media,
     texts_of,
 )
 from softpref.data.readers import RowError
@@ -27,7 +28,6 @@ from softpref.data.readers import RowError
 Pair = dict[str, Any]
 
 OPTIONAL = ("uid", "is_flipped", "soft_label")
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 PROMPT_NAMES = (
     "question", "instruction", "query", "input", "inputs", "context", "history", "problem", "task",
     "system", "user", "human", "message", "messages", "conversation", "dialogue",
@@ -75,8 +75,7 @@ def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
         raise raw
     if not isinstance(raw, Mapping):
         raise RowError("not an object with the columns prompt, chosen and rejected")
-    if found := [name for name in MEDIA if raw.get(name)]:
-        raise RowError(f"it has {found[0]}: softpref reads text only")
+    refuse_media(raw)
     columns = columns.of(raw)
     notes: list[str] = []
     chosen = _side(raw, columns.chosen, notes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from softpref.data.bad_rows import BadRow, BadRows, in_words
+from softpref.data.bad_rows import BadRow, BadRows, in_words, place
 from softpref.data.messages import Text, texts_of
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,11 @@ class Remarks:
                            total, in_words(self._name, self.too_long))  # fmt: skip
         if self._left_out:
             logger.warning("%s: the chat template leaves out text of the responses in %d of %d "
-                           "pairs (such as thoughts), first in row %d", self._name,
-                           len(self._left_out), total, self._left_out[0])  # fmt: skip
+                           "pairs (such as thoughts), first in %s", self._name,
+                           len(self._left_out), total,
+                           place(self._name, self._left_out[0]))  # fmt: skip
         if self._controlled:
             row, token = self._controlled[0]
             logger.warning("%s: responses hold control tokens of the tokenizer in %d of %d pairs, "
-                           "first %r in row %d", self._name, len(self._controlled), total, token,
-                           row)  # fmt: skip
+                           "first %r in %s", self._name, len(self._controlled), total, token,
+                           place(self._name, row))  # fmt: skip

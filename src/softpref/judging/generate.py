@@ -199,7 +199,7 @@ def _ids(given: Prompt, tokenizer: PreTrainedTokenizerBase, options: GenerateOpt
     try:
         ids = prompt_ids(prompt, tokenizer, template_context(given.context))
     except RowError as error:
-        raise UsageError(f"{where}: {error}; mend it or take it out.") from error
+        raise UsageError(f"{where}: {error}; fix it or take it out.") from error
     if not ids:
         raise UsageError(f"{where}: the prompt has no token; take it out.")
     return ids

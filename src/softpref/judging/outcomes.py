@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from softpref.data.messages import as_text
 from softpref.judging.questions import Answer, Comparison, Question
-from softpref.judging.template import as_text
 
 Result = Literal["win", "loss", "tie", "failed"]
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from softpref.data.bad_rows import place
-from softpref.data.messages import Text
+from softpref.data.messages import Text, is_empty, parse_context, parse_text, refuse_media
 from softpref.data.readers import RowError, read_rows
 from softpref.errors import UsageError
 from softpref.judging.questions import Comparison
@@ -108,9 +107,9 @@ def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     some = False
     for row, values in read_rows(source):
         if isinstance(values, RowError):
-            raise UsageError(f"{place(source, row)}: {values}; mend it or take it out.")
+            raise UsageError(f"{place(source, row)}: {values}; fix it or take it out.")
         if not isinstance(values, dict):
-            raise UsageError(f"{place(source, row)}: not an object; mend it or take it out.")
+            raise UsageError(f"{place(source, row)}: not an object; fix it or take it out.")
         some = True
         yield row, values
     if not some:
@@ -118,34 +117,14 @@ def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _prompt(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
-    prompt = values.get("prompt")
-    is_conversation = isinstance(prompt, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and len(message) > 1
-        for message in prompt
-    )
-    if not prompt or not (isinstance(prompt, str) or is_conversation):
-        raise UsageError(
-            f"{place(source, row)}: has no `prompt`, text or a list of messages, each with role "
-            "and content; mend it or take it out."
-        )
     try:
-        context = _context(values)
+        refuse_media(values)
+        if values.get("prompt") is None:
+            raise RowError("prompt is missing")
+        prompt, context = parse_text(values["prompt"], "prompt"), parse_context(values)
+        if is_empty(prompt):
+            raise RowError("prompt is empty")
         json.dumps([prompt, context])
     except (ValueError, TypeError, RecursionError) as error:  # a Parquet file may hold dates
-        raise UsageError(f"{place(source, row)}: {error}; mend it or take it out.") from None
-    return Prompt(cast(Text, prompt), context, row)
-
-
-def _context(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row says to the chat template; tools may be JSON in text, as TRL has them."""
-    context = {}
-    for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
-        value = values.get(name)
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = json.loads(value)
-        if value and not isinstance(value, kind):
-            raise ValueError(f"`{name}` is no {'list' if kind is list else 'object'}")
-        if value:
-            context[name] = value
-    return context
+        raise UsageError(f"{place(source, row)}: {error}; fix it or take it out.") from None
+    return Prompt(prompt, context, row)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from softpref.data.messages import Text
+from softpref.data.messages import as_text
 from softpref.judging.questions import VERDICTS, Question
 
 SYSTEM = """\
@@ -76,26 +76,6 @@ def render(question: Question, fence: str) -> list[dict[str, str]]:
         {"role": "system", "content": SYSTEM.format(**fields)},
         {"role": "user", "content": USER.format(**fields)},
     ]
-
-
-def as_text(prompt: Text) -> str:
-    """Return a prompt as text: messages one after another, each with its role and all it holds."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{message['role']}: {_inside(message)}" for message in prompt)
-
-
-def _inside(message: Mapping[str, Any]) -> str:
-    """Return content and whatever stands beside it, such as tool calls, which is shown as JSON."""
-    beside = {
-        name: value
-        for name, value in message.items()
-        if name not in ("role", "content") and value is not None
-    }
-    parts = [part for part in (message.get("content"), beside) if part]
-    return "\n".join(
-        part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts
-    )
 
 
 def read_reply(content: str | None) -> tuple[str, str] | None:
