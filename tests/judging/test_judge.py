@@ -110,7 +110,7 @@ PAIR = {"prompt": "p", "response": "r"}
         (
             [{"prompt": [{"role": "user"}], "response": "r"}],
             [PAIR],
-            "line 1: prompt has a message without content",
+            "a message without content",
         ),
         ([], [PAIR], "ours.jsonl: holds no row"),
         ([5], [PAIR], "line 1: not an object"),
