@@ -153,9 +153,8 @@ class MSPOTrainer(SafeCheckpoints):
         }
         self.noise = noise_of(args, self.prepared, self.correction)
         self.teacher = self._make_teacher()
-        self._engine = (
-            engine_for(self.policy, self.pairs, self.collate, args) if self.teacher else None
-        )
+        taught = (self.policy, self.pairs, self.collate, args)
+        self._engine = engine_for(*taught) if self.teacher else None
         self.labeller = labeller_of(args, self.prepared, self.noise, self.teacher)
         self.history = LabelHistory()
         self._steps = Steps(args, self.collate, self.labeller, self.method, self.ranks)
