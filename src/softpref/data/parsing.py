@@ -32,7 +32,7 @@ PROMPT_NAMES = (
     "question", "instruction", "query", "input", "inputs", "context", "history", "problem", "task",
     "system", "user", "human", "message", "messages", "conversation", "dialogue",
 )  # fmt: skip
-"""Columns that hold a prompt in other people's files."""
+"""Columns that hold a prompt in other people's files, the likeliest first."""
 
 TURN = re.compile(
     r"(?:^|\n)[ \t]*(?:human|assistant|user|system|prompter|ai|bot|model)[ \t]?:"
@@ -178,10 +178,11 @@ def _implicit(
 
 
 def _hint(raw: Mapping[str, Any]) -> str:
-    known = [name for name in PROMPT_NAMES if name in map(str.lower, map(str, raw))]
-    names = [str(name) for wanted in known for name in raw if str(name).lower() == wanted]
-    names = [name for name in names if raw[name]]
-    return f"; did you mean --prompt_column {names[0]}?" if names else ""
+    names = [str(name) for name in raw if str(name).lower() in PROMPT_NAMES and raw[name]]
+    if not names:
+        return ""
+    likeliest = min(names, key=lambda name: PROMPT_NAMES.index(name.lower()))
+    return f"; did you mean --prompt_column {likeliest}?"
 
 
 def _with_system(

@@ -38,7 +38,7 @@ def claimed(home: Path, name: str, *, patience: float = 0.0) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except (OSError, NotImplementedError) as error:  # the latter by filelock 3
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: filelock before 4
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
         raise _without_locks(directory) from error
