@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 
 import pytest
 
@@ -74,6 +75,14 @@ def test_all_that_a_template_reads_is_kept(tmp_path):
 def test_nulls_that_a_table_fills_in_are_absent():
     filled = {**CHAT, "prompt": [user("q?", tool_calls=None, name=None)]}
     assert read(filled) == read(CHAT)
+
+
+def test_a_tree_too_deep_to_be_read_is_a_bad_row():
+    tree = {}
+    for _ in range(sys.getrecursionlimit()):
+        tree = {"a": tree}
+    refused(CHAT | {"tools": [tree]}, "tools is nested too deeply")
+    refused(CHAT | {"prompt": [user("q?", tool_calls=[tree])]}, "prompt is nested too deeply")
 
 
 @pytest.mark.parametrize(

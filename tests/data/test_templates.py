@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from softpref.data.sources import pairs_from_dataset
+from softpref.data.sources import load_pairs, pairs_from_dataset
 from softpref.data.tokens import prompt_ids, tokenize_chosen, tokenize_pair, tokenize_pairs
 from softpref.errors import UsageError
 from tests.data.test_tokens import bpe
@@ -180,6 +184,44 @@ def test_fields_that_a_template_reads_change_the_ids_and_others_do_not():
     )
     assert off[: len(on)] == on
     assert len(off) > len(on)
+
+
+def with_call(tool, arguments, **schema):
+    """Return a conversation that calls a tool of this schema; fields have the order of letters."""
+    function = {"description": "d", "name": tool, "parameters": {"properties": schema}}
+    call = {"function": {"arguments": arguments, "name": tool}, "type": "function"}
+    return {
+        "prompt": [USER, {"role": "assistant", "tool_calls": [call]}, answer("here", name=tool)],
+        "chosen": [answer("yes")],
+        "rejected": [answer("no", reasoning_content="so")],
+        "tools": [{"function": function, "type": "function"}],
+        "chat_template_kwargs": {f"for_{tool}": True},
+    }
+
+
+def test_nulls_that_arrow_fills_in_change_no_pair(tmp_path):
+    rows = [
+        with_call("find", {"area": {"x": 1, "y": None}}, area={"type": "object"}),
+        with_call("mail", {"to": ["ann", None]}, to={"enum": ["ann", None], "type": "string"}),
+        with_call("wait", {}),
+    ]
+    table = datasets.Dataset.from_list(rows)
+    lines = tmp_path / "pairs.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    table.save_to_disk(str(tmp_path / "saved"))
+    assert "null" in json.dumps(pq.read_table(tmp_path / "pairs.parquet").to_pylist()[2]["tools"])
+    loaded = [load_pairs(str(tmp_path / name)) for name in ("pairs.parquet", lines.name, "saved")]
+    loaded.append(pairs_from_dataset(table, "memory"))
+    reads = bpe(chat=TEMPLATES["tool calling"])
+    ids = [[tokenize_pair(row, reads, 4096) for row in source.pairs] for source in loaded]
+    for source, tokens in zip(loaded, ids, strict=True):
+        assert source.pairs["uid"][:] == loaded[0].pairs["uid"][:]
+        assert source.fingerprint == loaded[0].fingerprint
+        assert tokens == ids[0]
+    seen = [reads.decode(pair.prompt_ids).replace(" ", "").replace("Ġ", "") for pair in ids[0]]
+    assert '"arguments":{"area":{"x":1}}' in seen[0]
+    assert [text.count("null") for text in seen] == [0, 2, 0]  # items of lists stay
 
 
 def test_what_a_template_leaves_out_of_responses_is_said(caplog):

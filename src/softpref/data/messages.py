@@ -1,8 +1,11 @@
 """What a prompt or a response is: text, or messages with all that a chat template reads of them.
 
-A message is a dict with `role` and, as its source has them, `content` (text, parts of text, or
-None), `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and whatever else. A field that is
-null is as good as absent, for tables fill it into every message, but `content` stays null.
+A message is a dict with `role`, `content` (text, parts of text, or None, as where a tool is called)
+and, as its source has them, `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and whatever
+else. Every other field that is null counts as absent, at any depth and in every file format: Arrow
+gives each row the fields of all rows, and nothing tells the nulls it fills in from written ones.
+Items of lists stay. What else Arrow does to a table cannot be undone: it may reorder fields and
+make integers floats.
 """
 
 from __future__ import annotations
@@ -49,13 +52,13 @@ def parse_context(raw: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str):  # as in TRL
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise RowError(f"{column} is text, but not JSON") from None
         if value is None:
             continue
         if not isinstance(value, kind):
             raise RowError(f"{column} is not a {'list' if kind is list else 'dict'}")
-        found[column] = value
+        found[column] = _filled_fields(value, column)
     if reserved := _RESERVED & found.get("chat_template_kwargs", {}).keys():
         raise RowError(f"chat_template_kwargs may not set {', '.join(sorted(reserved))}")
     return found
@@ -117,14 +120,26 @@ def _message(raw: Mapping[str, Any], column: str) -> Message:
     role = raw.get("role")
     if not isinstance(role, str):
         raise RowError(f"{column} has a message whose role is not text")
-    message = {"role": role}
-    others = {str(k): v for k, v in sorted(raw.items()) if k != "role" and v is not None}
-    if "content" in raw:
-        message["content"] = _content(raw["content"], column)
-        others.pop("content", None)
-    if message.get("content") is None and not others:
+    content = _content(raw.get("content"), column)
+    others = {str(k): v for k, v in sorted(raw.items()) if k not in ("role", "content")}
+    others = _filled_fields(others, column)
+    if content is None and not others:
         raise RowError(f"{column} has a message without content")
-    return message | others
+    return {"role": role, "content": content} | others
+
+
+def _filled_fields(value: Any, column: str) -> Any:
+    """Return the value without the fields that are null, at any depth."""
+
+    def without_nulls(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: without_nulls(v) for k, v in value.items() if v is not None}
+        return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+    try:
+        return without_nulls(value)
+    except RecursionError:
+        raise RowError(f"{column} is nested too deeply") from None
 
 
 def _content(value: object, column: str) -> Any:
