@@ -8,7 +8,12 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+)
 
 from softpref.auditing.audit import AuditOptions, run_audit
 from softpref.errors import UsageError
@@ -215,3 +220,20 @@ def test_the_context_has_many_names(config, length):
     policy = torch.nn.Module()
     policy.config = config
     assert context_length(policy) == length
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [("roberta", 18), ("xlm-roberta", 18), ("camembert", 18), ("mpnet", 18), ("ibert", 18),
+     ("bert", 20), ("opt", 20), ("gpt2", 20)],
+)  # fmt: skip
+def test_the_context_is_as_many_tokens_as_a_model_reads(kind, length):
+    config = AutoConfig.for_model(
+        kind, vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=20, pad_token_id=1,
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    assert context_length(model) == length
+    model(input_ids=torch.full((1, length), 7))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, length + 1), 7))

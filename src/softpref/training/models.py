@@ -231,5 +231,15 @@ def context_length(policy: nn.Module) -> int:
         for name in CONTEXT_NAMES:
             length = getattr(part, name, None)
             if isinstance(length, int) and length > 0:
-                return length
+                return length - _first_position(policy)
     return sys.maxsize
+
+
+def _first_position(policy: nn.Module) -> int:
+    """Return the position of the first token: RoBERTa and its relatives count from padding's on.
+
+    Such a model is known by its embedding of positions, which has a row for padding.
+    """
+    embeddings = (m for name, m in policy.named_modules() if name.endswith("position_embeddings"))
+    paddings = (getattr(embedding, "padding_idx", None) for embedding in embeddings)
+    return next((padding + 1 for padding in paddings if padding is not None), 0)
