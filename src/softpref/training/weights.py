@@ -63,10 +63,11 @@ def load_whole(auto: Any, source: str, place: str, what: str, **options: Any) ->
     """Load a model by one of transformers' auto classes, refusing whatever is not in its files."""
     with in_one_sentence(place, what, source):
         _refuse_pickles(source, "model.safetensors", place, what)
-        model, info = auto.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, **options,  # so that they are told, and refused below
-        )  # fmt: skip
+        with _without_load_report():
+            model, info = auto.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, **options,  # so that they are listed, refused below
+            )  # fmt: skip
     if wrong := sorted(info["mismatched_keys"]):
         told = [f"{name} is {tuple(has)}, not {tuple(asked)}" for name, has, asked in wrong]
         raise UsageError(
@@ -76,6 +77,22 @@ def load_whole(auto: Any, source: str, place: str, what: str, **options: Any) ->
     _refuse_missing(info["missing_keys"], source, place)
     _refuse_left_out(info["unexpected_keys"], model, source, place)
     return model
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Hide transformers' table of tensors that do not fit: what is wrong gets one message, ours."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "LOAD REPORT" not in text or "CONVERSION" in text  # to which an exception refers
+
+    loader = logging.getLogger("transformers.modeling_utils")
+    loader.addFilter(is_other)
+    try:
+        yield
+    finally:
+        loader.removeFilter(is_other)
 
 
 def _refuse_missing(missing: Iterable[str], source: str, place: str) -> None:
