@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
@@ -10,7 +13,8 @@ from softpref.errors import UsageError
 from softpref.judging.ask import make_judge, put
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge
-from softpref.judging.questions import Comparison
+from softpref.judging.questions import Comparison, questions_of
+from softpref.judging.responses import join
 from softpref.world.language import make_tokenizer
 
 COMPARISONS = [
@@ -60,7 +64,7 @@ def test_the_reward_model_is_asked_of_each_response_alone(tmp_path, batch_size):
     found = results(options, tmp_path)
 
     def reward(prompt, response):
-        ids = tokenizer(f"<s>{prompt}{response}</s>", return_tensors="pt").input_ids
+        ids = tokenizer(f"{prompt}{response}</s>", return_tensors="pt").input_ids
         with torch.no_grad():
             return float(model(input_ids=ids).logits)
 
@@ -70,6 +74,57 @@ def test_the_reward_model_is_asked_of_each_response_alone(tmp_path, batch_size):
         )
         slow = "win" if ours > theirs else "loss" if ours < theirs else "tie"
         assert found[comparison.uid] == slow
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for t in tools or [] %}{{ t.name }} {% endfor %}"
+    "{% if thinking %}= {% endif %}"
+    "{% for m in messages %}{% if m.content == 'c' %}{{ raise_exception('no') }}{% endif %}"
+    "{% for part in m.content if m.content is not string %}{{ part.text }} {% endfor %}"
+    "{{ m.content if m.content is string else '' }} {{ m.reasoning_content or '' }} "
+    "{% for call in m.tool_calls or [] %}{{ call.name }} {% endfor %}{% endfor %}{{ eos_token }}"
+)
+
+
+def test_both_models_see_what_their_chat_template_reads(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    prompt = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}], "name": "kim"},
+        {"role": "assistant", "content": "", "reasoning_content": "b",
+         "tool_calls": [{"name": "d", "arguments": {"x": 1, "y": None}}]},
+    ]  # fmt: skip
+    context = {"tools": [{"name": "reverse"}], "chat_template_kwargs": {"thinking": True}}
+    for name, response in (("ours", "e f"), ("theirs", "f")):
+        row = {"prompt": prompt, "response": response, **context}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    (comparison,) = join(str(tmp_path / "ours.jsonl"), str(tmp_path / "theirs.jsonl"))
+    assert comparison.context == context
+    plain = Comparison("plain", "a", "e f", "f")
+    (asked, *_), (text, *_) = questions_of([comparison, plain], "both", 0).values()
+    assert asked.key("judge") != replace(asked, context={}).key("judge")
+
+    rm, reference = (
+        saved(tmp_path / kind.__name__, kind, 0, **more)[0]
+        for kind, more in ((LlamaForSequenceClassification, {"num_labels": 1}),
+                           (LlamaForCausalLM, {}))
+    )  # fmt: skip
+    for home in (rm, reference):
+        tokenizer.save_pretrained(home)
+    judge = make_judge(JudgeOptions("reward_model", judge_model=rm))
+    expected = "<s>reverse = a b d {} </s>"
+    assert judge._ids(asked, "e f") == tokenizer(expected.format("e f"))["input_ids"]
+    assert judge._ids(text, "e f") == tokenizer("<s>a e f</s>")["input_ids"]
+    implicit = make_judge(
+        JudgeOptions("implicit_reward", judge_model=reference, judge_reference=reference)
+    )
+    pair = implicit._pair(asked)
+    assert pair.prompt_ids + pair.chosen_ids == judge._ids(asked, "e f")
+    refused = replace(asked, first="c")
+    for either in (judge, implicit):
+        answers = {q.first: answer for q, answer in either.ask([asked, refused])}
+        assert answers["e f"].verdict
+        assert answers["c"].failure == "cannot be tokenized"
 
 
 def test_the_implicit_reward_is_the_margin_of_policy_over_reference(tmp_path):

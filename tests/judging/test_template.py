@@ -45,6 +45,12 @@ def test_what_stands_beside_a_message_s_content_is_shown():
     ) in user["content"]
 
 
+def test_the_tools_of_a_prompt_are_shown():
+    context = {"tools": [{"name": "ü"}], "chat_template_kwargs": {"thinking": True}}
+    _, user = render(Question("u", "Hi.", "1", "2", False, context), "<m>")
+    assert 'PROMPT\ntools: [{"name": "ü"}]\n\nHi.\n<m>' in user["content"]
+
+
 @pytest.mark.parametrize(
     ("content", "verdict"),
     [

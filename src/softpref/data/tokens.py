@@ -101,6 +101,18 @@ def prompt_ids(
     return _prompt_alone(_encode([text], tokenizer, prompt)[0], tokenizer, prompt)
 
 
+def sequence_ids(
+    prompt: Text, response: Text, tokenizer: PreTrainedTokenizerBase, context: Mapping[str, Any]
+) -> list[int]:
+    """Return the ids of a prompt with a response, uncut, as `tokenize_pair` makes them.
+
+    Raises:
+        UsageError, RowError: As in `prompt_ids`.
+    """
+    pair = {**context, "prompt": prompt, "response": response}
+    return _encode(_render_pair(pair, tokenizer, ("response",))[1:], tokenizer, prompt)[0]
+
+
 def tokenize_pair(
     pair: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
@@ -333,7 +345,7 @@ def _render_pair(
     """Return as texts the prompt, and the prompt with each response, plain ones closed by EOS."""
     prompt, context = pair["prompt"], template_context(pair)
     if isinstance(prompt, str):
-        return [prompt, *(f"{prompt}{pair[side]}{tokenizer.eos_token}" for side in sides)]
+        return [prompt, *(f"{prompt}{pair[side]}{tokenizer.eos_token or ''}" for side in sides)]
     return [
         _render(prompt, tokenizer, context, open_turn=True),
         *(_render(prompt + pair[side], tokenizer, context, open_turn=False) for side in sides),
@@ -347,8 +359,8 @@ def _render(
         return text
     if tokenizer.chat_template is None:
         raise UsageError(
-            f"--model {tokenizer.name_or_path}: its tokenizer has no chat template, but the pairs "
-            "are conversations. Use a chat model, or give prompt, chosen and rejected as text."
+            f"{tokenizer.name_or_path}: its tokenizer has no chat template, but there are "
+            "conversations. Use a chat model, or give prompts and responses as text."
         )
     try:
         return str(

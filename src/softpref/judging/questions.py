@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from softpref.data.messages import Text
@@ -23,12 +23,14 @@ class Comparison:
         prompt: text or messages.
         response: whose win is counted.
         baseline: what it is compared with.
+        context: the row's `tools` and `chat_template_kwargs`, as far as it has them.
     """
 
     uid: str
     prompt: Text
     response: str
     baseline: str
+    context: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Question:
         first: shown as A.
         second: shown as B.
         is_swapped: whether A is the baseline's.
+        context: of the comparison.
     """
 
     uid: str
@@ -48,11 +51,13 @@ class Question:
     first: str
     second: str
     is_swapped: bool
+    context: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, judge: str) -> str:
         """Return a hash of all that the answer depends on: texts, their order, and the judge."""
-        asked = json.dumps([self.prompt, self.first, self.second, judge])
-        return hashlib.sha256(asked.encode()).hexdigest()[:32]
+        asked = [self.prompt, self.first, self.second, judge]
+        text = json.dumps([*asked, self.context] if self.context else asked)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,9 @@ def _drawn(uid: str, seed: int) -> bool:
 def _question(comparison: Comparison, is_swapped: bool) -> Question:
     texts = (comparison.response, comparison.baseline)
     first, second = reversed(texts) if is_swapped else texts
-    return Question(comparison.uid, comparison.prompt, first, second, is_swapped)
+    return Question(
+        comparison.uid, comparison.prompt, first, second, is_swapped, comparison.context
+    )
 
 
 def as_row(question: Question, answer: Answer, judge: str) -> dict[str, Any]:

@@ -34,12 +34,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Response:
-    """A response to a prompt, and the row of its file."""
+    """A response to the prompt of its row."""
 
     uid: str
-    prompt: Text
+    given: Prompt
     response: str
-    row: int
 
 
 def prompt_uid(prompt: Text, occurrence: int, context: Mapping[str, Any] | None = None) -> str:
@@ -76,7 +75,7 @@ def load_responses(source: str) -> dict[str, Response]:
         name = prompt_uid(given.prompt, 0, given.context)
         uid = prompt_uid(given.prompt, seen[name], given.context)
         seen[name] += 1
-        found[uid] = Response(uid, given.prompt, response, row)
+        found[uid] = Response(uid, given, response)
     return found
 
 
@@ -86,20 +85,20 @@ def join(source: str, baseline: str) -> list[Comparison]:
     Raises:
         UsageError: as in `load_responses`, or the prompts are not the same.
     """
-    ours, theirs = load_responses(source), load_responses(baseline)
+    responses, theirs = load_responses(source), load_responses(baseline)
     for one, other, name, where in (
-        (ours, theirs, source, baseline),
-        (theirs, ours, baseline, source),
+        (responses, theirs, source, baseline),
+        (theirs, responses, baseline, source),
     ):
         alone = [response for uid, response in one.items() if uid not in other]
         if alone:
             raise UsageError(
-                f"{place(name, alone[0].row)}: its prompt is answered less often in {where} "
+                f"{place(name, alone[0].given.row)}: its prompt is answered less often in {where} "
                 f"({len(alone)} such rows): make both files from the same prompts."
             )
     return [
-        Comparison(uid, response.prompt, response.response, theirs[uid].response)
-        for uid, response in ours.items()
+        Comparison(uid, ours.given.prompt, ours.response, theirs[uid].response, ours.given.context)
+        for uid, ours in responses.items()
     ]
 
 

@@ -5,9 +5,8 @@ Shapes: B questions a batch.
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.data.batches import PARTS, make_batch
+from softpref.data.messages import Message, Text
 from softpref.data.readers import RowError
-from softpref.data.tokens import TokenizedPair, tokenize_pair
+from softpref.data.tokens import TokenizedPair, TooLongError, sequence_ids, tokenize_pair
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
@@ -56,6 +56,7 @@ class _Scored(ABC):
 
 
 _DOES_NOT_FIT = Answer(None, "does not fit the context")
+_NO_TOKENS = Answer(None, "cannot be tokenized")
 
 
 def on_accelerator(model: Any) -> Any:
@@ -71,8 +72,16 @@ def _by_score(difference: float) -> Answer:
     return Answer("A" if difference > 0 else "B" if difference < 0 else "tie")
 
 
+def _responses(question: Question) -> tuple[str, str]:
+    return question.first, question.second
+
+
+def _reply(text: str) -> list[Message]:
+    return [{"role": "assistant", "content": text}]
+
+
 def _places(
-    questions: Sequence[Question], ids: Sequence[Sequence[Sequence[int]]]
+    questions: Sequence[Question], ids: Iterable[Sequence[Sequence[int]]]
 ) -> Iterator[tuple[str, list[int]]]:
     """Yield where the token ids of each question stand, and the ids."""
     for question, parts in zip(questions, ids, strict=True):
@@ -82,7 +91,8 @@ def _places(
 class RewardModel(_Scored):
     """A sequence classifier of one output, on prompt and response as its chat template has them.
 
-    Without a template plain text is prompt and response joined.
+    Text is a user's turn and the assistant's; without a template it is prompt and response joined,
+    with EOS and whatever special tokens the tokenizer adds.
 
     Raises:
         UsageError: there is no such model, or it has several outputs.
@@ -114,46 +124,39 @@ class RewardModel(_Scored):
 
     def answers(self, batch: Sequence[Question]) -> list[Answer]:
         """Return the answers to questions whose texts differ."""
-        texts = [
-            [self._render(question, response) for response in (question.first, question.second)]
-            for question in batch
-        ]
-        encoded = [[self._ids(text) for text in pair] for pair in texts]
-        require_known_tokens(self._model, self._tokenizer, _places(batch, encoded))
-        fits = [all(len(ids) <= self._longest for ids in pair) for pair in encoded]
-        rewards = iter(self._rewards([text for pair, fit in zip(texts, fits, strict=True) if fit
-                                      for text in pair]))  # fmt: skip
-        return [_by_score(next(rewards) - next(rewards)) if fit else _DOES_NOT_FIT for fit in fits]
+        encoded: dict[int, list[list[int]]] = {}
+        answers: dict[int, Answer] = {}
+        for i, question in enumerate(batch):
+            try:
+                encoded[i] = [self._ids(question, text) for text in _responses(question)]
+            except RowError:
+                answers[i] = _NO_TOKENS
+        require_known_tokens(
+            self._model, self._tokenizer, _places([batch[i] for i in encoded], encoded.values())
+        )
+        fits = {i: pair for i, pair in encoded.items() if max(map(len, pair)) <= self._longest}
+        rewards = iter(self._rewards([ids for pair in fits.values() for ids in pair]))
+        answers |= {i: _by_score(next(rewards) - next(rewards)) for i in fits}
+        return [answers.get(i, _DOES_NOT_FIT) for i in range(len(batch))]
 
-    def _ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-    def _rewards(self, texts: list[str]) -> list[float]:
+    def _rewards(self, sequences: list[list[int]]) -> list[float]:
         rewards: list[float] = []
-        at_once = max(1, len(texts)) if self._pads else 1
-        for start in range(0, len(texts), at_once):
-            encoded = self._tokenizer(
-                texts[start : start + at_once], return_tensors="pt", padding=self._pads,
-                add_special_tokens=False,
-            ).to(self._model.device)  # fmt: skip
-            inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        at_once = max(1, len(sequences)) if self._pads else 1
+        for start in range(0, len(sequences), at_once):
+            some = {"input_ids": sequences[start : start + at_once]}
+            padded = self._tokenizer.pad(some, padding=self._pads, return_tensors="pt")
+            inputs = {name: ids.to(self._model.device) for name, ids in padded.items()}
             with torch.no_grad():
                 rewards += self._model(**inputs).logits.float().flatten().tolist()
         return rewards
 
-    def _render(self, question: Question, response: str) -> str:
-        if self._tokenizer.chat_template is None:
-            if not isinstance(question.prompt, str):
-                raise UsageError(
-                    f"--judge_model {self._tokenizer.name_or_path}: has no chat template, but the "
-                    "prompts are conversations."
-                )
-            bos = self._tokenizer.bos_token or ""
-            return f"{bos}{question.prompt}{response}{self._tokenizer.eos_token or ''}"
-        prompt = question.prompt
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        reply = {"role": "assistant", "content": response}
-        return str(self._tokenizer.apply_chat_template([*messages, reply], tokenize=False))
+    def _ids(self, question: Question, response: str) -> list[int]:
+        prompt: Text = question.prompt
+        answer: Text = response
+        if not isinstance(prompt, str) or self._tokenizer.chat_template is not None:
+            prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            answer = _reply(response)
+        return sequence_ids(prompt, answer, self._tokenizer, question.context)
 
 
 class ImplicitReward(_Scored):
@@ -188,38 +191,40 @@ class ImplicitReward(_Scored):
     def answers(self, batch: Sequence[Question]) -> list[Answer]:
         """Return the answers to questions whose texts differ."""
         tokenized: dict[int, TokenizedPair] = {}
+        answers: dict[int, Answer] = {}
         for i, question in enumerate(batch):
-            first, second = (self._as(question, text) for text in (question.first, question.second))
-            pair = {"prompt": question.prompt, "chosen": first, "rejected": second}
-            with contextlib.suppress(RowError):
-                tokenized[i] = tokenize_pair(pair, self._tokenizer, self._longest)
-        if not tokenized:
-            return [self._untokenized(question) for question in batch]
-        asked = [batch[i] for i in tokenized]
-        ids = [[getattr(pair, part) for part in PARTS] for pair in tokenized.values()]
+            try:
+                tokenized[i] = self._pair(question)
+            except RowError as error:
+                answers[i] = self._untokenized(question, error)
+        if tokenized:
+            margins = self._margins([batch[i] for i in tokenized], list(tokenized.values()))
+            answers |= zip(tokenized, map(_by_score, margins), strict=True)
+        return [answers[i] for i in range(len(batch))]
+
+    def _pair(self, question: Question) -> TokenizedPair:
+        prompt, (first, second) = question.prompt, _responses(question)
+        sides = (first, second) if isinstance(prompt, str) else (_reply(first), _reply(second))
+        pair = {**question.context, "prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
+        return tokenize_pair(pair, self._tokenizer, self._longest)
+
+    def _untokenized(self, question: Question, error: RowError) -> Answer:
+        """Tell texts that are the same tokens, a tie, from those that cannot be scored."""
+        first, second = (self._tokenizer(text)["input_ids"] for text in _responses(question))
+        if first == second:
+            return Answer("tie")
+        return _DOES_NOT_FIT if isinstance(error, TooLongError) else _NO_TOKENS
+
+    def _margins(
+        self, questions: Sequence[Question], tokenized: Sequence[TokenizedPair]
+    ) -> list[float]:
+        """Return h(first, second) of each question, without β, in nats."""
+        ids = [[getattr(pair, part) for part in PARTS] for pair in tokenized]
         for loaded in self._policies:
-            require_known_tokens(loaded, self._tokenizer, _places(asked, ids))
-        pairs = Dataset.from_list(
-            [{p: getattr(ids, p) for p in PARTS} for ids in tokenized.values()]
-        )
+            require_known_tokens(loaded, self._tokenizer, _places(questions, ids))
+        pairs = Dataset.from_list([dict(zip(PARTS, of_one, strict=True)) for of_one in ids])
         policy, reference = (self._differences(policy, pairs) for policy in self._policies)
-        margins = dict(zip(tokenized, (policy - reference).tolist(), strict=True))
-        return [
-            _by_score(margins[i]) if i in margins else self._untokenized(question)
-            for i, question in enumerate(batch)
-        ]
-
-    def _untokenized(self, question: Question) -> Answer:
-        """Tell texts that are the same tokens, a tie, from those that do not fit."""
-        first, second = (
-            self._tokenizer(text)["input_ids"] for text in (question.first, question.second)
-        )
-        return Answer("tie") if first == second else _DOES_NOT_FIT
-
-    def _as(self, question: Question, response: str) -> Any:
-        if isinstance(question.prompt, str):
-            return response
-        return [{"role": "assistant", "content": response}]
+        return (policy - reference).tolist()
 
     def _differences(self, policy: Any, pairs: Dataset) -> Tensor:
         """Return log π(first) − log π(second), (B,), nats."""

@@ -66,9 +66,12 @@ def render(question: Question, fence: str) -> list[dict[str, str]]:
         question: what is asked.
         fence: the mark around data; drawn anew for every call, so that no response can close it.
     """
+    prompt = as_text(question.prompt)
+    if tools := question.context.get("tools"):
+        prompt = f"tools: {json.dumps(tools, ensure_ascii=False)}\n\n{prompt}"
     fields = {
         "fence": fence,
-        "prompt": as_text(question.prompt),
+        "prompt": prompt,
         "first": question.first,
         "second": question.second,
     }
