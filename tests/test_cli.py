@@ -362,7 +362,7 @@ def test_a_changed_option_is_refused_with_the_difference_unless_forced(files, mo
     assert "beta was 0.1 and is 0.7" in said
     assert "--force true" in said
     main([*changed, "--force", "true"])
-    assert "is of another run: beta was 0.1" in capsys.readouterr().out
+    assert "comes from another run: beta was 0.1" in capsys.readouterr().out
     assert json.loads((files / "run" / "run.json").read_text())["options"]["beta"] == 0.7
 
 
@@ -374,7 +374,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(files, model):
     process.send_signal(signal.SIGTERM)
     code, said = finished(process)
     assert code == 143
-    assert "the same command goes on from there" in said
+    assert "run the same command to resume" in said
     assert [path.name for path in (files / "run").glob("checkpoint-*")]
     assert not (files / "run" / "run.json").exists()
     main(arguments)

@@ -288,8 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(f"softpref {command}: {words}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where something was kept, sft and train from "
-              "their last checkpoint (--save_steps)", file=sys.stderr)  # fmt: skip
+        print("interrupted; run the same command to resume, sft and train from their last "
+              "checkpoint (--save_steps)", file=sys.stderr)  # fmt: skip
         sys.exit(130)
     finally:
         log.removeHandler(handler)
@@ -303,18 +303,18 @@ def _disk_words(error: Exception) -> str | None:
     }
     if isinstance(error, sqlite3.OperationalError):  # of what reading keeps on disk for a while
         return f"{tempfile.gettempdir()}: {error}; make room, or set TMPDIR to a place with more."
-    # safetensors hands the number on in words alone.
+    # safetensors gives the number in its message only.
     told = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
     if number not in numbers:
         return None
     where = getattr(error, "filename", None) or (
-        f"the output, or {tempfile.gettempdir()} (TMPDIR), where pairs lie meanwhile"
+        f"the output, or {tempfile.gettempdir()} (TMPDIR), where pairs are stored temporarily"
     )
-    remedy = "make room, and the same command goes on"
+    remedy = "make room, then run the same command to resume"
     if number not in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "choose a place that can be written"
-    return f"{where}: {numbers[number]}; {remedy}. What was complete before is still there."
+        remedy = "choose a writable location"
+    return f"{where}: {numbers[number]}; {remedy}. What was complete before is kept."
 
 
 def _fail(message: str) -> None:

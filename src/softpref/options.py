@@ -130,7 +130,7 @@ def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
         if name not in names:
             raise UsageError(f"--config {path}: unknown key {key!r}{did_you_mean(name, names)}.")
         if name in seen:
-            raise UsageError(f"--config {path}: {name} is there in both spellings; give one.")
+            raise UsageError(f"--config {path}: {name} appears in both spellings; give one.")
         seen.add(name)
         if value is None:
             continue
@@ -160,7 +160,7 @@ def _read_yaml(path: str) -> Any:
             if len(found) < len(node.value):
                 keys = [getattr(key, "value", key) for key, _ in node.value]
                 twice = next((key for key in keys if keys.count(key) > 1), keys[-1])
-                raise UsageError(f"--config {path}: the key {twice!r} is there twice; give one.")
+                raise UsageError(f"--config {path}: the key {twice!r} appears twice; give one.")
             return found
 
     try:

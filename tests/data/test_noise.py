@@ -277,7 +277,7 @@ def test_refusals_leave_everything_as_it_was(tmp_path, output, rate, part):
 def test_a_bad_row_or_file_leaves_no_output(tmp_path, ending):
     source = write(tmp_path / "in.jsonl", [*ROWS, ROWS[0] | {"chosen": " "}])
     with pytest.raises(
-        UsageError, match=r"in\.jsonl, line 301: chosen is empty\. Fix it or take it out\.$"
+        UsageError, match=r"in\.jsonl, line 301: chosen is empty\. Fix or remove it\.$"
     ):
         inject(source, str(tmp_path / f"out.{ending}"), 0.4, 0)
     two = write(tmp_path / "in.jsonl", [ROWS[0] | {"chosen": ""}, *ROWS, {"prompt": "p"}])

@@ -109,7 +109,7 @@ def test_a_key_that_is_there_twice_is_a_bad_row(tmp_path, text):
         first, (number, bad), last = rows_of(written(tmp_path / name, content.encode()))
         assert (first, last) == ((1, {"n": 1}), (3, {"n": 2}))
         assert (number, isinstance(bad, RowError)) == (2, True)
-        assert str(bad) == "the key 'chosen' is there twice"
+        assert str(bad) == "the key 'chosen' appears twice"
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path):
@@ -118,7 +118,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
     columns = [pa.array(["a"])] * 3
     pq.write_table(pa.Table.from_arrays(columns, ["chosen", "b", "chosen"]), tmp_path / "a.parquet")
     for name, column in (("a.csv", "chosen"), ("a.tsv", ""), ("a.parquet", "chosen")):
-        with pytest.raises(UsageError, match=f"{name}: the column '{column}' is there twice"):
+        with pytest.raises(UsageError, match=f"{name}: the column '{column}' appears twice"):
             rows_of(tmp_path / name)
 
 

@@ -122,7 +122,7 @@ def test_a_sharded_base_leaves_what_a_whole_one_leaves(home, alone, two, goes_on
     )
     assert code == 0, output
     assert output.count("base: in shards, one on each of 2 processes") == 1
-    assert (f"going on from {run}/checkpoint-8" in output) == goes_on
+    assert (f"resuming from {run}/checkpoint-8" in output) == goes_on
     assert newest_complete(home / run)[0] == home / run / "checkpoint-22"
     assert near(home / run, alone)
 
@@ -177,7 +177,7 @@ def test_sigterm_ends_all_after_the_same_step_and_one_process_goes_on(home):
     step = state["global_step"]
     code, output = trained(home, 1, "resumed", *LONG, "--max-steps", str(step + 3))
     assert code == 0, output
-    assert f"going on from resumed/checkpoint-{step}" in output
+    assert f"resuming from resumed/checkpoint-{step}" in output
 
 
 def test_a_run_of_two_processes_goes_on_in_four_and_ends_where_one_ends(home, alone, two):
@@ -185,7 +185,7 @@ def test_a_run_of_two_processes_goes_on_in_four_and_ends_where_one_ends(home, al
     same = ("--num-train-epochs", "2", "--save-steps", "8")
     code, output = trained(home, 4, "moved", *same)
     assert code == 0, output
-    assert "going on from moved/checkpoint-8" in output
+    assert "resuming from moved/checkpoint-8" in output
     assert near(home / "moved", alone)
 
 

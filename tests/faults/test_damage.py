@@ -79,7 +79,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(files, caplog):
     with caplog.at_level(logging.INFO, "softpref"):
         train("run")
     assert "checkpoint-4 is skipped: model.safetensors is damaged" in caplog.text
-    assert "going on from run/checkpoint-2" in caplog.text
+    assert "resuming from run/checkpoint-2" in caplog.text
     for name in ("model.safetensors", "labels.jsonl"):
         assert (files / "run" / name).read_bytes() == (files / "whole" / name).read_bytes()
 
@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_what_to_do(files, mou
     assert end.value.code == 2
     message = capsys.readouterr().err
     assert "No space left on device" in message
-    assert "the same command goes on" in message
+    assert "run the same command to resume" in message
     assert newest_complete(disk / "run")[0] is not None
     shutil.copytree(disk / "run", files / "moved")  # to a disk with room
     train("moved", max_steps=30, save_steps=1)

@@ -229,7 +229,7 @@ def test_an_interrupted_command_does_not_wait_for_calls_that_hang(tmp_path):
         process.send_signal(signal.SIGINT)
         code, said = finished(process)
     assert code == 130
-    assert "the same command goes on" in said
+    assert "run the same command to resume" in said
     assert "Traceback" not in said
 
 

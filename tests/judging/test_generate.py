@@ -117,7 +117,7 @@ def test_other_settings_do_not_go_on_with_it(model, prompts, tmp_path, capsys):
     (tmp_path / "out.jsonl.progress").write_text('{"seed": 1}\n[]\n')
     with pytest.raises(SystemExit):
         run(model, prompts, output)
-    assert "was begun with other settings" in capsys.readouterr().err
+    assert "was started with other settings" in capsys.readouterr().err
 
 
 class Closing:
@@ -293,4 +293,4 @@ def test_a_file_that_is_there_is_not_written_over(model, prompts, tmp_path, caps
     (tmp_path / "out.jsonl").write_text("mine")
     with pytest.raises(SystemExit):
         run(model, prompts, tmp_path / "out.jsonl")
-    assert "is finished, or another file" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err

@@ -103,8 +103,12 @@ PAIR = {"prompt": "p", "response": "r"}
 @pytest.mark.parametrize(
     ("ours", "theirs", "message"),
     [
-        ([PAIR], [{"prompt": "q", "response": "r"}], "ours.jsonl, line 1: its prompt is answered"),
-        ([PAIR], [PAIR, PAIR], "theirs.jsonl, line 2: its prompt is answered less often in"),
+        (
+            [PAIR],
+            [{"prompt": "q", "response": "r"}],
+            "ours.jsonl, line 1: its prompt has fewer answers in",
+        ),
+        ([PAIR], [PAIR, PAIR], "theirs.jsonl, line 2: its prompt has fewer answers in"),
         ([{"prompt": "p"}], [PAIR], "ours.jsonl, line 1: has no text under `response`"),
         ([{"response": "r"}], [PAIR], "ours.jsonl, line 1: prompt is missing"),
         (

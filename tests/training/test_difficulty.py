@@ -166,7 +166,7 @@ def test_a_pair_the_surrogate_cannot_read_is_named(source, surrogate, tmp_path):
     long = rewrite(tmp_path / "long.jsonl", [rows[0], rows[1] | {"prompt": "sort : a " * 30}])
     for max_length in (64, 1024):  # the model's context is 64
         with pytest.raises(
-            UsageError, match=r"line 2: longer than .* take it out, raise --max_length"
+            UsageError, match=r"line 2: longer than .* remove it, raise --max_length"
         ):
             sizes_of(long, surrogate, max_length)
     with pytest.raises(
@@ -174,7 +174,7 @@ def test_a_pair_the_surrogate_cannot_read_is_named(source, surrogate, tmp_path):
     ):
         sizes_of(source, surrogate, 3)
     bad = rewrite(tmp_path / "bad.jsonl", [*rows, {"prompt": "sort : a ="}])
-    with pytest.raises(UsageError, match=r"line 61: chosen is missing.*Fix it or take it out"):
+    with pytest.raises(UsageError, match=r"line 61: chosen is missing.*Fix or remove it"):
         sizes_of(bad, surrogate)
 
 

@@ -115,7 +115,7 @@ def test_what_is_of_no_account_is_left_out_and_told(model, extra, caplog):
     change_tensors(model / WEIGHTS, with_one_more(extra, 1))
     with caplog.at_level("WARNING", "softpref"):
         load(model)
-    assert f"{extra} are not of this model and left out" in caplog.text
+    assert f"{extra} do not belong to this model and are ignored" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ class GraphJacobian:
         return self._multiply(direction, keep_graph=True)
 
     def last_jvp(self, direction: Direction) -> Tensor:
-        """Return `jvp`, and let the graph go on the way."""
+        """Return `jvp`, and free the graph."""
         return self._multiply(direction, keep_graph=False)
 
     def _multiply(self, direction: Direction, keep_graph: bool) -> Tensor:

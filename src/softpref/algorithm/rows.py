@@ -3,7 +3,7 @@
 Shapes: B pairs; R rows of N tokens, padded on the right; T response tokens of all pairs.
 
 *Padded*: a pair is two rows, [x, y1] and [x, y2], and R = 2B. *Shared*: a pair is one stretch
-[x, y1, y2] in which y1 and y2 both go on from x and neither sees the other, and a row holds several
+[x, y1, y2] in which y1 and y2 both continue x and neither sees the other, and a row holds several
 pairs that do not see each other. The prompt is then run once.
 """
 

@@ -32,7 +32,8 @@ def hold_still(policy: nn.Module) -> None:
     """Freeze what lies in shards, before the first forward pass, and keep the head once gathered.
 
     What is gathered trains or not as its shard did when it was gathered first. A head that only
-    its hidden states are read from has no backward pass, in which its group would be gathered anew.
+    its hidden states are read from has no backward pass, in which its group would be gathered
+    again.
     """
     for parameter in policy.parameters():
         if isinstance(parameter, DTensor):

@@ -153,7 +153,7 @@ class Taps:
             for parameter, form in found:
                 if parameter.requires_grad and parameter not in self._leave_out:
                     self._take(parameter, form)
-        except NotTappedError as error:  # the pass goes on, to find all such layers at once
+        except NotTappedError as error:  # the pass continues, to find all such layers at once
             self._missed |= error.parameters
 
 
@@ -163,7 +163,7 @@ class _Tap(torch.autograd.Function):
     The input is saved as autograd saves tensors, so gradient checkpointing recomputes it. The
     anchor is what the backward pass is asked for, so that it passes through the taps and makes no
     weight's gradient on the way. What is returned shares the output's storage but is no view of it,
-    for some models go on to add to it in place.
+    because some models add to it in place later.
     """
 
     @staticmethod

@@ -28,7 +28,7 @@ EXPORTS = {
     "softpref train read it; for TRL use --export drop",
     "keep": "cleaned.jsonl marks suspects by `is_suspect` and changes no label",
     "drop": "cleaned.jsonl leaves the suspects out; TRL can train on it as it is",
-    "flip": "cleaned.jsonl turns the suspects round; look at some of them before you train on it",
+    "flip": "cleaned.jsonl flips the suspects; review some of them before you train on it",
 }
 """What is said of each way to write it."""
 

@@ -50,7 +50,7 @@ class Scored:
 def score(
     model: str, loaded: LoadedPairs, clean: LoadedPairs, args: MSPOConfig, option: str = "--model"
 ) -> Scored:
-    """Score both sets, once and for all: an interrupted audit goes on where it was.
+    """Score both sets, once and for all: an interrupted audit resumes where it was.
 
     Args:
         model: a directory or hub id.

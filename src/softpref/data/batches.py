@@ -148,7 +148,7 @@ class _Rows:
             grid.append([])
 
     def prompt(self, i: int, ids: Sequence[int]) -> None:
-        """Append pair i's prompt; every response that follows in this row goes on from it."""
+        """Append pair i's prompt; every response that follows in this row continues it."""
         self._append(i, PROMPT, ids, first_position=0)
         self._prompt_end = len(self.ids[-1]) - 1
 

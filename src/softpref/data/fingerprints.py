@@ -57,7 +57,7 @@ def count_sft_targets(model_directory: str, pairs: Dataset) -> int:
         targets = set(record["fingerprints"])
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}: not a list of SFT targets in format 1. Restore it, or delete it to go on "
+            f"{path}: not a list of SFT targets in format 1. Restore it, or delete it to continue "
             "without knowing which pairs the model was fine-tuned on."
         ) from error
     return sum(

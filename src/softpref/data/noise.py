@@ -98,7 +98,7 @@ def inject(
             flips.append(flip)
             is_flipped = pair.get("is_flipped", False) != flip
             yield (columns.swapped(raw) if flip else raw) | {"is_flipped": is_flipped}
-        refuse_bad_rows(source, intake.bad.settle(intake.kept), "Fix it or take it out")
+        refuse_bad_rows(source, intake.bad.settle(intake.kept), "Fix or remove it")
         intake.say()
         if not isinstance(rate, int | float) and len(rates) != intake.kept:
             raise UsageError(

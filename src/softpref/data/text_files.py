@@ -89,7 +89,7 @@ def _object(items: list[tuple[str, object]]) -> object:
     """
     found = dict(items)
     if len(found) < len(items):
-        return RowError(f"the key {_doubled([key for key, _ in items])!r} is there twice")
+        return RowError(f"the key {_doubled([key for key, _ in items])!r} appears twice")
     return next(filter(None, map(_error_in, found.values())), found)
 
 
@@ -155,7 +155,7 @@ def refuse_doubled_columns(path: Path, names: Sequence[str]) -> None:
         UsageError: It is one.
     """
     if (name := _doubled(names)) is not None:
-        raise UsageError(f"{path}: the column {name!r} is there twice. Rename or remove one.")
+        raise UsageError(f"{path}: the column {name!r} appears twice. Rename or remove one.")
 
 
 def _doubled(names: Sequence[str]) -> str | None:

@@ -83,7 +83,7 @@ class TokenizedPairs:
 def prompt_ids(
     prompt: Text, tokenizer: PreTrainedTokenizerBase, context: Mapping[str, Any] | None = None
 ) -> list[int]:
-    """Return the token ids that a response goes on from.
+    """Return the token ids that a response continues.
 
     Of messages those that the chat template renders, with its opening of the assistant's turn, as
     they are; of text the tokenizer's own, its BOS once and no EOS that it appends.

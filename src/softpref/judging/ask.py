@@ -103,8 +103,8 @@ def put(
     if left:
         raise UsageError(
             f"--max_cost {options.max_cost} dollars: {left} of {len(every)} calls were not made, "
-            "for the next one could have gone above it; the same command with a larger --max_cost "
-            "goes on from here."
+            "because the next one could have exceeded it; run the same command with a larger "
+            "--max_cost to continue."
         )
     answers = {
         uid: [log.answers[question.key(name)] for question in of_one]
@@ -155,8 +155,8 @@ def _give_up(streak: Sequence[Question], answer: Answer, log: VerdictLog, name: 
         log.add(question, Answer(None, GIVEN_UP), name)
     raise UsageError(
         f"{len(streak)} calls in a row failed ({answer.failure}): check quota, --base_url and "
-        "--judge_model, and try --structured_output words; the same command asks them again and "
-        "goes on."
+        "--judge_model, and try --structured_output words; run the same command to ask them "
+        "again and continue."
     )
 
 

@@ -60,7 +60,7 @@ def load_gold(source: str) -> list[Comparison]:
 def _comparison(source: str, row: int, values: Any) -> Comparison:
     if isinstance(values, RowError) or not isinstance(values, dict):
         why = values if isinstance(values, RowError) else "not an object"
-        raise UsageError(f"{place(source, row)}: {why}; fix it or take it out.")
+        raise UsageError(f"{place(source, row)}: {why}; fix or remove it.")
     texts = _texts(values)
     if texts is None or not all(isinstance(text, str) and text for text in texts):
         raise UsageError(

@@ -34,7 +34,7 @@ class CompareOptions:
         "Files of responses, each FILE or NAME=FILE; files of one name are runs of one method."
     )
     baseline: str | None = option("Responses to the same prompts that they are compared with.")
-    output: str = option("Directory; the same command goes on there.", "")
+    output: str = option("Directory; the same command resumes there.", "")
     head_to_head: bool = option("Compare the methods with each other as well, run by run.", False)
     controls: bool = option(
         "Also have the judge compare a constant answer, identical answers and attacks that give it "

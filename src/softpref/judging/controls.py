@@ -100,7 +100,7 @@ def _unfit(
     if judged and wilson_interval(identical.flipped, judged)[0] > LARGEST_FLIPPED_SHARE:
         reasons.append(
             f"it finds one of two identical answers better in {identical.flipped} of {judged} "
-            "cases, so it goes by their place"
+            "cases, so it goes by position"
         )
     if attacks and fooled_by:
         reasons.append(

@@ -43,8 +43,8 @@ class GenerateOptions:
 
     model: str = option("Model or adapter: directory or hub id.", "")
     prompts: str = option("File or hub id of rows with `prompt`, text or messages.", "")
-    output: str = option("New JSONL file; an interrupted command goes on with it.", "")
-    limit: int | None = option("The first so many prompts; default: all.")
+    output: str = option("New JSONL file; an interrupted command resumes with it.", "")
+    limit: int | None = option("Use only the first N prompts; default: all.")
     samples: int = option("Responses to each prompt.", 1)
     max_new_tokens: int | None = option(
         "Longest response, tokens; default: 512, or what the model's context leaves."
@@ -181,7 +181,7 @@ def _rows(prompts: Sequence[Prompt], samples: Sequence[Sequence[str]]) -> list[d
 
 
 def _ids(given: Prompt, tokenizer: PreTrainedTokenizerBase, options: GenerateOptions) -> list[int]:
-    """Return the token ids that the policy goes on from.
+    """Return the token ids that the policy continues.
 
     Raises:
         UsageError: they cannot be made, or there is none.
@@ -194,14 +194,14 @@ def _ids(given: Prompt, tokenizer: PreTrainedTokenizerBase, options: GenerateOpt
     if isinstance(prompt, str) and given.context:
         raise UsageError(
             f"{where}: has {' and '.join(given.context)}, which only a chat template reads; give "
-            "--prompt_format chat, or take them out."
+            "--prompt_format chat, or remove them."
         )
     try:
         ids = prompt_ids(prompt, tokenizer, template_context(given.context))
     except RowError as error:
-        raise UsageError(f"{where}: {error}; fix it or take it out.") from error
+        raise UsageError(f"{where}: {error}; fix or remove it.") from error
     if not ids:
-        raise UsageError(f"{where}: the prompt has no token; take it out.")
+        raise UsageError(f"{where}: the prompt has no token; remove it.")
     return ids
 
 
@@ -220,7 +220,7 @@ def _own_settings(policy: nn.Module, options: GenerateOptions) -> dict[str, Any]
             "no do_sample; give --temperature without --generation_config model."
         )
     settings: dict[str, Any] = json.loads(own.to_json_string())
-    logger.info("drawn as the model's own generation_config says: %s", settings)
+    logger.info("sampling as the model's own generation_config says: %s", settings)
     return {"model_generation_config": settings}
 
 
@@ -230,9 +230,7 @@ def _check(options: GenerateOptions) -> None:
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(f"--output {options.output}: name a .jsonl file.")
     if Path(options.output).exists():
-        raise UsageError(
-            f"--output {options.output}: is finished, or another file; choose a new one."
-        )
+        raise UsageError(f"--output {options.output}: exists already; choose a new file.")
     for name in ("samples", "max_new_tokens", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)}: must be at least 1.")
@@ -263,7 +261,7 @@ def _room(
     asked = options.max_new_tokens
     room = context - longest
     if room < (asked or 1):
-        remedy = f"give --max_new_tokens {room} or less" if room > 0 else "take it out"
+        remedy = f"give --max_new_tokens {room} or less" if room > 0 else "remove it"
         raise UsageError(
             f"{place(options.prompts, prompts[most].row)}: the prompt has {longest} tokens, and "
             f"the model's context is {context}: {remedy}."
@@ -290,13 +288,13 @@ def resume_from(progress: Path, record: dict[str, Any]) -> list[list[str]]:
     lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut one
     if not lines or lines[0] != header.encode():
         raise UsageError(
-            f"{progress}: was begun with other settings, another model or other prompts; take it "
-            "away, or choose another --output."
+            f"{progress}: was started with other settings, another model or other prompts; delete "
+            "it, or choose another --output."
         )
     try:
         done = [json.loads(line) for line in lines[1:]]
     except (ValueError, RecursionError):
-        raise UsageError(f"{progress}: is damaged; take it away to begin anew.") from None
+        raise UsageError(f"{progress}: is damaged; delete it to start over.") from None
     progress.write_bytes(b"".join(lines))
     return done
 

@@ -35,7 +35,7 @@ class JudgeFiles:
         "measure the judge."
     )
     output: str = option(
-        "Directory; the same command goes on there, and nothing is asked twice.", ""
+        "Directory; the same command resumes there, and nothing is asked twice.", ""
     )
 
 
@@ -111,13 +111,13 @@ def rate_words(rate: JudgedRate) -> str:
         f"({rate.failed / rate.asked:.1%} of {rate.asked:,} pairs)"
     )
     if rate.rate is None:
-        return f"no win rate, for nothing was decided: {counted}"
+        return f"no win rate, because nothing was decided: {counted}"
     bounds = ""
     if rate.failed:
         low, high = rate.bounds
         bounds = f"; {low:.1%} if all failures were losses, {high:.1%} if all were wins"
     low, high = rate.clustered_interval
-    equal = "no rate at equal length, for one side is always the longer"
+    equal = "no rate at equal length, because one side is always longer"
     if rate.length_controlled is not None:
         equal = f"{rate.length_controlled:.1%} at equal length"
     return (

@@ -100,7 +100,7 @@ class VerdictLog:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path}, line {number}: not a verdict ({type(error).__name__}); the file was "
-                "changed by something else: take the line out, or choose another --output."
+                "changed by something else: remove the line, or choose another --output."
             ) from None
         self._keep(row["key"], row["judge"], answer)
 

@@ -46,7 +46,7 @@ class JudgeOptions:
     concurrency: int = option("endpoint: most calls in flight; in a study, of each job.", 8)
     timeout_s: float = option("endpoint: seconds to wait for the next byte of a reply.", 60.0)
     max_retries: int = option(
-        "endpoint: further tries of a call after 429, 5xx, a timeout or a broken connection.", 6
+        "endpoint: retries of a call after 429, 5xx, a timeout or a broken connection.", 6
     )
     max_reply_tokens: int = option("endpoint: most tokens of a reply.", 400)
     price_input: float | None = option("endpoint: dollars per million input tokens.")
@@ -55,7 +55,7 @@ class JudgeOptions:
         "endpoint: dollars; no call is made that could take the account of this output, or in a "
         "study that of one run, above it."
     )
-    retry_failed: bool = option("Ask again what failed in an earlier run.", False)
+    retry_failed: bool = option("Ask failed calls of an earlier run again.", False)
     judge_batch_size: int = option("reward_model, implicit_reward: pairs a batch.", 16)
 
 

@@ -93,7 +93,7 @@ def join(source: str, baseline: str) -> list[Comparison]:
         alone = [response for uid, response in one.items() if uid not in other]
         if alone:
             raise UsageError(
-                f"{place(name, alone[0].given.row)}: its prompt is answered less often in {where} "
+                f"{place(name, alone[0].given.row)}: its prompt has fewer answers in {where} "
                 f"({len(alone)} such rows): make both files from the same prompts."
             )
     return [
@@ -106,9 +106,9 @@ def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     some = False
     for row, values in read_rows(source):
         if isinstance(values, RowError):
-            raise UsageError(f"{place(source, row)}: {values}; fix it or take it out.")
+            raise UsageError(f"{place(source, row)}: {values}; fix or remove it.")
         if not isinstance(values, dict):
-            raise UsageError(f"{place(source, row)}: not an object; fix it or take it out.")
+            raise UsageError(f"{place(source, row)}: not an object; fix or remove it.")
         some = True
         yield row, values
     if not some:
@@ -125,5 +125,5 @@ def _prompt(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
             raise RowError("prompt is empty")
         json.dumps([prompt, context])
     except (ValueError, TypeError, RecursionError) as error:  # a Parquet file may hold dates
-        raise UsageError(f"{place(source, row)}: {error}; fix it or take it out.") from None
+        raise UsageError(f"{place(source, row)}: {error}; fix or remove it.") from None
     return Prompt(prompt, context, row)

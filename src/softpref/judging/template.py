@@ -64,7 +64,7 @@ def render(question: Question, fence: str) -> list[dict[str, str]]:
 
     Args:
         question: what is asked.
-        fence: the mark around data; drawn anew for every call, so that no response can close it.
+        fence: the mark around data; drawn again for every call, so that no response can close it.
     """
     prompt = as_text(question.prompt)
     if tools := question.context.get("tools"):

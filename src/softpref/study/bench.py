@@ -98,7 +98,7 @@ class BenchOptions:
         "`cpu`: a 6 M model in float32; `gpu`: a 1 B model in bfloat16; ten minutes each.", "cpu"
     )
     json: str | None = option("Write the numbers to this file.")
-    plot: str | None = option("Draw the step times into this PNG.")
+    plot: str | None = option("Plot the step times to this PNG.")
     rounds: int | None = option("Timed steps of each contestant; default: the preset's.")
 
 

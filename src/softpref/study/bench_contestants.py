@@ -137,7 +137,7 @@ def _response_only_head() -> Iterator[None]:
     if not has_response_only_head():
         yield
         return
-    # The head asks this name here; TRL's kernels ask their own, and go on without Triton.
+    # The head asks this name here; TRL's kernels ask their own, and continue without Triton.
     module = _heads_module()
     on_device = module._use_triton
     module._use_triton = lambda device: True

@@ -53,9 +53,9 @@ class StudyOptions:
         "needs cleanlab, which softpref[cleanlab] installs."
     )
     judge: str | None = option(
-        "YAML file with a judge's options, as of `softpref judge`, who then says every win rate; "
-        "`none`: no one. Default: the checker in the world, no one in `tiny`, and gpt-4-0613 in "
-        "one drawn order in `paper`, as there."
+        "YAML file with a judge's options, as of `softpref judge`, which then gives every win "
+        "rate; `none`: no one. Default: the checker in the world, no one in `tiny`, and gpt-4-0613 "
+        "in one drawn order in `paper`, as there."
     )
     jobs: int = option("Worker processes, one thread each; default: one a processor.")
     model: str | None = option("tiny: the SFT model; paper: llama-2-7b or phi-2.")
@@ -64,7 +64,7 @@ class StudyOptions:
     train: str | None = option("tiny: training pairs.")
     clean: str | None = option("tiny: trusted pairs.")
     test: str | None = option("tiny: pairs to measure on.")
-    output: str = option("Directory of the study; a study that was cut off goes on there.", "")
+    output: str = option("Directory of the study; an interrupted study resumes there.", "")
 
 
 def asked_cells(target: Target, options: StudyOptions) -> list[Cell]:

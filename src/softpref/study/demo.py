@@ -55,7 +55,7 @@ HOW_TO_READ_MAP = (
 )
 HOW_TO_READ_CURVES = (
     "The mean label that pairs were trained with, step by step. The warm start parts right and "
-    "flipped labels as well as PPLDiff of the SFT model can. Where the lines go on parting, the "
+    "flipped labels as well as PPLDiff of the SFT model can. Where the lines keep parting, the "
     "policy's own progress makes the signal better: that is what the paper calls dynamic. Lines "
     "that run together would mean that PPLDiff says nothing about the labels."
 )

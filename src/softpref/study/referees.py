@@ -126,7 +126,7 @@ class ByJudge:
         if long:
             raise UsageError(
                 f"{long} of the {len(ids)} test prompts leave less than "
-                f"{longest} tokens of the model's context for a response: take them out."
+                f"{longest} tokens of the model's context for a response: remove them."
             )
         return sample(
             on_accelerator(policy), tokenizer, ids, temperature=self.drawing.temperature,
@@ -164,7 +164,7 @@ def _ids(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return prompt_ids(prompt, tokenizer, {})
     except RowError as error:
         raise UsageError(
-            f"a test prompt, {json.dumps(prompt)[:80]}: {error}; take it out."
+            f"a test prompt, {json.dumps(prompt)[:80]}: {error}; remove it."
         ) from error
 
 

@@ -150,7 +150,7 @@ def _outcome(done: Future[Any], home: Path) -> Any:
         return done.result()
     if isinstance(error, UsageError):
         return str(error)
-    return f"{type(error).__name__}: {error}; what the run said is in {home}/worker-*.log"
+    return f"{type(error).__name__}: {error}; the run's log is in {home}/worker-*.log"
 
 
 def _prepare(preset: Preset, shared: tuple[Any, ...], home: Path) -> bool:
@@ -202,7 +202,7 @@ def _context() -> multiprocessing.context.BaseContext:
 def _quiet_worker(logs: Path, environment: dict[str, str]) -> None:
     """One thread each, since workers share the processors; what runs say goes to a file.
 
-    A worker does not outlive the study: it would write where the next one goes on.
+    A worker does not outlive the study: it would write where the next one resumes.
     """
     import torch
 

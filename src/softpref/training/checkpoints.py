@@ -159,7 +159,7 @@ class SafeCheckpoints(Trainer):
             is_unsaved = self.ranks.is_first and bool(_defect(saved))
             if self.ranks.any(flag=is_unsaved):
                 self._save_checkpoint(cast(nn.Module, self.model), trial)
-            logger.info("ended by SIGTERM after step %d; the same command goes on from there",
+            logger.info("ended by SIGTERM after step %d; run the same command to resume",
                         self.state.global_step)  # fmt: skip
             raise SystemExit(TERMINATED)
         return done
@@ -178,11 +178,11 @@ class SafeCheckpoints(Trainer):
             if old.get(key) != new.get(key)
         ]
         if changes and getattr(self.args, "force", False):
-            logger.warning("warning: %s is of another run: %s", checkpoint, "; ".join(changes))
+            logger.warning("warning: %s comes from another run: %s", checkpoint, "; ".join(changes))
         elif changes:
             raise UsageError(
                 f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}. Restore "
-                "the old values, start a new run with another output_dir, or go on all the same "
+                "the old values, start a new run with another output_dir, or resume anyway "
                 "with --force true."
             )
 

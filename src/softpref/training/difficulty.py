@@ -88,7 +88,7 @@ def inject_by_difficulty(
 
 
 MUST_READ_ALL = (
-    "The surrogate must read every pair: take it out, raise --max_length, or choose a --model that "
+    "The surrogate must read every pair: remove it, raise --max_length, or choose a --model that "
     "reads more tokens"
 )
 
@@ -125,7 +125,7 @@ def log_ratio_sizes(
             that its log-probability is not finite.
     """
     loaded = load_pairs(source, on_bad_row="skip", columns=columns)
-    refuse_bad_rows(source, loaded.bad_rows, "Fix it or take it out")
+    refuse_bad_rows(source, loaded.bad_rows, "Fix or remove it")
     tokenizer = load_tokenizer(surrogate, trust_remote_code=trust_remote_code)
     policy = load_policy(surrogate, trust_remote_code=trust_remote_code)
     tokenized = tokenize_pairs(
@@ -177,5 +177,5 @@ def _require_finite(sizes: Tensor, rows: Sequence[int], source: str, surrogate: 
     if bad:
         raise UsageError(
             f"--model {surrogate}: log-probabilities of {len(bad)} pairs are not finite, first in "
-            f"{place(source, rows[bad[0]])}: take them out, or choose another model."
+            f"{place(source, rows[bad[0]])}: remove them, or choose another model."
         )

@@ -79,7 +79,7 @@ def require_finite_weights(policy: nn.Module) -> None:
         if compares and not torch.stack(numbers.aminmax()).isfinite().all():
             raise UsageError(
                 f"{_name(policy)}: the tensor {name} holds NaN or infinite values: take the model "
-                "from before the training that diverged, or save it anew."
+                "from before the training that diverged, or save it again."
             )
 
 

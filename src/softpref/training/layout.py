@@ -118,7 +118,7 @@ def _switch(policy: Any, attention: str) -> None:
 
 
 def _go_back(policy: nn.Module, collate: Collate, probe: Sequence[dict[str, Any]]) -> None:
-    """Try backward passes of two shapes: FlexAttention is compiled anew for both, and may fail."""
+    """Try backward passes of two shapes: FlexAttention is compiled for each, and may fail."""
     device = next(policy.parameters()).device
     for pair in probe[:2]:
         batch = collate([pair]).to(device)

@@ -1,4 +1,4 @@
-"""Policies and tokenizers from a directory or hub id, and the adapters that go on them."""
+"""Policies and tokenizers from a directory or hub id, and the adapters put on them."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ def make_trainable(policy: nn.Module, args: MSPOConfig, adapter: PeftConfig | No
             )
         if _has_16_bit_weights(policy):
             raise UsageError(
-                "--tuning full needs float32 weights, for small steps vanish in 16 bits: load the "
-                "model with dtype=torch.float32, and set bf16=True for speed."
+                "--tuning full needs float32 weights, because small steps vanish in 16 bits: load "
+                "the model with dtype=torch.float32, and set bf16=True for speed."
             )
         return policy
     if isinstance(policy, PeftModel):
@@ -195,7 +195,7 @@ def make_trainable(policy: nn.Module, args: MSPOConfig, adapter: PeftConfig | No
             raise UsageError("the adapter is frozen: load it with is_trainable=True.")
         if _has_16_bit_weights(policy):
             raise UsageError(
-                "the adapter needs float32 weights, for small steps vanish in 16 bits: load it "
+                "the adapter needs float32 weights, because small steps vanish in 16 bits: load it "
                 "with autocast_adapter_dtype=True; its base model may stay in 16 bits."
             )
         return policy

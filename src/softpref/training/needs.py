@@ -127,7 +127,7 @@ def labeller_of(
         logger.info("labels: soft_label of the pairs themselves")
         known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made
     elif "noise_rate" in method.needs:
-        logger.info("noise rate that %s takes for granted: %.1f%%", args.method,
+        logger.info("noise rate that %s assumes: %.1f%%", args.method,
                     100 * known.noise_rate)  # fmt: skip
     try:
         return method.make_labeller(known)

@@ -39,7 +39,7 @@ def new_directory(path: str) -> Path:
 
 
 def run_directory(path: str, resume: str | None, *, finished: str) -> tuple[Path, str | None]:
-    """Return a run's output directory, and where it goes on: the same command resumes by itself.
+    """Return a run's output directory, and the checkpoint that the same command resumes from.
 
     Args:
         path: of `--output`.
@@ -60,7 +60,7 @@ def run_directory(path: str, resume: str | None, *, finished: str) -> tuple[Path
         for damaged, reason in skipped:
             logger.warning("%s is skipped: %s", damaged, reason)
         if checkpoint is not None:
-            logger.info("going on from %s", checkpoint)
+            logger.info("resuming from %s", checkpoint)
             return directory, str(checkpoint)
         if all(name.startswith(PARTIAL) for name in names):  # killed in its first save
             return directory, None

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff")
 PART = 2000
-"""Pairs that are kept together: as much is done anew when a pass was interrupted."""
+"""Pairs that are kept together: an interrupted pass repeats at most this many."""
 
 
 def default_cache() -> Path:
@@ -77,7 +77,7 @@ def with_reference(
 ) -> Dataset:
     """Add `ref_chosen_logp`, `ref_rejected_logp` and `starting_ppl_diff` to every pair.
 
-    The pass over the pairs is done once, in parts, and goes on where it was interrupted. Parts are
+    The pass over the pairs is done once, in parts, and resumes where it was interrupted. Parts are
     kept on disk under a hash of the token ids (so of data, tokenizer and length), the policy's
     weights, the precision and `ppl_scope`; a file that is damaged is made again.
 
@@ -145,7 +145,7 @@ def _require_finite(columns: dict[str, Tensor], pairs: Dataset, what: str) -> No
         uids = [pairs[i]["uid"] for i in (~finite).nonzero().flatten().tolist()[:10]]
         raise UsageError(
             f"{what}: the model's log-probabilities are not finite for {int((~finite).sum())} "
-            f"pairs, the first of them {', '.join(uids)}: take them out, or mend the model."
+            f"pairs, the first of them {', '.join(uids)}: remove them, or fix the model."
         )
 
 

@@ -56,7 +56,7 @@ class CleanSampler:
         return drawn.tolist()
 
     def state(self) -> dict[str, Tensor]:
-        """Return what `restore` needs to go on with the same draws."""
+        """Return what `restore` needs to continue with the same draws."""
         return {"generator": self._generator.get_state(), "queue": self._queue.clone()}
 
     def restore(self, state: dict[str, Tensor]) -> None:

@@ -116,7 +116,7 @@ class SFTOptions(SFTConfig):
     gradient_checkpointing: bool = option("Older name of --activation_checkpointing.", False)
     report_to: str = option("Where to report to.", "none")
     logging_nan_inf_filter: bool = option("Unused: what is not finite ends the run.", False)
-    force: bool = option("Resume though the checkpoint is of other data.", False)
+    force: bool = option("Resume even if the checkpoint comes from other data.", False)
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()

@@ -71,7 +71,7 @@ def load_whole(auto: Any, source: str, place: str, what: str, **options: Any) ->
     if wrong := sorted(info["mismatched_keys"]):
         told = [f"{name} is {tuple(has)}, not {tuple(asked)}" for name, has, asked in wrong]
         raise UsageError(
-            f"{place}: {_some(told)}: the weights in {source} are not of the model that its "
+            f"{place}: {_some(told)}: the weights in {source} do not fit the model that its "
             "config.json describes; give the directory as save_pretrained wrote it."
         )
     _refuse_missing(info["missing_keys"], source, place)
@@ -128,7 +128,7 @@ def _refuse_left_out(names: Iterable[str], model: nn.Module, source: str, place:
             "config.json describes has no place: give the config.json that belongs to them."
         )
     if left:
-        logger.warning("%s: %s are not of this model and left out", place, _some(left))
+        logger.warning("%s: %s do not belong to this model and are ignored", place, _some(left))
 
 
 def with_adapter(policy: nn.Module, source: str, base: str, place: str) -> PeftModel:
@@ -213,7 +213,7 @@ def _damage(directory: Path) -> str | None:
                 with safe_open(path, "pt"):
                     pass
         except Exception as error:
-            return f"{path} is damaged ({first_line(error)}); copy or download it anew."
+            return f"{path} is damaged ({first_line(error)}); copy or download it again."
     return None
 
 
