@@ -63,16 +63,18 @@ def test_finite_at_extreme_margins(h):
         assert function(h, s, 0.1).isfinite().all()
     for loss in (GEOMETRIC, CROSS_ENTROPY):
         for soft_label in (0.0, 0.3, 1.0, rdpo_label(0.4)):
-            for function in (loss.value, loss.by_margin):
+            for function in (loss.value, loss.by_margin, loss.by_margin_and_label):
                 assert function(h, torch.tensor([soft_label]), 0.1).isfinite().all()
 
 
 @pytest.mark.parametrize("loss", [GEOMETRIC, CROSS_ENTROPY])
 @given(h=margins, soft_label=st.floats(-0.5, 2), beta=betas)
-def test_every_loss_comes_with_its_derivative(loss, h, soft_label, beta):
+def test_every_loss_comes_with_its_derivatives(loss, h, soft_label, beta):
     h, p = scalars(h, soft_label)
-    (by_margin,) = torch.autograd.grad(loss.value(h, p, beta), h)
+    (by_margin,) = torch.autograd.grad(loss.value(h, p, beta), h, create_graph=True)
     torch.testing.assert_close(loss.by_margin(h, p, beta), by_margin)
+    (by_both,) = torch.autograd.grad(by_margin, p)
+    torch.testing.assert_close(loss.by_margin_and_label(h, p, beta), by_both)
 
 
 @pytest.mark.parametrize("loss", [GEOMETRIC, CROSS_ENTROPY])

@@ -1,4 +1,4 @@
-"""The pair losses and their derivatives in the margin h, and in the strength s where V is taught.
+"""The pair losses with their derivatives in the margin h, and in margin and label, which teach V.
 
 Shapes: every tensor is (B,), one entry a pair. β is in 1/nats, h in nats, s = 2p̂ − 1 in [−1, 1].
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,16 +54,33 @@ def cross_entropy_by_margin(margin: Tensor, soft_label: Tensor, beta: float) -> 
     return beta * ((beta * margin).sigmoid() - soft_label)
 
 
+def cross_entropy_by_margin_and_label(margin: Tensor, soft_label: Tensor, beta: float) -> Tensor:
+    """Return ∂²ℓ/∂h∂p̂ = −β: a label changes the pull of every pair alike."""
+    return torch.full_like(margin, -beta)
+
+
 @dataclass(frozen=True)
 class PairLoss:
-    """A loss of a pair's margin, soft label and β, and its derivative in the margin."""
+    """A loss of a pair's margin h, soft label p̂ and β, with the derivatives that a step needs.
+
+    Attributes:
+        value: ℓ(h, p̂).
+        by_margin: ∂ℓ/∂h, which moves the policy.
+        by_margin_and_label: ∂²ℓ/∂h∂p̂, which teaches the labeller (Eq. 14, 15).
+    """
 
     value: Callable[[Tensor, Tensor, float], Tensor]
     by_margin: Callable[[Tensor, Tensor, float], Tensor]
+    by_margin_and_label: Callable[[Tensor, Tensor, float], Tensor]
 
 
 GEOMETRIC = PairLoss(
     value=lambda margin, soft_label, beta: geometric_loss(margin, strength(soft_label), beta),
     by_margin=lambda margin, soft_label, beta: loss_by_margin(margin, strength(soft_label), beta),
+    by_margin_and_label=lambda margin, soft_label, beta: (
+        2 * loss_by_margin_and_strength(margin, strength(soft_label), beta)  # ds/dp̂ = 2
+    ),
 )
-CROSS_ENTROPY = PairLoss(cross_entropy_loss, cross_entropy_by_margin)
+CROSS_ENTROPY = PairLoss(
+    cross_entropy_loss, cross_entropy_by_margin, cross_entropy_by_margin_and_label
+)
