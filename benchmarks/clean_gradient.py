@@ -1,6 +1,6 @@
 """What the clean gradient at θ instead of θ' costs in accuracy: `--clean_gradient current`.
 
-The relative error of dL_meta/ds for several α, on a random Llama in float64, by LoRA and with all
+The relative error of dL_meta/dp̂ for several α, on a random Llama in float64, by LoRA and with all
 weights, as a table in Markdown.
 
     python benchmarks/clean_gradient.py
@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from softpref.algorithm.bilevel import CURRENT, clean_gradient, look_ahead, strength_gradient
+from softpref.algorithm.bilevel import clean_gradient, label_gradient, look_ahead
 from softpref.algorithm.jacobian import GraphPullback, kept
+from softpref.algorithm.objective import GEOMETRIC
 from softpref.study.bench import SHAPES, SMALL
 from softpref.study.bench_contestants import make_contestant
 from softpref.study.bench_workload import TUNINGS, Tuning, Workload
@@ -42,20 +43,20 @@ def errors(tuning: Tuning, home: Path) -> list[float]:
     )
     jacobians = [kept(policy, noisy, "response")]
 
-    def by_strength(gradient: tuple) -> Tensor:
-        return strength_gradient(
-            meta_learner, jacobians, gradient, beta=BETA, preconditioner=None, signal=CURRENT
+    def by_label(gradient: tuple) -> Tensor:
+        return label_gradient(
+            meta_learner, jacobians, gradient, beta=BETA, preconditioner=None, loss=GEOMETRIC
         )
 
     at_theta = [GraphPullback(policy, clean, "response")]
-    near = by_strength(clean_gradient(at_theta, workload.pairs, BETA)[1])
+    near = by_label(clean_gradient(at_theta, workload.pairs, BETA)[1])
     found = []
     for lookahead_lr in LOOKAHEAD_LRS:
         _, gradient = look_ahead(
             policy, meta_learner, jacobians, [clean], beta=BETA, lookahead_lr=lookahead_lr,
-            preconditioner=None, signal=CURRENT,
+            preconditioner=None, loss=GEOMETRIC,
         )  # fmt: skip
-        exact = by_strength(gradient)
+        exact = by_label(gradient)
         found.append(float((near - exact).norm() / exact.norm()))
     return found
 

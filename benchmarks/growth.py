@@ -28,10 +28,11 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.algorithm import MetaLearner
-from softpref.algorithm.bilevel import CURRENT, move, mspo_step
+from softpref.algorithm.bilevel import move, mspo_step
 from softpref.algorithm.head import response_head
 from softpref.algorithm.jacobian import FactoredPullback, GraphPullback, kept
 from softpref.algorithm.labeller import Constant
+from softpref.algorithm.objective import GEOMETRIC
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import make_shared_batch
 from softpref.training.models import lora_config
@@ -118,13 +119,13 @@ def measure(size: Size) -> dict[str, Any]:
 
     def dpo() -> None:
         jacobians = [GraphPullback(policy, noisy, "response")]
-        move(jacobians, Constant(1.0), pairs=size.batch, beta=BETA, signal=CURRENT)
+        move(jacobians, Constant(1.0), pairs=size.batch, beta=BETA, loss=GEOMETRIC)
 
     def mspo() -> None:
         jacobians = [kept(policy, noisy, "response")]
         mspo_step(
             policy, meta_learner, optimizer, jacobians, [clean], beta=BETA,
-            lookahead_lr=LOOKAHEAD_LR, make_pullback=FactoredPullback,
+            lookahead_lr=LOOKAHEAD_LR, loss=GEOMETRIC, make_pullback=FactoredPullback,
         )  # fmt: skip
 
     seconds: dict[str, list[float]] = {"dpo": [], "mspo": []}

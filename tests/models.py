@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from softpref.algorithm.bilevel import clean_gradient
 from softpref.algorithm.jacobian import GraphPullback
+from softpref.algorithm.likelihood import Measured
 
 VOCABULARY = 32
 ARCHITECTURES = {
@@ -112,3 +114,10 @@ def random_pairs(count: int, seed: int = 0, longest: int = 9) -> list[dict]:
         }
         for _ in range(count)
     ]
+
+
+def measured(**columns: list[float]) -> Measured:
+    """What might be measured of pairs: the columns given, of which there is one, else 0."""
+    given = {name: torch.tensor(values) for name, values in columns.items()}
+    zeros = torch.zeros_like(next(iter(given.values())))
+    return Measured(**{f.name: given.get(f.name, zeros) for f in fields(Measured)})

@@ -9,8 +9,6 @@ import torch
 
 from softpref.algorithm import MetaLearner, meta_gradient
 from softpref.algorithm.bilevel import (
-    CURRENT,
-    STARTING,
     NonFiniteError,
     move,
     mspo_step,
@@ -19,7 +17,9 @@ from softpref.algorithm.bilevel import (
 from softpref.algorithm.engine import Engine, find_untapped
 from softpref.algorithm.jacobian import GraphPullback, kept
 from softpref.algorithm.labeller import Constant
+from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
 from softpref.algorithm.policy import moved, trainable
+from softpref.algorithm.signals import PPL_DIFF, STARTING_PPL_DIFF
 from softpref.data import make_batch
 from tests.models import dpo_gradient, random_pairs, tiny_model, with_lora
 
@@ -62,22 +62,25 @@ def test_steps_one_and_two_change_nothing_of_the_policy():
     assert all(p.grad is None for p in (*policy.parameters(), *meta_learner.parameters()))
 
 
-def one_step(policy, meta_learner, *, lookahead_lr=0.05, signal=CURRENT, preconditioner=None):
+def one_step(policy, meta_learner, *, lookahead_lr=0.05, loss=GEOMETRIC, preconditioner=None):
     noisy, clean = make_batch(random_pairs(6)), [make_batch(random_pairs(4, 1))]
     optimizer = torch.optim.SGD(meta_learner.parameters(), lr=5.0)
     jacobians = [kept(policy, noisy, "response", find_untapped(policy, noisy))]
     return mspo_step(
         policy, meta_learner, optimizer, jacobians, clean, beta=BETA, lookahead_lr=lookahead_lr,
-        signal=signal, preconditioner=preconditioner,
+        loss=loss, preconditioner=preconditioner,
     )  # fmt: skip
 
 
-def test_step_two_is_the_meta_gradient_without_its_factor_alpha():
+@pytest.mark.parametrize("loss", [GEOMETRIC, CROSS_ENTROPY])
+def test_step_two_is_the_meta_gradient_without_its_factor_alpha(loss):
     policy, meta_learner, alpha = tiny_model(), fresh_meta_learner(), 0.05
     noisy, clean = make_batch(random_pairs(6)), make_batch(random_pairs(4, 1))
-    expected = meta_gradient(policy, meta_learner, noisy, clean, beta=BETA, lookahead_lr=alpha)
+    expected = meta_gradient(
+        policy, meta_learner, noisy, clean, beta=BETA, lookahead_lr=alpha, loss=loss
+    )
     before = states(meta_learner)
-    one_step(policy, meta_learner, lookahead_lr=alpha)
+    one_step(policy, meta_learner, lookahead_lr=alpha, loss=loss)
     for name, gradient in expected.items():
         step = (before[name] - states(meta_learner)[name]) / 5.0
         assert error(step * alpha, gradient) < 1e-6
@@ -89,12 +92,12 @@ def test_step_three_moves_with_the_new_labels_and_leaves_phi_alone():
     moved_by, _ = one_step(policy, meta_learner)
     jacobians = [kept(policy, make_batch(random_pairs(6)), "response")]
     with_new, with_old = (
-        move(jacobians, v, pairs=6, beta=BETA, signal=CURRENT) for v in (meta_learner, old)
+        move(jacobians, v, pairs=6, beta=BETA, loss=GEOMETRIC) for v in (meta_learner, old)
     )
     assert error(flat(moved_by.gradient), flat(with_new.gradient)) < 1e-6
     assert not torch.allclose(flat(with_new.gradient), flat(with_old.gradient))
     phi = states(meta_learner)
-    move(jacobians, meta_learner, pairs=6, beta=BETA, signal=CURRENT)
+    move(jacobians, meta_learner, pairs=6, beta=BETA, loss=GEOMETRIC)
     assert same(states(meta_learner), phi)
 
 
@@ -112,7 +115,7 @@ def test_a_taught_label_lowers_the_clean_loss():
     jacobians = [kept(policy, noisy, "response")]
 
     def clean_loss():
-        virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, signal=CURRENT)
+        virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, loss=GEOMETRIC)
         with moved(policy, virtual.gradient, 0.05):
             return float(dpo_gradient(policy, clean, BETA)[0])
 
@@ -124,21 +127,26 @@ def test_a_taught_label_lowers_the_clean_loss():
 
 def one_step_on(policy, meta_learner, jacobians, clean):
     optimizer = torch.optim.SGD(meta_learner.parameters(), lr=0.5)
-    mspo_step(policy, meta_learner, optimizer, jacobians, clean, beta=BETA, lookahead_lr=0.05)
+    mspo_step(
+        policy, meta_learner, optimizer, jacobians, clean, beta=BETA, lookahead_lr=0.05,
+        loss=GEOMETRIC,
+    )  # fmt: skip
 
 
 def test_static_signal_ignores_the_current_policy():
     pairs = [p | {"starting_ppl_diff": float(i)} for i, p in enumerate(random_pairs(3))]
     jacobian = GraphPullback(tiny_model(), make_batch(pairs), "response")
-    assert STARTING(jacobian.measured).tolist() == [0.0, 1.0, 2.0]
-    assert not torch.allclose(CURRENT(jacobian.measured), STARTING(jacobian.measured))
+    assert STARTING_PPL_DIFF.of(jacobian.measured).tolist() == [0.0, 1.0, 2.0]
+    assert not torch.allclose(
+        PPL_DIFF.of(jacobian.measured), STARTING_PPL_DIFF.of(jacobian.measured)
+    )
 
 
 def test_the_gradient_of_dpo_is_autograds():
     policy, batch = tiny_model(), make_batch(random_pairs(4))
     halves = [make_batch(random_pairs(4)[i : i + 2]) for i in (0, 2)]
     jacobians = (GraphPullback(policy, half, "response") for half in halves)
-    ours = move(jacobians, Constant(1.0), pairs=4, beta=BETA, signal=CURRENT)
+    ours = move(jacobians, Constant(1.0), pairs=4, beta=BETA, loss=GEOMETRIC)
     margin = GraphPullback(policy, batch, "response")._margin
     loss = -torch.nn.functional.logsigmoid(BETA * margin).mean()
     torch.testing.assert_close(ours.loss, loss.detach())
@@ -159,7 +167,7 @@ def test_preconditioned_look_ahead_equals_differences():
     jacobians = [kept(policy, noisy, "response", find_untapped(policy, noisy))]
 
     def meta_loss():
-        virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, signal=CURRENT)
+        virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, loss=GEOMETRIC)
         scaled = tuple(p * g for p, g in zip(scales, virtual.gradient, strict=True))
         with moved(policy, scaled, alpha):
             return float(dpo_gradient(policy, clean, BETA)[0])
@@ -203,7 +211,7 @@ def test_non_finite_stops_before_anything_moves_and_is_traced():
         mspo_step(
             policy, meta_learner, torch.optim.SGD(meta_learner.parameters(), lr=1.0),
             [kept(policy, batch, "response")], [make_batch(random_pairs(2))],
-            beta=BETA, lookahead_lr=0.1,
+            beta=BETA, lookahead_lr=0.1, loss=GEOMETRIC,
         )  # fmt: skip
     assert same(states(meta_learner), phi)
     assert non_finite_pairs(policy, [batch], "response") == [2]
@@ -220,7 +228,7 @@ def test_move_holds_one_graph_at_a_time():
             yield jacobian
             del jacobian
 
-    move(made(), Constant(1.0), pairs=6, beta=BETA, signal=CURRENT)
+    move(made(), Constant(1.0), pairs=6, beta=BETA, loss=GEOMETRIC)
     assert len(alive) == 3
 
 

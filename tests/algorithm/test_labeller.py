@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from softpref.algorithm import MetaLearner
-from softpref.algorithm.labeller import Constant, warm_start
+from softpref.algorithm.labeller import warm_start
 
 
 def fresh() -> MetaLearner:
@@ -56,12 +56,8 @@ def test_warm_start_says_how_often_a_label_is_right(noise_rate):
     clean = torch.randn(2000, generator=generator) - 1
     meta_learner = fresh()
     meta_learner.standardise(clean)
-    warm_start(meta_learner, clean, noise_rate)
+    warm_start(meta_learner, clean[:, None], clean, noise_rate)
     x = torch.linspace(-2, 2, 9)
     prior = torch.logit(torch.tensor(1 - noise_rate))
     truth = torch.sigmoid(-2 * x + prior)
     assert (meta_learner(x) - truth).abs().max() < 0.12
-
-
-def test_constant():
-    assert torch.equal(Constant(0.9)(torch.tensor([1.0, -1.0])), torch.tensor([0.9, 0.9]))

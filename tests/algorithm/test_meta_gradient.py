@@ -16,13 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from softpref.algorithm import MetaLearner, meta_gradient
-from softpref.algorithm.bilevel import (
-    CURRENT,
-    clean_gradient,
-    look_ahead,
-    mspo_step,
-    strength_gradient,
-)
+from softpref.algorithm.bilevel import clean_gradient, label_gradient, look_ahead, mspo_step
 from softpref.algorithm.engine import Engine, find_untapped
 from softpref.algorithm.forms import Factors
 from softpref.algorithm.head import response_head
@@ -36,7 +30,9 @@ from softpref.algorithm.jacobian import (
     kept,
 )
 from softpref.algorithm.likelihood import measure
+from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, PairLoss
 from softpref.algorithm.policy import moved, trainable
+from softpref.algorithm.signals import MARGIN, PPL_DIFF
 from softpref.data.batches import make_batch, make_shared_batch
 from tests.models import (
     ARCHITECTURES,
@@ -66,23 +62,45 @@ def slow_margin_and_ppl_diff(policy, parameters, pair):
     return margin, (log_ppl[0] - log_ppl[1]).detach()
 
 
-def oracle(policy, meta_learner, noisy, clean, alpha=ALPHA):
+def geometric(h, p):
+    return -F.logsigmoid(BETA * (2 * p - 1) * h)
+
+
+def cross_entropy(h, p):
+    return -p * F.logsigmoid(BETA * h) - (1 - p) * F.logsigmoid(-BETA * h)
+
+
+def squared(h, p):
+    """A loss that the project does not know, after IPO."""
+    return (BETA * (2 * p - 1) * h - 0.5) ** 2
+
+
+SQUARED = PairLoss(
+    value=lambda h, p, beta: (beta * (2 * p - 1) * h - 0.5) ** 2,
+    by_margin=lambda h, p, beta: 2 * beta * (2 * p - 1) * (beta * (2 * p - 1) * h - 0.5),
+    by_margin_and_label=lambda h, p, beta: 4 * beta * (2 * beta * (2 * p - 1) * h - 0.5),
+)
+LOSSES = [(GEOMETRIC, geometric), (CROSS_ENTROPY, cross_entropy), (SQUARED, squared)]
+
+
+def oracle(policy, meta_learner, noisy, clean, alpha=ALPHA, loss=geometric):
     """Eq. 7, 8, 9 as written, then autograd through both levels.
 
     Attention in its plain form, which can be differentiated twice and stays in float64 (eager
     attention takes its softmax in float32).
     """
     with sdpa_kernel(SDPBackend.MATH):
-        return _through_both_levels(policy, meta_learner, noisy, clean, alpha)
+        return _through_both_levels(policy, meta_learner, noisy, clean, alpha, loss)
 
 
-def _through_both_levels(policy, meta_learner, noisy, clean, alpha):
+def _through_both_levels(policy, meta_learner, noisy, clean, alpha, loss):
     theta = {n: p for n, p in policy.named_parameters() if p.requires_grad}
     losses = []
     for pair in noisy:
         margin, ppl_diff = slow_margin_and_ppl_diff(policy, theta, pair)
-        soft_label = meta_learner(ppl_diff[None])[0]
-        losses.append(-F.logsigmoid(BETA * (2 * soft_label - 1) * margin))
+        known = {"ppl_diff": ppl_diff, "margin": margin.detach()}
+        seen = torch.stack([known[signal.name] for signal in meta_learner.signals])
+        losses.append(loss(margin, meta_learner(seen[None])[0]))
     gradient = torch.autograd.grad(torch.stack(losses).mean(), theta.values(), create_graph=True)
     virtual = {n: p - alpha * g for (n, p), g in zip(theta.items(), gradient, strict=True)}
     clean_losses = [
@@ -145,6 +163,25 @@ def test_equals_float64_double_backward(architecture, tuning):
             assert relative_error(found, truth) < 1e-4, (engine, make)
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize(("loss", "by_hand"), LOSSES)
+def test_any_loss_teaches_by_its_own_derivatives(loss, by_hand, tuning):
+    """V over two signals, one of which the policy could lower the loss by if it were not held."""
+    noisy, clean = random_pairs(8, seed=1), random_pairs(4, seed=2)
+    policy = without_float32(make_policy("llama", tuning, torch.float64))
+    torch.manual_seed(3)
+    meta_learner = MetaLearner(8, (PPL_DIFF, MARGIN)).double()
+    meta_learner.standardise(torch.tensor([[-1.0, -4.0], [0.5, 3.0], [1.0, 2.0]]))
+    truth = oracle(policy, meta_learner, noisy, clean, loss=by_hand)
+    for engine in ENGINES:
+        for parts, make in ((2, make_batch), (2, fast_batch)):
+            found = meta_gradient(
+                policy, meta_learner, micro_batches(noisy, parts, make), make(clean),
+                beta=BETA, lookahead_lr=ALPHA, loss=loss, engine=engine,
+            )  # fmt: skip
+            assert relative_error(found, truth) < 1e-9, (engine, make)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     architecture=st.sampled_from(sorted(ARCHITECTURES)),
@@ -177,19 +214,19 @@ def test_equals_the_oracle_on_any_shape(architecture, sizes, rank, alpha, seed, 
 
 
 def taught(policy, meta_learner, jacobian, clean, make_pullback=GraphPullback, alpha=ALPHA):
-    """The clean gradient and dL_meta/ds."""
+    """The clean gradient and dL_meta/dp̂."""
     _, gradient = look_ahead(
         policy, meta_learner, [jacobian], [clean], beta=BETA, lookahead_lr=alpha,
-        preconditioner=None, signal=CURRENT, make_pullback=make_pullback,
+        preconditioner=None, loss=GEOMETRIC, make_pullback=make_pullback,
     )  # fmt: skip
-    by_strength = strength_gradient(
-        meta_learner, [jacobian], gradient, beta=BETA, preconditioner=None, signal=CURRENT
+    by_label = label_gradient(
+        meta_learner, [jacobian], gradient, beta=BETA, preconditioner=None, loss=GEOMETRIC
     )
-    return gradient, by_strength
+    return gradient, by_label
 
 
-def by_strength(policy, meta_learner, noisy, clean, make_jacobian, autocast):
-    """dL_meta/ds, each forward pass in an autocast region of its own, as a trainer runs it."""
+def by_label(policy, meta_learner, noisy, clean, make_jacobian, autocast):
+    """dL_meta/dp̂, each forward pass in an autocast region of its own, as a trainer runs it."""
     inner = policy.forward
 
     def in_a_region_of_its_own(*args, **kwargs):
@@ -209,7 +246,7 @@ def by_strength(policy, meta_learner, noisy, clean, make_jacobian, autocast):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_half_precision_stays_near_the_oracle(architecture, tuning, base):
     """bf16 autocast over a base model in float32 or bf16; what trains is float32 (at a small α its
-    move is far below bf16's resolution). The bound is on dL/ds, where h has not yet been rounded
+    move is far below bf16's resolution). The bound is on dL/dp̂, where h has not yet been rounded
     into the labels."""
     noisy, clean = random_pairs(16, seed=1), random_pairs(8, seed=2)
     exact, rounded = (tiny_model(architecture, attention="sdpa", spread=0.05) for _ in range(2))
@@ -219,14 +256,14 @@ def test_half_precision_stays_near_the_oracle(architecture, tuning, base):
     for p, q in zip(rounded.parameters(), exact.parameters(), strict=True):
         p.data = p.data if p.requires_grad else p.data.to(base)
         q.data = p.data.double()  # the same weights, so that only the arithmetic differs
-    truth = by_strength(
+    truth = by_label(
         exact, make_meta_learner(), make_batch(noisy), make_batch(clean),
         DoubleBackwardJacobian, autocast=False,
     )  # fmt: skip
     for make, engine in product((make_batch, fast_batch), (kept, GraphJacobian)):
         batch = make(noisy)
         engine = partial(engine, untapped=find_untapped(rounded, batch))
-        found = by_strength(
+        found = by_label(
             rounded, make_meta_learner(torch.float32), batch, make(clean), engine, autocast=True
         )
         assert float((found - truth).norm() / truth.norm()) < 3e-2, (make, engine)
@@ -240,8 +277,8 @@ def test_without_the_look_ahead_the_error_is_of_the_order_of_alpha():
     whole = kept(policy, fast_batch([*noisy, *clean]), "response")
     ours, trusted = (PartJacobian(whole, torch.arange(*ends)) for ends in ((0, 8), (8, 12)))
     _, gradient = clean_gradient([trusted], 4, BETA)
-    found = strength_gradient(
-        meta_learner, [ours], gradient, beta=BETA, preconditioner=None, signal=CURRENT
+    found = label_gradient(
+        meta_learner, [ours], gradient, beta=BETA, preconditioner=None, loss=GEOMETRIC
     )
     errors = []
     for alpha in (1e-2, 1e-4):
@@ -286,7 +323,7 @@ def test_recomputing_holds_one_graph_at_a_time(monkeypatch):
     optimizer = torch.optim.SGD(meta_learner.parameters(), lr=0.1)
     mspo_step(
         policy, meta_learner, optimizer, found, micro_batches(clean, 2, fast_batch), beta=BETA,
-        lookahead_lr=ALPHA,
+        lookahead_lr=ALPHA, loss=GEOMETRIC,
     )  # fmt: skip
     assert max(most) == 1
 
@@ -319,8 +356,8 @@ def test_checkpointing_recomputes_with_the_parameters_of_its_own_pass(engine, tu
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     policy.train()
     jacobian = engine(policy, fast_batch(noisy), "response")
-    _, strength = taught(policy, meta_learner, jacobian, fast_batch(clean), FactoredPullback)
-    soft_label = meta_learner(CURRENT(jacobian.measured))
+    _, found = taught(policy, meta_learner, jacobian, fast_batch(clean), FactoredPullback)
+    soft_label = meta_learner.label(jacobian.measured)
     names, phi = zip(*meta_learner.named_parameters(), strict=True)
-    found = torch.autograd.grad(soft_label, phi, 2 * ALPHA * strength)
+    found = torch.autograd.grad(soft_label, phi, ALPHA * found)
     assert relative_error(dict(zip(names, found, strict=True)), truth) < 1e-6

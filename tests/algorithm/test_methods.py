@@ -18,7 +18,7 @@ from softpref.algorithm.methods import (
     Method,
 )
 from softpref.data import make_batch
-from tests.models import random_pairs, tiny_model
+from tests.models import measured, random_pairs, tiny_model
 
 
 def labeller_of(method, noise_rate=0.3, clean=(-1.0, -0.5, 0.2)):
@@ -26,13 +26,16 @@ def labeller_of(method, noise_rate=0.3, clean=(-1.0, -0.5, 0.2)):
 
 
 def test_labels_by_hand():
-    signal = torch.tensor([-0.5, 0.1, float("nan")])
-    assert labeller_of("dpo")(signal).tolist() == [1.0, 1.0, 1.0]
-    assert labeller_of("rdpo")(signal).tolist() == pytest.approx([0.7 / 0.4] * 3)
-    given_label = torch.tensor([0.2, 1.0, float("nan")])
-    assert labeller_of("gdpo")(given_label).tolist() == pytest.approx([0.2, 1.0, 0.9])
-    assert labeller_of("cdpo")(given_label).tolist() == pytest.approx([0.2, 1.0, 0.7])
-    assert labeller_of("oracle")(torch.tensor([1.0, 0.0])).tolist() == [1.0, 0.0]
+    pairs = measured(
+        ppl_diff=[9.0, -9.0, 9.0], starting_ppl_diff=[-0.5, 0.1, 9.0],
+        given_label=[0.2, 1.0, float("nan")],
+    )  # fmt: skip
+    expected = {
+        "dpo": [1.0, 1.0, 1.0], "rdpo": [0.7 / 0.4] * 3, "gdpo": [0.2, 1.0, 0.9],
+        "cdpo": [0.2, 1.0, 0.7], "oracle": [0.2, 1.0, 1.0], "perpcorrect": [1.0, 1.0, 0.0],
+    }  # fmt: skip
+    for method, labels in expected.items():
+        assert labeller_of(method).label(pairs).tolist() == pytest.approx(labels), method
 
 
 def test_what_methods_read_and_need_is_named():
@@ -46,10 +49,7 @@ def test_what_methods_read_and_need_is_named():
 
 def pulls(policy, batch, method, labeller):
     jacobian = GraphPullback(policy, batch, "response")
-    moved = move(
-        [jacobian], labeller, pairs=len(batch), beta=0.1, signal=METHODS[method].signal,
-        loss=METHODS[method].loss,
-    )  # fmt: skip
+    moved = move([jacobian], labeller, pairs=len(batch), beta=0.1, loss=METHODS[method].loss)
     return moved.loss, torch.cat([g.flatten() for g in moved.gradient])
 
 

@@ -23,6 +23,7 @@ from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import mspo_step
 from softpref.algorithm.engine import StepSize, choose_engine, graph_gib
 from softpref.algorithm.forms import dense
+from softpref.algorithm.objective import GEOMETRIC
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
 from softpref.algorithm.shards import abandon_pass
@@ -67,7 +68,8 @@ def step(
     moved, meta_loss = mspo_step(
         policy, meta_learner, torch.optim.SGD(meta_learner.parameters(), lr=1.0),
         [choice.make_jacobian(policy, batch, "response") for batch in batches], trusted,
-        beta=0.5, lookahead_lr=0.1, make_pullback=choice.make_pullback, ranks=ranks,
+        beta=0.5, lookahead_lr=0.1, loss=GEOMETRIC, make_pullback=choice.make_pullback,
+        ranks=ranks,
     )  # fmt: skip
     after = meta_learner.parameters()
     return {

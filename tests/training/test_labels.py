@@ -6,17 +6,15 @@ import pytest
 import torch
 
 from softpref.algorithm import MetaLearner
-from softpref.algorithm.bilevel import CURRENT, STARTING, Move
+from softpref.algorithm.bilevel import Move
 from softpref.algorithm.labeller import Constant
-from softpref.algorithm.likelihood import Measured
 from softpref.training.labels import LabelHistory, beliefs, evidence
+from tests.models import measured
 
 
-def measured(ppl_diff, starting=None):
-    ppl_diff = torch.tensor(ppl_diff)
-    zeros = torch.zeros_like(ppl_diff)
-    start = zeros if starting is None else torch.tensor(starting)
-    return Measured(zeros, zeros, zeros, zeros, zeros + 3.0, ppl_diff, start, zeros)
+def pairs(ppl_diff, starting=None):
+    margin = [3.0] * len(ppl_diff)
+    return measured(ppl_diff=ppl_diff, margin=margin, starting_ppl_diff=starting or margin)
 
 
 def falling():
@@ -36,7 +34,7 @@ TRUSTED = [-2.0, -1.5, -1.0, -1.0, -0.5, -0.5, -0.2, 0.1, 0.3, -0.8, -1.2, 0.2]
 
 @pytest.mark.parametrize("labeller", [Constant(1.0), falling()])
 def test_evidence_grows_with_the_belief_in_the_label(labeller):
-    scores = evidence(labeller, torch.tensor([-1.0, 0.0, 1.0]))
+    scores = evidence(labeller, pairs([-1.0, 0.0, 1.0], starting=[-1.0, 0.0, 1.0]))
     assert scores[0] > 0.5
     assert scores[1] == 0
     assert scores[2] == -scores[0]
@@ -44,8 +42,8 @@ def test_evidence_grows_with_the_belief_in_the_label(labeller):
 
 def test_beliefs_of_a_meta_learner():
     rows = beliefs(
-        ["a", "b", "c"], torch.tensor([4, -1, 2]), measured([-1.0, 0.0, 2.0]), measured(TRUSTED),
-        falling(), CURRENT, 0.3,
+        ["a", "b", "c"], torch.tensor([4, -1, 2]), pairs([-1.0, 0.0, 2.0]), pairs(TRUSTED),
+        falling(), 0.3,
     )  # fmt: skip
     expected = torch.sigmoid(-4 * torch.tensor([-1.0, 0.0, 2.0])).tolist()
     assert rows["soft_label"] == pytest.approx(expected, abs=1e-6)
@@ -59,22 +57,22 @@ def test_beliefs_of_a_meta_learner():
 
 def test_beliefs_without_a_meta_learner_come_from_the_starting_policy():
     rows = beliefs(
-        ["a", "b"], torch.tensor([1, 1]), measured([5.0, -5.0], starting=[-1.0, 1.0]),
-        measured([9.0] * len(TRUSTED), starting=TRUSTED), Constant(1.0), STARTING, 0.4,
+        ["a", "b"], torch.tensor([1, 1]), pairs([5.0, -5.0], starting=[-1.0, 1.0]),
+        pairs([9.0] * len(TRUSTED), starting=TRUSTED), Constant(1.0), 0.4,
     )  # fmt: skip
     assert rows["soft_label"] == [None, None]
     assert rows["p_correct"][0] > 0.6 > rows["p_correct"][1]
 
 
 def test_beliefs_without_clean_pairs_are_null():
-    rows = beliefs(["a"], torch.tensor([1]), measured([1.0]), None, Constant(1.0), STARTING, None)
+    rows = beliefs(["a"], torch.tensor([1]), pairs([1.0]), None, Constant(1.0), None)
     assert rows["p_correct"] == [None]
 
 
 def test_history_keeps_every_label_and_the_last_step(tmp_path):
     history = LabelHistory()
     for step, index in ((1, [2, 0]), (3, [0, 1])):
-        move = Move((), torch.zeros(()), measured([0.5, -0.5]), torch.tensor([0.2, 0.9]))
+        move = Move((), torch.zeros(()), pairs([0.5, -0.5]), torch.tensor([0.2, 0.9]))
         history.record(step, torch.tensor(index), torch.tensor([0.5, -0.5]), move)
     assert history.last_steps(4).tolist() == [3, 3, 1, -1]
     again = LabelHistory()

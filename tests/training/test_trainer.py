@@ -14,6 +14,7 @@ from softpref.algorithm.jacobian import kept
 from softpref.algorithm.labeller import MetaLearner
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.noise_rate import NoiseRate
+from softpref.algorithm.objective import GEOMETRIC
 from softpref.data import make_batch
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
@@ -341,7 +342,8 @@ def test_a_step_is_mspo_step_called_by_hand(lookahead, lookahead_lr, tmp_path):
             scales = tuple(1 / (x.sqrt() + 1e-8) for x in v)
         moved, _ = mspo_step(
             policy, meta_learner, meta_optimizer, [kept(policy, noisy, "response")],
-            [clean], beta=0.1, lookahead_lr=lookahead_lr or 0.05, preconditioner=scales,
+            [clean], beta=0.1, lookahead_lr=lookahead_lr or 0.05, loss=GEOMETRIC,
+            preconditioner=scales,
         )  # fmt: skip
         for parameter, gradient in zip(policy.parameters(), moved.gradient, strict=True):
             parameter.grad = gradient
@@ -549,13 +551,13 @@ def test_the_z_score_is_the_starting_policys(tmp_path):
     trainer = toy_trainer(tmp_path, warm_start=False)
     start = torch.tensor(trainer.pairs["starting_ppl_diff"])
     assert isinstance(trainer.labeller, MetaLearner)
-    torch.testing.assert_close(trainer.labeller.mean, start.mean().float())
-    torch.testing.assert_close(trainer.labeller.deviation, start.std().float())
+    torch.testing.assert_close(trainer.labeller.mean, start.mean().float()[None])
+    torch.testing.assert_close(trainer.labeller.deviation, start.std().float()[None])
     trainer.train()
-    torch.testing.assert_close(trainer.labeller.mean, start.mean().float())
+    torch.testing.assert_close(trainer.labeller.mean, start.mean().float()[None])
     running = toy_trainer(tmp_path, zscore="running")
     running.train()
-    assert not torch.allclose(running.labeller.mean, start.mean().float())
+    assert not torch.allclose(running.labeller.mean, start.mean().float()[None])
 
 
 def test_without_a_meta_learner_p_correct_is_the_starting_policys(tmp_path):

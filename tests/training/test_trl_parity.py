@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from softpref.algorithm.bilevel import CURRENT, move
+from softpref.algorithm.bilevel import move
 from softpref.algorithm.jacobian import GraphPullback
 from softpref.algorithm.methods import METHODS, Beginning
 from softpref.algorithm.policy import trainable
@@ -84,7 +84,7 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, method, loss_type, r
     jacobian = GraphPullback(policy, make_batch(ours.to_list()), "response")
     method = METHODS[method]
     labeller = method.make_labeller(Beginning(rate, torch.empty(0)))
-    mine = move([jacobian], labeller, pairs=6, beta=0.1, signal=CURRENT, loss=method.loss)
+    mine = move([jacobian], labeller, pairs=6, beta=0.1, loss=method.loss)
     assert float(mine.loss) == pytest.approx(float(loss), rel=1e-6)
     metrics = {name: values[-1] for name, values in trl._metrics["train"].items()}
     for name in ("chosen", "rejected"):

@@ -8,9 +8,8 @@ has shape (B,) holds a rank's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import cast
 
 import torch
@@ -21,20 +20,10 @@ from softpref.algorithm.forms import Direction, Held, dense, parts, plus
 from softpref.algorithm.jacobian import GraphPullback, MakePullback, MarginJacobian, Pullback
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope
-from softpref.algorithm.objective import (
-    GEOMETRIC,
-    PairLoss,
-    loss_by_margin_and_strength,
-    strength,
-)
+from softpref.algorithm.objective import GEOMETRIC, PairLoss
 from softpref.algorithm.policy import Gradient, evaluating, moved
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
-
-Signal = Callable[[Measured], Tensor]
-CURRENT: Signal = attrgetter("ppl_diff")
-STARTING: Signal = attrgetter("starting_ppl_diff")
-GIVEN: Signal = attrgetter("given_label")
 
 
 class NonFiniteError(ArithmeticError):
@@ -64,32 +53,31 @@ def move(
     *,
     pairs: int,
     beta: float,
-    signal: Signal,
-    loss: PairLoss = GEOMETRIC,
+    loss: PairLoss,
     ranks: Ranks = ALONE,
 ) -> Move:
     """Return L_main and its gradient, labels from `labeller` (Eq. 7 and 11).
 
-        L_main = (1/B) Σ_i ℓ(h_i, 2p̂_i − 1),    ∇L_main = Jᵀ (∂ℓ/∂h) / B
+        L_main = (1/B) Σ_i ℓ(h_i, p̂_i),    ∇L_main = Jᵀ (∂ℓ/∂h) / B
 
     Takes the micro-batches one after the other, so that a generator needs to hold only one of them;
     `pairs` is how many they hold, B that over all ranks.
     """
     everywhere = ranks.total(pairs)
     gradient: list[Held] = []
-    measured: list[Measured] = []
+    parts_measured: list[Measured] = []
     soft_labels = []
     for jacobian in jacobians:
-        said = jacobian.measured  # which may run the policy
+        measured = jacobian.measured  # which may run the policy
         with torch.no_grad():
-            soft_label = labeller(signal(said)).to(said.margin)
-            pull = loss.by_margin(said.margin, soft_label, beta) / everywhere
+            soft_label = labeller.label(measured).to(measured.margin)
+            pull = loss.by_margin(measured.margin, soft_label, beta) / everywhere
         accumulate(gradient, jacobian.vjp(pull))
-        measured.append(said)
+        parts_measured.append(measured)
         soft_labels.append(soft_label)
         del jacobian  # its graph, before the next one is made
-    assert measured, "a step needs at least one micro-batch"
-    whole, soft_label = Measured.concatenate(measured), torch.cat(soft_labels)
+    assert parts_measured, "a step needs at least one micro-batch"
+    whole, soft_label = Measured.concatenate(parts_measured), torch.cat(soft_labels)
     mean_loss = loss.value(whole.margin, soft_label, beta).sum() / everywhere
     if ranks.count > 1:
         *summed, mean_loss = ranks.sum([*map(dense, gradient), mean_loss])
@@ -106,7 +94,7 @@ def look_ahead(
     beta: float,
     lookahead_lr: float,
     preconditioner: Gradient | None,
-    signal: Signal,
+    loss: PairLoss,
     make_pullback: MakePullback = GraphPullback,
     ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Direction]:
@@ -118,7 +106,7 @@ def look_ahead(
     θ is bit for bit what it was when this returns.
     """
     pairs = sum(j.pairs for j in jacobians)
-    virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal, ranks=ranks)
+    virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, loss=loss, ranks=ranks)
     require_finite("the loss of the noisy batch or its gradient", virtual.loss, *virtual.gradient)
     direction = tuple(map(dense, precondition(virtual.gradient, preconditioner)))
     with moved(policy, direction, lookahead_lr):
@@ -131,32 +119,32 @@ def clean_gradient(
     pullbacks: Iterable[Pullback], pairs: int, beta: float, ranks: Ranks = ALONE
 ) -> tuple[Tensor, Direction]:
     """Return the mean DPO loss of trusted pairs (Eq. 2, 9), nats, and its gradient."""
-    trusted = move(pullbacks, Constant(1.0), pairs=pairs, beta=beta, signal=CURRENT, ranks=ranks)
+    trusted = move(pullbacks, Constant(1.0), pairs=pairs, beta=beta, loss=GEOMETRIC, ranks=ranks)
     require_finite("the loss of the clean batch or its gradient", trusted.loss, *trusted.gradient)
     return trusted.loss, trusted.gradient
 
 
-def strength_gradient(
+def label_gradient(
     meta_learner: MetaLearner,
     jacobians: Sequence[MarginJacobian],
     gradient: Direction,
     *,
     beta: float,
     preconditioner: Gradient | None,
-    signal: Signal,
+    loss: PairLoss,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Return dL_meta/ds_i without its factor α, shape (B,), for the clean gradient g.
+    """Return dL_meta/dp̂_i without its factor α, shape (B,), for the clean gradient g.
 
-    dL_meta/ds_i = −(α/B) [∂²ℓ/∂h∂s]_i ⟨∇h_i, P g⟩          (Eq. 14, 15)
+    dL_meta/dp̂_i = −(α/B) [∂²ℓ/∂h∂p̂]_i ⟨∇h_i, P g⟩          (Eq. 14, 15)
     """
     direction = precondition(gradient, preconditioner)
     u = torch.cat([jacobian.jvp(direction) for jacobian in jacobians])
     with torch.no_grad():
-        soft_label = torch.cat([meta_learner(signal(j.measured)) for j in jacobians])
+        soft_label = torch.cat([meta_learner.label(j.measured) for j in jacobians])
     margin = torch.cat([j.measured.margin for j in jacobians])
-    bend = loss_by_margin_and_strength(margin, strength(soft_label.to(margin)), beta)
-    return -bend * u.to(bend) / ranks.total(len(u))
+    mixed_derivative = loss.by_margin_and_label(margin, soft_label.to(margin), beta)
+    return -mixed_derivative * u.to(margin) / ranks.total(len(u))
 
 
 def mspo_step(
@@ -168,8 +156,8 @@ def mspo_step(
     *,
     beta: float,
     lookahead_lr: float,
+    loss: PairLoss,
     preconditioner: Gradient | None = None,
-    signal: Signal = CURRENT,
     make_pullback: MakePullback = GraphPullback,
     ranks: Ranks = ALONE,
 ) -> tuple[Move, Tensor]:
@@ -183,17 +171,15 @@ def mspo_step(
     """
     meta_loss, gradient = look_ahead(  # Eq. 7 to 9
         policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-        preconditioner=preconditioner, signal=signal, make_pullback=make_pullback, ranks=ranks,
+        preconditioner=preconditioner, loss=loss, make_pullback=make_pullback, ranks=ranks,
     )  # fmt: skip
     teach(  # Eq. 10
         meta_learner, meta_optimizer, jacobians, gradient,
-        beta=beta, preconditioner=preconditioner, signal=signal, ranks=ranks,
+        beta=beta, preconditioner=preconditioner, loss=loss, ranks=ranks,
     )  # fmt: skip
     del gradient  # as large as θ
     pairs = sum(j.pairs for j in jacobians)
-    done = move(  # Eq. 11
-        jacobians, meta_learner, pairs=pairs, beta=beta, signal=signal, ranks=ranks
-    )
+    done = move(jacobians, meta_learner, pairs=pairs, beta=beta, loss=loss, ranks=ranks)  # Eq. 11
     return done, meta_loss
 
 
@@ -205,7 +191,7 @@ def teach(
     *,
     beta: float,
     preconditioner: Gradient | None,
-    signal: Signal,
+    loss: PairLoss,
     ranks: Ranks = ALONE,
 ) -> None:
     """Update φ by the meta-gradient that a clean gradient g makes (Eq. 10), the same on all ranks.
@@ -213,11 +199,11 @@ def teach(
     Raises:
         NonFiniteError: before φ moves.
     """
-    by_strength = strength_gradient(
+    by_label = label_gradient(
         meta_learner, jacobians, gradient,
-        beta=beta, preconditioner=preconditioner, signal=signal, ranks=ranks,
+        beta=beta, preconditioner=preconditioner, loss=loss, ranks=ranks,
     )  # fmt: skip
-    seed_labels(meta_learner, jacobians, by_strength, signal)
+    seed_labels(meta_learner, jacobians, by_label)
     parameters = list(meta_learner.parameters())
     summed = ranks.sum([cast(Tensor, p.grad) for p in parameters])
     try:
@@ -237,6 +223,7 @@ def meta_gradient(
     *,
     beta: float,
     lookahead_lr: float,
+    loss: PairLoss = GEOMETRIC,
     lookahead: str = "sgd",
     ppl_scope: PplScope = "response",
     engine: Engine = "auto",
@@ -251,6 +238,7 @@ def meta_gradient(
         clean: the trusted pairs, or their micro-batches.
         beta: β of the DPO loss, 1/nats.
         lookahead_lr: α of Eq. 8.
+        loss: ℓ of the training pairs; the paper's is geometric.
         lookahead: `sgd`, or `adamw`, which is the same until an optimizer has second moments.
         ppl_scope: which tokens count in PPLDiff.
         engine: how J is made; all are exact.
@@ -271,15 +259,15 @@ def meta_gradient(
         jacobians = [choice.make_jacobian(policy, batch, ppl_scope) for batch in noisy]
         _, gradient = look_ahead(
             policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-            preconditioner=None, signal=CURRENT, make_pullback=choice.make_pullback,
+            preconditioner=None, loss=loss, make_pullback=choice.make_pullback,
         )  # fmt: skip
-        by_strength = strength_gradient(
-            meta_learner, jacobians, gradient, beta=beta, preconditioner=None, signal=CURRENT
+        by_label = label_gradient(
+            meta_learner, jacobians, gradient, beta=beta, preconditioner=None, loss=loss
         )
     names, parameters = zip(*meta_learner.named_parameters(), strict=True)
-    soft_label = torch.cat([meta_learner(CURRENT(j.measured)) for j in jacobians])
+    soft_label = torch.cat([meta_learner.label(j.measured) for j in jacobians])
     gradients = torch.autograd.grad(
-        soft_label, parameters, (lookahead_lr * 2 * by_strength).to(soft_label)
+        soft_label, parameters, (lookahead_lr * by_label).to(soft_label)
     )
     require_finite("the meta-gradient", *gradients)
     return dict(zip(names, gradients, strict=True))
@@ -288,12 +276,11 @@ def meta_gradient(
 def seed_labels(
     meta_learner: MetaLearner,
     jacobians: Sequence[MarginJacobian],
-    by_strength: Tensor,
-    signal: Signal,
+    by_label: Tensor,
 ) -> None:
-    """Put φ's gradient into its `.grad`: V's backward, seeded with dL/dp̂ = 2 dL/ds."""
-    soft_label = torch.cat([meta_learner(signal(j.measured)) for j in jacobians])
-    soft_label.backward((2 * by_strength).to(soft_label))
+    """Put φ's gradient into its `.grad`: V's backward, seeded with dL/dp̂."""
+    soft_label = torch.cat([meta_learner.label(j.measured) for j in jacobians])
+    soft_label.backward(by_label.to(soft_label))
 
 
 def accumulate(total: list[Held], part: Direction) -> None:

@@ -1,26 +1,29 @@
 """Who says how far to believe a pair.
 
-Shapes: B pairs; PPLDiff (B,) in nats per token, raw; soft labels (B,) in [0, 1].
+Shapes: B pairs; F signals of each; PPLDiff (B,) in nats per token, raw; soft labels (B,) in [0, 1].
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softpref.algorithm.calibration import Calibration
+from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.signals import PPL_DIFF, Signal
 
 FOLLOW_RATE = 0.1
 WARM_START_STEPS = 200
 
 
 class Labeller(Protocol):
-    """Maps what it sees of a pair (B,), mostly PPLDiff, to the soft label p̂ (B,)."""
+    """Maps what was measured of B pairs to their soft labels p̂, (B,)."""
 
-    def __call__(self, signal: Tensor, /) -> Tensor: ...
+    def label(self, measured: Measured) -> Tensor: ...
 
 
 class Constant:
@@ -29,8 +32,8 @@ class Constant:
     def __init__(self, soft_label: float) -> None:
         self.soft_label = soft_label
 
-    def __call__(self, ppl_diff: Tensor) -> Tensor:
-        return torch.full_like(ppl_diff, self.soft_label)
+    def label(self, measured: Measured) -> Tensor:
+        return torch.full_like(measured.margin, self.soft_label)
 
 
 class AsGiven:
@@ -39,12 +42,14 @@ class AsGiven:
     def __init__(self, otherwise: float) -> None:
         self.otherwise = otherwise
 
-    def __call__(self, given_label: Tensor) -> Tensor:
-        return given_label.nan_to_num(self.otherwise)
+    def label(self, measured: Measured) -> Tensor:
+        return measured.given_label.nan_to_num(self.otherwise)
 
 
 class Threshold:
     """PerpCorrect's rule: 1 up to PPLDiff τ, and 0, the label reversed, beyond (Kong et al. 2024).
+
+    PPLDiff is the starting policy's.
 
     Args:
         threshold: τ, nats per token.
@@ -55,6 +60,9 @@ class Threshold:
 
     def __call__(self, ppl_diff: Tensor) -> Tensor:
         return (ppl_diff <= self.threshold).to(ppl_diff)
+
+    def label(self, measured: Measured) -> Tensor:
+        return self(measured.starting_ppl_diff)
 
     @staticmethod
     def fit(clean_ppl_diff: Tensor, noise_rate: float) -> Threshold:
@@ -83,78 +91,123 @@ class Threshold:
 
 
 class MetaLearner(nn.Module):
-    """V(·; φ): PPLDiff to soft label by an MLP 1 → 128 → 128 → 1 (Eq. 6, Appendix C).
+    """V(·; φ): signals to soft label by an MLP F → 128 → 128 → 1 (Eq. 6, Appendix C).
 
-        p̂ = σ(MLP((PPLDiff − mean) / deviation))
+        p̂ = σ(MLP((x − mean) / deviation))
 
-    Mean and deviation of the z-score are buffers, 0 and 1 until `standardise` sets them, so that
-    the module is one thing to save, load and call on raw PPLDiff. A fresh one says about 0.5.
+    The paper's V has one signal, PPLDiff. Mean and deviation of the z-score, (F,), are buffers, 0
+    and 1 until `standardise` sets them, so that the module is one thing to save, load and call on
+    raw signals, (B, F), or (B,) where there is one. A fresh one says about 0.5.
+
+    Args:
+        hidden: width of the two hidden layers.
+        signals: what it sees of a pair, in the order of its inputs.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, hidden: int = 128) -> None:
+    def __init__(self, hidden: int = 128, signals: Sequence[Signal] = (PPL_DIFF,)) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("deviation", torch.ones(()))
+        self.signals = tuple(signals)
+        self.register_buffer("mean", torch.zeros(len(signals)))
+        self.register_buffer("deviation", torch.ones(len(signals)))
         self.layers = nn.Sequential(
-            nn.Linear(1, hidden),
+            nn.Linear(len(signals), hidden),
             nn.ReLU(),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
             nn.Linear(hidden, 1),
         )
 
-    def standardise(self, ppl_diff: Tensor) -> None:
-        """Take the z-score's mean and deviation from a sample of PPLDiff, shape (n,), n ≥ 2.
+    def standardise(self, signals: Tensor) -> None:
+        """Take the z-score's mean and deviation from a sample of pairs, (n, F) or (n,), n ≥ 2.
 
-        A sample without spread keeps deviation 1.
+        A signal without spread keeps deviation 1.
         """
-        sample = ppl_diff.to(self.mean)
-        deviation = sample.std()
-        self.mean.copy_(sample.mean())
-        self.deviation.copy_(deviation if deviation > 0 else torch.ones(()))
+        sample = self._columns(signals)
+        deviation = sample.std(0)
+        self.mean.copy_(sample.mean(0))
+        self.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
 
-    def follow(self, ppl_diff: Tensor) -> None:
-        """Let the z-score follow the batches, shape (B,), a tenth of the way at each.
+    def follow(self, signals: Tensor) -> None:
+        """Let the z-score follow the batches, (B, F) or (B,), a tenth of the way at each.
 
         A batch of one pair has no deviation and is passed over.
         """
-        if len(ppl_diff) < 2:
+        if len(signals) < 2:
             return
-        sample = ppl_diff.to(self.mean)
-        self.mean.lerp_(sample.mean(), FOLLOW_RATE)
-        self.deviation.lerp_(sample.std(), FOLLOW_RATE)
+        sample = self._columns(signals)
+        self.mean.lerp_(sample.mean(0), FOLLOW_RATE)
+        self.deviation.lerp_(sample.std(0), FOLLOW_RATE)
 
-    def logit(self, ppl_diff: Tensor) -> Tensor:
+    def inputs(self, measured: Measured) -> Tensor:
+        """Return the signals of measured pairs, raw, (B, F)."""
+        return torch.stack([signal.of(measured).to(self.mean) for signal in self.signals], -1)
+
+    def logit(self, signals: Tensor) -> Tensor:
         """Return the MLP's output before the sigmoid, shape (B,)."""
-        standardised = (ppl_diff.to(self.mean) - self.mean) / self.deviation
-        return self.layers(standardised[:, None]).squeeze(-1)
+        standardised = (self._columns(signals) - self.mean) / self.deviation
+        return self.layers(standardised).squeeze(-1)
 
-    def forward(self, ppl_diff: Tensor) -> Tensor:
-        """Return p̂, shape (B,), for raw PPLDiff, shape (B,)."""
-        return self.logit(ppl_diff).sigmoid()
+    def forward(self, signals: Tensor) -> Tensor:
+        """Return p̂, shape (B,), for raw signals, (B, F) or (B,)."""
+        return self.logit(signals).sigmoid()
+
+    def label(self, measured: Measured) -> Tensor:
+        """Return p̂ of measured pairs, shape (B,)."""
+        return self(self.inputs(measured))
+
+    def evidence(self, measured: Measured) -> Tensor:
+        """Return logit(x) − logit(x · parity), (B,): how much more V believes a pair than swapped.
+
+        It changes its sign where the responses change places, whatever V has learned.
+        """
+        signals = self.inputs(measured)
+        return self.logit(signals) - self.logit(self.swapped(signals))
+
+    def swapped(self, signals: Tensor) -> Tensor:
+        """Return the signals, (B, F), of the same pairs with their responses swapped."""
+        return signals * signals.new_tensor([signal.parity for signal in self.signals])
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        for name in ("mean", "deviation"):  # without dimensions while there was one signal only
+            if f"{prefix}{name}" in state:
+                state[f"{prefix}{name}"] = state[f"{prefix}{name}"].reshape(-1)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def _columns(self, signals: Tensor) -> Tensor:
+        columns = (signals if signals.dim() > 1 else signals[:, None]).to(self.mean)
+        if columns.shape[-1] != len(self.signals):
+            names = ", ".join(signal.name for signal in self.signals)
+            raise ValueError(f"V sees {names}: give one column for each, not {columns.shape[-1]}")
+        return columns
 
 
-def warm_start(meta_learner: MetaLearner, ppl_diff_clean: Tensor, noise_rate: float) -> None:
+def warm_start(
+    meta_learner: MetaLearner, clean: Tensor, clean_ppl_diff: Tensor, noise_rate: float
+) -> None:
     """Fit V to what the clean pairs say, as given (right) and swapped (wrong), before any training.
 
-    V learns P(label right | x) under the noise rate as prior, by cross-entropy on the clean pairs'
-    PPLDiff and its mirror images. The targets are the smooth curve of `Calibration`, not the labels
-    1 and 0 themselves: from some 150 pairs the MLP would learn their accidents. Departs from the
-    paper, whose V starts at random (p̂ ≈ 0.5) and gives the policy no gradient at first.
+    V learns P(label right | PPLDiff) under the noise rate as prior, by cross-entropy on the clean
+    pairs' signals and those of the swapped pairs. The targets are the smooth curve of
+    `Calibration`, not the labels 1 and 0 themselves: from some 150 pairs the MLP would learn their
+    accidents. The curve is PPLDiff's whatever V sees: what other signals add is left to teaching.
+    Departs from the paper, whose V starts at random (p̂ ≈ 0.5) and gives the policy no gradient at
+    first.
 
     Args:
         meta_learner: changed in place; its z-score is already set.
-        ppl_diff_clean: (n,) PPLDiff of the clean pairs under the starting policy.
+        clean: (n, F), the clean pairs' signals under the starting policy.
+        clean_ppl_diff: (n,) PPLDiff of the same pairs.
         noise_rate: the share of flipped labels, in [0, 0.5].
     """
     optimizer = torch.optim.AdamW(meta_learner.parameters(), lr=1e-2, weight_decay=0.0)
-    x = torch.cat([ppl_diff_clean, -ppl_diff_clean])
-    target = Calibration.fit(-ppl_diff_clean).probability_correct(-x, noise_rate)
+    both_ways = torch.cat([clean, meta_learner.swapped(clean)])
+    scores = torch.cat([-clean_ppl_diff, clean_ppl_diff])
+    target = Calibration.fit(-clean_ppl_diff).probability_correct(scores, noise_rate)
     for _ in range(WARM_START_STEPS):
-        logit = meta_learner.logit(x)
+        logit = meta_learner.logit(both_ways)
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(logit, target.to(logit)).backward()
         optimizer.step()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from softpref.algorithm.bilevel import CURRENT, GIVEN, STARTING, Signal
 from softpref.algorithm.labeller import AsGiven, Constant, Labeller, Threshold
 from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, PairLoss
+from softpref.algorithm.signals import PPL_DIFF, STARTING_PPL_DIFF, Signal
 
 META_OPTIONS = frozenset(
     {
@@ -28,7 +28,7 @@ META_OPTIONS = frozenset(
     }
 )
 # Options that only some methods read.
-METHOD_OPTIONS = META_OPTIONS | {"perpcorrect_mode"}
+METHOD_OPTIONS = META_OPTIONS | {"perpcorrect_mode", "signals"}
 GDPO_LABEL = 0.9
 
 
@@ -52,8 +52,9 @@ class Method:
     Attributes:
         make_labeller: makes who says how far to believe a pair; None is a meta-learner, taught in
             training.
-        signal: what the labeller sees of a pair.
         source: where the method comes from.
+        ppl_diff: the PPLDiff that is recorded beside the labels, and that a meta-learner sees
+            unless `--signals` says otherwise.
         loss: what is made of margin and label.
         options: the options the method reads, of those that only some methods read; setting any
             other of these is an error.
@@ -64,8 +65,8 @@ class Method:
     """
 
     make_labeller: Callable[[Beginning], Labeller] | None
-    signal: Signal
     source: str
+    ppl_diff: Signal = PPL_DIFF
     loss: PairLoss = GEOMETRIC
     options: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
@@ -75,11 +76,6 @@ class Method:
     def teaches(self) -> bool:
         """Whether the labeller learns from the clean pairs while the policy trains."""
         return self.make_labeller is None
-
-    @property
-    def ppl_diff(self) -> Signal:
-        """The PPLDiff that is recorded beside the labels."""
-        return CURRENT if self.signal is GIVEN else self.signal
 
 
 def rdpo_label(noise_rate: float) -> float:
@@ -94,20 +90,24 @@ def rdpo_label(noise_rate: float) -> float:
 
 
 METHODS = {
-    "mspo": Method(None, CURRENT, "Eq. 5 to 12", options=META_OPTIONS, needs=frozenset({"clean"})),
-    "mspo_static": Method(
-        None, STARTING, "section 4.3, Table 3", options=META_OPTIONS, needs=frozenset({"clean"})
+    "mspo": Method(
+        None, "Eq. 5 to 12", options=META_OPTIONS | {"signals"}, needs=frozenset({"clean"})
     ),
-    "dpo": Method(lambda _: Constant(1.0), CURRENT, "Rafailov et al. 2023, Eq. 2"),
+    "mspo_static": Method(
+        None,
+        "section 4.3, Table 3",
+        ppl_diff=STARTING_PPL_DIFF,
+        options=META_OPTIONS,
+        needs=frozenset({"clean"}),
+    ),
+    "dpo": Method(lambda _: Constant(1.0), "Rafailov et al. 2023, Eq. 2"),
     "gdpo": Method(
         lambda _: AsGiven(GDPO_LABEL),
-        GIVEN,
         "geometric DPO, Furuta et al. 2024; Appendix C",
         given_by="soft_label",
     ),
     "cdpo": Method(
         lambda known: AsGiven(1 - known.noise_rate),
-        GIVEN,
         "conservative DPO, Mitchell 2023",
         loss=CROSS_ENTROPY,
         options=frozenset({"noise_rate"}),
@@ -116,7 +116,6 @@ METHODS = {
     ),
     "rdpo": Method(
         lambda known: Constant(rdpo_label(known.noise_rate)),
-        CURRENT,
         "robust DPO, Chowdhury et al. 2024",
         loss=CROSS_ENTROPY,
         options=frozenset({"noise_rate"}),
@@ -124,14 +123,12 @@ METHODS = {
     ),
     "perpcorrect": Method(
         lambda known: Threshold.fit(known.clean_ppl_diff, known.noise_rate),
-        STARTING,
         "Kong et al. 2024; Appendix C",
+        ppl_diff=STARTING_PPL_DIFF,
         options=frozenset({"noise_rate", "perpcorrect_mode"}),
         needs=frozenset({"clean", "noise_rate"}),
     ),
-    "oracle": Method(
-        lambda _: AsGiven(1.0), GIVEN, "DPO on the true labels", given_by="is_flipped"
-    ),
+    "oracle": Method(lambda _: AsGiven(1.0), "DPO on the true labels", given_by="is_flipped"),
 }
 
 # The two ways to `perpcorrect`.
@@ -139,7 +136,6 @@ PERPCORRECT_MODES = {
     "threshold": METHODS["perpcorrect"],
     "official": Method(
         lambda _: AsGiven(1.0),
-        GIVEN,
         "Kong et al. 2024, as in their repository",
         options=frozenset({"perpcorrect_mode"}),
         needs=frozenset({"clean", "corrected_labels"}),

@@ -14,8 +14,9 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from softpref.algorithm.engine import KEEP_BUDGET_GIB, Engine
 from softpref.algorithm.methods import METHOD_OPTIONS, METHODS, PERPCORRECT_MODES, Method
+from softpref.algorithm.signals import SIGNALS, Signal
 from softpref.errors import UsageError
-from softpref.options import option
+from softpref.options import did_you_mean, option
 from softpref.training.layout import Layout
 from softpref.training.recompute import KWARGS, set_both_names
 
@@ -54,6 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 # What both recipes share.
 COMMON = {
     "meta_hidden": 128,
+    "signals": ["ppl_diff"],
     "lookahead": "sgd",
     "clean_gradient": "lookahead",
     "zscore": "frozen",
@@ -146,6 +148,9 @@ class MSPOConfig(TrainingArguments):
     meta_batch_size: int = option("Clean pairs per meta-update.")
     meta_every: int = option("Steps between meta-updates.")
     meta_hidden: int = option("Width of the meta-learner's two hidden layers; default 128.")
+    signals: list[str] | None = option(
+        f"What mspo's meta-learner sees of a pair, of {', '.join(SIGNALS)}; default ppl_diff."
+    )
     lookahead_lr: float | None = option("α of the look-ahead; default: the policy's current one.")
     lookahead: Literal["sgd", "adamw"] = option("Look-ahead optimizer; default sgd (Eq. 8).")
     clean_gradient: Literal["lookahead", "current"] = option(
@@ -258,6 +263,12 @@ class MSPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name} {value}: must be at least {least}.")
+        for name in self.signals or []:
+            if name not in SIGNALS:
+                known = f"choose of {', '.join(SIGNALS)}{did_you_mean(name, SIGNALS)}"
+                raise UsageError(f"--signals {name}: {known}.")
+        if self.signals is not None and not 0 < len(self.signals) == len(set(self.signals)):
+            raise UsageError("--signals: give at least one name, and none twice.")
         for name in ("beta", "learning_rate", "meta_lr"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -269,6 +280,12 @@ class MSPOConfig(TrainingArguments):
         """Return the row of the method, in the mode that was chosen of it."""
         chosen = self.perpcorrect_mode  # None but for perpcorrect
         return PERPCORRECT_MODES[chosen] if chosen else METHODS[self.method]
+
+    def resolved_signals(self) -> tuple[Signal, ...]:
+        """Return what a meta-learner sees of a pair: as chosen, else the method's PPLDiff."""
+        if self.signals:
+            return tuple(SIGNALS[name] for name in self.signals)
+        return (self.resolved_method().ppl_diff,)
 
     def resolved_layout(self) -> Layout:
         """Return the layout, padded where `auto` might choose what the engine cannot go through.

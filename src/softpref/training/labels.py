@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.bilevel import Move, Signal
+from softpref.algorithm.bilevel import Move
 from softpref.algorithm.calibration import (
     Calibration,
     cross_fit,
@@ -87,13 +87,12 @@ def beliefs(
     scored: Measured,
     trusted: Measured | None,
     labeller: Labeller,
-    signal: Signal,
     noise_rate: float | None,
 ) -> Dataset:
     """Return what a run believes of every training pair, the rows of `labels.jsonl`.
 
-    `p_correct` is the labeller's evidence, or PPLDiff where it has none, put on the scale of a
-    probability with the trusted pairs and their swapped copies, the noise rate as prior.
+    `p_correct` is the labeller's evidence put on the scale of a probability with the trusted pairs
+    and their swapped copies, the noise rate as prior.
 
     Args:
         uids: the pairs' uids.
@@ -101,18 +100,18 @@ def beliefs(
         scored: the pairs under the finished policy.
         trusted: the clean pairs under the finished policy; without them `p_correct` is null.
         labeller: what made the labels; `soft_label` is null unless it is a meta-learner.
-        signal: the PPLDiff that the evidence is made from.
         noise_rate: share of flipped labels.
     """
     unknown = pa.nulls(len(uids))
     soft_label, p_correct = unknown, unknown
     if isinstance(labeller, MetaLearner):
         with torch.no_grad():
-            soft_label = pa.array(labeller(signal(scored)).cpu().numpy())
+            soft_label = pa.array(labeller.label(scored).cpu().numpy())
     if trusted is not None and noise_rate is not None:
-        calibration = Calibration.fit(evidence(labeller, signal(trusted)))
-        _say_calibration(evidence(labeller, signal(trusted)))
-        scores = evidence(labeller, signal(scored))
+        of_trusted = evidence(labeller, trusted)
+        calibration = Calibration.fit(of_trusted)
+        _say_calibration(of_trusted)
+        scores = evidence(labeller, scored)
         p_correct = pa.array(calibration.probability_correct(scores, noise_rate).numpy())
     table = {
         "uid": uids,
@@ -134,9 +133,13 @@ def _say_calibration(trusted: Tensor) -> None:
                 "%d-fold; 0%% is perfect)", 100 * error, FOLDS)  # fmt: skip
 
 
-def evidence(labeller: Labeller, ppl_diff: Tensor) -> Tensor:
-    """Return an odd score that grows with the belief in a label, (n,): V's log-odds or −PPLDiff."""
+def evidence(labeller: Labeller, measured: Measured) -> Tensor:
+    """Return an odd score that grows with the belief in a label, (n,).
+
+    It is V's log-odds of a pair against the swapped one; without V, −PPLDiff under the starting
+    policy.
+    """
     if not isinstance(labeller, MetaLearner):
-        return -ppl_diff
+        return -measured.starting_ppl_diff
     with torch.no_grad():
-        return (labeller.logit(ppl_diff) - labeller.logit(-ppl_diff)).cpu()
+        return labeller.evidence(measured).cpu()

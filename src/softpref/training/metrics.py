@@ -42,12 +42,12 @@ def reward_metrics(measured: Measured, beta: float) -> dict[str, float]:
     }
 
 
-def label_metrics(soft_label: Tensor, signal: Tensor) -> dict[str, float]:
+def label_metrics(soft_label: Tensor, ppl_diff: Tensor) -> dict[str, float]:
     """Return the labels' mean and share below one half, and the mean PPLDiff, nats per token."""
     return {
         "labels/mean": float(soft_label.mean()),
         "labels/below_half": float((soft_label < 0.5).float().mean()),
-        "ppl_diff/mean": float(signal.mean()),
+        "ppl_diff/mean": float(ppl_diff.mean()),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from torch import Tensor
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.methods import Beginning, Method
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.algorithm.signals import STARTING_PPL_DIFF, Signal
 from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
@@ -87,7 +89,20 @@ def with_given_labels(pairs: Dataset, method: Method, correction: Correction | N
 
 def starting_ppl_diff(pairs: Dataset) -> Tensor:
     """Return PPLDiff under the starting policy, (n,), nats per token."""
-    return torch.tensor(column(pairs, "starting_ppl_diff").cast(pa.float32()).to_numpy())
+    return starting_signals(pairs, [STARTING_PPL_DIFF]).squeeze(-1)
+
+
+def starting_signals(pairs: Dataset, signals: Sequence[Signal]) -> Tensor:
+    """Return what the signals are under the starting policy, (n, F)."""
+    return torch.stack(
+        [
+            torch.tensor(column(pairs, signal.column).cast(pa.float32()).to_numpy())
+            if signal.column
+            else torch.zeros(len(pairs))
+            for signal in signals
+        ],
+        -1,
+    )
 
 
 def noise_of(

@@ -290,7 +290,7 @@ class _Surrogates:
     ) -> None:
         """Train by DPO on the pairs, each as its `given_label` says, 1 where it has none."""
         args = self._args
-        steps = Steps(args, collate, AsGiven(1.0), args.resolved_method())
+        steps = Steps(args, collate, AsGiven(1.0), args.resolved_method().loss)
         parameters = trainable(surrogate)
         size = args.per_device_train_batch_size * args.gradient_accumulation_steps
         total = EPOCHS * math.ceil(len(pairs) / size)

@@ -18,7 +18,7 @@ from softpref.algorithm.engine import EngineChoice
 from softpref.algorithm.jacobian import GraphPullback, PartJacobian
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
-from softpref.algorithm.methods import Method
+from softpref.algorithm.objective import PairLoss
 from softpref.algorithm.policy import Gradient
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
@@ -49,7 +49,7 @@ class Steps:
         args: the run's options.
         collate: makes a micro-batch of pairs.
         labeller: whose labels the policy follows.
-        method: what the labeller sees, and the loss.
+        loss: what is made of margin and label, whether a step teaches or not.
         ranks: who does each step together.
     """
 
@@ -58,11 +58,11 @@ class Steps:
         args: MSPOConfig,
         collate: Collate,
         labeller: Labeller,
-        method: Method,
+        loss: PairLoss,
         ranks: Ranks = ALONE,
     ) -> None:
         self._args, self._collate, self._ranks = args, collate, ranks
-        self._labeller, self._signal, self._loss = labeller, method.signal, method.loss
+        self._labeller, self._loss = labeller, loss
 
     def batches(self, pairs: Sequence[Pair]) -> list[PairBatch]:
         """Return this rank's pairs of one step as micro-batches of pairs of like length."""
@@ -75,7 +75,7 @@ class Steps:
         pullbacks = (GraphPullback(policy, batch, self._args.ppl_scope) for batch in batches)
         moved = move(
             pullbacks, self._labeller, pairs=sum(map(len, batches)), beta=self._args.beta,
-            signal=self._signal, loss=self._loss, ranks=self._ranks,
+            loss=self._loss, ranks=self._ranks,
         )  # fmt: skip
         return self._whole(moved, [batch.index for batch in batches], len(pairs))
 
@@ -100,8 +100,8 @@ class Steps:
             self.batches(clean),
             beta=self._args.beta,
             lookahead_lr=lookahead_lr,
+            loss=self._loss,
             preconditioner=preconditioner,
-            signal=self._signal,
             make_pullback=engine.make_pullback,
             ranks=self._ranks,
         )
@@ -140,10 +140,10 @@ class Steps:
         meta_loss, gradient = clean_gradient(clean_parts, len(clean), args.beta, ranks)
         teach(
             teacher.meta_learner, teacher.optimizer, noisy_parts, gradient,
-            beta=args.beta, preconditioner=preconditioner, signal=self._signal, ranks=ranks,
+            beta=args.beta, preconditioner=preconditioner, loss=self._loss, ranks=ranks,
         )  # fmt: skip
         moved = move(
-            noisy_parts, self._labeller, pairs=len(noisy), beta=args.beta, signal=self._signal,
+            noisy_parts, self._labeller, pairs=len(noisy), beta=args.beta, loss=self._loss,
             ranks=ranks,
         )  # fmt: skip
         return self._whole(moved, index, len(pairs), meta_loss)

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from softpref.algorithm.labeller import MetaLearner, warm_start
+from softpref.algorithm.signals import PPL_DIFF, SIGNALS
 from softpref.training.config import MSPOConfig
 from softpref.training.samplers import CleanSampler
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
@@ -20,36 +22,41 @@ META_LEARNER = "meta_learner.safetensors"
 
 
 def make_meta_learner(
-    args: MSPOConfig, noisy_ppl_diff: Tensor, clean_ppl_diff: Tensor, noise_rate: float
+    args: MSPOConfig, noisy: Tensor, clean: Tensor, clean_ppl_diff: Tensor, noise_rate: float
 ) -> MetaLearner:
     """Make V with its z-score set and, if asked for, warm-started.
 
     Args:
         args: the run's options.
-        noisy_ppl_diff: (n,) PPLDiff of the training pairs under the starting policy, nats per
-            token; the first 1,000 set the z-score (Appendix C).
-        clean_ppl_diff: (m,) the same of the clean pairs.
+        noisy: (n, F), the training pairs' signals under the starting policy; the first 1,000 set
+            the z-score (Appendix C).
+        clean: (m, F), the same of the clean pairs.
+        clean_ppl_diff: (m,) their PPLDiff under the starting policy, nats per token.
         noise_rate: the share of flipped labels, the warm start's prior.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        meta_learner = MetaLearner(args.meta_hidden)
-    meta_learner.standardise(noisy_ppl_diff[:ZSCORE_PAIRS])
+        meta_learner = MetaLearner(args.meta_hidden, args.resolved_signals())
+    meta_learner.standardise(noisy[:ZSCORE_PAIRS])
     if args.warm_start:
-        warm_start(meta_learner, clean_ppl_diff, noise_rate)
+        warm_start(meta_learner, clean, clean_ppl_diff, noise_rate)
     return meta_learner
 
 
 def save_meta_learner(meta_learner: MetaLearner, directory: Path) -> None:
-    """Write V, z-score included, to `meta_learner.safetensors`."""
+    """Write V, z-score and the names of its signals included, to `meta_learner.safetensors`."""
     state = {name: tensor.cpu() for name, tensor in meta_learner.state_dict().items()}
-    save_file(state, directory / META_LEARNER)
+    names = " ".join(signal.name for signal in meta_learner.signals)
+    save_file(state, directory / META_LEARNER, {"signals": names})
 
 
 def load_meta_learner(directory: Path) -> MetaLearner:
-    """Read what `save_meta_learner` wrote."""
+    """Read what `save_meta_learner` wrote; a file that names no signals is of PPLDiff alone."""
+    with safe_open(directory / META_LEARNER, "pt") as file:
+        names = (file.metadata() or {}).get("signals", PPL_DIFF.name)
     state = load_file(directory / META_LEARNER)
-    meta_learner = MetaLearner(len(state["layers.0.bias"]))
+    signals = [SIGNALS[name] for name in names.split()]
+    meta_learner = MetaLearner(len(state["layers.0.bias"]), signals)
     meta_learner.load_state_dict(state)
     return meta_learner
 

@@ -21,12 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from softpref.algorithm.bilevel import (
-    STARTING,
-    NonFiniteError,
-    non_finite_pairs,
-    require_finite,
-)
+from softpref.algorithm.bilevel import NonFiniteError, non_finite_pairs, require_finite
 from softpref.algorithm.forms import dense
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.objective import geometric_loss
@@ -56,6 +51,7 @@ from softpref.training.needs import (
     noise_of,
     require_needs,
     starting_ppl_diff,
+    starting_signals,
     with_given_labels,
 )
 from softpref.training.perpcorrect import correct
@@ -73,7 +69,7 @@ logger = logging.getLogger(__name__)
 IDENTITY = (
     "method", "tuning", "beta", "ppl_scope", "max_length", "seed", "data_seed", "bf16",
     "lookahead", "lookahead_lr", "clean_gradient", "zscore", "warm_start", "noise_rate",
-    "perpcorrect_mode", "meta_every", "meta_batch_size", "meta_lr", "meta_hidden",
+    "perpcorrect_mode", "signals", "meta_every", "meta_batch_size", "meta_lr", "meta_hidden",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
     "num_train_epochs", "lora_r", "lora_alpha", "lora_target_modules",
 )  # fmt: skip
@@ -157,7 +153,7 @@ class MSPOTrainer(SafeCheckpoints):
         self._engine = engine_for(*taught) if self.teacher else None
         self.labeller = labeller_of(args, self.prepared, self.noise, self.teacher)
         self.history = LabelHistory()
-        self._steps = Steps(args, self.collate, self.labeller, self.method, self.ranks)
+        self._steps = Steps(args, self.collate, self.labeller, self.method.loss, self.ranks)
         self._window: list[list[dict[str, Any]]] = []
         self._drawn: list[dict[str, Any]] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
@@ -246,14 +242,15 @@ class MSPOTrainer(SafeCheckpoints):
         """Keep the labels of this step, and its metrics for the next log line."""
         moved, index = done.moved, done.index
         self._noted["loss"].append(float(moved.loss))
-        signal = self.method.ppl_diff(moved.measured)
+        ppl_diff = self.method.ppl_diff.of(moved.measured)
         if self.teacher and done.meta_loss is not None:
             self._noted["meta/loss"].append(float(done.meta_loss))
             if self.args.zscore == "running":
-                self.teacher.meta_learner.follow(signal)
-        self.history.record(self.state.global_step + 1, index, signal, moved)
+                meta_learner = self.teacher.meta_learner
+                meta_learner.follow(meta_learner.inputs(moved.measured))
+        self.history.record(self.state.global_step + 1, index, ppl_diff, moved)
         metrics = reward_metrics(moved.measured, self.args.beta)
-        metrics |= label_metrics(moved.soft_label, signal)
+        metrics |= label_metrics(moved.soft_label, ppl_diff)
         if "is_flipped" in self.pairs.column_names:
             is_flipped = torch.tensor(self.pairs.select(index.tolist())["is_flipped"])
             metrics |= truth_metrics(moved.soft_label.cpu(), is_flipped)
@@ -315,7 +312,6 @@ class MSPOTrainer(SafeCheckpoints):
             scored,
             self._score(self.clean, "labelling, clean") if self.clean else None,
             self.labeller,
-            self.method.signal if self.teacher else STARTING,
             self.noise.expected if self.noise else None,
         )
 
@@ -375,8 +371,13 @@ class MSPOTrainer(SafeCheckpoints):
     def _make_teacher(self) -> Teacher | None:
         if not self.method.teaches or self.clean is None or self.noise is None:
             return None
-        noisy, clean = starting_ppl_diff(self.pairs), starting_ppl_diff(self.clean)
-        meta_learner = make_meta_learner(self.args, noisy, clean, self.noise.expected)
+        noisy, clean = (
+            starting_signals(pairs, self.args.resolved_signals())
+            for pairs in (self.pairs, self.clean)
+        )
+        meta_learner = make_meta_learner(
+            self.args, noisy, clean, starting_ppl_diff(self.clean), self.noise.expected
+        )
         self.ranks.broadcast_(list(meta_learner.to(self.args.device).state_dict().values()))
         updates = math.ceil(self.total_steps() / self.args.meta_every)
         return Teacher(meta_learner, self.clean, self.args, updates)
