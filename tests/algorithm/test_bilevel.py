@@ -15,11 +15,17 @@ from softpref.algorithm.bilevel import (
     non_finite_pairs,
 )
 from softpref.algorithm.engine import Engine, find_untapped
-from softpref.algorithm.jacobian import GraphPullback, kept
+from softpref.algorithm.jacobian import (
+    DoubleBackwardJacobian,
+    GraphJacobian,
+    GraphPullback,
+    RecomputedJacobian,
+    kept,
+)
 from softpref.algorithm.labeller import Constant
 from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
 from softpref.algorithm.policy import moved, trainable
-from softpref.algorithm.signals import PPL_DIFF, STARTING_PPL_DIFF
+from softpref.algorithm.signals import MARGIN, PPL_DIFF, STARTING_PPL_DIFF
 from softpref.data import make_batch
 from tests.models import dpo_gradient, random_pairs, tiny_model, with_lora
 
@@ -99,6 +105,20 @@ def test_step_three_moves_with_the_new_labels_and_leaves_phi_alone():
     phi = states(meta_learner)
     move(jacobians, meta_learner, pairs=6, beta=BETA, loss=GEOMETRIC)
     assert same(states(meta_learner), phi)
+
+
+@pytest.mark.parametrize(
+    "engine", [DoubleBackwardJacobian, kept, GraphJacobian, RecomputedJacobian]
+)
+def test_a_signal_of_the_policys_is_no_way_into_its_gradient(engine):
+    """V sees the margin, and its backward pass must end there."""
+    policy, meta_learner = tiny_model(attention="sdpa"), MetaLearner(8, (MARGIN,)).double()
+    jacobian = engine(policy, make_batch(random_pairs(6)), "response")
+    mspo_step(
+        policy, meta_learner, torch.optim.SGD(meta_learner.parameters(), lr=1.0), [jacobian],
+        [make_batch(random_pairs(4, 1))], beta=BETA, lookahead_lr=0.05, loss=GEOMETRIC,
+    )  # fmt: skip
+    assert all(p.grad is None for p in policy.parameters())
 
 
 def test_alpha_zero_still_teaches():

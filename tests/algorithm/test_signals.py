@@ -87,13 +87,16 @@ def test_a_column_for_each_signal_is_asked_for():
 
 
 def test_a_warm_start_takes_the_swapped_pairs_prompt_as_it_is():
-    """V says P(right | PPLDiff) wherever the other signal is, and is asked both ways of it."""
+    """V says P(right | PPLDiff) wherever the other signal is, which it sees on both sides alike."""
     generator = torch.Generator().manual_seed(5)
     ppl_diff = torch.randn(2000, generator=generator) - 1
     clean = torch.stack([ppl_diff, 5 + torch.randn(2000, generator=generator)], -1)
     meta_learner = of_two()
     meta_learner.standardise(clean)
+    logit, seen = meta_learner.logit, []
+    meta_learner.logit = lambda signals: (seen.append(signals), logit(signals))[1]
     warm_start(meta_learner, clean, ppl_diff, 0.2)
+    assert torch.equal(seen[0], torch.cat([clean, clean * torch.tensor([-1.0, 1.0])]))
     x = torch.linspace(-2, 2, 9)
     truth = torch.sigmoid(-2 * x + torch.logit(torch.tensor(0.8)))
     for difficulty in (4.0, 5.0, 6.0):
