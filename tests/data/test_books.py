@@ -15,9 +15,9 @@ from softpref.data.readers import column, store
 
 def test_uids_and_orders_are_remembered():
     books = Books()
-    assert books.row_of("a") is None
-    books.enter_uid("a", 7)
-    assert books.row_of("a") == 7
+    assert books.place_of("a") is None
+    books.enter_uid("a", "p", 7)
+    assert books.place_of("a") == ("p", 7)
     assert books.orders("x") == (0, 0)
     for ahead in (True, False, True):
         books.enter_order("x", ahead=ahead)
@@ -28,15 +28,15 @@ def test_uids_and_orders_are_remembered():
 @pytest.mark.parametrize("uid", ["", "a\0b", "a\0c", "'; DROP TABLE uids; --", "\u202e\U0001f600"])
 def test_any_text_is_a_uid(uid):
     books = Books()
-    books.enter_uid("a", 1)
-    books.enter_uid(uid, 2)
-    assert (books.row_of("a"), books.row_of(uid)) == (1, 2)
+    books.enter_uid("a", "p", 1)
+    books.enter_uid(uid, "q", 2)
+    assert (books.place_of("a"), books.place_of(uid)) == (("p", 1), ("q", 2))
 
 
 def test_books_lie_in_the_temporary_directory_and_go_with_their_owner(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     books = Books()
-    books.enter_uid("a", 1)
+    books.enter_uid("a", "p", 1)
     assert [path.name for path in Path(tmp_path).rglob("*.sqlite")] == ["books.sqlite"]
     del books
     assert not list(Path(tmp_path).rglob("*"))

@@ -1,4 +1,4 @@
-"""What a source has shown so far, kept on disk: memory does not grow with the pairs."""
+"""What a set has shown so far, kept on disk: memory does not grow with the pairs."""
 
 import os
 import sqlite3
@@ -9,29 +9,38 @@ class Books:
     """The uids and the contents of the pairs seen so far, in a temporary database.
 
     SQLite keeps a few megabytes of it in memory; the file goes with the last reference.
+
+    Attributes:
+        form: what is alike in all rows of the set, in words; empty before the first.
     """
 
     def __init__(self) -> None:
+        self.form = ""
+        self._sources: list[str] = []
         self._folder = tempfile.TemporaryDirectory(prefix="softpref-")
         path = os.path.join(self._folder.name, "books.sqlite")
         self._database = sqlite3.connect(path, isolation_level=None)
         for statement in (
             "PRAGMA journal_mode = OFF",  # nobody reads it after a crash
             "PRAGMA synchronous = OFF",
-            "CREATE TABLE uids (uid TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID",
+            "CREATE TABLE uids (uid TEXT PRIMARY KEY, source INTEGER, row INTEGER) WITHOUT ROWID",
             "CREATE TABLE contents (key TEXT PRIMARY KEY, ahead INTEGER, reverse INTEGER)"
             " WITHOUT ROWID",
         ):
             self._database.execute(statement)
 
-    def row_of(self, uid: str) -> int | None:
-        """The row that was entered under a uid; None where there is none."""
-        found = self._database.execute("SELECT row FROM uids WHERE uid = ?", (uid,)).fetchone()
-        return found and int(found[0])
+    def place_of(self, uid: str) -> tuple[str, int] | None:
+        """The source and row that were entered under a uid; None where there are none."""
+        query = "SELECT source, row FROM uids WHERE uid = ?"
+        found = self._database.execute(query, (uid,)).fetchone()
+        return found and (self._sources[found[0]], found[1])
 
-    def enter_uid(self, uid: str, row: int) -> None:
+    def enter_uid(self, uid: str, source: str, row: int) -> None:
         """Enters a uid that is not there yet."""
-        self._database.execute("INSERT INTO uids VALUES (?, ?)", (uid, row))
+        if source not in self._sources[-1:]:  # one source's rows come together
+            self._sources.append(source)
+        values = (uid, len(self._sources) - 1, row)
+        self._database.execute("INSERT INTO uids VALUES (?, ?, ?)", values)
 
     def orders(self, key: str) -> tuple[int, int]:
         """How often a content was entered with its responses in sorted and in reverse order."""

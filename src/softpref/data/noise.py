@@ -98,7 +98,7 @@ def inject(
             flips.append(flip)
             is_flipped = pair.get("is_flipped", False) != flip
             yield (columns.swapped(raw) if flip else raw) | {"is_flipped": is_flipped}
-        refuse_bad_rows(source, intake.bad.settle(intake.kept), "Fix or remove it")
+        refuse_bad_rows(intake.bad.settle(intake.kept), "Fix or remove it")
         intake.say()
         if not isinstance(rate, int | float) and len(rates) != intake.kept:
             raise UsageError(
@@ -122,7 +122,7 @@ def require_rate(flag: str, rate: float) -> None:
         raise UsageError(f"{flag} {rate}: give a share of pairs in [0, 1), such as 0.4.")
 
 
-def refuse_bad_rows(source: str, bad_rows: Sequence[BadRow], remedy: str) -> None:
+def refuse_bad_rows(bad_rows: Sequence[BadRow], remedy: str) -> None:
     """Stops at bad rows where none can be left out, because every pair of the file is needed.
 
     Raises:
@@ -130,7 +130,7 @@ def refuse_bad_rows(source: str, bad_rows: Sequence[BadRow], remedy: str) -> Non
             and ends with the remedy.
     """
     if bad_rows:
-        raise UsageError(f"{in_words(source, tuple(bad_rows))}. {remedy}.")
+        raise UsageError(f"{in_words(bad_rows)}. {remedy}.")
 
 
 def require_new_file(source: str, output: str) -> None:

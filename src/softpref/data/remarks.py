@@ -23,35 +23,34 @@ class Remarks:
         special = {str(token) for token in added if token.special}
         special |= set(tokenizer.all_special_tokens)
         self._control = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-        self._left_out: list[int] = []
-        self._controlled: list[tuple[int, str]] = []
+        self._left_out: list[tuple[str, int]] = []
+        self._controlled: list[tuple[str, int, str]] = []
 
-    def see(self, row: int, responses: Sequence[Text], *, left_out: bool) -> None:
-        """Note a pair that is kept, by its row's number."""
+    def see(self, source: str, row: int, responses: Sequence[Text], *, left_out: bool) -> None:
+        """Note a pair that is kept, by its file and its row's number."""
         if left_out:
-            self._left_out.append(row)
+            self._left_out.append((source, row))
         for text in itertools.chain.from_iterable(map(texts_of, responses)):
             if found := self._control.search(text):
-                self._controlled.append((row, found[0]))
+                self._controlled.append((source, row, found[0]))
                 break
 
-    def leave_out(self, bad: BadRows, row: int, reason: str) -> None:
+    def leave_out(self, bad: BadRows, row: int, reason: str, source: str) -> None:
         """Leave out a row for its length alone."""
-        bad.leave_out(row, reason)
-        self.too_long.append(BadRow(row, reason))
+        self.too_long.append(bad.leave_out(row, reason, source))
 
     def say(self, total: int) -> None:
         """Say it, a line a kind."""
         if self.too_long:
             logger.warning("%s: %d of %d pairs are left out: %s", self._name, len(self.too_long),
-                           total, in_words(self._name, self.too_long))  # fmt: skip
+                           total, in_words(self.too_long))  # fmt: skip
         if self._left_out:
             logger.warning("%s: the chat template leaves out text of the responses in %d of %d "
                            "pairs (such as thoughts), first in %s", self._name,
                            len(self._left_out), total,
-                           place(self._name, self._left_out[0]))  # fmt: skip
+                           place(*self._left_out[0]))  # fmt: skip
         if self._controlled:
-            row, token = self._controlled[0]
+            source, row, token = self._controlled[0]
             logger.warning("%s: responses hold control tokens of the tokenizer in %d of %d pairs, "
                            "first %r in %s", self._name, len(self._controlled), total, token,
-                           place(self._name, row))  # fmt: skip
+                           place(source, row))  # fmt: skip

@@ -3,8 +3,8 @@
 A pair row is a dict with `uid`, `row` (1-based line or row number in its source), `prompt`,
 `chosen`, `rejected` (each text, or a list of messages, then with `tools` and
 `chat_template_kwargs`, which may be None) and, in every row or in none, `is_flipped` and
-`soft_label`. Rows stream through: they live in an Arrow file, never in a Python list, and a bad row
-is named by its place.
+`soft_label`; of several sources also `source`, its own. Rows stream through: they live in an Arrow
+file, never in a Python list, and a bad row is named by its place.
 """
 
 import hashlib
@@ -12,11 +12,12 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from softpref.columns import STANDARD, Columns
@@ -30,7 +31,7 @@ from softpref.data.parsing import (
     parse_pair,
     unread,
 )
-from softpref.data.readers import RowError, dataset_rows, read_rows, store
+from softpref.data.readers import RowError, column, dataset_rows, read_rows, store
 from softpref.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -45,15 +46,18 @@ UNREAD_NAMED = 20
 
 @dataclass(frozen=True)
 class LoadedPairs:
-    """What a source gave.
+    """What a source gave, or several.
 
     Attributes:
         pairs: The pair rows, backed by an Arrow file that lasts as long as the process.
-        source: The path, hub id or name the rows came from.
+        source: The path, hub id or name the rows came from; of several, all of them.
         bad_rows: The rows left out under `on_bad_row="skip"`.
         fingerprint: SHA-256 over the content of the kept rows, in order.
         contradicting: Number of distinct pairs that are labelled both ways.
         duplicates: Number of rows that repeat an earlier row, label included.
+        fingerprints: The fingerprint of each source by itself, by its name.
+        shares: Of a mix, the share of each source in the pairs.
+        also_clean: Number of clean pairs that were taken out.
     """
 
     pairs: datasets.Dataset
@@ -62,12 +66,29 @@ class LoadedPairs:
     fingerprint: str
     contradicting: int
     duplicates: int
+    fingerprints: dict[str, str]
+    shares: tuple[float, ...] = ()
+    also_clean: int = 0
+
+
+def names_of(given: str | Sequence[str]) -> list[str]:
+    """Return the names of one source or of several.
+
+    Raises:
+        UsageError: One is there twice.
+    """
+    names = [given] if isinstance(given, str) else list(given)
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(f"{repeated[0]} is given twice: give each file once.")
+    return names
 
 
 def load_pairs(
-    source: str, *, on_bad_row: OnBadRow = "stop", columns: Columns = STANDARD
+    source: str | Sequence[str], *, on_bad_row: OnBadRow = "stop", columns: Columns = STANDARD
 ) -> LoadedPairs:
-    """Reads the pairs of a file or of a hub data set.
+    """Reads the pairs of a file or of a hub data set, or of several, one after the other.
+
+    Of several, a pair row says in `source` which of them it is from, as it was named.
 
     Args:
         source: A path ending in .jsonl, .json (a list of objects), .parquet or .csv or, where no
@@ -76,9 +97,12 @@ def load_pairs(
         columns: What its columns are called.
 
     Raises:
-        UsageError: If the source cannot be read, holds a bad row (under `stop`) or no good one.
+        UsageError: If a source cannot be read, holds a bad row (under `stop`) or no good one.
     """
-    return _collect(read_rows(source), Intake(source, on_bad_row, columns))
+    books = Books()
+    return _collect(
+        [(read_rows(name), Intake(name, on_bad_row, columns, books)) for name in names_of(source)]
+    )
 
 
 def pairs_from_dataset(
@@ -89,14 +113,36 @@ def pairs_from_dataset(
     Raises:
         UsageError: If there is a bad row (under `stop`) or no good one.
     """
-    return _collect(enumerate(dataset_rows(dataset), start=1), Intake(name, on_bad_row))
+    return _collect([(enumerate(dataset_rows(dataset), start=1), Intake(name, on_bad_row))])
 
 
 def subset(loaded: LoadedPairs, pairs: datasets.Dataset, source: str) -> LoadedPairs:
     """Keeps the books anew for pairs taken out of a source; their rows keep their numbers."""
-    rows = ((row["row"], row) for row in dataset_rows(pairs))
-    kept = _collect(rows, Intake(source, "stop"))
-    return replace(kept, bad_rows=loaded.bad_rows)
+    books = Books()
+    parts = [
+        (((row["row"], row) for row in dataset_rows(part)), Intake(name, "stop", books=books))
+        for name, part in by_source(pairs, source)
+    ]
+    kept = _collect(parts)
+    return replace(
+        kept,
+        source=source,
+        bad_rows=loaded.bad_rows,
+        shares=loaded.shares,
+        also_clean=loaded.also_clean,
+    )
+
+
+def by_source(pairs: datasets.Dataset, name: str) -> Iterator[tuple[str, datasets.Dataset]]:
+    """Yield each source of pair rows with its pairs, in order; `name` where there is only one."""
+    if "source" not in pairs.column_names:
+        yield name, pairs
+        return
+    start, rest = 0, pairs.remove_columns("source")
+    for found in pc.value_counts(column(pairs, "source")).to_pylist():
+        end = start + found["counts"]  # a source's pairs stand together
+        yield found["values"], rest.select(range(start, end))
+        start = end
 
 
 def content_key(
@@ -123,9 +169,18 @@ def _hash(text: str) -> str:
 
 
 class Intake:
-    """Checks the rows of one source one by one and keeps the books about them."""
+    """Checks the rows of one source one by one and keeps the books about them.
 
-    def __init__(self, source: str, on_bad_row: OnBadRow, columns: Columns = STANDARD) -> None:
+    Sources that are read together share their books.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        on_bad_row: OnBadRow,
+        columns: Columns = STANDARD,
+        books: Books | None = None,
+    ) -> None:
         self.bad = BadRows(source, on_bad_row)
         self.kept = 0
         self.contradicting = 0
@@ -133,8 +188,7 @@ class Intake:
         self._columns = columns
         self._notes: Counter[str] = Counter()
         self._unread: dict[str, None] = {}
-        self._form = ""
-        self._books = Books()
+        self._books = books or Books()
         self.digest = hashlib.sha256()  # of the kept rows' content
 
     def admit(self, row: int, raw: object) -> Pair | None:
@@ -174,38 +228,58 @@ class Intake:
 
     def _enter(self, row: int, fields: Pair) -> Pair:
         form = _form(fields)
-        if form != (self._form or form):
-            raise RowError(f"the row has {form}, the rows before it {self._form}")
+        if form != (self._books.form or form):
+            raise RowError(f"the row has {form}, the rows before it {self._books.form}")
         key = content_key(**{name: fields[name] for name in CONTENT if name in fields})
         ahead, reverse = self._books.orders(key)
         seen = ahead + reverse
         uid = fields.pop("uid", None) or (_hash(f"{key} {seen}") if seen else key)
-        if (first := self._books.row_of(uid)) is not None:
-            raise RowError(f"uid {uid!r} is already that of {place(self.bad.source, first)}")
+        if (first := self._books.place_of(uid)) is not None:
+            raise RowError(f"uid {uid!r} is already that of {place(*first)}")
         in_order = in_sorted_order(fields["chosen"], fields["rejected"])
         self.duplicates += (ahead if in_order else reverse) > 0
         ahead, reverse = ahead + in_order, reverse + (not in_order)
         self.contradicting += (ahead if in_order else reverse) == 1 and ahead * reverse > 0
         self._books.enter_order(key, ahead=in_order)
-        self._books.enter_uid(uid, row)
-        self._form = form
+        self._books.enter_uid(uid, self.bad.source, row)
+        self._books.form = form
         self.kept += 1
         self.digest.update(json.dumps([uid, fields], default=str).encode() + b"\n")
         return {"uid": uid, "row": row, **fields}
 
 
-def _collect(rows: Iterable[tuple[int, object]], intake: Intake) -> LoadedPairs:
-    source = intake.bad.source
-    bar = tqdm(rows, desc=f"reading {source}", unit=" rows", delay=3, leave=False, disable=None)
-    admitted = (pair for row, raw in bar if (pair := intake.admit(row, raw)) is not None)
-    first = next(admitted, None)
-    kept = itertools.chain([first], admitted)
-    pairs = store(kept, _features(first).arrow_schema) if first else None
-    bad_rows = intake.bad.settle(intake.kept)
-    intake.say()
-    intake.say_unread()
-    counts = intake.contradicting, intake.duplicates
-    return LoadedPairs(pairs, bad_rows, source, intake.digest.hexdigest(), *counts)
+def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], Intake]]) -> LoadedPairs:
+    bad_rows: list[BadRow] = []
+
+    def admitted() -> Iterator[Pair]:
+        for rows, intake in parts:
+            source = intake.bad.source
+            bar = tqdm(
+                rows, desc=f"reading {source}", unit=" rows", delay=3, leave=False, disable=None
+            )
+            own = {"source": source} if len(parts) > 1 else {}
+            for row, raw in bar:
+                if (pair := intake.admit(row, raw)) is not None:
+                    yield pair | own
+            bad_rows.extend(intake.bad.settle(intake.kept))
+            intake.say()
+            intake.say_unread()
+
+    kept = admitted()
+    first = next(kept)  # a source without a pair is refused
+    pairs = store(itertools.chain([first], kept), _features(first).arrow_schema)
+    intakes = [intake for _, intake in parts]
+    prints = {intake.bad.source: intake.digest.hexdigest() for intake in intakes}
+    digests = [*prints.values()]
+    return LoadedPairs(
+        pairs,
+        tuple(bad_rows),
+        ", ".join(prints),
+        digests[0] if len(digests) == 1 else _hash("".join(digests)),
+        sum(intake.contradicting for intake in intakes),
+        sum(intake.duplicates for intake in intakes),
+        prints,
+    )
 
 
 def _features(pair: Pair) -> datasets.Features:
@@ -214,6 +288,7 @@ def _features(pair: Pair) -> datasets.Features:
     else:
         columns, text = list(dict.fromkeys([*pair, *CONTEXT])), datasets.List(datasets.Json())
     types = {"row": datasets.Value("int64")} | dict.fromkeys(SIDES, text)
+    types |= {"source": datasets.Value("string")}
     types |= {"uid": datasets.Value("string"), "is_flipped": datasets.Value("bool")}
     types |= {"soft_label": datasets.Value("float64")} | dict.fromkeys(CONTEXT, datasets.Json())
     return datasets.Features({column: types[column] for column in columns})

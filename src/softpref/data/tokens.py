@@ -292,7 +292,7 @@ def tokenize_chosen(
     bad_rows = bad.settle(len(dataset))
     remarks.say(len(pairs))
     if named := [row for row in bad_rows if row not in remarks.too_long]:
-        logger.warning("%s: %d rows are left out: %s", name, len(named), in_words(name, named))
+        logger.warning("%s: %d rows are left out: %s", name, len(named), in_words(named))
     return dataset
 
 
@@ -305,16 +305,18 @@ def _usable(
 ) -> Iterator[tuple[int, dict[str, Any], Tokenized]]:
     """Yield place, row and ids of every pair that can be used; note the others, and what to say."""
     for index, row in enumerate(dataset_rows(pairs)):
-        number = row.get("row", index + 1)
+        number, source = index + 1, bad.source
+        if "row" in row:  # a pair row; of other rows `source` may be anything
+            number, source = row["row"], row.get("source", source)
         try:
             ids = tokenize(row)
         except TooLongError as error:
-            remarks.leave_out(bad, number, str(error))
+            remarks.leave_out(bad, number, str(error), source)
             continue
         except RowError as error:
-            bad.add(number, str(error))
+            bad.add(number, str(error), source)
             continue
-        remarks.see(number, [row[side] for side in sides], left_out=ids.left_out)
+        remarks.see(source, number, [row[side] for side in sides], left_out=ids.left_out)
         yield index, row, ids
 
 

@@ -125,14 +125,14 @@ def log_ratio_sizes(
             that its log-probability is not finite.
     """
     loaded = load_pairs(source, on_bad_row="skip", columns=columns)
-    refuse_bad_rows(source, loaded.bad_rows, "Fix or remove it")
+    refuse_bad_rows(loaded.bad_rows, "Fix or remove it")
     tokenizer = load_tokenizer(surrogate, trust_remote_code=trust_remote_code)
     policy = load_policy(surrogate, trust_remote_code=trust_remote_code)
     tokenized = tokenize_pairs(
         loaded.pairs, tokenizer, max_length, name=source, on_bad_row="skip",
         context_length=context_length(policy),
     )  # fmt: skip
-    refuse_bad_rows(source, tokenized.bad_rows, MUST_READ_ALL)
+    refuse_bad_rows(tokenized.bad_rows, MUST_READ_ALL)
     if torch.accelerator.is_available():
         policy.to(torch.accelerator.current_accelerator())
     require_sound(policy)
