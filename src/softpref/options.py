@@ -28,7 +28,7 @@ def option(text: str, default: Any = None) -> Any:
 
 def require(value: Any, flag: str) -> None:
     """Refuse a command that lacks an option it cannot do without."""
-    if value is None or value == "":
+    if value in (None, "", []):
         raise UsageError(f"{flag} is missing.")
 
 

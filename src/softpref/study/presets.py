@@ -290,7 +290,7 @@ def align_and_measure(
         CleanLoss(str(files.clean), files.model),
     ]
     if "clean" in METHODS[cell.method].needs:
-        everywhere.append(LabelQuality(files.train))
+        everywhere.append(LabelQuality(str(files.train)))
     for evaluate in (*compared, *everywhere):
         numbers |= evaluate(output)
     _drop_weights(output)

@@ -78,7 +78,7 @@ def measure(scorer: str, case: Case) -> dict[str, float]:
     `noise_rate_error`, estimate minus truth, of ways that have these.
     """
     judged = SCORERS[scorer](case)
-    truth = truth_of(case.files.train)
+    truth = truth_of(str(case.files.train))
     is_flipped = torch.tensor([truth[uid] for uid in judged.uids])
     numbers = {
         "label_auroc": auroc(judged.belief, ~is_flipped),
@@ -144,7 +144,7 @@ def _confident_learning(case: Case) -> Judged:
     tokenizer = load_tokenizer(case.files.model, trust_remote_code=False)
     pairs = tokenize_pairs(
         load_pairs(case.files.train).pairs, tokenizer, case.config("dpo").max_length,
-        name=case.files.train,
+        name=str(case.files.train),
     ).pairs  # fmt: skip
     quality, noise_rate = label_quality(case.files.model, pairs)
     return Judged(list(pairs["uid"]), quality, noise_rate=noise_rate)

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from softpref.algorithm.noise_rate import NoiseRate
 from softpref.columns import ColumnOptions
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
+from softpref.data.mixing import MIX, mixed, shares_of
 from softpref.data.readers import column, dataset_rows
-from softpref.data.sources import LoadedPairs, load_pairs, subset
+from softpref.data.sources import LoadedPairs, load_pairs, names_of, subset
 from softpref.data.splits import hold_out_clean
 from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
+from softpref.training.needs import noise_by_source
 from softpref.training.output import (
     first_writes,
     resume_point,
@@ -40,6 +42,7 @@ from softpref.training.weights import located
 logger = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
+NOT_ESTIMATED = "not estimated, for want of clean pairs"
 PATH_OPTIONS = ("output_dir", "reference_cache", "resume_from_checkpoint")
 PACKAGES = ("softpref", "torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -49,10 +52,13 @@ class AlignFiles(ColumnOptions):
     """What a run reads and where it writes."""
 
     model: str = option("The SFT model to start from: a directory or hub id, full or adapter.", "")
-    train: str = option("Noisy pairs: JSONL, JSON, Parquet, CSV or hub id.", "")
+    train: list[str] | str = option(
+        "Noisy pairs: JSONL, JSON, Parquet, CSV or hub id; several files are one set.", ""
+    )
     clean: str | None = option("Trusted pairs: a file, or a number of training pairs to hold out.")
     eval: str | None = option("Pairs to evaluate on at the end, and on the way by --eval_strategy.")
     output: str = option("Directory for the run; new, or of the same command, interrupted.", "")
+    mix: list[float] | None = option(MIX)
 
 
 def load_sets(
@@ -64,16 +70,22 @@ def load_sets(
         UsageError: a file cannot be read, or `--clean` names neither a file nor a possible number.
     """
     read = partial(load_pairs, on_bad_row=config.on_bad_row, columns=files.columns())
+    shares = shares_of(names_of(files.train), files.mix) if files.mix else None
     train = read(files.train)
     evaluation = read(files.eval) if files.eval else None
+    in_file = files.clean is not None and not files.clean.lstrip("-").isdigit()
+    clean = read(str(files.clean)) if in_file else None
+    if shares:
+        train = mixed(train, shares, config.seed, clean)
     if files.clean is None:
         return train, None, evaluation, "none given"
-    if not files.clean.lstrip("-").isdigit():
-        clean = read(files.clean)
+    if clean:
         return train, clean, evaluation, "given as a file"
     rest, held_out, provenance = hold_out_clean(train.pairs, int(files.clean), config.seed)
     clean = subset(train, held_out, f"{train.source} ({files.clean} held out)")
-    clean = dataclasses.replace(clean, bad_rows=())
+    clean = dataclasses.replace(
+        clean, bad_rows=(), fingerprints={clean.source: clean.fingerprint}, also_clean=0
+    )
     return subset(train, rest, train.source), clean, evaluation, provenance
 
 
@@ -103,19 +115,10 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     train, clean, evaluation, provenance = load_sets(files, config)
     if clean and files.clean and clean.source != files.clean:
         logger.warning("clean: %s pairs held out of --train, %s", files.clean, provenance)
-    seen = {
-        name: count_sft_targets(files.model, loaded.pairs)
-        for name, loaded in (("training", train), ("clean", clean))
-        if loaded
-    }
-    for name, count in seen.items():
-        if count:
-            logger.warning(
-                "warning: the model was fine-tuned on responses of %d of the %s pairs: it finds "
-                "them likely, right or wrong; fit SFT on other pairs",
-                count, name,
-            )  # fmt: skip
+    seen = _count_sft_targets(files.model, train, clean)
     trainer = MSPOTrainer(files.model, config, train, clean, evaluation)
+    for name, rate in noise_by_source(trainer.pairs, trainer.clean).items():
+        logger.info("noise rate of %s: %s", name, rate or NOT_ESTIMATED)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     trainer.save_model()
     trainer.save_state()
@@ -123,6 +126,9 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     evaluation_metrics = trainer.evaluate() if evaluation else None
     if not trainer.ranks.is_first:
         return
+    if "source" in trainer.pairs.column_names:
+        sources = trainer.pairs.select_columns(["source"])
+        labels = concatenate_datasets([labels, sources], axis=1)
     write_lines(output / "labels.jsonl", dataset_rows(labels))
     _say_labels(labels, trainer.pairs)
     trainer.history.write(output / "label_history.parquet", column(trainer.pairs, "uid"))
@@ -143,6 +149,22 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     write_text(output / "README.md", model_card(record))
     write_text(output / RUN_RECORD, json.dumps(record, indent=2) + "\n")
     logger.info("written: %s", output)
+
+
+def _count_sft_targets(model: str, train: LoadedPairs, clean: LoadedPairs | None) -> dict[str, int]:
+    seen = {
+        name: count_sft_targets(model, loaded.pairs)
+        for name, loaded in (("training", train), ("clean", clean))
+        if loaded
+    }
+    for name, count in seen.items():
+        if count:
+            logger.warning(
+                "warning: the model was fine-tuned on responses of %d of the %s pairs: it finds "
+                "them likely, right or wrong; fit SFT on other pairs",
+                count, name,
+            )  # fmt: skip
+    return seen
 
 
 def _say_labels(labels: Dataset, pairs: Dataset) -> None:
@@ -177,7 +199,10 @@ def run_record(
         "source": trainer.method.source,
         "options": options | {name: located(options[name] or "") or None for name in PATH_OPTIONS},
         "meta_lr": trainer.teacher.optimizer.param_groups[0]["lr"] if trainer.teacher else None,
-        "data": {name: told | {"source": located(told["source"])} for name, told in data},
+        "data": {
+            name: told | {"source": located(told["source"])} | _sources(told, trainer)
+            for name, told in data
+        },
         "clean_pairs": provenance,
         "sft_targets_among_pairs": sft_targets,
         "noise_rate": dataclasses.asdict(noise) if noise else None,
@@ -191,9 +216,28 @@ def run_record(
     }
 
 
-def _located_files(files: AlignFiles) -> dict[str, str | None]:
-    named: dict[str, str | None] = dataclasses.asdict(files)
-    paths = {name: located(value) for name, value in named.items() if value}
+def _sources(told: dict[str, Any], trainer: MSPOTrainer) -> dict[str, Any]:
+    """Return what is recorded of each source, with its noise rate, where there are several."""
+    if "sources" not in told:
+        return {}
+    rates = noise_by_source(trainer.pairs, trainer.clean)
+    recorded = []
+    for of in told["sources"]:
+        rate = rates.get(of["source"])
+        noise = dataclasses.asdict(rate) if rate else None
+        recorded.append(of | {"source": located(of["source"]), "noise_rate": noise})
+    return {"sources": recorded}
+
+
+def _located_files(files: AlignFiles) -> dict[str, Any]:
+    named = dataclasses.asdict(files)
+    train = [located(name) for name in names_of(files.train)]
+    paths: dict[str, Any] = {
+        name: located(value) for name, value in named.items() if isinstance(value, str)
+    }
+    paths["train"] = train if len(train) > 1 else train[0]
+    if not files.mix:
+        del named["mix"]
     if files.clean and files.clean.isdigit():
         paths["clean"] = files.clean  # so many training pairs, whatever a file is called
     return named | paths
@@ -210,10 +254,15 @@ def model_card(record: dict[str, Any]) -> str:
     method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
     options = record["options"]
     library = "peft" if options["tuning"] == "lora" else "transformers"
-    rate = str(NoiseRate(**noise)) if noise else "not estimated, for want of clean pairs"
+    rate = str(NoiseRate(**noise)) if noise else NOT_ESTIMATED
     if record["noise_rate_source"] != "estimated":
         rate = f"{noise['rate']:.1%} ({record['noise_rate_source']})"
     pairs = record["data"]["train"]["pairs"]
+    by_source = "".join(
+        f"| of the {of['pairs']:,} from {Path(of['source']).name} | "
+        f"{NoiseRate(**of['noise_rate']) if of['noise_rate'] else NOT_ESTIMATED} |\n"
+        for of in record["data"]["train"].get("sources", [])
+    )
     clean = record["data"].get("clean", {}).get("pairs", 0)
     return f"""---
 base_model: {json.dumps(base)}
@@ -231,7 +280,7 @@ Made by softpref {record["versions"]["softpref"]}: method `{method}` ({record["s
 | training pairs | {pairs:,} |
 | clean pairs | {clean:,} ({record["clean_pairs"]}) |
 | wrong labels among the training pairs | {rate} |
-
+{by_source}
 `labels.jsonl` says what the run believes of every training pair, `label_history.parquet` how that
 came about, `run.json` how to repeat it. Nothing here was judged for quality or safety.
 """

@@ -18,6 +18,7 @@ from softpref.algorithm.shards import is_sharded
 from softpref.data.bad_rows import place
 from softpref.data.batches import PARTS
 from softpref.data.readers import column, dataset_rows
+from softpref.data.sources import by_source
 from softpref.errors import UsageError
 from softpref.training.models import context_length
 from softpref.training.preparation import Prepared
@@ -138,10 +139,10 @@ def require_known_tokens_of_pairs(
         for chunk in column(pairs, part).chunks
     )
     if largest >= embedding_rows(policy):
-        columns = pairs.select_columns(["row", *PARTS])
-        for row in dataset_rows(columns):
-            _require_known(policy, tokenizer, place(source, row["row"]),
-                           [id for part in PARTS for id in row[part]])  # fmt: skip
+        for name, part in by_source(pairs, source):
+            for row in dataset_rows(part.select_columns(["row", *PARTS])):
+                _require_known(policy, tokenizer, place(name, row["row"]),
+                               [id for part in PARTS for id in row[part]])  # fmt: skip
 
 
 def require_known_tokens(

@@ -19,6 +19,7 @@ from softpref.algorithm.methods import Beginning, Method
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.algorithm.signals import STARTING_PPL_DIFF, Signal
 from softpref.data.readers import column
+from softpref.data.sources import by_source
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect import Correction
@@ -123,6 +124,22 @@ def noise_of(
     noise = estimate_noise_rate(*map(starting_ppl_diff, (prepared.train, prepared.clean)))
     logger.info("noise rate: %s", noise)
     return noise
+
+
+def noise_by_source(pairs: Dataset, clean: Dataset | None) -> dict[str, NoiseRate | None]:
+    """Return the noise rate of each source by the same clean pairs, where there are several.
+
+    Args:
+        pairs: noisy pairs with `starting_ppl_diff`.
+        clean: trusted pairs, likewise; without them no rate is known.
+    """
+    if "source" not in pairs.column_names:
+        return {}
+    parts = {name: starting_ppl_diff(part) for name, part in by_source(pairs, "")}
+    if clean is None:
+        return dict.fromkeys(parts)
+    trusted = starting_ppl_diff(clean)
+    return {name: estimate_noise_rate(part, trusted) for name, part in parts.items()}
 
 
 def labeller_of(

@@ -13,10 +13,10 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from softpref.data.bad_rows import OnBadRow
-from softpref.data.sources import LoadedPairs, pairs_from_dataset
+from softpref.data.bad_rows import OnBadRow, place
+from softpref.data.sources import LoadedPairs, by_source, pairs_from_dataset
 from softpref.data.splits import refuse_overlap, without_clean
-from softpref.data.tokens import tokenize_pairs
+from softpref.data.tokens import TokenizedPairs, tokenize_pairs
 from softpref.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,14 @@ class Prepared:
     clean: Dataset | None
     evaluation: Dataset | None
     record: dict[str, dict[str, Any]]
+
+    def origin(self) -> dict[str, Any]:
+        """Return which sources the training pairs are from, and their mix; nothing of just one."""
+        of_train = self.record["train"]
+        if "sources" not in of_train:
+            return {}
+        prints = [of["fingerprint"] for of in of_train["sources"]]
+        return {"training sources": prints, "mix": of_train["mix"]}
 
     def map(self, change: Callable[[Dataset, str], Dataset]) -> Prepared:
         """Return the same with every set put through `change`, which is told the set's name."""
@@ -128,9 +136,10 @@ def prepare(
     sets: dict[str, Dataset] = {}
     record: dict[str, dict[str, Any]] = {}
     for name, source in loaded.items():
-        pairs, also_clean = source.pairs, 0
+        pairs, also_clean = source.pairs, source.also_clean
         if name == "train" and "clean" in loaded:
-            pairs, also_clean = without_clean(pairs, loaded["clean"].pairs)
+            pairs, found = without_clean(pairs, loaded["clean"].pairs)
+            also_clean += found
         done = tokenize_pairs(
             pairs, tokenizer, max_length, name=source.source, on_bad_row=on_bad_row,
             context_length=context_length,
@@ -140,7 +149,7 @@ def prepare(
             "source": source.source,
             "fingerprint": source.fingerprint,
             "pairs": len(done.pairs),
-            "bad_rows": [dataclasses.asdict(bad) for bad in (*source.bad_rows, *done.bad_rows)],
+            **_by_source(source, done),
             "also_clean": also_clean,
             "contradicting": source.contradicting,
             "duplicates": source.duplicates,
@@ -151,6 +160,26 @@ def prepare(
         _say(name, record[name])
     _require_enough_clean_pairs(sets.get("clean"))
     return Prepared(sets["train"], sets.get("clean"), sets.get("eval"), record)
+
+
+def _by_source(source: LoadedPairs, done: TokenizedPairs) -> dict[str, Any]:
+    """Return the rows left out and, where there are several sources, what each of them gave."""
+    bad_rows = [dataclasses.asdict(bad) for bad in (*source.bad_rows, *done.bad_rows)]
+    if len(source.fingerprints) == 1:
+        for bad in bad_rows:
+            del bad["source"]
+        return {"bad_rows": bad_rows}
+    parts = {name: len(part) for name, part in by_source(done.pairs, source.source)}
+    sources = [
+        {
+            "source": name,
+            "fingerprint": fingerprint,
+            "pairs": parts.get(name, 0),
+            "share": parts.get(name, 0) / len(done.pairs),
+        }
+        for name, fingerprint in source.fingerprints.items()
+    ]
+    return {"bad_rows": bad_rows, "sources": sources, "mix": source.shares or None}
 
 
 def _read(pairs: Dataset, name: str, on_bad_row: OnBadRow) -> LoadedPairs:
@@ -166,11 +195,13 @@ def _require_enough_clean_pairs(clean: Dataset | None) -> None:
 
 
 def _say(name: str, counts: dict[str, Any]) -> None:
-    logger.info("%s: %d pairs from %s", name, counts["pairs"], counts["source"])
+    told = (f"{of['pairs']} pairs from {of['source']}" for of in counts.get("sources", [counts]))
+    logger.info("%s: %s", name, ", ".join(told))
     for key, remark in REMARKS.items():
         if counts[key]:
             logger.info("  %d %s", counts[key], remark)
     for bad in counts["bad_rows"][:LEFT_OUT_NAMED]:
-        logger.warning("  row %d left out: %s", bad["row"], bad["reason"])
+        where = place(bad["source"], bad["row"]) if "source" in bad else f"row {bad['row']}"
+        logger.warning("  %s left out: %s", where, bad["reason"])
     if (more := len(counts["bad_rows"]) - LEFT_OUT_NAMED) > 0:
         logger.warning("  and %d more rows left out", more)

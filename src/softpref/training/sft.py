@@ -23,8 +23,9 @@ from softpref.algorithm.policy import trainable
 from softpref.columns import ColumnOptions
 from softpref.data.bad_rows import OnBadRow, place
 from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sft_targets
+from softpref.data.mixing import MIX, mixed, shares_of
 from softpref.data.readers import dataset_rows
-from softpref.data.sources import load_pairs
+from softpref.data.sources import load_pairs, names_of
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
 from softpref.options import option, require
@@ -129,10 +130,13 @@ class SFTFiles(ColumnOptions):
     """What `softpref sft` reads and where it writes."""
 
     model: str = option("The model to fine-tune: a directory or hub id.", "")
-    train: str = option("Pairs, of which the chosen responses are learned: file or hub id.", "")
+    train: list[str] | str = option(
+        "Pairs, of which the chosen responses are learned: files or hub ids.", ""
+    )
     output: str = option("Directory for the model; new, or of the same command, interrupted.", "")
     lora_r: int | None = option("Train a LoRA adapter of this rank instead of all weights.")
     on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
+    mix: list[float] | None = option(MIX)
 
 
 def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
@@ -153,15 +157,18 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
 
 def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     config.output_dir = str(output)
+    shares = shares_of(names_of(files.train), files.mix) if files.mix else None
     loaded = load_pairs(files.train, on_bad_row=files.on_bad_row, columns=files.columns())
-    logger.info("train: %d chosen responses from %s", len(loaded.pairs), files.train)
+    if shares:
+        loaded = mixed(loaded, shares, config.seed)
+    logger.info("train: %d chosen responses from %s", len(loaded.pairs), loaded.source)
     set_seed(config.seed)
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
     policy = load_policy(files.model, trust_remote_code=config.trust_remote_code)
     adapter = lora_config(files.lora_r) if files.lora_r else None
     fine_tune(
         policy, tokenizer, loaded.pairs, config, adapter,
-        name=files.train, on_bad_row=files.on_bad_row,
+        name=loaded.source, on_bad_row=files.on_bad_row,
     )  # fmt: skip
     logger.info("written: %s", output)
 
@@ -204,7 +211,12 @@ def fine_tune(
     )  # fmt: skip
     require_sound(model)
     numbers = pairs["row"] if "row" in pairs.features else range(1, len(pairs) + 1)
-    where = ((place(name, numbers[row["index"]]), row["input_ids"]) for row in dataset_rows(rows))
+    sources = pairs["source"] if {"row", "source"} <= pairs.features.keys() else None
+    where = (
+        (place(sources[at] if sources else name, numbers[at]), row["input_ids"])
+        for row in dataset_rows(rows)
+        for at in [row["index"]]
+    )
     require_known_tokens(model, tokenizer, where)
     kept = pairs.select_columns(["prompt", "chosen"]).select(rows["index"][:])
     targets = [target_fingerprint(row["prompt"], row["chosen"]) for row in kept]

@@ -337,6 +337,7 @@ class MSPOTrainer(SafeCheckpoints):
         return {name: getattr(self.args, name) for name in IDENTITY} | {
             "pairs a step": self._pairs_a_step(),
             "starting policy": self.start_fingerprint,
+            **self.prepared.origin(),
             **self._token_fingerprints,
         }
 
