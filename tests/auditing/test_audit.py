@@ -11,7 +11,7 @@ from datasets import load_dataset
 
 import softpref
 from softpref.auditing import audit
-from softpref.auditing.audit import AuditOptions, labelled_both_ways, run_audit
+from softpref.auditing.audit import AuditOptions, labelled_otherwise, run_audit
 from softpref.auditing.beliefs import believe
 from softpref.auditing.export import EXPORTS
 from softpref.data.sources import load_pairs
@@ -282,7 +282,9 @@ def test_the_same_pair_labelled_both_ways_is_noticed():
     first = rows[0]
     turned = first | {"chosen": first["rejected"], "rejected": first["chosen"]}
     pairs = type(toy_pairs(1)).from_list([*rows, turned, rows[1]])
-    assert list(labelled_both_ways(pairs)) == [True, False, False, True, False]
+    assert list(labelled_otherwise(pairs)) == ["elsewhere", "", "", "elsewhere", ""]
+    named = pairs.add_column("source", ["a", "a", "a", "b", "b"])
+    assert list(labelled_otherwise(named)) == ["in b", "", "", "in a", ""]
 
 
 @pytest.mark.parametrize(

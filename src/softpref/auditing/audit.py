@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -25,8 +25,16 @@ from softpref.auditing.scores import Scored, score
 from softpref.auditing.summary import Summary, summarise
 from softpref.columns import ColumnOptions
 from softpref.data.books import Books
+from softpref.data.mixing import MIX
 from softpref.data.readers import column, dataset_rows, store
-from softpref.data.sources import content_key, contents, in_sorted_order, load_pairs
+from softpref.data.sources import (
+    by_source,
+    content_key,
+    contents,
+    in_sorted_order,
+    load_pairs,
+    names_of,
+)
 from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
@@ -48,7 +56,9 @@ class AuditOptions(ColumnOptions):
     """Options of `softpref audit`."""
 
     model: str | None = option("The model that scores the pairs: a directory or hub id.")
-    data: str | None = option("Pairs to audit: JSONL, JSON, Parquet, CSV or hub id.")
+    data: list[str] | str = option(
+        "Pairs to audit: JSONL, JSON, Parquet, CSV or hub id; several files are one set.", ""
+    )
     clean: str | None = option("Trusted pairs: a file, or a number of pairs to hold out.")
     run: str | None = option(
         "A finished run of mspo, in the place of --model: its labels, its policy; --data and "
@@ -72,6 +82,7 @@ class AuditOptions(ColumnOptions):
         "Stop at a bad row, or leave it out; default `stop`, or as the run did."
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
+    mix: list[float] | None = option(MIX)
 
 
 @dataclass(frozen=True)
@@ -79,9 +90,10 @@ class Audit:
     """An audit's result.
 
     Attributes:
-        pairs: a row a pair, in the order of the data: `uid`, `row`, `ppl_diff` (nats per token),
-            `soft_label` (null without a run), `p_correct`, `margin` (nats) and `step` (of the run),
-            `rank` (1: most suspect), `flag` (`suspect`, `unsure`, `fine`), `why`.
+        pairs: a row a pair, in the order of the data: `uid`, `row`, of several files `source`,
+            `ppl_diff` (nats per token), `soft_label` (null without a run), `p_correct`, `margin`
+            (nats) and `step` (of the run), `rank` (1: most suspect), `flag` (`suspect`, `unsure`,
+            `fine`), `why`.
         summary: of the set.
         texts: the same pairs' prompts and responses.
         trusted: the trusted pairs.
@@ -110,12 +122,12 @@ def run_audit(options: AuditOptions) -> None:
     done = _audit(asked)
     output.mkdir(parents=True, exist_ok=True)
     write_lines(output / LABELS, dataset_rows(done.pairs))
-    write_text(output / SUMMARY, json.dumps(dataclasses.asdict(done.summary), indent=1) + "\n")
+    write_text(output / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
     write_report(
         output / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
     )
     write_cleaned(
-        str(asked.data), output, done.pairs, done.trusted, options.export, marks, asked.columns()
+        asked.data, output, done.pairs, done.trusted, options.export, marks, asked.columns()
     )
     if marks:
         certain = sum(marks.get(uid) is not None for uid in done.pairs["uid"])
@@ -129,20 +141,20 @@ def run_audit(options: AuditOptions) -> None:
 
 def _marks_of(path: str, asked: AuditOptions) -> dict[str, float | None]:
     """Read marks and refuse those of other data, before an hour of scoring."""
-    marks, data = read_marks(path), str(asked.data)
-    pairs = load_pairs(data, on_bad_row="skip", columns=asked.columns()).pairs
-    unknown = marks.keys() - {uid for uid in pairs["uid"] if uid in marks}
+    marks = read_marks(path)
+    loaded = load_pairs(asked.data, on_bad_row="skip", columns=asked.columns())
+    unknown = marks.keys() - {uid for uid in loaded.pairs["uid"] if uid in marks}
     if unknown:
         raise UsageError(
-            f"--marks {path}: {len(unknown)} of the marked pairs are not in {data}, such as "
-            f"{min(unknown)}; give the marks of this audit's own report."
+            f"--marks {path}: {len(unknown)} of the marked pairs are not in {loaded.source}, "
+            f"such as {min(unknown)}; give the marks of this audit's own report."
         )
     return marks
 
 
 def audit(
     model: str | PathLike[str] | None = None,
-    data: str | PathLike[str] | None = None,
+    data: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     clean: str | PathLike[str] | int | None = None,
     **options: Any,
 ) -> Audit:
@@ -150,15 +162,16 @@ def audit(
 
     Args:
         model: a directory or hub id.
-        data: what `softpref.data.sources.load_pairs` reads.
+        data: what `softpref.data.sources.load_pairs` reads: a file, or a list of them.
         clean: trusted pairs, likewise, or a number of pairs to hold out.
         options: further fields of `AuditOptions`, such as `run` in the place of `model`.
 
     Raises:
         UsageError: data or model cannot be used.
     """
-    paths = {"model": model, "data": data, "clean": clean}
-    for name, given in paths.items():
+    paths = {"model": model, "clean": clean}
+    several = data if isinstance(data, list | tuple) else [] if data is None else [data]
+    for name, given in (*paths.items(), *(("data", each) for each in several)):
         if not isinstance(given, str | PathLike | int | None):
             raise UsageError(
                 f"{name} is a {type(given).__name__}: give where it lies, a path or hub id; "
@@ -167,6 +180,7 @@ def audit(
     asked: dict[str, Any] = {
         name: None if given is None else str(given) for name, given in paths.items()
     }
+    asked["data"] = [str(each) for each in several]
     return _audit(_asked(AuditOptions(**asked | options)))
 
 
@@ -195,7 +209,7 @@ def _audit(options: AuditOptions) -> Audit:
         trust_remote_code=options.trust_remote_code,
     )
     files = AlignFiles(
-        str(options.model), str(options.data), options.clean, None, options.output,
+        str(options.model), options.data, options.clean, None, options.output, options.mix,
         **{name: getattr(options, name) for name in COLUMN_OPTIONS},
     )  # fmt: skip
     loaded, clean, _, provenance = load_sets(files, config)
@@ -225,7 +239,8 @@ def _of_run(options: AuditOptions) -> AuditOptions:
     """
     if options.model:
         raise UsageError("--model and --run: give one of them; a run has its own policy.")
-    for name in OF_RUN:
+    own_mix = [] if options.data else ["mix"]
+    for name in (*OF_RUN, *own_mix):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name}: a run is audited by its own; leave it out.")
     path = Path(str(options.run)) / RUN_RECORD
@@ -235,6 +250,8 @@ def _of_run(options: AuditOptions) -> AuditOptions:
         own = {name: said[name] for name in DEFAULTS}
         given = {"data": files["train"], "clean": files["clean"]}
         own |= {name: files[name] for name in COLUMN_OPTIONS}
+        own |= {name: files.get(name) for name in own_mix}
+        needed = [(name, file) for name in given for file in names_of(given[name] or [])]
         teaches = METHODS[method].teaches
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
@@ -248,25 +265,33 @@ def _of_run(options: AuditOptions) -> AuditOptions:
             f"{files['model']}."
         )
     asked = {name: getattr(options, name) for name in ("data", "clean", "on_bad_row")}
-    for name, path in given.items():
-        if not asked[name] and path and Path(path).is_absolute() and not Path(path).exists():
-            raise UsageError(f"--run {options.run}: its file {path} is not there; give --{name}.")
+    for name, file in needed:
+        if not asked[name] and Path(file).is_absolute() and not Path(file).exists():
+            raise UsageError(f"--run {options.run}: its file {file} is not there; give --{name}.")
     asked = {name: value for name, value in asked.items() if value}
     return dataclasses.replace(options, **{"model": options.run, **own, **given, **asked})
 
 
-def labelled_both_ways(pairs: Dataset) -> Iterator[bool]:
-    """Yield for every pair whether the same two responses are labelled the other way round too."""
-    books = Books()
-    texts = contents(pairs)
-    for row in dataset_rows(texts):
-        books.enter_order(content_key(**row), ahead=in_sorted_order(row["chosen"], row["rejected"]))
-    for row in dataset_rows(texts):
-        yield all(books.orders(content_key(**row)))
+def labelled_otherwise(pairs: Dataset) -> Iterator[str]:
+    """Yield for every pair where the same two responses are labelled the other way round.
+
+    That is "elsewhere", of several sources the names of those where it is so, and "" for nowhere.
+    """
+    books: dict[str, Books] = {}
+    for where, part in by_source(pairs, "elsewhere"):
+        of = books[where] = Books()
+        for row in dataset_rows(contents(part)):
+            ahead = in_sorted_order(row["chosen"], row["rejected"])
+            of.enter_order(content_key(**row), ahead=ahead)
+    for row in dataset_rows(contents(pairs)):
+        ahead, key = in_sorted_order(row["chosen"], row["rejected"]), content_key(**row)
+        found = [where for where, of in books.items() if of.orders(key)[1 if ahead else 0]]
+        yield ("in " if found and len(books) > 1 else "") + " and in ".join(found)
 
 
 def _rows(scored: Scored, beliefs: Beliefs, labels: pa.Table | None) -> Dataset:
-    places = scored.pairs.select_columns(["uid", "row"])
+    named = [name for name in ("uid", "row", "source") if name in scored.pairs.column_names]
+    places = scored.pairs.select_columns(named)
     numbers = Dataset(
         pa.table(
             {
@@ -278,11 +303,11 @@ def _rows(scored: Scored, beliefs: Beliefs, labels: pa.Table | None) -> Dataset:
         )
     )
     in_words = (
-        {"flag": flag(row["p_correct"]), "why": reason(row["ppl_diff"], float(right), both_ways)}
-        for row, right, both_ways in zip(
+        {"flag": flag(row["p_correct"]), "why": reason(row["ppl_diff"], float(right), where)}
+        for row, right, where in zip(
             dataset_rows(numbers),
             beliefs.preference_right,
-            labelled_both_ways(scored.pairs),
+            labelled_otherwise(scored.pairs),
             strict=True,
         )
     )
@@ -320,6 +345,8 @@ def _say(summary: Summary, output: Path, export: str) -> None:
         logger.warning("warning: %s", warning)
     rate = NoiseRate(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high, 0.0)
     logger.info("wrong labels: %s", rate)
+    for of in summary.sources:
+        logger.info("%s", of)
     logger.info(
         "%d pairs: %d suspect (more likely wrong than right), %d unsure; calibration error %.1f%%",
         summary.pairs, summary.suspect, summary.unsure, 100 * summary.ece,

@@ -90,8 +90,15 @@ def flag(p_correct: float) -> str:
     return "suspect" if p_correct < SUSPECT else "unsure" if p_correct < UNSURE else "fine"
 
 
-def reason(ppl_diff: float, preference_right: float, labelled_both_ways: bool) -> str:
-    """Return in plain words why a label is believed as it is."""
+def reason(ppl_diff: float, preference_right: float, labelled_otherwise: str) -> str:
+    """Return in plain words why a label is believed as it is.
+
+    Args:
+        ppl_diff: nats per token.
+        preference_right: how often a preference as strong as the model's is right.
+        labelled_otherwise: where the same two responses are labelled the other way round, "" for
+            nowhere.
+    """
     strength = f"PPLDiff {ppl_diff:+.2f} nats per token"
     if abs(preference_right - 0.5) < 0.1:
         words = f"the model hardly prefers either response ({strength})"
@@ -102,8 +109,9 @@ def reason(ppl_diff: float, preference_right: float, labelled_both_ways: bool) -
             f"the model {does} the label ({strength}), and such a preference of its is right in "
             f"{often} of cases"
         )
-    both = "; the same two responses are labelled the other way round elsewhere"
-    return words + both * labelled_both_ways
+    if not labelled_otherwise:
+        return words
+    return f"{words}; the same two responses are labelled the other way round {labelled_otherwise}"
 
 
 def longer_is_chosen(pairs: Dataset) -> float:

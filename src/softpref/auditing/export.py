@@ -6,7 +6,7 @@ Rows keep their order and every column that they had.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from datasets import Dataset
 from softpref.auditing.beliefs import SUSPECT
 from softpref.columns import STANDARD, Columns
 from softpref.data.bad_rows import place
+from softpref.data.books import Books
 from softpref.data.readers import column, dataset_rows, read_rows
-from softpref.data.sources import CONTENT, Intake, content_key, contents
+from softpref.data.sources import CONTENT, Intake, by_source, content_key, contents, names_of
 from softpref.data.writers import json_rows
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
@@ -79,7 +80,7 @@ def read_marks(path: str) -> dict[str, float | None]:
 
 
 def write_cleaned(
-    data: str,
+    data: str | Sequence[str],
     output: Path,
     audited: Dataset,
     trusted: Trusted,
@@ -94,7 +95,7 @@ def write_cleaned(
     out.
 
     Args:
-        data: what was audited.
+        data: what was audited, or all of it in order.
         output: the audit's directory.
         audited: the rows of the audit.
         trusted: the trusted pairs.
@@ -102,34 +103,43 @@ def write_cleaned(
         marks: a reviewer's, by uid.
         columns: what the data's columns are called.
     """
-    rows, believed = (column(audited, name).to_numpy() for name in ("row", "p_correct"))
+    names = names_of(data)
+    of_source = {
+        name: [column(part, of).to_numpy() for of in ("row", "p_correct")]
+        for name, part in by_source(audited, names[0])
+    }
 
-    def p_correct(number: int, pair: dict[str, Any]) -> float | None:
+    def p_correct(source: str, number: int, pair: dict[str, Any]) -> float | None:
         certain = trusted.p_correct(pair)
         if certain is None:
             certain = marks.get(pair["uid"])
         if certain is not None:
             return certain
+        if source not in of_source:  # all its pairs are trusted
+            return None
+        rows, believed = of_source[source]
         at = rows.searchsorted(number)  # an audit's rows are in the data's order
         return float(believed[at]) if at < len(rows) and rows[at] == number else None
 
     path = output / CLEANED
-    write_lines(path, json_rows(_cleaned(data, p_correct, export, columns), CLEANED))
+    write_lines(path, json_rows(_cleaned(names, p_correct, export, columns), CLEANED))
     return path
 
 
 def _cleaned(
-    data: str,
-    p_correct: Callable[[int, dict[str, Any]], float | None],
+    sources: Sequence[str],
+    p_correct: Callable[[str, int, dict[str, Any]], float | None],
     export: str,
     columns: Columns,
 ) -> Iterator[dict[str, Any]]:
-    intake = Intake(data, "skip", columns)
-    for number, raw in read_rows(data):
-        pair = intake.admit(number, raw)
+    books = Books()
+    intakes = {name: Intake(name, "skip", columns, books) for name in sources}
+    rows = ((name, *row) for name in sources for row in read_rows(name))
+    for name, number, raw in rows:
+        pair = intakes[name].admit(number, raw)
         if pair is None or not isinstance(raw, dict):
             continue
-        p = p_correct(number, pair)
+        p = p_correct(name, number, pair)
         if p is None:
             continue
         is_suspect = p < SUSPECT

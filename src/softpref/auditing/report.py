@@ -54,6 +54,8 @@ def write_report(
     )
     data = page_data(rows, pairs, fingerprint, seed)
     warnings = "".join(f'<p class="warning">{escape(words)}</p>' for words in summary.warnings)
+    by_source = [str(of).replace("wrong", "Wrong", 1) for of in summary.sources]
+    sources = "".join(f"<p>{escape(words)}.</p>" for words in by_source)
     write_text(
         path,
         Template(frame).substitute(
@@ -62,7 +64,7 @@ def write_report(
             style_hash=_hash(style),
             script_hash=_hash(script),
             headline=escape(headline(summary)),
-            warnings=warnings,
+            warnings=sources + warnings,
             charts="\n".join(
                 [
                     histogram(
@@ -128,7 +130,7 @@ def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dic
         entries.append([
             row["uid"], round(row["p_correct"], 4), round(row["ppl_diff"], 3), row["flag"],
             *(words if is_whole else map(_preview, words)), row["rank"],
-            *([row["why"]] if is_whole else []),
+            *([_why(row)] if is_whole else []),
         ])  # fmt: skip
         if place in sample:
             responses = [texts["chosen"], texts["rejected"]]
@@ -140,6 +142,10 @@ def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dic
         "sample": [listed.index(place) for place in sample],
         "originals": originals,
     }
+
+
+def _why(row: dict[str, Any]) -> str:
+    return f"{row['why']}; from {row['source']}" if "source" in row else row["why"]
 
 
 def _preview(text: str) -> str:

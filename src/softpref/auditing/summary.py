@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -13,7 +15,32 @@ from softpref.auditing.beliefs import SUSPECT, UNSURE, Beliefs, longer_is_chosen
 from softpref.auditing.scores import Scored
 from softpref.auditing.warnings import warnings_about
 from softpref.data.readers import column
+from softpref.data.sources import by_source
 from softpref.training.metrics import auroc
+from softpref.training.needs import noise_by_source
+
+
+@dataclass(frozen=True)
+class SourceNoise:
+    """The share of wrong labels of one source, with its 95% interval.
+
+    Attributes:
+        source: the file, as it was named.
+        pairs: audited pairs from it.
+        noise_rate: as in `Summary`.
+        noise_rate_low: lower end of the interval.
+        noise_rate_high: its upper end.
+    """
+
+    source: str
+    pairs: int
+    noise_rate: float
+    noise_rate_low: float
+    noise_rate_high: float
+
+    def __str__(self) -> str:
+        rate = NoiseRate(self.noise_rate, self.noise_rate_low, self.noise_rate_high, math.nan)
+        return f"wrong labels among the {self.pairs:,} pairs of {self.source}: {rate}"
 
 
 @dataclass(frozen=True)
@@ -35,6 +62,7 @@ class Summary:
         longer_is_chosen: share of pairs whose longer response is the one labelled better.
         doubted_clean: uids of trusted pairs that look wrong.
         warnings: what to mind before anything else, in words.
+        sources: of several sources, the noise rate of each; else empty.
     """
 
     pairs: int
@@ -52,6 +80,14 @@ class Summary:
     longer_is_chosen: float
     doubted_clean: list[str]
     warnings: list[str]
+    sources: list[SourceNoise] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Return what is written of it: of one source nothing by source."""
+        written = asdict(self)
+        if not self.sources:
+            del written["sources"]
+        return written
 
 
 def summarise(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: str) -> Summary:
@@ -74,7 +110,18 @@ def summarise(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: st
         longer_is_chosen=longer,
         doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
         warnings=warnings_about(scored, noise, beliefs, longer, provenance),
+        sources=_sources(scored),
     )
+
+
+def _sources(scored: Scored) -> list[SourceNoise]:
+    rates = noise_by_source(scored.pairs, scored.clean)
+    sizes = {name: len(part) for name, part in by_source(scored.pairs, "")}
+    return [
+        SourceNoise(name, sizes[name], rate.rate, rate.low, rate.high)
+        for name, rate in rates.items()
+        if rate
+    ]
 
 
 def _auroc(pairs: Dataset, rank: Tensor) -> float | None:
