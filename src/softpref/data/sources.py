@@ -275,7 +275,7 @@ def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], Intake]]) -> Lo
         pairs,
         tuple(bad_rows),
         ", ".join(prints),
-        digests[0] if len(digests) == 1 else _hash("".join(digests)),
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest(),
         sum(intake.contradicting for intake in intakes),
         sum(intake.duplicates for intake in intakes),
         prints,

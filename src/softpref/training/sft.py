@@ -8,6 +8,7 @@ does and this module leaves to its caller.
 import hashlib
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -210,14 +211,7 @@ def fine_tune(
         context_length=context_length(model),
     )  # fmt: skip
     require_sound(model)
-    numbers = pairs["row"] if "row" in pairs.features else range(1, len(pairs) + 1)
-    sources = pairs["source"] if {"row", "source"} <= pairs.features.keys() else None
-    where = (
-        (place(sources[at] if sources else name, numbers[at]), row["input_ids"])
-        for row in dataset_rows(rows)
-        for at in [row["index"]]
-    )
-    require_known_tokens(model, tokenizer, where)
+    require_known_tokens(model, tokenizer, _placed(rows, pairs, name))
     kept = pairs.select_columns(["prompt", "chosen"]).select(rows["index"][:])
     targets = [target_fingerprint(row["prompt"], row["chosen"]) for row in kept]
     config.completion_only_loss = True
@@ -236,6 +230,15 @@ def fine_tune(
     if trainer.ranks.is_first:
         write_sft_targets(output, targets)
     return output
+
+
+def _placed(rows: Dataset, pairs: Dataset, name: str) -> Iterator[tuple[str, list[int]]]:
+    """Yield where each tokenized row stands, and its ids."""
+    numbers = pairs["row"] if "row" in pairs.features else range(1, len(pairs) + 1)
+    sources = pairs["source"] if {"row", "source"} <= pairs.features.keys() else None
+    for row in dataset_rows(rows):
+        at = row["index"]
+        yield place(sources[at] if sources else name, numbers[at]), row["input_ids"]
 
 
 def _warn_of_standstill(losses: list[float]) -> None:
