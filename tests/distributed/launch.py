@@ -22,8 +22,9 @@ def torchrun(processes: int, module: str, *arguments: str, cwd: Path = ROOT) -> 
     """Start a module in several processes; the output goes to a pipe, both streams as one."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m", module]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [*command, *arguments], cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [*command, *arguments], cwd=cwd, env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
