@@ -98,8 +98,18 @@ def measure(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> Measure
     far to believe a pair and must not be a way to lower the loss. Prompt tokens are scored only
     where `ppl_scope` counts them.
     """
+    return summed(batch, token_logps(policy, batch, ppl_scope), ppl_scope)
+
+
+def token_logps(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> list[Tensor]:
+    """Run the policy; return log-probabilities of the response tokens, and of prompts if scored."""
     groups = [batch.responses] if ppl_scope == "response" else [batch.responses, batch.prompts]
-    logps, *of_prompts = batch.read(policy, batch.inputs(policy), groups)
+    return batch.read(policy, batch.inputs(policy), groups)
+
+
+def summed(batch: PairBatch, token_logps: Sequence[Tensor], ppl_scope: PplScope) -> Measured:
+    """Return what `measure` does, from the log-probabilities of single tokens."""
+    logps, *of_prompts = token_logps
     response_logp = sums_by(logps, batch.responses.sequence, 2 * len(batch))
     prompt_logp = [sums_by(p, batch.prompts.sequence, len(batch)) for p in of_prompts]
     chosen_log_ppl, rejected_log_ppl = log_perplexity(

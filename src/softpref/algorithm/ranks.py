@@ -103,22 +103,27 @@ class Ranks:
         return tuple(summed)
 
     def gather(self, columns: Sequence[Tensor]) -> list[Tensor]:
-        """Return columns, all of shape (R,), of all ranks, rank by rank; R may differ between them.
+        """Return columns, (R,) or (R, K), of all ranks, rank by rank; R may differ between them.
 
         They travel as float64, so integers must be below 2^53.
         """
         if self.count == 1:
             return list(columns)
-        rows = torch.stack([column.double() for column in columns], 1)
+        parts_of_rows = [column.double().reshape(len(column), -1) for column in columns]
+        rows = torch.cat(parts_of_rows, 1)
         mine = torch.tensor(len(rows), device=rows.device)
         counts = [torch.empty_like(mine) for _ in range(self.count)]
         distributed.all_gather(counts, mine)
-        padded = rows.new_zeros(max(map(int, counts)), len(columns))
+        padded = rows.new_zeros(max(map(int, counts)), rows.shape[1])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(self.count)]
         distributed.all_gather(parts, padded)
         whole = torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
-        return [one.to(column) for one, column in zip(whole.unbind(1), columns, strict=True)]
+        back = whole.split([part.shape[1] for part in parts_of_rows], 1)
+        return [
+            one.reshape(-1, *column.shape[1:]).to(column)
+            for one, column in zip(back, columns, strict=True)
+        ]
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Put rank 0's numbers into every rank's tensors."""

@@ -99,18 +99,28 @@ def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
 
 def store(rows: Iterator[Any], schema: pa.Schema) -> datasets.Dataset:
     """Stream rows into an Arrow file that lasts as long as the process."""
-    # Always a new file: `Dataset.from_generator` has a cache that knows only its arguments.
-    folder = tempfile.mkdtemp(prefix="softpref-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = os.path.join(folder, "rows.arrow")
     features = datasets.Features.from_arrow_schema(schema)
     written = pa.schema([(field.name, _stored(field.type)) for field in schema])
-    with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+
+    def batches() -> Iterator[pa.RecordBatch]:
         while chunk := list(itertools.islice(rows, _STORED)):
             if written != schema:
                 chunk = [features.encode_example(row) for row in chunk]
             batch = pa.RecordBatch.from_pylist(chunk, schema=written)
-            writer.write_batch(batch if written == schema else batch.cast(schema))
+            yield batch if written == schema else batch.cast(schema)
+
+    return store_batches(batches(), schema)
+
+
+def store_batches(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> datasets.Dataset:
+    """Stream batches of columns into an Arrow file that lasts as long as the process."""
+    # Always a new file: `Dataset.from_generator` has a cache that knows only its arguments.
+    folder = tempfile.mkdtemp(prefix="softpref-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = os.path.join(folder, "rows.arrow")
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
     return datasets.Dataset.from_file(path)
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -21,19 +22,24 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from softpref.algorithm.ranks import Ranks
+from softpref.algorithm.rows import PairBatch
 from softpref.algorithm.shards import whole
 from softpref.data.batches import PARTS, Collate
-from softpref.data.readers import store
+from softpref.data.readers import store_batches
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.drift import require_same_start
 from softpref.training.output import read_columns, write_columns
 from softpref.training.preparation import Prepared
-from softpref.training.scoring import score_pairs
+from softpref.training.reading import half_depth, read_pairs
+from softpref.training.scoring import pass_over
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff")
+SIGNALS = ("likeness", "distance", "chosen_spread", "rejected_spread", "overlap", "state")
+FORMAT = 2
+"""Of a part on disk; another one is made again."""
 PART = 2000
 """Pairs that are kept together: an interrupted pass repeats at most this many."""
 
@@ -75,7 +81,7 @@ def with_reference(
     collate: Collate,
     what: str,
 ) -> Dataset:
-    """Add `ref_chosen_logp`, `ref_rejected_logp` and `starting_ppl_diff` to every pair.
+    """Add `ref_chosen_logp`, `ref_rejected_logp`, `starting_ppl_diff` and `SIGNALS` to every pair.
 
     The pass over the pairs is done once, in parts, and resumes where it was interrupted. Parts are
     kept on disk under a hash of the token ids (so of data, tokenizer and length), the policy's
@@ -91,18 +97,32 @@ def with_reference(
     """
     starts = range(0, len(pairs), PART)
 
-    def scored() -> Iterator[dict[str, float]]:
+    def read() -> Iterator[pa.RecordBatch]:
         for i, start in enumerate(starts, start=1):
             columns = _part(
                 policy, pairs.select(range(start, min(start + PART, len(pairs)))), args,
                 policy_fingerprint, collate,
                 f"{what}, part {i} of {len(starts)}" if len(starts) > 1 else what,
             )  # fmt: skip
-            for row in zip(*(columns[name].tolist() for name in COLUMNS), strict=True):
-                yield dict(zip(COLUMNS, row, strict=True))
+            yield as_arrow(columns)
 
-    schema = pa.schema([(name, pa.float64()) for name in COLUMNS])
-    return concatenate_datasets([pairs, store(scored(), schema)], axis=1)
+    parts = read()
+    first = next(parts)
+    return concatenate_datasets(
+        [pairs, store_batches(chain([first], parts), first.schema)], axis=1
+    )
+
+
+def as_arrow(columns: dict[str, Tensor]) -> pa.RecordBatch:
+    """Return columns, numbers (n,) as float64 and vectors (n, K) as float16."""
+    arrays: dict[str, pa.Array] = {}
+    for name, values in columns.items():
+        if values.ndim == 1:
+            arrays[name] = pa.array(values.double().numpy())
+        else:
+            numbers = pa.array(values.half().flatten().numpy())
+            arrays[name] = pa.FixedSizeListArray.from_arrays(numbers, values.shape[1])
+    return pa.RecordBatch.from_pydict(arrays)
 
 
 def _part(
@@ -113,34 +133,42 @@ def _part(
     collate: Collate,
     what: str,
 ) -> dict[str, Tensor]:
-    """Return the columns of one part, (n,) each, from disk or by a pass over its pairs."""
-    made_of = [fingerprint_tokens(pairs), policy_fingerprint, str(args.bf16), args.ppl_scope]
+    """Return the columns of one part, (n, ...) each, from disk or by a pass over its pairs."""
+    tokens, precision = fingerprint_tokens(pairs), str(args.bf16)
+    made_of = [FORMAT, tokens, policy_fingerprint, precision, args.ppl_scope]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     cache = Path(args.reference_cache) if args.reference_cache else default_cache()
     path = cache / f"{key}.safetensors"
-    columns = read_columns(path, COLUMNS, len(pairs))
+    names = (*COLUMNS, *SIGNALS)
+    columns = read_columns(path, names, len(pairs))
     ranks = Ranks.here(args.device)
     if ranks.any(flag=columns is None):  # then all score, for each has its share of the batches
-        scored = score_pairs(
-            policy,
-            pairs,
-            ppl_scope=args.ppl_scope,
-            batch_size=args.per_device_eval_batch_size,
-            bf16=args.bf16,
-            collate=collate,
-            what=what,
-            ranks=ranks,
-        )
-        values = (scored.chosen_logp, scored.rejected_logp, scored.ppl_diff)
-        columns = dict(zip(COLUMNS, values, strict=True))
+        with half_depth(policy) as states:
+
+            def read(batch: PairBatch) -> dict[str, Tensor]:
+                measured, signals = read_pairs(policy, batch, args.ppl_scope, states)
+                logps = (measured.chosen_logp, measured.rejected_logp, measured.ppl_diff)
+                return dict(zip(COLUMNS, logps, strict=True)) | signals
+
+            columns = pass_over(
+                policy,
+                pairs,
+                read,
+                batch_size=args.per_device_eval_batch_size,
+                bf16=args.bf16,
+                collate=collate,
+                what=what,
+                ranks=ranks,
+            )
         _require_finite(columns, pairs, what)
         write_columns(path, columns)
     assert columns is not None
-    return columns
+    return {name: columns[name] for name in names}
 
 
 def _require_finite(columns: dict[str, Tensor], pairs: Dataset, what: str) -> None:
-    finite = torch.stack([values.isfinite() for values in columns.values()]).all(0)
+    each = [values.isfinite().reshape(len(values), -1).all(1) for values in columns.values()]
+    finite = torch.stack(each).all(0)
     if not finite.all():
         uids = [pairs[i]["uid"] for i in (~finite).nonzero().flatten().tolist()[:10]]
         raise UsageError(

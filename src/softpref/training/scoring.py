@@ -5,17 +5,18 @@ Shapes: n pairs of a data set, in its order.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Callable
 
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import evaluating
 from softpref.algorithm.ranks import ALONE, Ranks
+from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import PARTS, Collate
 from softpref.data.readers import column
 
@@ -51,8 +52,34 @@ def score_pairs(
 ) -> Measured:
     """Measure every pair under the policy; returns CPU tensors of shape (n,), in data-set order.
 
+    Margins are NaN where the data set has no reference log-probabilities yet.
+    """
+
+    def measured(batch: PairBatch) -> dict[str, Tensor]:
+        return vars(measure(policy, batch, ppl_scope))
+
+    columns = pass_over(
+        policy, pairs, measured, batch_size=batch_size, bf16=bf16, collate=collate, what=what,
+        ranks=ranks,
+    )  # fmt: skip
+    return Measured(**columns)
+
+
+def pass_over(
+    policy: nn.Module,
+    pairs: Dataset,
+    read: Callable[[PairBatch], dict[str, Tensor]],
+    *,
+    batch_size: int,
+    bf16: bool,
+    collate: Collate,
+    what: str,
+    ranks: Ranks = ALONE,
+) -> dict[str, Tensor]:
+    """Return what `read` says of every pair, CPU tensors (n, ...), in data-set order.
+
     Pairs of like length share a batch, and ranks deal the batches among them: the numbers are those
-    of one process. Margins are NaN where the data set has no reference log-probabilities yet.
+    of one process.
     """
     order = pair_lengths(pairs).argsort(descending=True, stable=True)
     device = next(policy.parameters()).device
@@ -69,11 +96,11 @@ def score_pairs(
             ]
             batch = collate(rows).to(device)
             with mixed_precision(device, bf16):
-                parts.append(measure(policy, batch, ppl_scope).detach())
+                parts.append(read(batch))
     places = torch.cat(list(mine))
-    scored = Measured.concatenate(parts[: len(mine)])
-    columns = [getattr(scored, f.name) for f in fields(Measured)]
+    own = parts[: len(mine)]
+    values = [torch.cat([part[name] for part in own]) for name in own[0]]
     if ranks.count > 1 and len(places) < len(pairs):  # else each rank has scored all
-        *columns, places = ranks.gather([*columns, places.to(device)])
+        *values, places = ranks.gather([*values, places.to(device)])
     back = places.cpu().argsort()
-    return Measured(*(column.cpu()[back] for column in columns))
+    return {name: each.cpu()[back] for name, each in zip(own[0], values, strict=True)}

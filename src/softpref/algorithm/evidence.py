@@ -1,0 +1,333 @@
+"""What a pair's signals say about its label, learned from trusted and noisy pairs together.
+
+A signal is odd if swapping a pair's responses changes its sign (the difference of their lengths),
+and even if the swap changes nothing (their overlap). The log-odds that a label is right are odd, so
+an even signal can only say how far to follow an odd one:
+
+    g   = g_A(t) + g_B                                                    t: minus PPLDiff
+    g_B = θ_0 g_A + tanh(2 t / s) [E, E_j E_k / 3]·θ_E + O·θ_O            E even, O odd
+
+with ridge penalties, by the likelihood of noisy_logistic.py. Not in the paper, whose labels come
+from PPLDiff alone. Each model is fitted on all pairs, and again on folds, so that no pair is judged
+by a fit that has read its label.
+
+Shapes: N pairs, of which n are noisy and come first, and m trusted; K columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softpref.algorithm.calibration import fit_coefficients, odd_basis, robust_scale
+from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.algorithm.noisy_logistic import fit, log_likelihood, slope
+
+FOLDS, FEW_PAIRS, FOLDS_OF_FEW = 4, 2000, 10
+"""Where pairs are few, a fit must not lack a quarter of them."""
+ROUNDS = 3
+"""Of rate and curve by turns; the rate settles in two."""
+KNOTS = 7
+CURVE_PENALTY = 0.3
+PENALTIES = (1.0, 4.0, 16.0, 64.0)
+CURVE_AGAIN_PENALTY = 4.0
+FREE_CURVE_GATE = 2.0
+"""Standard errors by which a free curve must foretell left-out pairs better than a rising one."""
+LEAST_GAIN = 1.0
+"""Nats by which further columns must: columns without meaning lose some, and rarely gain as much."""
+SPEAKS_GATE = 1.0
+MOST_COMPONENTS = 64
+VECTOR_WEIGHT = 2.0
+"""Root mean square norm of a vector's row; a single number has 1: how much each may say."""
+CUT = 4.0
+LEAST_RATE = 0.003
+"""At a noise rate of 0 one surprising label would outweigh all others."""
+
+
+@dataclass(frozen=True)
+class PairSignals:
+    """Signals of N pairs, in the order in which their responses are labelled.
+
+    Attributes:
+        fluency: (N,) minus PPLDiff, nats per token; odd.
+        odd: further odd signals by name: numbers (N,) or vectors (N, D).
+        even: even signals by name, (N,).
+    """
+
+    fluency: Tensor
+    odd: Mapping[str, Tensor]
+    even: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.fluency)
+
+    def __add__(self, other: PairSignals) -> PairSignals:
+        """Return these pairs and the other ones after them."""
+        return PairSignals(
+            torch.cat([self.fluency, other.fluency]),
+            {name: torch.cat([mine, other.odd[name]]) for name, mine in self.odd.items()},
+            {name: torch.cat([mine, other.even[name]]) for name, mine in self.even.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Stage A: log-odds by fluency alone, odd.
+
+    Rising, a t/s + b tanh(2t/s) with a, b > 0, unless a free curve foretells left-out pairs better:
+    where a model is fluent in what it gets wrong, its strongest preferences are the wrong ones.
+
+    Attributes:
+        scale: s, the median |t|.
+        knots: |t| at which a free curve bends, (7,); empty if it rises.
+        coefficients: of the basis, (2,) or (9,).
+    """
+
+    scale: float
+    knots: Tensor
+    coefficients: Tensor
+
+    def log_odds(self, fluency: Tensor) -> Tensor:
+        """Return g_A, nats, (N,)."""
+        basis = _bending if len(self.knots) else _rising
+        return basis(fluency, self.scale, self.knots) @ self.coefficients
+
+
+def _rising(t: Tensor, scale: float, knots: Tensor) -> Tensor:
+    return odd_basis(t, scale)
+
+
+def _bending(t: Tensor, scale: float, knots: Tensor) -> Tensor:
+    t = t.double()
+    sign = torch.tanh(3 * t / scale)
+    hinges = [sign * (t.abs() - knot).clamp_min(0) / scale for knot in knots]
+    return torch.stack([sign, t / scale / 2, *hinges], dim=1)
+
+
+def fit_curve(t: Tensor, rate: Tensor, fold: Tensor) -> tuple[Curve, Tensor]:
+    """Return stage A, and g_A of each pair by a fit that left its fold out, (N,)."""
+    scale = robust_scale(t)
+    sizes = t.abs().double().sort().values
+    places = torch.linspace(0.1, 0.95, KNOTS, dtype=torch.float64) * (len(sizes) - 1)
+    knots = sizes[places.long()]
+    rising, bending = _rising(t, scale, knots), _bending(t, scale, knots)
+
+    def fit_rising(these: Tensor) -> Tensor:
+        weight = torch.ones(int(these.sum()), dtype=torch.float64)
+        return fit_coefficients(rising[these], weight, rate[these].clamp_min(1e-6)[None])[0]
+
+    def fit_bending(these: Tensor) -> Tensor:
+        penalty = torch.full((bending.shape[1],), CURVE_PENALTY, dtype=torch.float64)
+        return fit(bending[these], rate[these], penalty, torch.zeros(()).double())
+
+    all_pairs = torch.ones(len(t), dtype=torch.bool)
+    by_rising = left_out(fold, lambda these: rising @ fit_rising(these))
+    by_bending = left_out(fold, lambda these: bending @ fit_bending(these))
+    if gain(by_bending, by_rising, rate) > FREE_CURVE_GATE:
+        return Curve(scale, knots, fit_bending(all_pairs)), by_bending
+    return Curve(scale, knots[:0], fit_rising(all_pairs)), by_rising
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Signals as columns of a like scale; the scales come from all pairs, no label is read.
+
+    Attributes:
+        scale: s, the median |t|.
+        even: mean and standard deviation of each even signal.
+        odd: for each odd signal what turns its values to columns: (D, K) directions, or () a
+            factor.
+    """
+
+    scale: float
+    even: Mapping[str, tuple[float, float]]
+    odd: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(pairs: PairSignals) -> Columns:
+        """Return the columns for pairs like these."""
+        even = {
+            name: (float(values.double().mean()), float(values.double().std()) or 1.0)
+            for name, values in pairs.even.items()
+        }
+        odd = {name: _directions(values.double()) for name, values in pairs.odd.items()}
+        return Columns(robust_scale(pairs.fluency), even, odd)
+
+    def __call__(self, pairs: PairSignals, curve: Tensor) -> dict[str, Tensor]:
+        """Return the columns by what they are made of, (N, K) each; `curve` is g_A, (N,)."""
+        saturated = torch.tanh(2 * pairs.fluency.double() / self.scale)[:, None]
+        columns = {"curve": curve[:, None]}
+        if self.even:
+            scores = [
+                ((pairs.even[name].double() - mean) / deviation).clamp(-3, 3)
+                for name, (mean, deviation) in self.even.items()
+            ]
+            even = torch.stack(scores, dim=1)
+            j, k = torch.triu_indices(len(scores), len(scores))
+            columns["even"] = saturated * torch.cat([even, even[:, j] * even[:, k] / 3], dim=1)
+        for name, directions in self.odd.items():
+            values = pairs.odd[name].double()
+            if directions.ndim:
+                columns[name] = values @ directions
+            else:
+                columns[name] = (values * directions).clamp(-CUT, CUT)[:, None]
+        return columns
+
+
+def _directions(values: Tensor) -> Tensor:
+    if values.ndim == 1:
+        return 1 / (values.square().mean().sqrt() + 1e-12)
+    if values.shape[1] > MOST_COMPONENTS:
+        _, _, directions = torch.linalg.svd(values, full_matrices=False)
+        directions = directions[:MOST_COMPONENTS].T
+    else:
+        directions = torch.eye(values.shape[1], dtype=values.dtype)
+    size = (values @ directions).square().sum(1).mean().sqrt()
+    return directions * VECTOR_WEIGHT / (size + 1e-12)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A fitted model of what signals say about labels.
+
+    Attributes:
+        curve: stage A.
+        columns: how signals become columns.
+        theta: stage B, (K,); zeros where it is left out.
+        pull: (m, K) how much of θ is due to each trusted pair, λ_k θ_k = Σ_j (r_j − q_j) x_jk over
+            all pairs j.
+        noisy: (n,) g of the noisy pairs, by fits that left them out.
+        trusted: (m,) likewise.
+        noise: share of flipped labels among the noisy pairs, by these.
+    """
+
+    curve: Curve
+    columns: Columns
+    theta: Tensor
+    pull: Tensor
+    noisy: Tensor
+    trusted: Tensor
+    noise: NoiseRate
+    sharpness: Tensor
+    size: float
+
+    @property
+    def speaks(self) -> bool:
+        """Whether left-out trusted pairs are foretold better than by a toss, by a standard error.
+
+        If not, nothing in the signals tells right labels from wrong ones.
+        """
+        nobody_knows = torch.zeros_like(self.trusted)
+        return gain(self.trusted, nobody_knows, nobody_knows) > SPEAKS_GATE
+
+    def parts(self, pairs: PairSignals) -> dict[str, Tensor]:
+        """Return what each kind of signal adds to g, nats, (N,) each."""
+        curve = self.curve.log_odds(pairs.fluency)
+        columns = self.columns(pairs, curve)
+        thetas = self.theta.split([each.shape[1] for each in columns.values()])
+        parts = {name: x @ t for (name, x), t in zip(columns.items(), thetas, strict=True)}
+        return parts | {"curve": parts["curve"] + curve}
+
+    def log_odds(self, pairs: PairSignals) -> Tensor:
+        """Return g, nats, (N,)."""
+        return torch.stack(list(self.parts(pairs).values())).sum(0)
+
+    def influence(self, pairs: PairSignals) -> Tensor:
+        """Return what each trusted pair adds to each pair's g by stage B, nats, (N, m)."""
+        columns = self.columns(pairs, self.curve.log_odds(pairs.fluency))
+        return torch.cat(list(columns.values()), dim=1) @ self.pull.T
+
+
+def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evidence:
+    """Fit both stages and the noise rate by turns.
+
+    Args:
+        noisy: pairs of which an unknown share is labelled wrong.
+        trusted: pairs known to be labelled right.
+        seed: of the deal into folds.
+    """
+    n, pairs = len(noisy), noisy + trusted
+    is_noisy = torch.arange(len(pairs)) < n
+    fold = deal(n, len(trusted), seed)
+
+    def rates(of_noisy: float) -> Tensor:
+        return is_noisy.double() * max(of_noisy, LEAST_RATE)
+
+    expected = estimate_noise_rate(-noisy.fluency, -trusted.fluency).expected
+    for _ in range(ROUNDS):
+        curve, by_curve = fit_curve(pairs.fluency, rates(expected), fold)
+        expected = estimate_noise_rate(-by_curve[:n], -by_curve[n:]).expected
+    columns = Columns.of(pairs)
+    kinds, rate = columns(pairs, by_curve), rates(expected)
+    g, gained = by_curve, LEAST_GAIN
+    theta = torch.zeros(sum(each.shape[1] for each in kinds.values())).double()
+    pull = theta.expand(len(trusted), -1)
+    for left_aside in ({"even"}, set()):  # even signals must be worth their many columns
+        x = torch.cat([each * (name not in left_aside) for name, each in kinds.items()], dim=1)
+        found = _correct(x, rate, by_curve, fold)
+        if log_likelihood(found.g, rate).sum() > log_likelihood(g, rate).sum() + gained:
+            g, theta = found.g, found.theta
+            pull = found.slope[n:, None] * x[n:] / found.penalty
+    size = robust_scale(g)
+    basis = odd_basis(g, size)
+    sharp = fit_coefficients(basis, torch.ones_like(g), rate.clamp_min(1e-6)[None])[0]
+    g = basis @ sharp
+    return Evidence(
+        curve, columns, theta, pull, g[:n], g[n:], estimate_noise_rate(-g[:n], -g[n:]), sharp, size
+    )
+
+
+@dataclass(frozen=True)
+class _Correction:
+    """Stage B by one choice of columns, and g of left-out pairs by it."""
+
+    g: Tensor
+    theta: Tensor
+    penalty: Tensor
+    slope: Tensor
+
+
+def _correct(x: Tensor, rate: Tensor, by_curve: Tensor, fold: Tensor) -> _Correction:
+    """Fit θ with the penalty that foretells left-out pairs best."""
+    fits = []
+    for candidate in PENALTIES:
+        penalty = torch.full((x.shape[1],), candidate, dtype=torch.float64)
+        penalty[0] = CURVE_AGAIN_PENALTY
+        theta = fit(x, rate, penalty, by_curve)
+
+        def fit_on(these: Tensor, penalty: Tensor = penalty, theta: Tensor = theta) -> Tensor:
+            return by_curve + x @ fit(x[these], rate[these], penalty, by_curve[these], theta)
+
+        fits.append(
+            _Correction(
+                left_out(fold, fit_on), theta, penalty, slope(by_curve + x @ theta, rate)
+            )
+        )
+    return max(fits, key=lambda one: float(log_likelihood(one.g, rate).sum()))
+
+
+def deal(noisy: int, trusted: int, seed: int) -> Tensor:
+    """Return each pair's fold, (N,), noisy and trusted ones dealt apart."""
+    generator = torch.Generator().manual_seed(seed)
+    folds = FOLDS_OF_FEW if noisy + trusted < FEW_PAIRS else FOLDS
+    parts = [torch.randperm(count, generator=generator) % folds for count in (noisy, trusted)]
+    return torch.cat(parts)
+
+
+def left_out(fold: Tensor, fit_on: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return each pair's g by the fit that left its fold out; `fit_on` gives all pairs' g, (N,)."""
+    g = torch.empty(len(fold), dtype=torch.float64)
+    for part in fold.unique():
+        held_out = fold == part
+        g[held_out] = fit_on(~held_out)[held_out]
+    return g
+
+
+def gain(richer: Tensor, simpler: Tensor, rate: Tensor) -> float:
+    """Return by how many standard errors the richer model's likelihood is larger, from g's (N,)."""
+    difference = log_likelihood(richer, rate) - log_likelihood(simpler, rate)
+    error = difference.std() * len(difference) ** 0.5
+    return float(difference.sum() / (error + 1e-9))

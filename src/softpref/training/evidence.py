@@ -1,0 +1,91 @@
+"""From tokenized pairs with their readings to what they say about the labels.
+
+Shapes: n pairs of a data set, m trusted pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from softpref.algorithm.evidence import Evidence, PairSignals, fit_evidence
+from softpref.data.readers import column
+from softpref.training.scoring import token_counts
+
+SignalName = Literal["ppl_diff", "length", "content"]
+SIGNAL_NAMES: tuple[SignalName, ...] = get_args(SignalName)
+MOST_FITTED = 10_000
+"""Noisy pairs in the fit: more of them change little, and cost time and memory."""
+CHUNK = 10_000
+
+
+def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
+    """Return the signals that a pass with `softpref.training.reading` has left in the columns.
+
+    Odd: `ppl_diff` is in every choice; `length` adds differences of length and of summed
+    log-probabilities, `content` the difference of mean hidden states. Even, with either: how likely
+    the likelier and the less likely response is, the spread of token surprise in each, their
+    length, likeness, distance and overlap.
+    """
+
+    def numbers(name: str) -> Tensor:
+        return torch.from_numpy(column(pairs, name).to_numpy()).double()
+
+    fluency = -numbers("starting_ppl_diff")
+    lengths = [token_counts(pairs, part).double() for part in ("chosen_ids", "rejected_ids")]
+    logps = [numbers("ref_chosen_logp"), numbers("ref_rejected_logp")]
+    odd: dict[str, Tensor] = {}
+    if "length" in names:
+        odd["length"] = lengths[0] - lengths[1]
+        odd["length_ratio"] = (lengths[0] / lengths[1]).log()
+        odd["log_probability"] = logps[0] - logps[1]
+        odd["ppl_diff"] = fluency
+    if "content" in names:
+        odd["content"] = states(pairs)
+    if not odd:
+        return PairSignals(fluency, {}, {})
+    means = [logp / length for logp, length in zip(logps, lengths, strict=True)]
+    spreads = [numbers("chosen_spread"), numbers("rejected_spread")]
+    likelier = means[0] > means[1]
+    even = {
+        "likelier": torch.maximum(*means),
+        "less_likely": torch.minimum(*means),
+        "spread_of_likelier": torch.where(likelier, *spreads),
+        "spread_of_less_likely": torch.where(likelier, *reversed(spreads)),
+        "tokens": lengths[0] + lengths[1],
+        **{name: numbers(name) for name in ("likeness", "distance", "overlap")},
+    }
+    return PairSignals(fluency, odd, even)
+
+
+def states(pairs: Dataset) -> Tensor:
+    """Return the differences of mean hidden states, (n, S) float32."""
+    flat = [part.flatten().to_numpy() for part in column(pairs, "state").chunks]
+    return torch.from_numpy(np.concatenate(flat)).float().reshape(len(pairs), -1)
+
+
+def evidence_of(
+    noisy: Dataset, trusted: Dataset, names: Collection[SignalName], seed: int
+) -> tuple[Evidence, Tensor]:
+    """Fit evidence on both sets; return it and g of every noisy pair, nats, (n,).
+
+    Pairs in the fit have the g of a fit that left them out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fitted = torch.randperm(len(noisy), generator=generator)[:MOST_FITTED].sort().values
+    sample = noisy if len(fitted) == len(noisy) else noisy.select(fitted.tolist())
+    evidence = fit_evidence(signals_of(sample, names), signals_of(trusted, names), seed)
+    g = torch.cat([evidence.log_odds(signals_of(part, names)) for part in chunks(noisy)])
+    g[fitted] = evidence.noisy
+    return evidence, g
+
+
+def chunks(pairs: Dataset) -> Iterator[Dataset]:
+    """Yield the pairs in parts that fit into memory whatever a state is."""
+    for start in range(0, len(pairs), CHUNK):
+        yield pairs.select(range(start, min(start + CHUNK, len(pairs))))
