@@ -1,22 +1,18 @@
-"""What a pair's signals say about its label, learned from trusted and noisy pairs together.
+"""How surely a pair's signals say that its label is right, learned from trusted and noisy pairs.
 
-A signal is odd if swapping a pair's responses changes its sign (the difference of their lengths),
-and even if the swap changes nothing (their overlap). The log-odds that a label is right are odd, so
-an even signal can only say how far to follow an odd one:
-
-    g   = g_A(t) + g_B                                                    t: minus PPLDiff
-    g_B = θ_0 g_A + tanh(2 t / s) [E, E_j E_k / 3]·θ_E + O·θ_O            E even, O odd
+    g   = s(g_A(t) + g_B)                                                 t: minus PPLDiff
+    g_B = θ_0 g_A + tanh(2 t / s) [E, E_j E_k / 3]·θ_E + O·θ_O            E even, O odd signals
 
 with ridge penalties, by the likelihood of noisy_logistic.py. Not in the paper, whose labels come
 from PPLDiff alone. Each model is fitted on all pairs, and again on folds, so that no pair is judged
-by a fit that has read its label.
+by a fit that has read its label; s, odd and rising, calibrates what these say.
 
 Shapes: N pairs, of which n are noisy and come first, and m trusted; K columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +20,8 @@ from torch import Tensor
 
 from softpref.algorithm.calibration import fit_coefficients, odd_basis, robust_scale
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
-from softpref.algorithm.noisy_logistic import fit, log_likelihood, slope
+from softpref.algorithm.noisy_logistic import LEAST_RATE, fit, log_likelihood, slope
+from softpref.algorithm.pair_signals import Columns, PairSignals
 
 FOLDS, FEW_PAIRS, FOLDS_OF_FEW = 4, 2000, 10
 """Where pairs are few, a fit must not lack a quarter of them."""
@@ -32,45 +29,16 @@ ROUNDS = 3
 """Of rate and curve by turns; the rate settles in two."""
 KNOTS = 7
 CURVE_PENALTY = 0.3
-PENALTIES = (1.0, 4.0, 16.0, 64.0)
-CURVE_AGAIN_PENALTY = 4.0
 FREE_CURVE_GATE = 2.0
 """Standard errors by which a free curve must foretell left-out pairs better than a rising one."""
+PENALTIES = (1.0, 4.0, 16.0, 64.0)
+CURVE_AGAIN_PENALTY = 4.0
 LEAST_GAIN = 1.0
-"""Nats by which further columns must: columns without meaning lose some, and rarely gain as much."""
+"""Nats by which further columns must; columns without meaning mostly lose some."""
 SPEAKS_GATE = 1.0
-MOST_COMPONENTS = 64
-VECTOR_WEIGHT = 2.0
-"""Root mean square norm of a vector's row; a single number has 1: how much each may say."""
-CUT = 4.0
-LEAST_RATE = 0.003
+"""Standard errors by which evidence must foretell left-out trusted pairs better than a toss."""
+LEAST_NOISE = 0.003
 """At a noise rate of 0 one surprising label would outweigh all others."""
-
-
-@dataclass(frozen=True)
-class PairSignals:
-    """Signals of N pairs, in the order in which their responses are labelled.
-
-    Attributes:
-        fluency: (N,) minus PPLDiff, nats per token; odd.
-        odd: further odd signals by name: numbers (N,) or vectors (N, D).
-        even: even signals by name, (N,).
-    """
-
-    fluency: Tensor
-    odd: Mapping[str, Tensor]
-    even: Mapping[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(self.fluency)
-
-    def __add__(self, other: PairSignals) -> PairSignals:
-        """Return these pairs and the other ones after them."""
-        return PairSignals(
-            torch.cat([self.fluency, other.fluency]),
-            {name: torch.cat([mine, other.odd[name]]) for name, mine in self.odd.items()},
-            {name: torch.cat([mine, other.even[name]]) for name, mine in self.even.items()},
-        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +85,7 @@ def fit_curve(t: Tensor, rate: Tensor, fold: Tensor) -> tuple[Curve, Tensor]:
 
     def fit_rising(these: Tensor) -> Tensor:
         weight = torch.ones(int(these.sum()), dtype=torch.float64)
-        return fit_coefficients(rising[these], weight, rate[these].clamp_min(1e-6)[None])[0]
+        return fit_coefficients(rising[these], weight, rate[these].clamp_min(LEAST_RATE)[None])[0]
 
     def fit_bending(these: Tensor) -> Tensor:
         penalty = torch.full((bending.shape[1],), CURVE_PENALTY, dtype=torch.float64)
@@ -129,64 +97,6 @@ def fit_curve(t: Tensor, rate: Tensor, fold: Tensor) -> tuple[Curve, Tensor]:
     if gain(by_bending, by_rising, rate) > FREE_CURVE_GATE:
         return Curve(scale, knots, fit_bending(all_pairs)), by_bending
     return Curve(scale, knots[:0], fit_rising(all_pairs)), by_rising
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Signals as columns of a like scale; the scales come from all pairs, no label is read.
-
-    Attributes:
-        scale: s, the median |t|.
-        even: mean and standard deviation of each even signal.
-        odd: for each odd signal what turns its values to columns: (D, K) directions, or () a
-            factor.
-    """
-
-    scale: float
-    even: Mapping[str, tuple[float, float]]
-    odd: Mapping[str, Tensor]
-
-    @staticmethod
-    def of(pairs: PairSignals) -> Columns:
-        """Return the columns for pairs like these."""
-        even = {
-            name: (float(values.double().mean()), float(values.double().std()) or 1.0)
-            for name, values in pairs.even.items()
-        }
-        odd = {name: _directions(values.double()) for name, values in pairs.odd.items()}
-        return Columns(robust_scale(pairs.fluency), even, odd)
-
-    def __call__(self, pairs: PairSignals, curve: Tensor) -> dict[str, Tensor]:
-        """Return the columns by what they are made of, (N, K) each; `curve` is g_A, (N,)."""
-        saturated = torch.tanh(2 * pairs.fluency.double() / self.scale)[:, None]
-        columns = {"curve": curve[:, None]}
-        if self.even:
-            scores = [
-                ((pairs.even[name].double() - mean) / deviation).clamp(-3, 3)
-                for name, (mean, deviation) in self.even.items()
-            ]
-            even = torch.stack(scores, dim=1)
-            j, k = torch.triu_indices(len(scores), len(scores))
-            columns["even"] = saturated * torch.cat([even, even[:, j] * even[:, k] / 3], dim=1)
-        for name, directions in self.odd.items():
-            values = pairs.odd[name].double()
-            if directions.ndim:
-                columns[name] = values @ directions
-            else:
-                columns[name] = (values * directions).clamp(-CUT, CUT)[:, None]
-        return columns
-
-
-def _directions(values: Tensor) -> Tensor:
-    if values.ndim == 1:
-        return 1 / (values.square().mean().sqrt() + 1e-12)
-    if values.shape[1] > MOST_COMPONENTS:
-        _, _, directions = torch.linalg.svd(values, full_matrices=False)
-        directions = directions[:MOST_COMPONENTS].T
-    else:
-        directions = torch.eye(values.shape[1], dtype=values.dtype)
-    size = (values @ directions).square().sum(1).mean().sqrt()
-    return directions * VECTOR_WEIGHT / (size + 1e-12)
 
 
 @dataclass(frozen=True)
@@ -202,17 +112,19 @@ class Evidence:
         noisy: (n,) g of the noisy pairs, by fits that left them out.
         trusted: (m,) likewise.
         noise: share of flipped labels among the noisy pairs, by these.
+        calibration: s, (2,) coefficients of g/size and tanh(2 g/size).
+        size: the median |g| before it.
     """
 
     curve: Curve
     columns: Columns
     theta: Tensor
     pull: Tensor
+    calibration: Tensor
+    size: float
     noisy: Tensor
     trusted: Tensor
     noise: NoiseRate
-    sharpness: Tensor
-    size: float
 
     @property
     def speaks(self) -> bool:
@@ -229,16 +141,33 @@ class Evidence:
         columns = self.columns(pairs, curve)
         thetas = self.theta.split([each.shape[1] for each in columns.values()])
         parts = {name: x @ t for (name, x), t in zip(columns.items(), thetas, strict=True)}
-        return parts | {"curve": parts["curve"] + curve}
+        parts["curve"] = parts["curve"] + curve
+        raw = torch.stack(list(parts.values())).sum(0)
+        sharpened = torch.where(raw == 0, 1.0, self._calibrated(raw) / raw)
+        return {name: part * sharpened for name, part in parts.items()}
 
     def log_odds(self, pairs: PairSignals) -> Tensor:
-        """Return g, nats, (N,)."""
+        """Return g, nats, (N,), of pairs that were not in the fit."""
         return torch.stack(list(self.parts(pairs).values())).sum(0)
 
+    def _calibrated(self, raw: Tensor) -> Tensor:
+        return odd_basis(raw, self.size) @ self.calibration
+
     def influence(self, pairs: PairSignals) -> Tensor:
-        """Return what each trusted pair adds to each pair's g by stage B, nats, (N, m)."""
+        """Return what each trusted pair adds to each pair's g_B, nats, (N, m)."""
         columns = self.columns(pairs, self.curve.log_odds(pairs.fluency))
         return torch.cat(list(columns.values()), dim=1) @ self.pull.T
+
+    def probability_correct(self, log_odds: Tensor) -> Tensor:
+        """Return the probability that each noisy label is right, (N,), for g of these pairs (N,).
+
+            p = σ(g + log((1 − ε) / ε))
+
+        ε is the noise rate that is expected; where evidence does not speak, all are 1 − ε.
+        """
+        rate = torch.tensor(max(self.noise.expected, LEAST_NOISE), dtype=torch.float64)
+        known = log_odds if self.speaks else torch.zeros_like(log_odds)
+        return (known + torch.log1p(-rate) - rate.log()).sigmoid()
 
 
 def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evidence:
@@ -254,7 +183,7 @@ def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evi
     fold = deal(n, len(trusted), seed)
 
     def rates(of_noisy: float) -> Tensor:
-        return is_noisy.double() * max(of_noisy, LEAST_RATE)
+        return is_noisy.double() * max(of_noisy, LEAST_NOISE)
 
     expected = estimate_noise_rate(-noisy.fluency, -trusted.fluency).expected
     for _ in range(ROUNDS):
@@ -273,11 +202,10 @@ def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evi
             pull = found.slope[n:, None] * x[n:] / found.penalty
     size = robust_scale(g)
     basis = odd_basis(g, size)
-    sharp = fit_coefficients(basis, torch.ones_like(g), rate.clamp_min(1e-6)[None])[0]
-    g = basis @ sharp
-    return Evidence(
-        curve, columns, theta, pull, g[:n], g[n:], estimate_noise_rate(-g[:n], -g[n:]), sharp, size
-    )
+    calibration = fit_coefficients(basis, torch.ones_like(g), rate.clamp_min(LEAST_RATE)[None])[0]
+    g = basis @ calibration
+    noise = estimate_noise_rate(-g[:n], -g[n:])
+    return Evidence(curve, columns, theta, pull, calibration, size, g[:n], g[n:], noise)
 
 
 @dataclass(frozen=True)
@@ -302,9 +230,7 @@ def _correct(x: Tensor, rate: Tensor, by_curve: Tensor, fold: Tensor) -> _Correc
             return by_curve + x @ fit(x[these], rate[these], penalty, by_curve[these], theta)
 
         fits.append(
-            _Correction(
-                left_out(fold, fit_on), theta, penalty, slope(by_curve + x @ theta, rate)
-            )
+            _Correction(left_out(fold, fit_on), theta, penalty, slope(by_curve + x @ theta, rate))
         )
     return max(fits, key=lambda one: float(log_likelihood(one.g, rate).sum()))
 

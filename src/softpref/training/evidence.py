@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.evidence import Evidence, PairSignals, fit_evidence
+from softpref.algorithm.evidence import Evidence, fit_evidence
+from softpref.algorithm.pair_signals import PairSignals
 from softpref.data.readers import column
 from softpref.training.scoring import token_counts
 
@@ -34,7 +35,7 @@ def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
     """
 
     def numbers(name: str) -> Tensor:
-        return torch.from_numpy(column(pairs, name).to_numpy()).double()
+        return torch.tensor(column(pairs, name).to_numpy()).double()
 
     fluency = -numbers("starting_ppl_diff")
     lengths = [token_counts(pairs, part).double() for part in ("chosen_ids", "rejected_ids")]
@@ -52,7 +53,7 @@ def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
     means = [logp / length for logp, length in zip(logps, lengths, strict=True)]
     spreads = [numbers("chosen_spread"), numbers("rejected_spread")]
     likelier = means[0] > means[1]
-    even = {
+    even: dict[str, Tensor] = {
         "likelier": torch.maximum(*means),
         "less_likely": torch.minimum(*means),
         "spread_of_likelier": torch.where(likelier, *spreads),

@@ -110,7 +110,7 @@ def spreads(batch: PairBatch, logps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def overlap(batch: PairBatch) -> Tensor:
-    """Return how many of a pair's distinct response tokens stand in both responses, (B,), 0 to 1."""
+    """Return the share of a pair's distinct response tokens that both responses have, (B,)."""
     sequence, count = batch.responses.sequence, len(batch)
     words = int(batch.responses.target.max()) + 1
     token = sequence % count * words + batch.responses.target

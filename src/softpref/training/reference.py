@@ -108,9 +108,7 @@ def with_reference(
 
     parts = read()
     first = next(parts)
-    return concatenate_datasets(
-        [pairs, store_batches(chain([first], parts), first.schema)], axis=1
-    )
+    return concatenate_datasets([pairs, store_batches(chain([first], parts), first.schema)], axis=1)
 
 
 def as_arrow(columns: dict[str, Tensor]) -> pa.RecordBatch:
