@@ -56,8 +56,8 @@ def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
     even: dict[str, Tensor] = {
         "likelier": torch.maximum(*means),
         "less_likely": torch.minimum(*means),
-        "spread_of_likelier": torch.where(likelier, *spreads),
-        "spread_of_less_likely": torch.where(likelier, *reversed(spreads)),
+        "spread_of_likelier": torch.where(likelier, spreads[0], spreads[1]),
+        "spread_of_less_likely": torch.where(likelier, spreads[1], spreads[0]),
         "tokens": lengths[0] + lengths[1],
         **{name: numbers(name) for name in ("likeness", "distance", "overlap")},
     }
