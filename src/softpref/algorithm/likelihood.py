@@ -30,6 +30,7 @@ class Measured:
         margin: h of Eq. 1, nats.
         ppl_diff: PPLDiff of Eq. 4 and 5 under this policy, nats per token; never differentiated.
         starting_ppl_diff: the same under the policy training started from.
+        evidence: g of the pair as it was labelled before training, nats; NaN where nobody fitted it.
         given_label: the soft label that came with the pair, NaN where none did.
     """
 
@@ -40,6 +41,7 @@ class Measured:
     margin: Tensor
     ppl_diff: Tensor
     starting_ppl_diff: Tensor
+    evidence: Tensor
     given_label: Tensor
 
     def detach(self) -> Measured:
@@ -130,6 +132,7 @@ def summed(batch: PairBatch, token_logps: Sequence[Tensor], ppl_scope: PplScope)
         margin=chosen_logratio - rejected_logratio,
         ppl_diff=chosen_log_ppl - rejected_log_ppl,
         starting_ppl_diff=batch.starting_ppl_diff,
+        evidence=batch.evidence,
         given_label=batch.given_label,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import AsGiven, Constant, Labeller, Threshold
 from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, PairLoss
 from softpref.algorithm.signals import PPL_DIFF, STARTING_PPL_DIFF, Signal
@@ -39,10 +40,12 @@ class Beginning:
     Attributes:
         noise_rate: the share of flipped labels, given or estimated; NaN where it is neither.
         clean_ppl_diff: (n,) PPLDiff of the clean pairs under the starting policy; empty without.
+        evidence_speaks: whether the signals tell right labels from wrong; False if not asked.
     """
 
     noise_rate: float
     clean_ppl_diff: Tensor
+    evidence_speaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Method:
         options: the options the method reads, of those that only some methods read; setting any
             other of these is an error.
         needs: what must be known of the training set: its `noise_rate`, a `clean` set beside it,
-            `corrected_labels` that rounds of surrogates made.
+            `corrected_labels` that rounds of surrogates made, `evidence` from signals.
         given_by: the column that holds the labels where pairs bring their own; required of
             `is_flipped`, optional of `soft_label`.
     """
@@ -99,6 +102,14 @@ METHODS = {
         ppl_diff=STARTING_PPL_DIFF,
         options=META_OPTIONS,
         needs=frozenset({"clean"}),
+    ),
+    "evidence": Method(
+        lambda known: (
+            EvidenceLabeller(known.noise_rate) if known.evidence_speaks else Constant(1.0)
+        ),
+        "supervised labels; docs/evidence.md",
+        options=frozenset({"noise_rate"}),
+        needs=frozenset({"clean", "noise_rate", "evidence"}),
     ),
     "dpo": Method(lambda _: Constant(1.0), "Rafailov et al. 2023, Eq. 2"),
     "gdpo": Method(

@@ -46,6 +46,7 @@ class PairBatch:
         ref_rejected_logp: (B,) log π_ref(y2 | x), nats.
         starting_ppl_diff: (B,) PPLDiff under the policy training started from, nats per token; NaN
             where nobody computed it.
+        evidence: (B,) g of the labels before training, nats; NaN where nobody fitted it.
         given_label: (B,) the soft label that came with the pair; NaN where none did.
         index: (B,) the pair's position in its data set.
         read: how log-probabilities are read off the policy.
@@ -61,6 +62,7 @@ class PairBatch:
     ref_chosen_logp: Tensor
     ref_rejected_logp: Tensor
     starting_ppl_diff: Tensor
+    evidence: Tensor
     given_label: Tensor
     index: Tensor
     read: Reader
@@ -146,6 +148,7 @@ class PairBatch:
             ref_chosen_logp=self.ref_chosen_logp[i : i + 1],
             ref_rejected_logp=self.ref_rejected_logp[i : i + 1],
             starting_ppl_diff=self.starting_ppl_diff[i : i + 1],
+            evidence=self.evidence[i : i + 1],
             given_label=self.given_label[i : i + 1],
             index=self.index[i : i + 1],
             read=self.read,

@@ -41,5 +41,7 @@ STARTING_PPL_DIFF = Signal(
 """PPLDiff under the policy training started from (section 4.3), nats per token."""
 MARGIN = Signal("margin", attrgetter("margin"), None, parity=-1)
 """h of Eq. 1, nats: 0 before the first step, where policy and reference are the same."""
+EVIDENCE = Signal("evidence", attrgetter("evidence"), "evidence", parity=-1)
+"""g of evidence.py, fitted before training, nats."""
 
-SIGNALS = {signal.name: signal for signal in (PPL_DIFF, MARGIN, STARTING_PPL_DIFF)}
+SIGNALS = {signal.name: signal for signal in (PPL_DIFF, MARGIN, STARTING_PPL_DIFF, EVIDENCE)}

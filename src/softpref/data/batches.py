@@ -190,6 +190,7 @@ class _Rows:
             ref_chosen_logp=column("ref_chosen_logp"),
             ref_rejected_logp=column("ref_rejected_logp"),
             starting_ppl_diff=column("starting_ppl_diff"),
+            evidence=column("evidence"),
             given_label=column("given_label"),
             index=torch.tensor([pair.get("index", i) for i, pair in enumerate(pairs)]),
             read=read,

@@ -107,7 +107,7 @@ class MSPOConfig(TrainingArguments):
     """
 
     method: Literal[
-        "mspo", "mspo_static", "dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "oracle"
+        "mspo", "mspo_static", "evidence", "dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "oracle"
     ] = option("Alignment method; docs/methods.md says what each does.", "mspo")
     recipe: Literal["recommended", "faithful"] = option(
         "`recommended`: what we would use; `faithful`: the paper to the letter.", "recommended"

@@ -5,6 +5,8 @@ Shapes: n pairs of a data set, m trusted pairs.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Collection, Iterator
 from typing import Literal, get_args
 
@@ -15,8 +17,14 @@ from torch import Tensor
 
 from softpref.algorithm.evidence import Evidence, fit_evidence
 from softpref.algorithm.pair_signals import PairSignals
+from softpref.algorithm.signals import EVIDENCE
 from softpref.data.readers import column
+from softpref.training.config import MSPOConfig
+from softpref.training.preparation import Prepared
+from softpref.training.reference import SIGNALS
 from softpref.training.scoring import token_counts
+
+logger = logging.getLogger(__name__)
 
 SignalName = Literal["ppl_diff", "length", "content"]
 SIGNAL_NAMES: tuple[SignalName, ...] = get_args(SignalName)
@@ -84,6 +92,31 @@ def evidence_of(
     g = torch.cat([evidence.log_odds(signals_of(part, names)) for part in chunks(noisy)])
     g[fitted] = evidence.noisy
     return evidence, g
+
+
+def with_evidence(prepared: Prepared, args: MSPOConfig) -> tuple[Prepared, Evidence | None]:
+    """Add `evidence` to training and clean pairs if the run reads it; leave the signals out.
+
+    The signals have done their part then; a batch does not carry them.
+    """
+    evidence = None
+    if needs_evidence(args) and prepared.clean is not None:
+        evidence, g = evidence_of(prepared.train, prepared.clean, SIGNAL_NAMES, args.seed)
+        if evidence.speaks:
+            logger.info("evidence: the signals tell right labels from wrong")
+        else:
+            logger.warning("evidence: nothing in the data tells right labels from wrong")
+        prepared = dataclasses.replace(
+            prepared,
+            train=prepared.train.add_column("evidence", g.numpy()),
+            clean=prepared.clean.add_column("evidence", evidence.trusted.numpy()),
+        )
+    return prepared.map(lambda pairs, _: pairs.remove_columns(list(SIGNALS))), evidence
+
+
+def needs_evidence(args: MSPOConfig) -> bool:
+    """Return whether a run reads evidence: its method does, or its meta-learner."""
+    return "evidence" in args.resolved_method().needs or EVIDENCE in args.resolved_signals()
 
 
 def chunks(pairs: Dataset) -> Iterator[Dataset]:

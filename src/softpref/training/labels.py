@@ -22,6 +22,7 @@ from softpref.algorithm.calibration import (
     cross_fit,
     expected_calibration_error,
 )
+from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
 
@@ -66,6 +67,15 @@ class LabelHistory:
         """Go on from the columns of an interrupted run."""
         self._parts = {name: [tensors[name]] for name in HISTORY}
 
+    def latest(self, name: str, count: int) -> Tensor:
+        """Return a column's last `count` records, or all if they are fewer."""
+        found: list[Tensor] = []
+        for part in reversed(self._parts[name]):
+            if sum(map(len, found)) >= count:
+                break
+            found.insert(0, part)
+        return torch.cat(found)[-count:]
+
     def last_steps(self, pairs: int) -> Tensor:
         """Return the step each pair was last trained on, (n,) int64; −1 where never."""
         columns = self.tensors()
@@ -99,15 +109,17 @@ def beliefs(
         steps: (n,) the step each was last trained on, −1 for never.
         scored: the pairs under the finished policy.
         trusted: the clean pairs under the finished policy; without them `p_correct` is null.
-        labeller: what made the labels; `soft_label` is null unless it is a meta-learner.
+        labeller: what made the labels; `soft_label` is null unless it learns them.
         noise_rate: share of flipped labels.
     """
     unknown = pa.nulls(len(uids))
     soft_label, p_correct = unknown, unknown
-    if isinstance(labeller, MetaLearner):
+    if isinstance(labeller, MetaLearner | EvidenceLabeller):
         with torch.no_grad():
             soft_label = pa.array(labeller.label(scored).cpu().numpy())
-    if trusted is not None and noise_rate is not None:
+    if isinstance(labeller, EvidenceLabeller):
+        p_correct = soft_label  # which is a probability
+    elif trusted is not None and noise_rate is not None:
         of_trusted = evidence(labeller, trusted)
         calibration = Calibration.fit(of_trusted)
         _say_calibration(of_trusted)

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from softpref.algorithm.evidence import Evidence
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.methods import Beginning, Method
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
@@ -107,11 +108,11 @@ def starting_signals(pairs: Dataset, signals: Sequence[Signal]) -> Tensor:
 
 
 def noise_of(
-    args: MSPOConfig, prepared: Prepared, correction: Correction | None
+    args: MSPOConfig, prepared: Prepared, correction: Correction | None, evidence: Evidence | None
 ) -> NoiseRate | None:
     """Return the noise rate and say where it is from.
 
-    It is as given, as the correction found it, or estimated with the clean pairs.
+    It is as given, as the correction or the evidence found it, or estimated from PPLDiff.
     """
     if args.noise_rate is not None:
         logger.info("noise rate: %.1f%%, as given", 100 * args.noise_rate)
@@ -121,7 +122,10 @@ def noise_of(
         return NoiseRate.given(correction.noise_rate)
     if prepared.clean is None:
         return None
-    noise = estimate_noise_rate(*map(starting_ppl_diff, (prepared.train, prepared.clean)))
+    if evidence is not None:
+        noise = evidence.noise
+    else:
+        noise = estimate_noise_rate(*map(starting_ppl_diff, (prepared.train, prepared.clean)))
     logger.info("noise rate: %s", noise)
     return noise
 
@@ -143,7 +147,11 @@ def noise_by_source(pairs: Dataset, clean: Dataset | None) -> dict[str, NoiseRat
 
 
 def labeller_of(
-    args: MSPOConfig, prepared: Prepared, noise: NoiseRate | None, teacher: Teacher | None
+    args: MSPOConfig,
+    prepared: Prepared,
+    noise: NoiseRate | None,
+    teacher: Teacher | None,
+    evidence: Evidence | None,
 ) -> Labeller:
     """Return what says how far to believe a pair: the teacher's meta-learner where there is one.
 
@@ -154,7 +162,10 @@ def labeller_of(
     if teacher or method.make_labeller is None:
         return cast(Teacher, teacher).meta_learner
     clean = starting_ppl_diff(prepared.clean) if prepared.clean else torch.empty(0)
-    known = Beginning(noise.expected if noise else math.nan, clean)
+    speaks = evidence is not None and evidence.speaks
+    known = Beginning(noise.expected if noise else math.nan, clean, speaks)
+    if evidence is not None and not speaks:
+        logger.warning("labels: all are taken at their word: this is DPO")
     if method.given_by == "soft_label" and every_pair_has_a_label(prepared.train):
         logger.info("labels: soft_label of the pairs themselves")
         known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made

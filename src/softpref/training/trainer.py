@@ -33,6 +33,7 @@ from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import MSPOConfig
 from softpref.training.drift import require_alike
 from softpref.training.engines import engine_for
+from softpref.training.evidence import with_evidence
 from softpref.training.fit import require_fit
 from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs
@@ -57,6 +58,7 @@ from softpref.training.needs import (
 from softpref.training.perpcorrect import correct
 from softpref.training.preparation import GivenPairs, as_given, prepare
 from softpref.training.reference import fingerprint_tokens, fingerprint_weights, sets_with_reference
+from softpref.training.refits import refits_of
 from softpref.training.samplers import EpochSampler
 from softpref.training.scoring import score_pairs
 from softpref.training.sharding import made_to_save_all, settle
@@ -125,6 +127,7 @@ class MSPOTrainer(SafeCheckpoints):
         probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
         collate, _ = choose_layout(args.resolved_layout(), policy, probe)
         prepared = sets_with_reference(policy, prepared, args, start, collate)
+        prepared, evidence = with_evidence(prepared, args)
         self.correction = correct(policy, prepared, args, peft_config, start)
         labelled = with_given_labels(prepared.train, self.method, self.correction)
         self.prepared = dataclasses.replace(prepared, train=labelled)
@@ -147,11 +150,12 @@ class MSPOTrainer(SafeCheckpoints):
             "training pairs": fingerprint_tokens(self.pairs),
             "clean pairs": fingerprint_tokens(self.clean) if self.clean else None,
         }
-        self.noise = noise_of(args, self.prepared, self.correction)
+        self.noise = noise_of(args, self.prepared, self.correction, evidence)
         self.teacher = self._make_teacher()
         taught = (self.policy, self.pairs, self.collate, args)
         self._engine = engine_for(*taught) if self.teacher else None
-        self.labeller = labeller_of(args, self.prepared, self.noise, self.teacher)
+        self.labeller = labeller_of(args, self.prepared, self.noise, self.teacher, evidence)
+        self._refits = refits_of(self.labeller, self.prepared, self._score)
         self.history = LabelHistory()
         self._steps = Steps(args, self.collate, self.labeller, self.method.loss, self.ranks)
         self._window: list[list[dict[str, Any]]] = []
@@ -211,6 +215,9 @@ class MSPOTrainer(SafeCheckpoints):
 
     def _step(self, policy: nn.Module, pairs: list[dict[str, Any]]) -> Stepped:
         teacher, engine = self.teacher, self._engine
+        if self._refits:
+            self._refits.before(self.state.global_step, self.history)
+            pairs = self._refits.with_first_labels(pairs)
         if teacher is None or engine is None or self.state.global_step % self.args.meta_every:
             return self._steps.plain(policy, pairs)
         clean = self._drawn = teacher.draw()
@@ -249,6 +256,8 @@ class MSPOTrainer(SafeCheckpoints):
                 meta_learner = self.teacher.meta_learner
                 meta_learner.follow(meta_learner.inputs(moved.measured))
         self.history.record(self.state.global_step + 1, index, ppl_diff, moved)
+        if self._refits:
+            self._refits.keep(index, moved.soft_label)
         metrics = reward_metrics(moved.measured, self.args.beta)
         metrics |= label_metrics(moved.soft_label, ppl_diff)
         if "is_flipped" in self.pairs.column_names:
@@ -306,6 +315,8 @@ class MSPOTrainer(SafeCheckpoints):
         nats; `step` the pair was last trained on, null if it never was.
         """
         scored = self._score(self.pairs, "labelling")
+        if self._refits:
+            scored = self._refits.seen(scored)
         return beliefs(
             column(self.pairs, "uid"),
             self.history.last_steps(len(self.pairs)),
@@ -318,6 +329,7 @@ class MSPOTrainer(SafeCheckpoints):
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
         """Return the meta-learner, its optimizer, the clean sampler, and what was noted so far."""
         tensors, values = self.teacher.state() if self.teacher else ({}, {})
+        tensors |= self._refits.state() if self._refits else {}
         history = {f"history.{name}": column for name, column in self.history.tensors().items()}
         values |= {"skipped_steps": self._skipped.count, "noted": cast(JSON, dict(self._noted))}
         return tensors | history, values
@@ -331,6 +343,8 @@ class MSPOTrainer(SafeCheckpoints):
         self._noted.update(cast(dict[str, list[float]], values["noted"]))
         if self.teacher:
             self.teacher.restore(tensors, values)
+        if self._refits:
+            self._refits.restore(tensors)
 
     def identity(self) -> dict[str, JSON]:
         """Return what must not change between an interrupted run and its resumption."""

@@ -1,0 +1,102 @@
+"""A supervised labeller in training: what it is fitted on, when, and what its pairs keep.
+
+Shapes: n training pairs, m trusted pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from softpref.algorithm.evidence_labeller import EvidenceLabeller
+from softpref.algorithm.labeller import Labeller
+from softpref.algorithm.likelihood import Measured
+from softpref.data.readers import column
+from softpref.training.labels import LabelHistory
+from softpref.training.preparation import Prepared
+
+EVERY = 8
+"""Steps between two fits."""
+LATEST = 2048
+"""Noisy pairs of a fit, the last ones that were drawn."""
+
+
+class Refits:
+    """Fits the labeller every 8 steps, and keeps each pair's first label.
+
+    From a pair's second visit on its margin has seen its label, so that it tells nothing of it any
+    more: the pair keeps the label of its first, and only first visits are fitted on.
+
+    Args:
+        labeller: what is fitted.
+        pairs: the training pairs.
+        trusted: the trusted pairs.
+        score: measures pairs under the policy as it is.
+    """
+
+    def __init__(
+        self,
+        labeller: EvidenceLabeller,
+        pairs: Dataset,
+        trusted: Dataset,
+        score: Callable[[Dataset, str], Measured],
+    ) -> None:
+        self._labeller, self._score, self._trusted = labeller, score, trusted
+        self._evidence, self._of_trusted = evidence_in(pairs), evidence_in(trusted)
+        self._first = torch.full((len(pairs),), torch.nan)
+
+    def before(self, step: int, history: LabelHistory) -> None:
+        """Fit, if it is time to, before a step counted from 0."""
+        if step == 0 or step % EVERY or not self._first.isnan().any():
+            return
+        index, margin = history.latest("index", LATEST), history.latest("margin", LATEST)
+        trusted = self._score(self._trusted, "labelling, clean")
+        self._labeller.refit(self._evidence[index], margin, self._of_trusted, trusted.margin)
+
+    def with_first_labels(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return a step's pairs, those that were trained on before with their first label."""
+        return [dict(row) | {"given_label": float(self._first[row["index"]])} for row in rows]
+
+    def seen(self, scored: Measured) -> Measured:
+        """Return measurements of all training pairs with the labels that they keep."""
+        return dataclasses.replace(scored, given_label=self._first)
+
+    def keep(self, index: Tensor, soft_label: Tensor) -> None:
+        """Keep the labels of a step, (B,), of the pairs that had none."""
+        index = index.cpu()
+        fresh = self._first[index].isnan()
+        self._first[index[fresh]] = soft_label.cpu().to(self._first)[fresh]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `restore` needs."""
+        labeller = self._labeller
+        return {
+            "refits.coefficients": labeller.coefficients,
+            "refits.size": labeller.size,
+            "refits.first": self._first,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from `state`."""
+        self._labeller.coefficients.copy_(tensors["refits.coefficients"])
+        self._labeller.size.copy_(tensors["refits.size"])
+        self._first.copy_(tensors["refits.first"])
+
+
+def evidence_in(pairs: Dataset) -> Tensor:
+    """Return g of every pair, nats, (n,) float64."""
+    return torch.tensor(column(pairs, "evidence").to_numpy()).double()
+
+
+def refits_of(
+    labeller: Labeller, prepared: Prepared, score: Callable[[Dataset, str], Measured]
+) -> Refits | None:
+    """Return what fits the labeller in training; None where nothing does."""
+    if not isinstance(labeller, EvidenceLabeller) or prepared.clean is None:
+        return None
+    return Refits(labeller, prepared.train, prepared.clean, score)
