@@ -56,7 +56,7 @@ def test_warm_start_says_how_often_a_label_is_right(noise_rate):
     clean = torch.randn(2000, generator=generator) - 1
     meta_learner = fresh()
     meta_learner.standardise(clean)
-    warm_start(meta_learner, clean[:, None], clean, noise_rate)
+    warm_start(meta_learner, clean[:, None], -clean, noise_rate)
     x = torch.linspace(-2, 2, 9)
     prior = torch.logit(torch.tensor(1 - noise_rate))
     truth = torch.sigmoid(-2 * x + prior)

@@ -95,7 +95,7 @@ def test_a_warm_start_takes_the_swapped_pairs_prompt_as_it_is():
     meta_learner.standardise(clean)
     logit, seen = meta_learner.logit, []
     meta_learner.logit = lambda signals: (seen.append(signals), logit(signals))[1]
-    warm_start(meta_learner, clean, ppl_diff, 0.2)
+    warm_start(meta_learner, clean, -ppl_diff, 0.2)
     assert torch.equal(seen[0], torch.cat([clean, clean * torch.tensor([-1.0, 1.0])]))
     x = torch.linspace(-2, 2, 9)
     truth = torch.sigmoid(-2 * x + torch.logit(torch.tensor(0.8)))

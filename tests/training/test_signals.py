@@ -10,7 +10,7 @@ import torch
 from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
 from softpref.algorithm.signals import PPL_DIFF, SIGNALS, STARTING_PPL_DIFF
 from softpref.errors import UsageError
-from softpref.training.needs import starting_signals
+from softpref.training.scoring import starting_signals
 from softpref.training.step import Steps
 from tests.toy import exact_trainer, toy_config, toy_trainer
 

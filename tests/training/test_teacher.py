@@ -14,7 +14,7 @@ from tests.toy import toy_config
 
 def made(args, noisy, clean, noise_rate):
     """V over PPLDiff alone."""
-    return make_meta_learner(args, noisy[:, None], clean[:, None], clean, noise_rate)
+    return make_meta_learner(args, noisy[:, None], clean[:, None], -clean, noise_rate)
 
 
 def test_the_z_score_is_of_the_first_thousand_pairs(tmp_path):
@@ -44,7 +44,7 @@ def test_a_saved_meta_learner_says_the_same(tmp_path):
 def test_a_saved_meta_learner_knows_its_signals_by_name(tmp_path):
     args = toy_config(tmp_path, signals=["margin", "ppl_diff"], meta_hidden=8)
     noisy = torch.stack([torch.zeros(40), torch.linspace(-2, 1, 40)], -1)
-    meta_learner = make_meta_learner(args, noisy, noisy, noisy[:, 1], 0.2)
+    meta_learner = make_meta_learner(args, noisy, noisy, -noisy[:, 1], 0.2)
     save_meta_learner(meta_learner, tmp_path)
     again = load_meta_learner(tmp_path)
     assert [signal.name for signal in again.signals] == ["margin", "ppl_diff"]

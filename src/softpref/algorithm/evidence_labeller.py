@@ -38,6 +38,7 @@ class EvidenceLabeller:
         self.size = torch.ones((), dtype=torch.float64)
 
     def label(self, measured: Measured) -> Tensor:
+        """Return p̂, (B,)."""
         known = _bounded(measured.evidence.double())
         columns = self._columns(known, measured.margin.detach())
         g = known + columns @ self.coefficients.to(known.device)

@@ -185,27 +185,27 @@ class MetaLearner(nn.Module):
 
 
 def warm_start(
-    meta_learner: MetaLearner, clean: Tensor, clean_ppl_diff: Tensor, noise_rate: float
+    meta_learner: MetaLearner, clean: Tensor, clean_score: Tensor, noise_rate: float
 ) -> None:
     """Fit V to what the clean pairs say, as given (right) and swapped (wrong), before any training.
 
-    V learns P(label right | PPLDiff) under the noise rate as prior, by cross-entropy on the clean
+    V learns P(label right | score) under the noise rate as prior, by cross-entropy on the clean
     pairs' signals and those of the swapped pairs. The targets are the smooth curve of
     `Calibration`, not the labels 1 and 0 themselves: from some 150 pairs the MLP would learn their
-    accidents. The curve is PPLDiff's whatever V sees: what other signals add is left to teaching.
+    accidents. The curve is one score's whatever V sees: what others add is left to teaching.
     Departs from the paper, whose V starts at random (p̂ ≈ 0.5) and gives the policy no gradient at
     first.
 
     Args:
         meta_learner: changed in place; its z-score is already set.
         clean: (n, F), the clean pairs' signals under the starting policy.
-        clean_ppl_diff: (n,) PPLDiff of the same pairs.
+        clean_score: (n,) odd, larger where a label looks right: minus PPLDiff, or evidence.
         noise_rate: the share of flipped labels, in [0, 0.5].
     """
     optimizer = torch.optim.AdamW(meta_learner.parameters(), lr=1e-2, weight_decay=0.0)
     both_ways = torch.cat([clean, meta_learner.swapped(clean)])
-    scores = torch.cat([-clean_ppl_diff, clean_ppl_diff])
-    target = Calibration.fit(-clean_ppl_diff).probability_correct(scores, noise_rate)
+    scores = torch.cat([clean_score, -clean_score])
+    target = Calibration.fit(clean_score).probability_correct(scores, noise_rate)
     for _ in range(WARM_START_STEPS):
         logit = meta_learner.logit(both_ways)
         optimizer.zero_grad()

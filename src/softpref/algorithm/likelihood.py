@@ -30,7 +30,7 @@ class Measured:
         margin: h of Eq. 1, nats.
         ppl_diff: PPLDiff of Eq. 4 and 5 under this policy, nats per token; never differentiated.
         starting_ppl_diff: the same under the policy training started from.
-        evidence: g of the pair as it was labelled before training, nats; NaN where nobody fitted it.
+        evidence: g of the label before training, nats; NaN where nobody fitted it.
         given_label: the soft label that came with the pair, NaN where none did.
     """
 

@@ -19,9 +19,9 @@ from softpref.training.config import MSPOConfig
 from softpref.training.fit import require_fit
 from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.models import context_length, load_policy, load_tokenizer
-from softpref.training.needs import starting_ppl_diff
 from softpref.training.preparation import prepare
 from softpref.training.reference import fingerprint_weights, with_reference
+from softpref.training.scoring import starting_ppl_diff
 
 logger = logging.getLogger(__name__)
 

@@ -5,26 +5,23 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
 from typing import cast
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from torch import Tensor
 
 from softpref.algorithm.evidence import Evidence
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.methods import Beginning, Method
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
-from softpref.algorithm.signals import STARTING_PPL_DIFF, Signal
 from softpref.data.readers import column
 from softpref.data.sources import by_source
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect import Correction
 from softpref.training.preparation import Prepared
+from softpref.training.scoring import starting_ppl_diff
 from softpref.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -87,24 +84,6 @@ def with_given_labels(pairs: Dataset, method: Method, correction: Correction | N
     if source == "is_flipped":
         labels = pc.if_else(labels, 0.0, 1.0)
     return pairs.add_column("given_label", labels.combine_chunks())
-
-
-def starting_ppl_diff(pairs: Dataset) -> Tensor:
-    """Return PPLDiff under the starting policy, (n,), nats per token."""
-    return starting_signals(pairs, [STARTING_PPL_DIFF]).squeeze(-1)
-
-
-def starting_signals(pairs: Dataset, signals: Sequence[Signal]) -> Tensor:
-    """Return what the signals are under the starting policy, (n, F)."""
-    return torch.stack(
-        [
-            torch.tensor(column(pairs, signal.column).cast(pa.float32()).to_numpy())
-            if signal.column
-            else torch.zeros(len(pairs))
-            for signal in signals
-        ],
-        -1,
-    )
 
 
 def noise_of(

@@ -5,8 +5,9 @@ Shapes: n pairs of a data set, in its order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
@@ -17,6 +18,7 @@ from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import evaluating
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
+from softpref.algorithm.signals import STARTING_PPL_DIFF, Signal
 from softpref.data.batches import PARTS, Collate
 from softpref.data.readers import column
 
@@ -37,6 +39,24 @@ def pair_lengths(pairs: Dataset) -> torch.Tensor:
 def token_counts(pairs: Dataset, part: str) -> torch.Tensor:
     """Return how many tokens one part of each pair has, shape (n,), int32."""
     return torch.tensor(pc.list_value_length(column(pairs, part)).to_numpy())
+
+
+def starting_ppl_diff(pairs: Dataset) -> Tensor:
+    """Return PPLDiff under the starting policy, (n,), nats per token."""
+    return starting_signals(pairs, [STARTING_PPL_DIFF]).squeeze(-1)
+
+
+def starting_signals(pairs: Dataset, signals: Sequence[Signal]) -> Tensor:
+    """Return what the signals are under the starting policy, (n, F)."""
+    return torch.stack(
+        [
+            torch.tensor(column(pairs, signal.column).cast(pa.float32()).to_numpy())
+            if signal.column
+            else torch.zeros(len(pairs))
+            for signal in signals
+        ],
+        -1,
+    )
 
 
 def score_pairs(

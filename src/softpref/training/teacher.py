@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from softpref.algorithm.labeller import MetaLearner, warm_start
-from softpref.algorithm.signals import PPL_DIFF, SIGNALS
+from softpref.algorithm.ranks import Ranks
+from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS
 from softpref.training.config import MSPOConfig
 from softpref.training.samplers import CleanSampler
+from softpref.training.scoring import starting_ppl_diff, starting_signals
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 ZSCORE_PAIRS = 1000
@@ -22,7 +25,7 @@ META_LEARNER = "meta_learner.safetensors"
 
 
 def make_meta_learner(
-    args: MSPOConfig, noisy: Tensor, clean: Tensor, clean_ppl_diff: Tensor, noise_rate: float
+    args: MSPOConfig, noisy: Tensor, clean: Tensor, clean_score: Tensor, noise_rate: float
 ) -> MetaLearner:
     """Make V with its z-score set and, if asked for, warm-started.
 
@@ -31,7 +34,7 @@ def make_meta_learner(
         noisy: (n, F), the training pairs' signals under the starting policy; the first 1,000 set
             the z-score (Appendix C).
         clean: (m, F), the same of the clean pairs.
-        clean_ppl_diff: (m,) their PPLDiff under the starting policy, nats per token.
+        clean_score: (m,) what the warm start learns of them: minus PPLDiff, or evidence.
         noise_rate: the share of flipped labels, the warm start's prior.
     """
     with torch.random.fork_rng(devices=[]):
@@ -39,8 +42,31 @@ def make_meta_learner(
         meta_learner = MetaLearner(args.meta_hidden, args.resolved_signals())
     meta_learner.standardise(noisy[:ZSCORE_PAIRS])
     if args.warm_start:
-        warm_start(meta_learner, clean, clean_ppl_diff, noise_rate)
+        warm_start(meta_learner, clean, clean_score, noise_rate)
     return meta_learner
+
+
+def make_teacher(
+    args: MSPOConfig, pairs: Dataset, clean: Dataset, noise_rate: float, ranks: Ranks, steps: int
+) -> Teacher:
+    """Make V from both sets' signals under the starting policy, the same on all ranks.
+
+    Args:
+        args: the run's options.
+        pairs: the training pairs.
+        clean: the trusted pairs.
+        noise_rate: the share of flipped labels.
+        ranks: who trains together.
+        steps: of the policy.
+    """
+    signals = args.resolved_signals()
+    noisy, trusted = (starting_signals(some, signals) for some in (pairs, clean))
+    score = -starting_ppl_diff(clean)
+    if EVIDENCE in signals:
+        score = trusted[:, signals.index(EVIDENCE)]
+    meta_learner = make_meta_learner(args, noisy, trusted, score, noise_rate)
+    ranks.broadcast_(list(meta_learner.to(args.device).state_dict().values()))
+    return Teacher(meta_learner, clean, args, math.ceil(steps / args.meta_every))
 
 
 def save_meta_learner(meta_learner: MetaLearner, directory: Path) -> None:

@@ -51,8 +51,6 @@ from softpref.training.needs import (
     labeller_of,
     noise_of,
     require_needs,
-    starting_ppl_diff,
-    starting_signals,
     with_given_labels,
 )
 from softpref.training.perpcorrect import correct
@@ -64,7 +62,7 @@ from softpref.training.scoring import score_pairs
 from softpref.training.sharding import made_to_save_all, settle
 from softpref.training.states import JSON
 from softpref.training.step import Stepped, Steps
-from softpref.training.teacher import Teacher, make_meta_learner
+from softpref.training.teacher import Teacher, make_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -386,16 +384,9 @@ class MSPOTrainer(SafeCheckpoints):
     def _make_teacher(self) -> Teacher | None:
         if not self.method.teaches or self.clean is None or self.noise is None:
             return None
-        noisy, clean = (
-            starting_signals(pairs, self.args.resolved_signals())
-            for pairs in (self.pairs, self.clean)
+        return make_teacher(
+            self.args, self.pairs, self.clean, self.noise.expected, self.ranks, self.total_steps()
         )
-        meta_learner = make_meta_learner(
-            self.args, noisy, clean, starting_ppl_diff(self.clean), self.noise.expected
-        )
-        self.ranks.broadcast_(list(meta_learner.to(self.args.device).state_dict().values()))
-        updates = math.ceil(self.total_steps() / self.args.meta_every)
-        return Teacher(meta_learner, self.clean, self.args, updates)
 
     def _say_how(self) -> None:
         args, steps = self.args, self.total_steps()
