@@ -25,14 +25,16 @@ from softpref.algorithm.pair_signals import Columns, PairSignals
 
 FOLDS, FEW_PAIRS, FOLDS_OF_FEW = 4, 2000, 10
 """Where pairs are few, a fit must not lack a quarter of them."""
-ROUNDS = 3
-"""Of rate and curve by turns; the rate settles in two."""
+ROUNDS = 2
+"""Of rate and curve by turns; a third changes nothing."""
 KNOTS = 7
 CURVE_PENALTY = 0.3
 FREE_CURVE_GATE = 2.0
 """Standard errors by which a free curve must foretell left-out pairs better than a rising one."""
 PENALTIES = (1.0, 4.0, 16.0, 64.0)
 CURVE_AGAIN_PENALTY = 4.0
+FOLD_TOLERANCE = 1e-2
+"""Nats of all pairs: far less than a choice depends on."""
 LEAST_GAIN = 1.0
 """Nats by which further columns must; columns without meaning mostly lose some."""
 SPEAKS_GATE = 1.0
@@ -227,7 +229,9 @@ def _correct(x: Tensor, rate: Tensor, by_curve: Tensor, fold: Tensor) -> _Correc
         theta = fit(x, rate, penalty, by_curve)
 
         def fit_on(these: Tensor, penalty: Tensor = penalty, theta: Tensor = theta) -> Tensor:
-            return by_curve + x @ fit(x[these], rate[these], penalty, by_curve[these], theta)
+            return by_curve + x @ fit(
+                x[these], rate[these], penalty, by_curve[these], theta, FOLD_TOLERANCE
+            )
 
         fits.append(
             _Correction(left_out(fold, fit_on), theta, penalty, slope(by_curve + x @ theta, rate))

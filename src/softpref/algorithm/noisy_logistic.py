@@ -12,7 +12,6 @@ from torch.nn.functional import logsigmoid
 
 LEAST_RATE = 1e-6
 _MAX_ITERATIONS = 30
-_TOLERANCE = 1e-4  # nats, of all pairs together
 _GIVE_UP = 1e8  # damping at which no step gains any more
 
 
@@ -35,7 +34,12 @@ def slope(log_odds: Tensor, noise_rate: Tensor) -> Tensor:
 
 
 def fit(
-    x: Tensor, noise_rate: Tensor, penalty: Tensor, offset: Tensor, start: Tensor | None = None
+    x: Tensor,
+    noise_rate: Tensor,
+    penalty: Tensor,
+    offset: Tensor,
+    start: Tensor | None = None,
+    tolerance: float = 1e-4,
 ) -> Tensor:
     """Return θ, (K,), by damped Fisher scoring; a step that does not gain is tried again, shorter.
 
@@ -50,6 +54,7 @@ def fit(
         penalty: (K,) λ, positive.
         offset: (N,) what is known of g already.
         start: (K,) where the search begins; zeros by default.
+        tolerance: gain of a step, nats of all pairs together, at which the search ends.
     """
     rate = noise_rate.clamp_min(LEAST_RATE)
     prior = torch.log1p(-rate) - rate.log()
@@ -76,6 +81,6 @@ def fit(
             continue
         gain, least, theta = least - new, new, proposed
         damping = max(damping / 5, 1e-6)
-        if gain < _TOLERANCE:
+        if gain < tolerance:
             break
     return theta

@@ -89,6 +89,8 @@ def evidence_of(
     fitted = torch.randperm(len(noisy), generator=generator)[:MOST_FITTED].sort().values
     sample = noisy if len(fitted) == len(noisy) else noisy.select(fitted.tolist())
     evidence = fit_evidence(signals_of(sample, names), signals_of(trusted, names), seed)
+    if sample is noisy:
+        return evidence, evidence.noisy
     g = torch.cat([evidence.log_odds(signals_of(part, names)) for part in chunks(noisy)])
     g[fitted] = evidence.noisy
     return evidence, g
