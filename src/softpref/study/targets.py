@@ -16,7 +16,17 @@ from softpref.study.pictures import (
 from softpref.study.readings import examples, implicit_weights, label_curves, learned_map
 from softpref.study.scorers import SCORERS
 
-ALL_METHODS = ("dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "mspo_static", "mspo", "oracle")
+ALL_METHODS = (
+    "dpo",
+    "gdpo",
+    "cdpo",
+    "rdpo",
+    "perpcorrect",
+    "mspo_static",
+    "mspo",
+    "evidence",
+    "oracle",
+)
 NOISE_RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
 AUDIT_METRICS = ("label_auroc", "average_precision", "ece", "noise_rate_error")
 

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
 NOT_ESTIMATED = "not estimated, for want of clean pairs"
+FLAT = 0.1
+"""Range of 90% of the soft labels below which they say next to nothing about single pairs."""
 PATH_OPTIONS = ("output_dir", "reference_cache", "resume_from_checkpoint")
 PACKAGES = ("softpref", "torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -130,7 +132,7 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
         sources = trainer.pairs.select_columns(["source"])
         labels = concatenate_datasets([labels, sources], axis=1)
     write_lines(output / "labels.jsonl", dataset_rows(labels))
-    _say_labels(labels, trainer.pairs)
+    _say_labels(labels, trainer.pairs, config.beta)
     trainer.history.write(output / "label_history.parquet", column(trainer.pairs, "uid"))
     if trainer.teacher:
         save_meta_learner(trainer.teacher.meta_learner, output)
@@ -167,13 +169,20 @@ def _count_sft_targets(model: str, train: LoadedPairs, clean: LoadedPairs | None
     return seen
 
 
-def _say_labels(labels: Dataset, pairs: Dataset) -> None:
+def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
     if labels["soft_label"][0] is not None:
         soft_label = torch.tensor(column(labels, "soft_label").to_numpy())
         logger.info(
             "labels: mean soft label %.2f; %.1f%% of the pairs below one half",
             soft_label.mean(), 100 * (soft_label < 0.5).float().mean(),
         )  # fmt: skip
+        low, high = soft_label.double().quantile(torch.tensor([0.05, 0.95]).double()).tolist()
+        if high - low < FLAT:
+            logger.warning(
+                "labels: nearly the same for all pairs, %.2f to %.2f: nothing told wrong labels "
+                "from right ones, and this was about DPO at β = %.3g",
+                low, high, beta * abs(low + high - 1),
+            )  # fmt: skip
     if labels["p_correct"][0] is None or "is_flipped" not in pairs.column_names:
         return
     is_flipped = torch.tensor(column(pairs, "is_flipped").to_numpy())
