@@ -12,7 +12,7 @@ Shapes: N pairs, of which n are noisy and come first, and m trusted; K columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +113,7 @@ class Evidence:
             all pairs j.
         noisy: (n,) g of the noisy pairs, by fits that left them out.
         trusted: (m,) likewise.
+        noisy_parts: what each kind of signal adds to `noisy`, (n,) each, by the same fits.
         noise: share of flipped labels among the noisy pairs, by these.
         calibration: s, (2,) coefficients of g/size and tanh(2 g/size).
         size: the median |g| before it.
@@ -126,6 +127,7 @@ class Evidence:
     size: float
     noisy: Tensor
     trusted: Tensor
+    noisy_parts: Mapping[str, Tensor]
     noise: NoiseRate
 
     @property
@@ -141,12 +143,9 @@ class Evidence:
         """Return what each kind of signal adds to g, nats, (N,) each."""
         curve = self.curve.log_odds(pairs.fluency)
         columns = self.columns(pairs, curve)
-        thetas = self.theta.split([each.shape[1] for each in columns.values()])
-        parts = {name: x @ t for (name, x), t in zip(columns.items(), thetas, strict=True)}
-        parts["curve"] = parts["curve"] + curve
-        raw = torch.stack(list(parts.values())).sum(0)
-        sharpened = torch.where(raw == 0, 1.0, self._calibrated(raw) / raw)
-        return {name: part * sharpened for name, part in parts.items()}
+        x, widths = torch.cat(list(columns.values()), dim=1), [c.shape[1] for c in columns.values()]
+        parts = by_kind(x, self.theta, widths)
+        return _named(columns, curve, parts, self._calibrated(curve + parts.sum(1)))
 
     def log_odds(self, pairs: PairSignals) -> Tensor:
         """Return g, nats, (N,), of pairs that were not in the fit."""
@@ -194,33 +193,41 @@ def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evi
     columns = Columns.of(pairs)
     kinds, rate = columns(pairs, by_curve), rates(expected)
     g, gained = by_curve, LEAST_GAIN
-    theta = torch.zeros(sum(each.shape[1] for each in kinds.values())).double()
+    widths = [each.shape[1] for each in kinds.values()]
+    theta = torch.zeros(sum(widths)).double()
     pull = theta.expand(len(trusted), -1)
+    parts = torch.zeros(len(pairs), len(widths)).double()
     for left_aside in ({"even"}, set()):  # even signals must be worth their many columns
         x = torch.cat([each * (name not in left_aside) for name, each in kinds.items()], dim=1)
-        found = _correct(x, rate, by_curve, fold)
+        found = _correct(x, widths, rate, by_curve, fold)
         if log_likelihood(found.g, rate).sum() > log_likelihood(g, rate).sum() + gained:
-            g, theta = found.g, found.theta
+            g, parts, theta = found.g, found.parts, found.theta
             pull = found.slope[n:, None] * x[n:] / found.penalty
     size = robust_scale(g)
     basis = odd_basis(g, size)
     calibration = fit_coefficients(basis, torch.ones_like(g), rate.clamp_min(LEAST_RATE)[None])[0]
     g = basis @ calibration
     noise = estimate_noise_rate(-g[:n], -g[n:])
-    return Evidence(curve, columns, theta, pull, calibration, size, g[:n], g[n:], noise)
+    noisy_parts = _named(kinds, by_curve[:n], parts[:n], g[:n])
+    return Evidence(
+        curve, columns, theta, pull, calibration, size, g[:n], g[n:], noisy_parts, noise
+    )
 
 
 @dataclass(frozen=True)
 class _Correction:
-    """Stage B by one choice of columns, and g of left-out pairs by it."""
+    """Stage B by one choice of columns, and g of left-out pairs by it, whole and in parts."""
 
     g: Tensor
+    parts: Tensor
     theta: Tensor
     penalty: Tensor
     slope: Tensor
 
 
-def _correct(x: Tensor, rate: Tensor, by_curve: Tensor, fold: Tensor) -> _Correction:
+def _correct(
+    x: Tensor, widths: Sequence[int], rate: Tensor, by_curve: Tensor, fold: Tensor
+) -> _Correction:
     """Fit θ with the penalty that foretells left-out pairs best."""
     fits = []
     for candidate in PENALTIES:
@@ -229,13 +236,14 @@ def _correct(x: Tensor, rate: Tensor, by_curve: Tensor, fold: Tensor) -> _Correc
         theta = fit(x, rate, penalty, by_curve)
 
         def fit_on(these: Tensor, penalty: Tensor = penalty, theta: Tensor = theta) -> Tensor:
-            return by_curve + x @ fit(
+            without_others = fit(
                 x[these], rate[these], penalty, by_curve[these], theta, FOLD_TOLERANCE
             )
+            return by_kind(x, without_others, widths)
 
-        fits.append(
-            _Correction(left_out(fold, fit_on), theta, penalty, slope(by_curve + x @ theta, rate))
-        )
+        parts = left_out(fold, fit_on)
+        surprise = slope(by_curve + x @ theta, rate)
+        fits.append(_Correction(by_curve + parts.sum(1), parts, theta, penalty, surprise))
     return max(fits, key=lambda one: float(log_likelihood(one.g, rate).sum()))
 
 
@@ -247,13 +255,27 @@ def deal(noisy: int, trusted: int, seed: int) -> Tensor:
     return torch.cat(parts)
 
 
+def by_kind(x: Tensor, theta: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return what each kind of columns adds to x·θ, (N, kinds)."""
+    each = zip(x.split(list(widths), dim=1), theta.split(list(widths)), strict=True)
+    return torch.stack([columns @ coefficients for columns, coefficients in each], dim=1)
+
+
+def _named(names: Iterable[str], curve: Tensor, parts: Tensor, g: Tensor) -> dict[str, Tensor]:
+    """Return g by kinds: parts (N, kinds) of g_B, with g_A in the first, scaled to sum to g."""
+    raw = curve + parts.sum(1)
+    scale = torch.where(raw == 0, 1.0, g / raw)
+    found = dict(zip(names, (parts * scale[:, None]).unbind(1), strict=True))
+    return found | {"curve": found["curve"] + curve * scale}
+
+
 def left_out(fold: Tensor, fit_on: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return each pair's g by the fit that left its fold out; `fit_on` gives all pairs' g, (N,)."""
-    g = torch.empty(len(fold), dtype=torch.float64)
-    for part in fold.unique():
-        held_out = fold == part
-        g[held_out] = fit_on(~held_out)[held_out]
-    return g
+    """Return what is said of each pair, (N, ...), by the fit that left its fold out.
+
+    `fit_on` says it of all pairs, by a fit on those that it is given.
+    """
+    by_fold = torch.stack([fit_on(fold != part) for part in range(int(fold.max()) + 1)])
+    return by_fold[fold, torch.arange(len(fold))]
 
 
 def gain(richer: Tensor, simpler: Tensor, rate: Tensor) -> float:

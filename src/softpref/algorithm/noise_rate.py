@@ -45,7 +45,7 @@ class NoiseRate:
     def __str__(self) -> str:
         interval = f"95% interval {self.low:.1%} to {self.high:.1%}"
         if self.high - self.low > 0.4:
-            return f"unknown, PPLDiff says too little of the labels ({interval})"
+            return f"unknown, the signals say too little about the labels ({interval})"
         return f"{self.rate:.1%} ({interval})"
 
     @staticmethod

@@ -85,8 +85,7 @@ def evidence_of(
 
     Pairs in the fit have the g of a fit that left them out.
     """
-    generator = torch.Generator().manual_seed(seed)
-    fitted = torch.randperm(len(noisy), generator=generator)[:MOST_FITTED].sort().values
+    fitted = _in_fit(len(noisy), seed)
     sample = noisy if len(fitted) == len(noisy) else noisy.select(fitted.tolist())
     evidence = fit_evidence(signals_of(sample, names), signals_of(trusted, names), seed)
     if sample is noisy:
@@ -121,7 +120,24 @@ def needs_evidence(args: MSPOConfig) -> bool:
     return "evidence" in args.resolved_method().needs or EVIDENCE in args.resolved_signals()
 
 
-def chunks(pairs: Dataset) -> Iterator[Dataset]:
+def parts_of(
+    evidence: Evidence, noisy: Dataset, names: Collection[SignalName], seed: int
+) -> dict[str, Tensor]:
+    """Return what each kind of signal adds to the g that `evidence_of` gave, nats, (n,) each."""
+    by_chunk = [evidence.parts(signals_of(part, names)) for part in chunks(noisy)]
+    parts = {name: torch.cat([part[name] for part in by_chunk]) for name in by_chunk[0]}
+    fitted = _in_fit(len(noisy), seed)
+    for name, values in parts.items():
+        values[fitted] = evidence.noisy_parts[name]
+    return parts
+
+
+def _in_fit(noisy: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(noisy, generator=generator)[:MOST_FITTED].sort().values
+
+
+def chunks(pairs: Dataset, size: int = CHUNK) -> Iterator[Dataset]:
     """Yield the pairs in parts that fit into memory whatever a state is."""
-    for start in range(0, len(pairs), CHUNK):
-        yield pairs.select(range(start, min(start + CHUNK, len(pairs))))
+    for start in range(0, len(pairs), size):
+        yield pairs.select(range(start, min(start + size, len(pairs))))
