@@ -104,7 +104,7 @@ def splits(pairs: PairSignals, wrong: Tensor | None, args: argparse.Namespace) -
             flips = wrong[noisy]
         given, clean = swapped(of(pairs, noisy), flips), of(pairs, trusted)
         evidence = fit_evidence(given, clean, split)
-        p_correct = evidence.probability_correct(evidence.noisy)
+        p_correct = evidence.probability_correct(evidence.noisy, evidence.rates(given))
         sign = 1 if clean.odd["length"].sign().sum() >= 0 else -1
         yield {
             "ppl_diff": 100 * auroc(given.fluency, ~flips),

@@ -7,98 +7,44 @@ with ridge penalties, by the likelihood of noisy_logistic.py. Not in the paper, 
 from PPLDiff alone. Each model is fitted on all pairs, and again on folds, so that no pair is judged
 by a fit that has read its label; s, odd and rising, calibrates what these say.
 
+Flips may be more likely where a pair is hard: ε is then a pair's own (flip_rates.py).
+
 Shapes: N pairs, of which n are noisy and come first, and m trusted; K columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from softpref.algorithm.calibration import fit_coefficients, odd_basis, robust_scale
+from softpref.algorithm.flip_rates import FlipRates, fit_flip_rates
+from softpref.algorithm.fluency_curve import Curve, fit_curve
+from softpref.algorithm.folds import deal, gain, left_out
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.algorithm.noisy_logistic import LEAST_RATE, fit, log_likelihood, slope
 from softpref.algorithm.pair_signals import Columns, PairSignals
 
-FOLDS, FEW_PAIRS, FOLDS_OF_FEW = 4, 2000, 10
-"""Where pairs are few, a fit must not lack a quarter of them."""
 ROUNDS = 2
 """Of rate and curve by turns; a third changes nothing."""
-KNOTS = 7
-CURVE_PENALTY = 0.3
-FREE_CURVE_GATE = 2.0
-"""Standard errors by which a free curve must foretell left-out pairs better than a rising one."""
 PENALTIES = (1.0, 4.0, 16.0, 64.0)
 CURVE_AGAIN_PENALTY = 4.0
 FOLD_TOLERANCE = 1e-2
 """Nats of all pairs: far less than a choice depends on."""
 LEAST_GAIN = 1.0
-"""Nats by which further columns must; columns without meaning mostly lose some."""
+"""Nats by which further columns must foretell left-out pairs better; those without meaning mostly
+lose some."""
 SPEAKS_GATE = 1.0
 """Standard errors by which evidence must foretell left-out trusted pairs better than a toss."""
 LEAST_NOISE = 0.003
 """At a noise rate of 0 one surprising label would outweigh all others."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Stage A: log-odds by fluency alone, odd.
-
-    Rising, a t/s + b tanh(2t/s) with a, b > 0, unless a free curve foretells left-out pairs better:
-    where a model is fluent in what it gets wrong, its strongest preferences are the wrong ones.
-
-    Attributes:
-        scale: s, the median |t|.
-        knots: |t| at which a free curve bends, (7,); empty if it rises.
-        coefficients: of the basis, (2,) or (9,).
-    """
-
-    scale: float
-    knots: Tensor
-    coefficients: Tensor
-
-    def log_odds(self, fluency: Tensor) -> Tensor:
-        """Return g_A, nats, (N,)."""
-        basis = _bending if len(self.knots) else _rising
-        return basis(fluency, self.scale, self.knots) @ self.coefficients
-
-
-def _rising(t: Tensor, scale: float, knots: Tensor) -> Tensor:
-    return odd_basis(t, scale)
-
-
-def _bending(t: Tensor, scale: float, knots: Tensor) -> Tensor:
-    t = t.double()
-    sign = torch.tanh(3 * t / scale)
-    hinges = [sign * (t.abs() - knot).clamp_min(0) / scale for knot in knots]
-    return torch.stack([sign, t / scale / 2, *hinges], dim=1)
-
-
-def fit_curve(t: Tensor, rate: Tensor, fold: Tensor) -> tuple[Curve, Tensor]:
-    """Return stage A, and g_A of each pair by a fit that left its fold out, (N,)."""
-    scale = robust_scale(t)
-    sizes = t.abs().double().sort().values
-    places = torch.linspace(0.1, 0.95, KNOTS, dtype=torch.float64) * (len(sizes) - 1)
-    knots = sizes[places.long()]
-    rising, bending = _rising(t, scale, knots), _bending(t, scale, knots)
-
-    def fit_rising(these: Tensor) -> Tensor:
-        weight = torch.ones(int(these.sum()), dtype=torch.float64)
-        return fit_coefficients(rising[these], weight, rate[these].clamp_min(LEAST_RATE)[None])[0]
-
-    def fit_bending(these: Tensor) -> Tensor:
-        penalty = torch.full((bending.shape[1],), CURVE_PENALTY, dtype=torch.float64)
-        return fit(bending[these], rate[these], penalty, torch.zeros(()).double())
-
-    all_pairs = torch.ones(len(t), dtype=torch.bool)
-    by_rising = left_out(fold, lambda these: rising @ fit_rising(these))
-    by_bending = left_out(fold, lambda these: bending @ fit_bending(these))
-    if gain(by_bending, by_rising, rate) > FREE_CURVE_GATE:
-        return Curve(scale, knots, fit_bending(all_pairs)), by_bending
-    return Curve(scale, knots[:0], fit_rising(all_pairs)), by_rising
+FLIP_RATES_GATE, HOPELESS, SETTLED = 7.0, 2.0, 1.0
+"""Nats by which a rate for each pair must beat one for all: chance does so once in a thousand sets;
+nats below which a further round is not worth it; nats that a last round adds."""
+FLIP_RATE_ROUNDS = 12
 
 
 @dataclass(frozen=True)
@@ -111,12 +57,13 @@ class Evidence:
         theta: stage B, (K,); zeros where it is left out.
         pull: (m, K) how much of θ is due to each trusted pair, λ_k θ_k = Σ_j (r_j − q_j) x_jk over
             all pairs j.
+        calibration: s, (2,) coefficients of g/size and tanh(2 g/size).
+        size: the median |g| before it.
         noisy: (n,) g of the noisy pairs, by fits that left them out.
         trusted: (m,) likewise.
         noisy_parts: what each kind of signal adds to `noisy`, (n,) each, by the same fits.
         noise: share of flipped labels among the noisy pairs, by these.
-        calibration: s, (2,) coefficients of g/size and tanh(2 g/size).
-        size: the median |g| before it.
+        flip_rates: a rate for each pair; None where one for all does.
     """
 
     curve: Curve
@@ -129,6 +76,7 @@ class Evidence:
     trusted: Tensor
     noisy_parts: Mapping[str, Tensor]
     noise: NoiseRate
+    flip_rates: FlipRates | None
 
     @property
     def speaks(self) -> bool:
@@ -145,28 +93,31 @@ class Evidence:
         columns = self.columns(pairs, curve)
         x, widths = torch.cat(list(columns.values()), dim=1), [c.shape[1] for c in columns.values()]
         parts = by_kind(x, self.theta, widths)
-        return _named(columns, curve, parts, self._calibrated(curve + parts.sum(1)))
+        raw = curve + parts.sum(1)
+        return _named(columns, curve, parts, odd_basis(raw, self.size) @ self.calibration)
 
     def log_odds(self, pairs: PairSignals) -> Tensor:
         """Return g, nats, (N,), of pairs that were not in the fit."""
         return torch.stack(list(self.parts(pairs).values())).sum(0)
-
-    def _calibrated(self, raw: Tensor) -> Tensor:
-        return odd_basis(raw, self.size) @ self.calibration
 
     def influence(self, pairs: PairSignals) -> Tensor:
         """Return what each trusted pair adds to each pair's g_B, nats, (N, m)."""
         columns = self.columns(pairs, self.curve.log_odds(pairs.fluency))
         return torch.cat(list(columns.values()), dim=1) @ self.pull.T
 
-    def probability_correct(self, log_odds: Tensor) -> Tensor:
-        """Return the probability that each noisy label is right, (N,), for g of these pairs (N,).
+    def rates(self, pairs: PairSignals) -> Tensor:
+        """Return ε of noisy pairs, (N,): the probability of a flip before g is known."""
+        if self.flip_rates:
+            return self.flip_rates(pairs)
+        return torch.full((len(pairs),), max(self.noise.expected, LEAST_NOISE)).double()
+
+    def probability_correct(self, log_odds: Tensor, rate: Tensor) -> Tensor:
+        """Return the probability that each noisy label is right, (N,), for g and ε (N,).
 
             p = σ(g + log((1 − ε) / ε))
 
-        ε is the noise rate that is expected; where evidence does not speak, all are 1 − ε.
+        Where evidence does not speak, all are 1 − ε.
         """
-        rate = torch.tensor(max(self.noise.expected, LEAST_NOISE), dtype=torch.float64)
         known = log_odds if self.speaks else torch.zeros_like(log_odds)
         return (known + torch.log1p(-rate) - rate.log()).sigmoid()
 
@@ -180,79 +131,155 @@ def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evi
         seed: of the deal into folds.
     """
     n, pairs = len(noisy), noisy + trusted
-    is_noisy = torch.arange(len(pairs)) < n
     fold = deal(n, len(trusted), seed)
-
-    def rates(of_noisy: float) -> Tensor:
-        return is_noisy.double() * max(of_noisy, LEAST_NOISE)
-
-    expected = estimate_noise_rate(-noisy.fluency, -trusted.fluency).expected
+    rate = _rates(pairs, n, estimate_noise_rate(-noisy.fluency, -trusted.fluency).expected)
     for _ in range(ROUNDS):
-        curve, by_curve = fit_curve(pairs.fluency, rates(expected), fold)
-        expected = estimate_noise_rate(-by_curve[:n], -by_curve[n:]).expected
-    columns = Columns.of(pairs)
-    kinds, rate = columns(pairs, by_curve), rates(expected)
-    g, gained = by_curve, LEAST_GAIN
-    widths = [each.shape[1] for each in kinds.values()]
-    theta = torch.zeros(sum(widths)).double()
-    pull = theta.expand(len(trusted), -1)
-    parts = torch.zeros(len(pairs), len(widths)).double()
-    for left_aside in ({"even"}, set()):  # even signals must be worth their many columns
-        x = torch.cat([each * (name not in left_aside) for name, each in kinds.items()], dim=1)
-        found = _correct(x, widths, rate, by_curve, fold)
-        if log_likelihood(found.g, rate).sum() > log_likelihood(g, rate).sum() + gained:
-            g, parts, theta = found.g, found.parts, found.theta
-            pull = found.slope[n:, None] * x[n:] / found.penalty
-    size = robust_scale(g)
-    basis = odd_basis(g, size)
-    calibration = fit_coefficients(basis, torch.ones_like(g), rate.clamp_min(LEAST_RATE)[None])[0]
-    g = basis @ calibration
-    noise = estimate_noise_rate(-g[:n], -g[n:])
-    noisy_parts = _named(kinds, by_curve[:n], parts[:n], g[:n])
+        _, g = fit_curve(pairs.fluency, rate, fold)
+        rate = _rates(pairs, n, estimate_noise_rate(-g[:n], -g[n:]).expected)
+    at_one_rate = _choose(_Model.of(pairs, rate, fold), fold)
+    noise = estimate_noise_rate(-at_one_rate.g[:n], -at_one_rate.g[n:])
+    model, flip_rates = _vary(at_one_rate, noisy, fold)
+    if flip_rates:
+        mean = float(flip_rates(noisy).mean())
+        low, high = mean - noise.rate + noise.low, mean - noise.rate + noise.high
+        noise = NoiseRate(mean, max(low, 0.0), min(high, 0.5), mean)
+    g = model.g
     return Evidence(
-        curve, columns, theta, pull, calibration, size, g[:n], g[n:], noisy_parts, noise
-    )
+        model.curve, model.columns, model.theta, model.pull(n), model.calibration, model.size,
+        g[:n], g[n:], model.named_parts(n), noise, flip_rates,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Correction:
-    """Stage B by one choice of columns, and g of left-out pairs by it, whole and in parts."""
+class _Model:
+    """Both stages at given rates, and what they say of left-out pairs.
 
-    g: Tensor
-    parts: Tensor
-    theta: Tensor
+    Attributes:
+        pairs: the N pairs.
+        rate: (N,) ε.
+        columns: how signals become columns.
+        curve: stage A.
+        by_curve: (N,) g_A of left-out pairs.
+        kinds: columns of each kind, (N, K_kind) each; zeros where a kind is left aside.
+        penalty: λ of stage B, (K,).
+        theta: stage B, (K,); zeros where it is left out.
+        parts: (N, kinds) what each kind adds to g_B of left-out pairs.
+        g: (N,) g of left-out pairs.
+        calibration: s, its coefficients, (2,).
+        size: the median |g| before it.
+    """
+
+    pairs: PairSignals
+    rate: Tensor
+    columns: Columns
+    curve: Curve
+    by_curve: Tensor
+    kinds: Mapping[str, Tensor]
     penalty: Tensor
-    slope: Tensor
+    theta: Tensor
+    parts: Tensor
+    g: Tensor
+    calibration: Tensor
+    size: float
 
+    @staticmethod
+    def of(pairs: PairSignals, rate: Tensor, fold: Tensor) -> _Model:
+        """Return stage A alone."""
+        columns = Columns.of(pairs)
+        curve, by_curve = fit_curve(pairs.fluency, rate, fold)
+        kinds = columns(pairs, by_curve)
+        nothing = torch.zeros(sum(each.shape[1] for each in kinds.values())).double()
+        parts = torch.zeros(len(pairs), len(kinds)).double()
+        g, calibration, size = _calibrated(by_curve, rate)
+        return _Model(
+            pairs, rate, columns, curve, by_curve, kinds, torch.ones_like(nothing), nothing, parts,
+            g, calibration, size,
+        )  # fmt: skip
 
-def _correct(
-    x: Tensor, widths: Sequence[int], rate: Tensor, by_curve: Tensor, fold: Tensor
-) -> _Correction:
-    """Fit θ with the penalty that foretells left-out pairs best."""
-    fits = []
-    for candidate in PENALTIES:
-        penalty = torch.full((x.shape[1],), candidate, dtype=torch.float64)
-        penalty[0] = CURVE_AGAIN_PENALTY
-        theta = fit(x, rate, penalty, by_curve)
+    def corrected(self, penalty: Tensor, left_aside: Iterable[str], fold: Tensor) -> _Model:
+        """Return the same with stage B, by this penalty (K,) and without some kinds."""
+        kinds = {name: x * (name not in left_aside) for name, x in self.kinds.items()}
+        x, widths = torch.cat(list(kinds.values()), dim=1), [k.shape[1] for k in kinds.values()]
+        theta = fit(x, self.rate, penalty, self.by_curve, self.theta)
 
-        def fit_on(these: Tensor, penalty: Tensor = penalty, theta: Tensor = theta) -> Tensor:
-            without_others = fit(
-                x[these], rate[these], penalty, by_curve[these], theta, FOLD_TOLERANCE
+        def without_others(these: Tensor) -> Tensor:
+            found = fit(
+                x[these], self.rate[these], penalty, self.by_curve[these], theta, FOLD_TOLERANCE
             )
-            return by_kind(x, without_others, widths)
+            return by_kind(x, found, widths)
 
-        parts = left_out(fold, fit_on)
-        surprise = slope(by_curve + x @ theta, rate)
-        fits.append(_Correction(by_curve + parts.sum(1), parts, theta, penalty, surprise))
-    return max(fits, key=lambda one: float(log_likelihood(one.g, rate).sum()))
+        parts = left_out(fold, without_others)
+        g, calibration, size = _calibrated(self.by_curve + parts.sum(1), self.rate)
+        return replace(
+            self, kinds=kinds, penalty=penalty, theta=theta, parts=parts, g=g,
+            calibration=calibration, size=size,
+        )  # fmt: skip
+
+    @property
+    def value(self) -> float:
+        """Return the log-likelihood of left-out pairs, nats, before g is calibrated on them."""
+        return float(log_likelihood(self.by_curve + self.parts.sum(1), self.rate).sum())
+
+    def pull(self, noisy: int) -> Tensor:
+        """Return how much of θ is due to each trusted pair, (m, K)."""
+        x = torch.cat(list(self.kinds.values()), dim=1)
+        surprise = slope(self.by_curve + x @ self.theta, self.rate)
+        pull = surprise[noisy:, None] * x[noisy:] / self.penalty
+        return pull * bool(self.theta.any())
+
+    def named_parts(self, noisy: int) -> dict[str, Tensor]:
+        """Return what each kind adds to g of the noisy pairs, (n,) each."""
+        return _named(self.kinds, self.by_curve[:noisy], self.parts[:noisy], self.g[:noisy])
 
 
-def deal(noisy: int, trusted: int, seed: int) -> Tensor:
-    """Return each pair's fold, (N,), noisy and trusted ones dealt apart."""
-    generator = torch.Generator().manual_seed(seed)
-    folds = FOLDS_OF_FEW if noisy + trusted < FEW_PAIRS else FOLDS
-    parts = [torch.randperm(count, generator=generator) % folds for count in (noisy, trusted)]
-    return torch.cat(parts)
+def _choose(model: _Model, fold: Tensor) -> _Model:
+    """Add stage B with the columns and the penalty that foretell left-out pairs best."""
+    best = model
+    for left_aside in ({"even"}, set[str]()):  # even signals must be worth their many columns
+        candidates = []
+        for candidate in PENALTIES:
+            penalty = torch.full_like(model.theta, candidate)
+            penalty[0] = CURVE_AGAIN_PENALTY
+            candidates.append(model.corrected(penalty, left_aside, fold))
+        found = max(candidates, key=lambda one: one.value)
+        if found.value > best.value + LEAST_GAIN:
+            best = found
+    return best
+
+
+def _vary(model: _Model, noisy: PairSignals, fold: Tensor) -> tuple[_Model, FlipRates | None]:
+    """Fit a rate for each pair and the model by turns, and keep both if they are surely better."""
+    n, varied, last = len(noisy), model, 0.0
+    left_aside = [name for name, x in model.kinds.items() if not x.any()]
+    for _ in range(FLIP_RATE_ROUNDS):
+        found = fit_flip_rates(noisy, varied.g[:n])
+        if found.gain < HOPELESS:
+            return model, None
+        if abs(found.gain - last) < SETTLED:
+            break
+        last = found.gain
+        varied = replace(
+            _Model.of(model.pairs, _rates(model.pairs, n, found(noisy)), fold), theta=varied.theta
+        )
+        if model.theta.any():
+            varied = varied.corrected(model.penalty, left_aside, fold)
+    return (varied, found) if found.gain > FLIP_RATES_GATE else (model, None)
+
+
+def _rates(pairs: PairSignals, noisy: int, of_noisy: Tensor | float) -> Tensor:
+    """Return ε of all pairs, (N,): 0 for trusted ones."""
+    rate = torch.zeros(len(pairs), dtype=torch.float64)
+    rate[:noisy] = torch.as_tensor(of_noisy).double().clamp_min(LEAST_NOISE)
+    return rate
+
+
+def _calibrated(raw: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return g (N,), and s: its coefficients (2,) and size."""
+    size = robust_scale(raw)
+    basis = odd_basis(raw, size)
+    weight = torch.ones_like(rate)
+    calibration = fit_coefficients(basis, weight, rate.clamp_min(LEAST_RATE)[None])[0]
+    return basis @ calibration, calibration, size
 
 
 def by_kind(x: Tensor, theta: Tensor, widths: Sequence[int]) -> Tensor:
@@ -267,19 +294,3 @@ def _named(names: Iterable[str], curve: Tensor, parts: Tensor, g: Tensor) -> dic
     scale = torch.where(raw == 0, 1.0, g / raw)
     found = dict(zip(names, (parts * scale[:, None]).unbind(1), strict=True))
     return found | {"curve": found["curve"] + curve * scale}
-
-
-def left_out(fold: Tensor, fit_on: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return what is said of each pair, (N, ...), by the fit that left its fold out.
-
-    `fit_on` says it of all pairs, by a fit on those that it is given.
-    """
-    by_fold = torch.stack([fit_on(fold != part) for part in range(int(fold.max()) + 1)])
-    return by_fold[fold, torch.arange(len(fold))]
-
-
-def gain(richer: Tensor, simpler: Tensor, rate: Tensor) -> float:
-    """Return by how many standard errors the richer model's likelihood is larger, from g's (N,)."""
-    difference = log_likelihood(richer, rate) - log_likelihood(simpler, rate)
-    error = difference.std() * len(difference) ** 0.5
-    return float(difference.sum() / (error + 1e-9))
