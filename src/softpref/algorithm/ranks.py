@@ -109,7 +109,7 @@ class Ranks:
         """
         if self.count == 1:
             return list(columns)
-        parts_of_rows = [column.double().reshape(len(column), -1) for column in columns]
+        parts_of_rows = [column.double()[:, None].flatten(1) for column in columns]
         rows = torch.cat(parts_of_rows, 1)
         mine = torch.tensor(len(rows), device=rows.device)
         counts = [torch.empty_like(mine) for _ in range(self.count)]
