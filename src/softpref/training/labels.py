@@ -67,14 +67,14 @@ class LabelHistory:
         """Go on from the columns of an interrupted run."""
         self._parts = {name: [tensors[name]] for name in HISTORY}
 
-    def latest(self, name: str, count: int) -> Tensor:
-        """Return a column's last `count` records, or all if they are fewer."""
-        found: list[Tensor] = []
-        for part in reversed(self._parts[name]):
-            if sum(map(len, found)) >= count:
-                break
-            found.insert(0, part)
-        return torch.cat(found)[-count:]
+    def first_visits(self, pairs: int, count: int) -> dict[str, Tensor]:
+        """Return the columns of the last `count` records that are a pair's first."""
+        columns = self.tensors()
+        records = len(columns["index"])
+        first = torch.full((pairs,), records)
+        first.scatter_reduce_(0, columns["index"], torch.arange(records), "amin")
+        rows = first[first < records].sort().values[-count:]
+        return {name: values[rows] for name, values in columns.items()}
 
     def last_steps(self, pairs: int) -> Tensor:
         """Return the step each pair was last trained on, (n,) int64; −1 where never."""

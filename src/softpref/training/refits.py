@@ -54,9 +54,11 @@ class Refits:
         """Fit, if it is time to, before a step counted from 0."""
         if step == 0 or step % EVERY or not self._first.isnan().any():
             return
-        index, margin = history.latest("index", LATEST), history.latest("margin", LATEST)
+        drawn = history.first_visits(len(self._first), LATEST)
         trusted = self._score(self._trusted, "labelling, clean")
-        self._labeller.refit(self._evidence[index], margin, self._of_trusted, trusted.margin)
+        self._labeller.refit(
+            self._evidence[drawn["index"]], drawn["margin"], self._of_trusted, trusted.margin
+        )
 
     def with_first_labels(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return a step's pairs, those that were trained on before with their first label."""

@@ -47,12 +47,7 @@ from softpref.training.models import (
     switch_dropout_off,
     tokenizer_of,
 )
-from softpref.training.needs import (
-    labeller_of,
-    noise_of,
-    require_needs,
-    with_given_labels,
-)
+from softpref.training.needs import labeller_of, noise_of, require_needs, with_given_labels
 from softpref.training.perpcorrect import correct
 from softpref.training.preparation import GivenPairs, as_given, prepare
 from softpref.training.reference import fingerprint_tokens, fingerprint_weights, sets_with_reference
