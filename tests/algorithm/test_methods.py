@@ -38,11 +38,19 @@ def test_labels_by_hand():
         assert labeller_of(method).label(pairs).tolist() == pytest.approx(labels), method
 
 
+def test_evidence_that_says_nothing_leaves_dpo():
+    make, clean = METHODS["evidence"].make_labeller, torch.zeros(3)
+    pairs = measured(evidence=[1.0, -2.0], margin=[0.0, 0.0], given_label=[float("nan")] * 2)
+    assert make(Beginning(0.3, clean)).label(pairs).tolist() == [1.0, 1.0]
+    strong, weak = make(Beginning(0.3, clean, evidence_speaks=True)).label(pairs).tolist()
+    assert strong > 0.7 > weak
+
+
 def test_what_methods_read_and_need_is_named():
     for name, method in (METHODS | PERPCORRECT_MODES).items():
         assert isinstance(method, Method)
         assert method.options <= METHOD_OPTIONS
-        assert method.needs <= {"noise_rate", "clean", "corrected_labels"}
+        assert method.needs <= {"noise_rate", "clean", "corrected_labels", "evidence"}
         assert method.source
         assert method.teaches == name.startswith("mspo")
 

@@ -76,15 +76,15 @@ def test_two_audits_are_alike_to_the_byte(files, tmp_path):
 
 def test_an_interrupted_audit_scores_only_what_is_missing(files, tmp_path, monkeypatch):
     scored = []
-    score_pairs = reference.score_pairs
+    pass_over = reference.pass_over
 
-    def interrupted(policy, pairs, **options):
+    def interrupted(policy, pairs, read, **options):
         scored.append(len(pairs))
         if len(scored) == 2:
             raise KeyboardInterrupt
-        return score_pairs(policy, pairs, **options)
+        return pass_over(policy, pairs, read, **options)
 
-    monkeypatch.setattr(reference, "score_pairs", interrupted)
+    monkeypatch.setattr(reference, "pass_over", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()

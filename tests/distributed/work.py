@@ -22,6 +22,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import mspo_step
 from softpref.algorithm.engine import StepSize, choose_engine, graph_gib
+from softpref.algorithm.evidence import Evidence
 from softpref.algorithm.forms import dense
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.algorithm.policy import trainable
@@ -140,6 +141,15 @@ def run(
         "losses": torch.tensor(losses, dtype=torch.float64),
         "step": torch.tensor([-1 if step is None else step for step in labels["step"]]),
     }
+
+
+def by_evidence(home: Path, ranks: Ranks) -> dict[str, Tensor]:
+    """A run whose labeller is fitted on the way, on evidence that is heard however weak it is."""
+    asked, Evidence.speaks = Evidence.speaks, True
+    try:
+        return run(home, ranks, dtype=torch.float64, method="evidence", max_steps=10)
+    finally:
+        Evidence.speaks = asked
 
 
 def counted(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
@@ -297,6 +307,7 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
         ),
         "adamw": lambda: run(home / "e", ranks, dtype=torch.float64, lookahead="adamw", **EIGHT),
         "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo", **EIGHT),
+        "evidence": lambda: by_evidence(home / "r", ranks),
         "poisoned": lambda: poisoned(home / "g", ranks),
     }  # fmt: skip
     if ranks.count > 1:

@@ -291,10 +291,8 @@ def test_reference_is_cached_and_a_damaged_cache_is_made_again(tmp_path, monkeyp
     from softpref.training import reference
 
     passes = []
-    score = reference.score_pairs
-    monkeypatch.setattr(
-        reference, "score_pairs", lambda *a, **k: passes.append(1) or score(*a, **k)
-    )
+    read = reference.pass_over
+    monkeypatch.setattr(reference, "pass_over", lambda *a, **k: passes.append(1) or read(*a, **k))
     first = toy_trainer(tmp_path).pairs["ref_chosen_logp"]
     count = len(passes)
     second = toy_trainer(tmp_path).pairs["ref_chosen_logp"]
