@@ -7,21 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from softpref.algorithm import evidence as evidence_module
-from softpref.algorithm import noise_rate
+from softpref.algorithm import fluency_curve, noise_rate
 from softpref.algorithm.calibration import expected_calibration_error
-from softpref.algorithm.evidence import (
-    FEW_PAIRS,
-    FOLDS,
-    FOLDS_OF_FEW,
-    LEAST_NOISE,
-    Evidence,
-    deal,
-    fit_curve,
-    fit_evidence,
-    gain,
-    left_out,
-)
+from softpref.algorithm.evidence import LEAST_NOISE, Evidence, _Model, fit_evidence
+from softpref.algorithm.fluency_curve import fit_curve
+from softpref.algorithm.folds import FEW_PAIRS, FOLDS, FOLDS_OF_FEW, deal, gain, left_out
 from softpref.algorithm.noise_rate import NoiseRate
 from softpref.algorithm.noisy_logistic import log_likelihood, slope
 from softpref.algorithm.pair_signals import PairSignals
@@ -101,13 +91,13 @@ def test_a_fold_is_judged_by_a_fit_on_all_others():
 
 @pytest.mark.parametrize("free", [False, True])
 def test_turning_a_pair_negates_what_the_curve_says_of_it(free, monkeypatch):
-    monkeypatch.setattr(evidence_module, "FREE_CURVE_GATE", -1e9 if free else 1e9)
+    monkeypatch.setattr(fluency_curve, "FREE_CURVE_GATE", -1e9 if free else 1e9)
     some = drawn(1, 200, 60, fluency=1.0)
     t = (some.noisy + some.trusted).fluency
     rate = torch.cat([torch.full((200,), 0.3), torch.zeros(60)]).double()
     fold = deal(200, 60, 0)
     curve, before = fit_curve(t, rate, fold)
-    assert len(curve.knots) == (evidence_module.KNOTS if free else 0)
+    assert len(curve.knots) == (fluency_curve.KNOTS if free else 0)
     for i in (3, 77, 210):
         turned = t.clone()
         turned[i] *= -1
@@ -121,28 +111,35 @@ def test_turning_a_pair_negates_what_the_curve_says_of_it(free, monkeypatch):
 
 def corrections(monkeypatch) -> list[tuple]:
     """What each stage B was fitted on, and what came of it."""
-    seen, correct = [], evidence_module._correct
+    seen, correct = [], _Model.corrected
 
-    def spy(x, rate, by_curve, fold):
-        found = correct(x, rate, by_curve, fold)
-        seen.append((x, rate, by_curve, fold, found))
+    def spy(model, penalty, left_aside, fold):
+        found = correct(model, penalty, left_aside, fold)
+        seen.append((fold, left_aside, found))
         return found
 
-    monkeypatch.setattr(evidence_module, "_correct", spy)
+    monkeypatch.setattr(_Model, "corrected", spy)
     return seen
+
+
+def raw(model: _Model) -> torch.Tensor:
+    """g of left-out pairs before it is calibrated."""
+    return model.by_curve + model.parts.sum(1)
 
 
 def test_turning_a_pair_negates_what_stage_b_says_of_it(monkeypatch):
     some, seen = telling()[0], corrections(monkeypatch)
     fit_evidence(some.noisy, some.trusted)
-    x, rate, by_curve, fold, found = seen[0]
-    monkeypatch.setattr(evidence_module, "PENALTIES", (float(found.penalty[-1]),))
+    fold, left_aside, found = seen[0]
     for i in (5, 320):
-        sign = torch.ones_like(rate)
+        sign = torch.ones_like(found.rate)
         sign[i] = -1
-        turned = evidence_module._correct(x * sign[:, None], rate, by_curve * sign, fold)
+        turned = dataclasses.replace(
+            found, by_curve=found.by_curve * sign,
+            kinds={name: x * sign[:, None] for name, x in found.kinds.items()},
+        ).corrected(found.penalty, left_aside, fold)  # fmt: skip
         # The search for it began where the fit to all had ended, and stops when near enough.
-        assert float(turned.g[i]) == pytest.approx(-float(found.g[i]), abs=1e-2)
+        assert float(raw(turned)[i]) == pytest.approx(-float(raw(found)[i]), abs=1e-2)
 
 
 @pytest.mark.parametrize("i", [4, 100])
@@ -158,9 +155,9 @@ def test_turning_a_noisy_pair_about_negates_its_evidence(i):
 def test_influence_of_trusted_and_noisy_pairs_is_all_that_stage_b_says(monkeypatch):
     some, seen = drawn(3, 150, 60, fluency=0.3, content=2.0), corrections(monkeypatch)
     evidence = fit_evidence(some.noisy, some.trusted)
-    x, rate, by_curve, _, found = seen[-1 if float(evidence.theta[1:3].abs().sum()) else 0]
-    assert torch.equal(found.theta, evidence.theta)
-    g, theta = by_curve + x @ evidence.theta, torch.zeros_like(evidence.theta)
+    found = next(one for *_, one in seen if torch.equal(one.theta, evidence.theta))
+    x, rate = torch.cat(list(found.kinds.values()), dim=1), found.rate
+    g, theta = found.by_curve + x @ evidence.theta, torch.zeros_like(evidence.theta)
     for j in range(len(x)):  # λθ = Σ (r − q) x
         theta += slope(g[j : j + 1], rate[j : j + 1]) * x[j] / found.penalty
         if j == 149:
@@ -185,8 +182,10 @@ def test_noise_is_heard_as_seldom_as_by_chance_and_then_does_no_harm():
     heard = [seed for seed in SEEDS if fitted(seed, 300, 140).speaks]
     assert len(heard) <= 7
     for seed in heard:
-        evidence, is_flipped = fitted(seed, 300, 140), drawn(seed, 300, 140).is_flipped
-        pull = 2 * evidence.probability_correct(evidence.noisy) - 1
+        evidence, some = fitted(seed, 300, 140), drawn(seed, 300, 140)
+        is_flipped = some.is_flipped
+        rate = evidence.rates(some.noisy)
+        pull = 2 * evidence.probability_correct(evidence.noisy, rate) - 1
         wrong = pull.abs()[(pull > 0) == is_flipped].sum() / pull.abs().sum()
         assert wrong < is_flipped.double().mean() + 0.02  # which is DPO's
 
@@ -195,8 +194,8 @@ def test_where_evidence_does_not_speak_every_label_is_as_likely():
     evidence = dataclasses.replace(telling()[1], trusted=torch.full((140,), -1.0).double())
     assert not evidence.speaks
     g = torch.tensor([-2.0, 0.0, 5.0], dtype=torch.float64)
-    expected = 1 - evidence.noise.expected
-    assert evidence.probability_correct(g).tolist() == pytest.approx([expected] * 3)
+    rate = torch.tensor([0.1, 0.2, 0.2]).double()
+    assert evidence.probability_correct(g, rate).tolist() == pytest.approx([0.9, 0.8, 0.8])
 
 
 def test_a_vector_is_heard_where_fluency_says_nothing():
@@ -230,17 +229,44 @@ def test_a_model_that_is_fluent_in_its_mistakes_is_seen_through():
 def test_probability_correct_is_calibrated():
     shape = {"rate": 0.4, "fluency": 0.5, "content": 1.0}
     some, evidence = drawn(0, 3000, 140, **shape), fitted(0, 3000, 140, **shape)
-    is_right = ~some.is_flipped
-    assert expected_calibration_error(evidence.probability_correct(evidence.noisy), is_right) < 0.04
+    is_right, rate = ~some.is_flipped, evidence.rates(some.noisy)
+    p_correct = evidence.probability_correct(evidence.noisy, rate)
+    assert expected_calibration_error(p_correct, is_right) < 0.04
     # With another noise rate the same evidence is visibly off: the check can fail.
-    wrong = dataclasses.replace(evidence, noise=NoiseRate.given(0.2))
-    assert expected_calibration_error(wrong.probability_correct(wrong.noisy), is_right) > 0.04
+    wrong = evidence.probability_correct(evidence.noisy, torch.full_like(rate, 0.2))
+    assert expected_calibration_error(wrong, is_right) > 0.04
+
+
+def test_hard_pairs_that_are_flipped_more_often_are_found():
+    """A rate for all would be 10 points too low, and `p_correct` off by as much."""
+    draw = torch.Generator().manual_seed(0)
+    t = 0.8 + torch.randn(6140, generator=draw, dtype=torch.float64)
+    content = 1.5 + torch.randn(6140, 2, generator=draw, dtype=torch.float64)
+    is_hard = t.abs() < t.abs().median()
+    flipped = torch.rand(6140, generator=draw) < torch.where(is_hard, 0.4, 0.1)
+    flipped[6000:] = False
+    sign = 1 - 2 * flipped.double()
+    pairs = PairSignals(t * sign, {"content": content * sign[:, None]}, {})
+    noisy, trusted = at(pairs, slice(0, 6000)), at(pairs, slice(6000, 6140))
+    evidence = fit_evidence(noisy, trusted)
+    rate = evidence.rates(noisy)
+    assert evidence.flip_rates
+    assert evidence.noise.rate == pytest.approx(0.25, abs=0.04)
+    assert float(rate[is_hard[:6000]].mean()) > 0.3
+    assert float(rate[~is_hard[:6000]].mean()) < 0.2
+    p_correct = evidence.probability_correct(evidence.noisy, rate)
+    assert expected_calibration_error(p_correct, ~flipped[:6000]) < 0.04
+
+
+def test_flips_at_one_rate_have_one_rate():
+    shape = {"rate": 0.4, "fluency": 0.5, "content": 1.0}
+    assert fitted(0, 3000, 140, **shape).flip_rates is None
 
 
 def test_a_noise_rate_of_none_is_not_believed():
     evidence = dataclasses.replace(telling()[1], noise=NoiseRate.given(0.0))
-    p = evidence.probability_correct(torch.zeros(1, dtype=torch.float64))
-    assert p.item() == pytest.approx(1 - LEAST_NOISE)
+    rate = evidence.rates(at(telling()[0].noisy, slice(0, 1)))
+    assert rate.item() == pytest.approx(LEAST_NOISE)
 
 
 def test_the_noise_rates_interval_covers_it():

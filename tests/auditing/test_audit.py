@@ -13,9 +13,11 @@ import softpref
 from softpref.auditing import audit
 from softpref.auditing.audit import AuditOptions, labelled_otherwise, run_audit
 from softpref.auditing.beliefs import believe
+from softpref.auditing.explanations import Explained
 from softpref.auditing.export import EXPORTS
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
+from softpref.options import parse
 from softpref.training import reference
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
@@ -64,6 +66,10 @@ def test_files_say_the_same_of_every_pair(files, tmp_path):
     assert (summary["pairs"], summary["clean_pairs"]) == (40, 16)
     assert 0 <= summary["noise_rate_low"] <= summary["noise_rate_high"] <= 0.5
     assert 0 <= summary["auroc"] <= 1
+    assert 0 <= summary["trusted_auroc"] <= 1
+    assert 0.5 <= summary["length_auroc"] <= 1
+    assert summary["signals"] == ["ppl_diff", "length", "content"]
+    assert all(list(row["evidence"]) == ["fluency", "length", "content"] for row in labels)
     assert load_dataset("json", data_files=str(tmp_path / "out" / "cleaned.jsonl"))["train"]
 
 
@@ -120,9 +126,9 @@ def test_pairs_held_out_by_number(files, tmp_path):
 @pytest.mark.parametrize("export", EXPORTS)
 def test_what_each_export_makes_of_suspects(files, tmp_path, export, monkeypatch):
 
-    def doubting(*pairs_and_noise):
+    def doubting(*found):
         doubted = torch.where(torch.arange(40) % 4 == 1, 0.2, 0.9).double()
-        return replace(believe(*pairs_and_noise), p_correct=doubted)
+        return replace(believe(*found), p_correct=doubted)
 
     monkeypatch.setattr(audit, "believe", doubting)
     run_audit(AuditOptions(**files, output=str(tmp_path / "out"), export=export))
@@ -275,6 +281,81 @@ def test_from_python(files):
     done = softpref.audit(files["model"], files["data"], files["clean"])
     assert done.pairs.num_rows == done.summary.pairs == 40
     assert {"uid", "p_correct", "rank", "flag", "why"} <= set(done.pairs.column_names)
+
+
+@pytest.mark.parametrize(
+    ("asked", "signals", "kinds"),
+    [
+        ("ppl_diff", ["ppl_diff"], ["fluency"]),
+        (["length"], ["ppl_diff", "length"], ["fluency", "length"]),
+        (["content", "ppl_diff"], ["ppl_diff", "content"], ["fluency", "content"]),
+    ],
+)
+def test_signals_are_chosen_and_ppl_diff_is_always_among_them(files, asked, signals, kinds):
+    done = softpref.audit(**files, signals=asked)
+    assert done.summary.signals == signals
+    assert list(done.pairs[0]["evidence"]) == kinds
+
+
+def test_unknown_signals_are_refused_before_the_model_is_loaded(files, monkeypatch):
+    monkeypatch.delattr(audit, "load_sets")
+    told = "--signals perplexity: choose from ppl_diff length content"
+    with pytest.raises(UsageError, match=told):
+        softpref.audit(**files, signals=["length", "perplexity"])
+    with pytest.raises(UsageError, match="argument --signals: expected at least one"):
+        parse("audit", ["--signals"], AuditOptions)
+
+
+def test_evidence_that_speaks_is_told_beside_the_length_rule(files, tmp_path, caplog):
+    """Trusted and audited pairs whose better response is the longer one."""
+    rows = [{"prompt": f"{i} :", "chosen": f"{i} {i} {i} {i} {i}", "rejected": f"{i}"}
+            for i in range(10, 99)]  # fmt: skip
+    turned = [row if i % 4 else row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+              for i, row in enumerate(rows[30:])]  # fmt: skip
+    write_lines(tmp_path / "data.jsonl", turned)
+    write_lines(tmp_path / "clean.jsonl", rows[:30])
+    with caplog.at_level("INFO", "softpref"):
+        run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["evidence_speaks"]
+    assert summary["length_auroc"] == 1
+    assert summary["trusted_auroc"] > 0.9
+    assert "evidence by ppl_diff, length, content: AUROC" in caplog.text
+    assert "left out, 1.000 by length alone" in caplog.text
+    labels = lines(tmp_path / "out" / "labels.jsonl")
+    is_wrong = [not i % 4 for i in range(len(labels))]
+    assert [row["flag"] == "suspect" for row in labels] == is_wrong
+    assert [sum(row["evidence"].values()) < 0 for row in labels] == is_wrong
+
+
+def test_trusted_pairs_are_named_by_their_rows(files, monkeypatch):
+    found = Explained({"content": torch.ones(40)}, torch.tensor([[3, 5]]).expand(40, 2))
+    monkeypatch.setattr(audit, "explain", lambda *_: found)
+    monkeypatch.setattr(audit, "believe", lambda *given: replace(believe(*given), speaks=True))
+    whys = softpref.audit(**files).pairs["why"]
+    assert all(why.endswith("closest trusted pairs: rows 4 and 6") for why in whys)
+
+
+def test_evidence_that_says_nothing_claims_nothing(files, tmp_path, caplog):
+    """The trusted pairs are right as often as not."""
+    rows = lines(tmp_path / "clean.jsonl")
+    turned = [row if i % 2 else row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+              for i, row in enumerate(rows)]  # fmt: skip
+    write_lines(tmp_path / "clean.jsonl", turned)
+    with caplog.at_level("INFO", "softpref"):
+        run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert not summary["evidence_speaks"]
+    assert summary["suspect"] == 0
+    assert summary["doubted_clean"] == []
+    assert "nothing in the data tells right labels from wrong, so nothing is claimed" in caplog.text
+    assert "more likely wrong than right" not in caplog.text
+    labels = lines(tmp_path / "out" / "labels.jsonl")
+    assert len({row["p_correct"] for row in labels}) == 1
+    assert {row["why"] for row in labels} == {"nothing in the data tells right labels from wrong"}
+    assert {nats for row in labels for nats in row["evidence"].values()} == {0}
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "Unknown: nothing in the data tells right labels from wrong" in report
 
 
 def test_the_same_pair_labelled_both_ways_is_noticed():

@@ -36,6 +36,9 @@ class Said:
     noise_rate_high: float = 0.3
     suspect: int = 80
     unsure: int = 40
+    evidence_speaks: bool = True
+    trusted_auroc: float = 0.8
+    length_auroc: float = 0.7
     reliability: list = field(default_factory=lambda: [{"stated": 0.1, "right": 0.2, "pairs": 3}])
     warnings: list = field(default_factory=lambda: [f"mind {ATTACK}"])
 
@@ -45,7 +48,7 @@ def write(path, count=COUNT, text="the same words and {}"):
         {
             "uid": [f"u{i}" for i in range(count)],
             "p_correct": [(i + 0.5) / count for i in range(count)],
-            "ppl_diff": [2 - 4 * i / count for i in range(count)],
+            "evidence": [{"fluency": 4 * i / count - 2, "content": 0.5} for i in range(count)],
             "rank": list(range(1, count + 1)),
             "flag": ["suspect" if i < count // 5 else "fine" for i in range(count)],
             "why": [f"because {i} {ATTACK}" for i in range(count)],

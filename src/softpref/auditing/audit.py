@@ -17,12 +17,13 @@ from datasets import Dataset, concatenate_datasets
 from pyarrow.json import read_json
 
 from softpref.algorithm.methods import METHODS
-from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
-from softpref.auditing.beliefs import Beliefs, believe, flag, reason
+from softpref.algorithm.noise_rate import NoiseRate
+from softpref.auditing.beliefs import Beliefs, believe, flag
+from softpref.auditing.explanations import Explained, explain, reason
 from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, write_cleaned
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import Scored, score
-from softpref.auditing.summary import Summary, summarise
+from softpref.auditing.summary import Summary, how_far, summarise
 from softpref.columns import ColumnOptions
 from softpref.data.books import Books
 from softpref.data.mixing import MIX
@@ -39,6 +40,7 @@ from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
 from softpref.training.config import MSPOConfig
+from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
 from softpref.training.output import write_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,10 @@ class AuditOptions(ColumnOptions):
         "--clean are the run's own unless given."
     )
     output: str = option("Directory for the audit; an earlier audit in it is replaced.", "")
+    signals: list[str] | None = option(
+        "What is read of each pair in the one pass: ppl_diff (always), length, content, what the "
+        "responses say; default: all."
+    )
     export: Literal["keep", "soft", "drop", "flip"] = option(
         "What cleaned.jsonl makes of suspects: `soft` adds their probability as `soft_label` "
         "(default), `keep` marks them, `drop` leaves them out, `flip` turns them round.",
@@ -92,8 +98,8 @@ class Audit:
     Attributes:
         pairs: a row a pair, in the order of the data: `uid`, `row`, of several files `source`,
             `ppl_diff` (nats per token), `soft_label` (null without a run), `p_correct`, `margin`
-            (nats) and `step` (of the run), `rank` (1: most suspect), `flag` (`suspect`, `unsure`,
-            `fine`), `why`.
+            (nats) and `step` (of the run), `rank` (1: most suspect), `evidence` (for the label,
+            nats, by what it comes from), `flag` (`suspect`, `unsure`, `fine`), `why`.
         summary: of the set.
         texts: the same pairs' prompts and responses.
         trusted: the trusted pairs.
@@ -197,6 +203,7 @@ def _asked(options: AuditOptions) -> AuditOptions:
 
 
 def _audit(options: AuditOptions) -> Audit:
+    signals = _signals(options.signals)
     config = MSPOConfig(
         output_dir=options.output or "audit",
         method="dpo",  # nothing is trained: of its options scoring reads what is set here
@@ -220,15 +227,29 @@ def _audit(options: AuditOptions) -> Audit:
                     provenance)  # fmt: skip
     named_by = "--run" if options.run else "--model"
     scored = score(str(options.model), loaded, clean, config, named_by)
-    noise = estimate_noise_rate(scored.ppl_diff, scored.clean_ppl_diff)
-    beliefs = believe(scored.ppl_diff, scored.clean_ppl_diff, noise)
+    evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
+    beliefs = believe(evidence, log_odds, rates_of(evidence, scored.pairs, signals))
+    explained = explain(evidence, scored.pairs, signals, options.seed)
     return Audit(
-        _rows(scored, beliefs, labels),
-        summarise(scored, beliefs, noise, provenance),
+        _rows(scored, beliefs, explained, labels),
+        summarise(scored, beliefs, evidence.noise, signals, provenance),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
         loaded.fingerprint,
     )
+
+
+def _signals(asked: Sequence[str] | None) -> list[SignalName]:
+    """Return the signals to read, PPLDiff always among them."""
+    if asked is None:
+        return list(SIGNAL_NAMES)
+    names = {asked} if isinstance(asked, str) else set(asked)
+    unknown = names - {*SIGNAL_NAMES}
+    if unknown:
+        raise UsageError(
+            f"--signals {min(unknown)}: choose from {' '.join(SIGNAL_NAMES)}, with spaces between."
+        )
+    return [name for name in SIGNAL_NAMES if name in names | {"ppl_diff"}]
 
 
 def _of_run(options: AuditOptions) -> AuditOptions:
@@ -289,7 +310,9 @@ def labelled_otherwise(pairs: Dataset) -> Iterator[str]:
         yield ("in " if found and len(books) > 1 else "") + " and in ".join(found)
 
 
-def _rows(scored: Scored, beliefs: Beliefs, labels: pa.Table | None) -> Dataset:
+def _rows(
+    scored: Scored, beliefs: Beliefs, explained: Explained, labels: pa.Table | None
+) -> Dataset:
     named = [name for name in ("uid", "row", "source") if name in scored.pairs.column_names]
     places = scored.pairs.select_columns(named)
     numbers = Dataset(
@@ -299,14 +322,24 @@ def _rows(scored: Scored, beliefs: Beliefs, labels: pa.Table | None) -> Dataset:
                 **_labels_by_uid(labels, column(places, "uid")),
                 "p_correct": beliefs.p_correct.numpy(),
                 "rank": beliefs.rank.numpy(),
+                "evidence": pa.StructArray.from_arrays(
+                    [pa.array(nats.numpy()) for nats in explained.evidence.values()],
+                    list(explained.evidence),
+                ),
             }
         )
     )
+    trusted_rows = column(scored.clean, "row").to_numpy()
     in_words = (
-        {"flag": flag(row["p_correct"]), "why": reason(row["ppl_diff"], float(right), where)}
-        for row, right, where in zip(
+        {
+            "flag": flag(row["p_correct"]),
+            "why": reason(
+                row["evidence"], beliefs.speaks, trusted_rows[closest.numpy()].tolist(), where
+            ),
+        }
+        for row, closest, where in zip(
             dataset_rows(numbers),
-            beliefs.preference_right,
+            explained.closest,
             labelled_otherwise(scored.pairs),
             strict=True,
         )
@@ -344,10 +377,12 @@ def _say(summary: Summary, output: Path, export: str) -> None:
     for warning in summary.warnings:
         logger.warning("warning: %s", warning)
     rate = NoiseRate(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high, 0.0)
+    logger.info("evidence by %s: %s", ", ".join(summary.signals), how_far(summary))
     logger.info("wrong labels: %s", rate)
     for of in summary.sources:
         logger.info("%s", of)
-    logger.info(
+    if summary.evidence_speaks:
+        logger.info(
         "%d pairs: %d suspect (more likely wrong than right), %d unsure; calibration error %.1f%%",
         summary.pairs, summary.suspect, summary.unsure, 100 * summary.ece,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -27,6 +27,20 @@ def histogram(values: Sequence[float], title: str, caption: str) -> str:
     )
     ends = f"{low:.2f}", f"{(low + high) / 2:.2f}", f"{high:.2f}"
     return _figure(bars, ends, ("0", f"{most:,}"), title, caption)
+
+
+def bars(values: Mapping[str, float], title: str, caption: str) -> str:
+    """Return a figure with a bar from 0 for each value, its name and number above it."""
+    most = max(values.values()) or 1.0
+    step = HEIGHT / len(values)
+    drawn = "".join(
+        f'<text x="0" y="{i * step + 14:.0f}">{escape(name)} {value:.2f}</text>'
+        f'<rect class="bar" x="0" y="{i * step + 20:.0f}" width="{WIDTH * value / most:.1f}" '
+        'height="16"/>'
+        for i, (name, value) in enumerate(values.items())
+    )
+    numbers = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    return _framed(drawn, f"{title}: {numbers}", title, caption)
 
 
 def reliability_curve(bins: Sequence[dict[str, float]], title: str, caption: str) -> str:
@@ -61,8 +75,12 @@ def _figure(drawn: str, across: Sequence[str], up: Sequence[str], title: str, ca
         f'<line class="axis" x1="{LEFT}" y1="{base}" x2="{WIDTH}" y2="{base}"/>'
         f'<line class="axis" x1="{LEFT}" y1="10" x2="{LEFT}" y2="{base}"/>'
     )
+    return _framed(f"{axes}{drawn}{below}{beside}", title, title, caption)
+
+
+def _framed(drawn: str, read_out: str, title: str, caption: str) -> str:
     return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
-        f"{axes}{drawn}{below}{beside}</svg>"
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(read_out)}">'
+        f"{drawn}</svg>"
         f"<figcaption><strong>{escape(title)}.</strong> {escape(caption)}</figcaption></figure>"
     )

@@ -1,9 +1,9 @@
 "use strict";
-// The pairs come as [uid, p, PPLDiff, flag, prompt, better, worse, rank, why], most suspect first;
+// The pairs come as [uid, p, evidence, flag, prompt, better, worse, rank, why], most suspect first;
 // those with a `why` have their texts whole, the others' are cut.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 20;
-const [UID, P, PPL, FLAG, PROMPT, BETTER, WORSE, RANK, WHY] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+const [UID, P, EVIDENCE, FLAG, PROMPT, BETTER, WORSE, RANK, WHY] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 const MARKS = ["right", "wrong", "unsure"];
 const KEY = "softpref-audit-" + DATA.fingerprint;
 const ALL = DATA.pairs.map((pair) => ({ pair, rank: pair[RANK] }));
@@ -97,7 +97,7 @@ function opinion({ pair, rank }) {
   return [
     cell("rank", "number", String(rank)),
     cell("label right", "number", (100 * pair[P]).toFixed(1) + "%", element("div", { className: "quiet" }, pair[FLAG])),
-    cell("PPLDiff", "number", (pair[PPL] > 0 ? "+" : "") + pair[PPL].toFixed(2)),
+    cell("evidence", "number", (pair[EVIDENCE] > 0 ? "+" : "") + pair[EVIDENCE].toFixed(2)),
   ];
 }
 
@@ -137,7 +137,7 @@ function filtered() {
 
 function choose() {
   shown = view === "sample" ? [...SAMPLE] : filtered();
-  const key = { rank: (one) => one.rank, p: (one) => one.pair[P], ppl: (one) => one.pair[PPL] }[sort.by];
+  const key = { rank: (one) => one.rank, p: (one) => one.pair[P], evidence: (one) => one.pair[EVIDENCE] }[sort.by];
   if (view === "all") shown.sort((a, b) => (key(a) - key(b)) * (sort.down ? -1 : 1));
   page = 0;
   current = 0;

@@ -19,8 +19,9 @@ from typing import Any
 from datasets import Dataset
 
 from softpref.auditing.beliefs import UNSURE
-from softpref.auditing.charts import histogram, reliability_curve
-from softpref.auditing.summary import Summary
+from softpref.auditing.charts import bars, histogram, reliability_curve
+from softpref.auditing.explanations import WORDS
+from softpref.auditing.summary import Summary, how_far
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
 from softpref.training.output import write_text
@@ -65,36 +66,52 @@ def write_report(
             script_hash=_hash(script),
             headline=escape(headline(summary)),
             warnings=sources + warnings,
-            charts="\n".join(
-                [
-                    histogram(
-                        column(rows, "ppl_diff").to_numpy(),
-                        "PPLDiff of the pairs, nats per token",
-                        "Right of 0 the model contradicts the label.",
-                    ),
-                    histogram(
-                        column(rows, "p_correct").to_numpy(),
-                        "Probability that the label is right",
-                        "Pairs at the left end are the suspects.",
-                    ),
-                    reliability_curve(
-                        summary.reliability,
-                        "How far the probabilities can be trusted",
-                        "Clean pairs, as given and swapped, judged by "
-                        "fits that never saw them; on the line they are exact.",
-                    ),
-                ]
-            ),  # fmt: skip
+            charts="\n".join(charts(rows, summary)),
             data=_inert(data),
         ),
     )
 
 
+def charts(rows: Dataset, summary: Summary) -> list[str]:
+    """Return the figures."""
+    found = column(rows, "evidence").combine_chunks()
+    evidence = {field.name: found.field(field.name).to_numpy() for field in found.type}
+    return [
+        histogram(
+            sum(evidence.values()),
+            "Evidence of the pairs, nats",
+            "Left of 0 it speaks against the label, right of it for the label.",
+        ),
+        bars(
+            {WORDS[kind]: float(abs(nats).mean()) for kind, nats in evidence.items()},
+            "What the evidence comes from, nats",
+            "How much each kind speaks for or against a label, the mean of all pairs.",
+        ),
+        histogram(
+            column(rows, "p_correct").to_numpy(),
+            "Probability that the label is right",
+            "Pairs at the left end are the suspects.",
+        ),
+        reliability_curve(
+            summary.reliability,
+            "How far the probabilities can be trusted",
+            "Trusted pairs, as given and swapped, judged by fits that never saw them; on the line "
+            "they are exact.",
+        ),
+    ]
+
+
 def headline(summary: Summary) -> str:
-    """Return the answer in three sentences: how many, how sure, what to do next."""
+    """Return the answer in few sentences: how many, how sure, what to do next."""
     low, high = summary.noise_rate_low, summary.noise_rate_high
+    if not summary.evidence_speaks:
+        return (
+            f"Unknown: nothing in the data tells right labels from wrong, so of these "
+            f"{summary.pairs:,} labels nothing is claimed. Check the trusted pairs, give more of "
+            "them, or try another model."
+        )
     if high - low > 0.4:
-        how_many = f"Unknown: this model says too little of these {summary.pairs:,} labels."
+        how_many = f"How many of the {summary.pairs:,} labels are wrong is unknown."
         what = "Try the model that you will align, or more trusted pairs, before you act."
     else:
         how_many = (
@@ -113,7 +130,7 @@ def headline(summary: Summary) -> str:
             "No single label is more likely wrong than right, so which ones are wrong is not "
             f"known; {summary.unsure:,} are below {UNSURE:.0%}."
         )
-    return f"{how_many} {found} {what}"
+    return f"{how_many} {found} {what} Evidence: {how_far(summary)}."
 
 
 def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dict[str, Any]:
@@ -126,9 +143,10 @@ def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dic
     chosen = (dataset_rows(of.select(order[listed])) for of in (rows, pairs))
     for place, row, texts in zip(listed, *chosen, strict=True):
         words = [as_text(texts[name]) for name in ("prompt", "chosen", "rejected")]
+        nats = sum(row["evidence"].values())
         is_whole = place < WHOLE_TEXTS or place in sample
         entries.append([
-            row["uid"], round(row["p_correct"], 4), round(row["ppl_diff"], 3), row["flag"],
+            row["uid"], round(row["p_correct"], 4), round(nats, 3), row["flag"],
             *(words if is_whole else map(_preview, words)), row["rank"],
             *([_why(row)] if is_whole else []),
         ])  # fmt: skip

@@ -1,6 +1,6 @@
-"""PPLDiff of every pair of a set under one model.
+"""What one pass of a model over a set leaves to tell right labels from wrong ones.
 
-Shapes: n pairs of the audited set, m trusted pairs.
+Shapes: n pairs of the audited set.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scored:
-    """The pairs of an audit and their PPLDiff under its model, nats per token.
+    """The pairs of an audit with what its model says of them.
 
     Attributes:
-        pairs: the audited pairs, tokenized, without those that are trusted pairs too.
-        clean: the trusted pairs, tokenized.
-        ppl_diff: (n,) of `pairs`.
-        clean_ppl_diff: (m,) of `clean`.
+        pairs: the audited pairs, tokenized and read, without those that are trusted pairs too.
+        clean: the trusted pairs, likewise.
+        ppl_diff: (n,) of `pairs`, nats per token.
         contradicting: how many distinct pairs are labelled both ways.
         sft_targets: how many pairs SFT has seen a response of.
     """
@@ -42,7 +41,6 @@ class Scored:
     pairs: Dataset
     clean: Dataset
     ppl_diff: Tensor
-    clean_ppl_diff: Tensor
     contradicting: int
     sft_targets: int
 
@@ -83,7 +81,6 @@ def score(
         scored,
         trusted,
         starting_ppl_diff(scored),
-        starting_ppl_diff(trusted),
         loaded.contradicting,
         count_sft_targets(model, scored) if Path(model).is_dir() else 0,
     )

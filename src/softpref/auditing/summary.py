@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.algorithm.noise_rate import NoiseRate
-from softpref.auditing.beliefs import SUSPECT, UNSURE, Beliefs, longer_is_chosen
+from softpref.auditing.beliefs import SUSPECT, UNSURE, Beliefs, length_auroc, longer_is_chosen
 from softpref.auditing.scores import Scored
 from softpref.auditing.warnings import warnings_about
 from softpref.data.readers import column
@@ -56,6 +57,12 @@ class Summary:
         expected_wrong_labels: sum of 1 − `p_correct`.
         suspect: pairs more likely labelled wrong than right.
         unsure: others that are worth a look.
+        signals: what the evidence is made of.
+        evidence_speaks: whether it tells right labels from wrong ones; if not, nothing is claimed
+            of any single pair.
+        trusted_auroc: how often a trusted pair as given has more evidence than one swapped, by
+            fits that left it out; 1/2 where evidence says nothing.
+        length_auroc: the same by length alone, longer or shorter, whichever does better.
         ece: calibration error of `p_correct`, on trusted pairs that its fit left out.
         reliability: the curve behind it.
         auroc: of `p_correct` against the truth; null where `is_flipped` is not known.
@@ -74,6 +81,10 @@ class Summary:
     expected_wrong_labels: float
     suspect: int
     unsure: int
+    signals: list[str]
+    evidence_speaks: bool
+    trusted_auroc: float
+    length_auroc: float
     ece: float
     reliability: list[dict[str, float]]
     auroc: float | None
@@ -90,7 +101,9 @@ class Summary:
         return written
 
 
-def summarise(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: str) -> Summary:
+def summarise(
+    scored: Scored, beliefs: Beliefs, noise: NoiseRate, signals: Sequence[str], provenance: str
+) -> Summary:
     """Return what an audit says of the whole set."""
     longer = longer_is_chosen(scored.pairs)
     suspect = int((beliefs.p_correct < SUSPECT).sum())
@@ -104,13 +117,29 @@ def summarise(scored: Scored, beliefs: Beliefs, noise: NoiseRate, provenance: st
         expected_wrong_labels=float((1 - beliefs.p_correct).sum()),
         suspect=suspect,
         unsure=int((beliefs.p_correct < UNSURE).sum()) - suspect,
+        signals=list(signals),
+        evidence_speaks=beliefs.speaks,
+        trusted_auroc=beliefs.trusted_auroc,
+        length_auroc=length_auroc(scored.clean),
         ece=beliefs.ece,
         reliability=beliefs.reliability,
         auroc=_auroc(scored.pairs, beliefs.rank),
         longer_is_chosen=longer,
         doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
-        warnings=warnings_about(scored, noise, beliefs, longer, provenance),
+        warnings=warnings_about(scored, beliefs, longer, provenance),
         sources=_sources(scored),
+    )
+
+
+def how_far(summary: Summary) -> str:
+    """Return in words how well evidence tells right labels from wrong ones."""
+    if not summary.evidence_speaks:
+        return (
+            "nothing in the data tells right labels from wrong, so nothing is claimed of any pair"
+        )
+    return (
+        f"AUROC {summary.trusted_auroc:.3f} on trusted pairs that its fit left out, "
+        f"{summary.length_auroc:.3f} by length alone"
     )
 
 

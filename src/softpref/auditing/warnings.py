@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from softpref.algorithm.noise_rate import NoiseRate
 from softpref.auditing.beliefs import Beliefs
 from softpref.auditing.scores import Scored
 
 FEW_CLEAN_PAIRS = 100
-UNINFORMATIVE = 0.4
-"""Width of the noise rate's interval from which on PPLDiff says too little."""
 LENGTH_EXPLAINS = 0.7
 DOUBTED_SHARE = 0.1
 
 
 def warnings_about(
-    scored: Scored, noise: NoiseRate, beliefs: Beliefs, longer_is_chosen: float, provenance: str
+    scored: Scored, beliefs: Beliefs, longer_is_chosen: float, provenance: str
 ) -> list[str]:
     """Return the warnings, the gravest first.
 
     Args:
         scored: the pairs and their scores.
-        noise: the share of wrong labels, with its interval.
         beliefs: what is believed of each.
         longer_is_chosen: share of pairs whose longer response is labelled better.
         provenance: where the trust in the trusted pairs is from.
@@ -28,12 +24,13 @@ def warnings_about(
     doubted_clean = len(beliefs.doubted_clean)
     pairs, clean = len(scored.pairs), len(scored.clean)
     found = []
-    if noise.high - noise.low > UNINFORMATIVE:
+    if not beliefs.speaks:
         found.append(
-            "this model cannot tell right from wrong labels: its PPLDiff says too little of the "
-            "trusted pairs; do not act on single pairs, and try the model you will align"
+            "this model cannot tell right from wrong labels: trusted pairs that a fit left out are "
+            "foretold no better than by a toss; do not act on single pairs; check the trusted "
+            "pairs, give more of them, or try another model"
         )
-    if not beliefs.is_rising:
+    if beliefs.is_misled:
         found.append(
             "this model is fluent in what it gets wrong: its strongest preferences are not its "
             "rightest ones; ranks follow that, but shares and probabilities are less sure than "
@@ -50,7 +47,7 @@ def warnings_about(
         )
     if doubted_clean > DOUBTED_SHARE * clean:
         found.append(
-            f"the model contradicts {doubted_clean} of the {clean} trusted pairs: look at them "
+            f"the evidence contradicts {doubted_clean} of the {clean} trusted pairs: look at them "
             "(doubted_clean in summary.json); wrong ones among them spoil the whole audit"
         )
     if scored.sft_targets:

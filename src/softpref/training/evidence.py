@@ -132,6 +132,11 @@ def parts_of(
     return parts
 
 
+def rates_of(evidence: Evidence, noisy: Dataset, names: Collection[SignalName]) -> Tensor:
+    """Return ε of every noisy pair, (n,)."""
+    return torch.cat([evidence.rates(signals_of(part, names)) for part in chunks(noisy)])
+
+
 def _in_fit(noisy: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(noisy, generator=generator)[:MOST_FITTED].sort().values
