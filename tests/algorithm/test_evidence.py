@@ -241,7 +241,7 @@ def test_hard_pairs_that_are_flipped_more_often_are_found():
     """A rate for all would be 10 points too low, and `p_correct` off by as much."""
     draw = torch.Generator().manual_seed(0)
     t = 0.8 + torch.randn(6140, generator=draw, dtype=torch.float64)
-    content = 1.5 + torch.randn(6140, 2, generator=draw, dtype=torch.float64)
+    content = 1.5 + torch.randn(6140, 4, generator=draw, dtype=torch.float64)
     is_hard = t.abs() < t.abs().median()
     flipped = torch.rand(6140, generator=draw) < torch.where(is_hard, 0.4, 0.1)
     flipped[6000:] = False

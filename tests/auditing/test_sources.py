@@ -91,14 +91,14 @@ def test_pairs_held_out_of_a_mix_are_none_that_it_trains_on(home):
 
 def test_an_audit_of_several_files_has_the_rate_of_each(home, caplog, monkeypatch):
     seen = []
-    score = audit.score
-    monkeypatch.setattr(audit, "score", lambda *of: seen.append(score(*of)) or seen[-1])
+    fit = audit.evidence_of
+    monkeypatch.setattr(audit, "evidence_of", lambda *of: seen.append(fit(*of)) or seen[-1])
     caplog.set_level("INFO", "softpref")
     run_audit(AuditOptions("sft", ["a.jsonl", "b.jsonl"], "clean.jsonl", output="out"))
     summary = json.loads((home / "out" / "summary.json").read_text())
-    (scored,) = seen
-    for of, part in zip(summary["sources"], scored.ppl_diff.split([30, 40]), strict=True):
-        expected = estimate_noise_rate(part, scored.clean_ppl_diff)
+    ((evidence, log_odds),) = seen
+    for of, part in zip(summary["sources"], log_odds.split([30, 40]), strict=True):
+        expected = estimate_noise_rate(-part, -evidence.trusted)
         found = [of[f"noise_rate{end}"] for end in ("", "_low", "_high")]
         assert found == [expected.rate, expected.low, expected.high]
         words = f"wrong labels among the {len(part)} pairs of {of['source']}: {expected}"

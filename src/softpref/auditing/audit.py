@@ -41,6 +41,7 @@ from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
 from softpref.training.config import MSPOConfig
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
+from softpref.training.needs import noise_by_source
 from softpref.training.output import write_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -228,11 +229,12 @@ def _audit(options: AuditOptions) -> Audit:
     named_by = "--run" if options.run else "--model"
     scored = score(str(options.model), loaded, clean, config, named_by)
     evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
+    of_sources = noise_by_source(scored.pairs, -log_odds, -evidence.trusted)
     beliefs = believe(evidence, log_odds, rates_of(evidence, scored.pairs, signals))
     explained = explain(evidence, scored.pairs, signals, options.seed)
     return Audit(
         _rows(scored, beliefs, explained, labels),
-        summarise(scored, beliefs, evidence.noise, signals, provenance),
+        summarise(scored, beliefs, evidence.noise, of_sources, signals, provenance),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
         loaded.fingerprint,

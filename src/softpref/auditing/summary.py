@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ from softpref.auditing.warnings import warnings_about
 from softpref.data.readers import column
 from softpref.data.sources import by_source
 from softpref.training.metrics import auroc
-from softpref.training.needs import noise_by_source
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,12 @@ class Summary:
 
 
 def summarise(
-    scored: Scored, beliefs: Beliefs, noise: NoiseRate, signals: Sequence[str], provenance: str
+    scored: Scored,
+    beliefs: Beliefs,
+    noise: NoiseRate,
+    of_sources: Mapping[str, NoiseRate],
+    signals: Sequence[str],
+    provenance: str,
 ) -> Summary:
     """Return what an audit says of the whole set."""
     longer = longer_is_chosen(scored.pairs)
@@ -127,7 +131,7 @@ def summarise(
         longer_is_chosen=longer,
         doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
         warnings=warnings_about(scored, beliefs, longer, provenance),
-        sources=_sources(scored),
+        sources=_sources(scored.pairs, of_sources),
     )
 
 
@@ -143,13 +147,11 @@ def how_far(summary: Summary) -> str:
     )
 
 
-def _sources(scored: Scored) -> list[SourceNoise]:
-    rates = noise_by_source(scored.pairs, scored.clean)
-    sizes = {name: len(part) for name, part in by_source(scored.pairs, "")}
+def _sources(pairs: Dataset, rates: Mapping[str, NoiseRate]) -> list[SourceNoise]:
+    sizes = {name: len(part) for name, part in by_source(pairs, "")}
     return [
         SourceNoise(name, sizes[name], rate.rate, rate.low, rate.high)
         for name, rate in rates.items()
-        if rate
     ]
 
 

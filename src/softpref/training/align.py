@@ -27,7 +27,7 @@ from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
-from softpref.training.needs import noise_by_source
+from softpref.training.needs import noise_of_sources
 from softpref.training.output import (
     first_writes,
     resume_point,
@@ -119,8 +119,8 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
         logger.warning("clean: %s pairs held out of --train, %s", files.clean, provenance)
     seen = _count_sft_targets(files.model, train, clean)
     trainer = MSPOTrainer(files.model, config, train, clean, evaluation)
-    for name, rate in noise_by_source(trainer.pairs, trainer.clean).items():
-        logger.info("noise rate of %s: %s", name, rate or NOT_ESTIMATED)
+    for name, rate in noise_of_sources(trainer.pairs, trainer.clean).items():
+        logger.info("noise rate of %s: %s", name, rate)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     trainer.save_model()
     trainer.save_state()
@@ -229,7 +229,7 @@ def _sources(told: dict[str, Any], trainer: MSPOTrainer) -> dict[str, Any]:
     """Return what is recorded of each source, with its noise rate, where there are several."""
     if "sources" not in told:
         return {}
-    rates = noise_by_source(trainer.pairs, trainer.clean)
+    rates = noise_of_sources(trainer.pairs, trainer.clean)
     recorded = []
     for of in told["sources"]:
         rate = rates.get(of["source"])

@@ -15,13 +15,13 @@ from softpref.algorithm.evidence import Evidence
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.methods import Beginning, Method
 from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.algorithm.signals import EVIDENCE, STARTING_PPL_DIFF
 from softpref.data.readers import column
-from softpref.data.sources import by_source
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect import Correction
 from softpref.training.preparation import Prepared
-from softpref.training.scoring import starting_ppl_diff
+from softpref.training.scoring import starting_ppl_diff, starting_signals
 from softpref.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -109,20 +109,31 @@ def noise_of(
     return noise
 
 
-def noise_by_source(pairs: Dataset, clean: Dataset | None) -> dict[str, NoiseRate | None]:
-    """Return the noise rate of each source by the same clean pairs, where there are several.
+def noise_by_source(pairs: Dataset, doubts: Tensor, trusted: Tensor) -> dict[str, NoiseRate]:
+    """Return the noise rate of each source by the same trusted pairs, where there are several.
 
     Args:
-        pairs: noisy pairs with `starting_ppl_diff`.
-        clean: trusted pairs, likewise; without them no rate is known.
+        pairs: noisy pairs.
+        doubts: (n,) odd, larger where a label looks wrong: PPLDiff, or minus evidence.
+        trusted: (m,) the same of the trusted pairs.
     """
     if "source" not in pairs.column_names:
         return {}
-    parts = {name: starting_ppl_diff(part) for name, part in by_source(pairs, "")}
+    sources = column(pairs, "source").to_numpy()
+    return {
+        name: estimate_noise_rate(doubts[torch.from_numpy(sources == name)], trusted)
+        for name in dict.fromkeys(sources)
+    }
+
+
+def noise_of_sources(pairs: Dataset, clean: Dataset | None) -> dict[str, NoiseRate]:
+    """Return `noise_by_source` by evidence, or by PPLDiff where none was fitted."""
     if clean is None:
-        return dict.fromkeys(parts)
-    trusted = starting_ppl_diff(clean)
-    return {name: estimate_noise_rate(part, trusted) for name, part in parts.items()}
+        return {}
+    signal = EVIDENCE if "evidence" in pairs.column_names else STARTING_PPL_DIFF
+    doubts, trusted = (starting_signals(some, [signal]).squeeze(-1) for some in (pairs, clean))
+    sign = -1 if signal is EVIDENCE else 1
+    return noise_by_source(pairs, sign * doubts, sign * trusted)
 
 
 def labeller_of(
