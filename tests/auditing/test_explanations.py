@@ -74,6 +74,19 @@ def test_the_kinds_in_use_add_up_to_what_is_found(monkeypatch, names, kinds, mos
     assert torch.allclose(explained.log_odds, log_odds)
 
 
+def test_what_each_kind_is_made_of(fitted):
+    parts = fitted[0].noisy_parts
+    found = explain(fitted[0], NOISY, SIGNAL_NAMES, 0).evidence
+    made_of = {
+        "fluency": ["curve", "even", "ppl_diff", "log_probability"],
+        "length": ["length", "length_ratio"],
+        "content": ["content"],
+    }
+    assert {name for names in made_of.values() for name in names} == set(parts)
+    for kind, names in made_of.items():
+        assert torch.allclose(found[kind], torch.stack([parts[name] for name in names]).sum(0))
+
+
 def test_evidence_is_of_what_tells_labels_apart_and_has_its_sign(fitted):
     found = explain(fitted[0], NOISY, SIGNAL_NAMES, 0).evidence
     sizes = {kind: float(nats.abs().mean()) for kind, nats in found.items()}
