@@ -21,6 +21,7 @@ from softpref.algorithm.noise_rate import NoiseRate
 from softpref.auditing.beliefs import Beliefs, believe, flag
 from softpref.auditing.explanations import Explained, explain, reason
 from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, write_cleaned
+from softpref.auditing.opinions import with_opinions
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import Scored, score
 from softpref.auditing.summary import Summary, how_far, summarise
@@ -71,6 +72,10 @@ class AuditOptions(ColumnOptions):
     signals: list[str] | None = option(
         "What is read of each pair in the one pass: ppl_diff (always), length, content, what the "
         "responses say; default: all."
+    )
+    reward_model: list[str] | None = option(
+        "Reward models whose opinions are weighed with the other signals: sequence classifiers of "
+        "one output, directories or hub ids. Each scores every response once."
     )
     export: Literal["keep", "soft", "drop", "flip"] = option(
         "What cleaned.jsonl makes of suspects: `soft` adds their probability as `soft_label` "
@@ -205,6 +210,7 @@ def _asked(options: AuditOptions) -> AuditOptions:
 
 def _audit(options: AuditOptions) -> Audit:
     signals = _signals(options.signals)
+    asked_too = _listed(options.reward_model)
     config = MSPOConfig(
         output_dir=options.output or "audit",
         method="dpo",  # nothing is trained: of its options scoring reads what is set here
@@ -226,6 +232,7 @@ def _audit(options: AuditOptions) -> Audit:
     if clean.source != options.clean:
         logger.info("clean: %s pairs held out of --data, %s; they are not audited", options.clean,
                     provenance)  # fmt: skip
+    loaded, clean = with_opinions((loaded, clean), asked_too)
     named_by = "--run" if options.run else "--model"
     scored = score(str(options.model), loaded, clean, config, named_by)
     evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
@@ -234,7 +241,7 @@ def _audit(options: AuditOptions) -> Audit:
     explained = explain(evidence, scored.pairs, signals, options.seed)
     return Audit(
         _rows(scored, beliefs, explained, labels),
-        summarise(scored, beliefs, evidence.noise, of_sources, signals, provenance),
+        summarise(scored, beliefs, evidence.noise, of_sources, [*signals, *asked_too], provenance),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
         loaded.fingerprint,
@@ -245,13 +252,18 @@ def _signals(asked: Sequence[str] | None) -> list[SignalName]:
     """Return the signals to read, PPLDiff always among them."""
     if asked is None:
         return list(SIGNAL_NAMES)
-    names = {asked} if isinstance(asked, str) else set(asked)
+    names = set(_listed(asked))
     unknown = names - {*SIGNAL_NAMES}
     if unknown:
         raise UsageError(
             f"--signals {min(unknown)}: choose from {' '.join(SIGNAL_NAMES)}, with spaces between."
         )
     return [name for name in SIGNAL_NAMES if name in names | {"ppl_diff"}]
+
+
+def _listed(names: Sequence[str] | None) -> list[str]:
+    """Return names as a list; from Python one may come alone."""
+    return [names] if isinstance(names, str) else list(names or [])
 
 
 def _of_run(options: AuditOptions) -> AuditOptions:

@@ -32,11 +32,11 @@ def histogram(values: Sequence[float], title: str, caption: str) -> str:
 def bars(values: Mapping[str, float], title: str, caption: str) -> str:
     """Return a figure with a bar from 0 for each value, its name and number above it."""
     most = max(values.values()) or 1.0
-    step = HEIGHT / len(values)
+    step = max(HEIGHT / len(values), 24)
     drawn = "".join(
         f'<text x="0" y="{i * step + 14:.0f}">{escape(name)} {value:.2f}</text>'
         f'<rect class="bar" x="0" y="{i * step + 20:.0f}" width="{WIDTH * value / most:.1f}" '
-        'height="16"/>'
+        f'height="{min(step - 22, 16):.1f}"/>'
         for i, (name, value) in enumerate(values.items())
     )
     numbers = ", ".join(f"{name} {value:.2f}" for name, value in values.items())

@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.algorithm.evidence import Evidence
-from softpref.training.evidence import SignalName, chunks, parts_of, signals_of
+from softpref.training.evidence import OPINION, SignalName, chunks, parts_of, signals_of
 
 KINDS = {
     "curve": "fluency",
@@ -24,7 +24,7 @@ KINDS = {
     "length_ratio": "length",
     "content": "content",
 }
-"""What a user is told of each kind of columns of the model."""
+"""What a user is told of each kind of columns of the model; opinions stand for themselves."""
 WORDS = {"fluency": "fluency", "length": "length", "content": "what the responses say"}
 NAMED = 2
 """Trusted pairs that are named beside a pair."""
@@ -67,9 +67,9 @@ def explain(
     """
     summed: dict[str, Tensor] = {}
     for name, part in parts_of(evidence, pairs, names, seed).items():
-        kind = KINDS[name]
+        kind = KINDS.get(name, name)
         summed[kind] = summed[kind] + part if kind in summed else part
-    found = {kind: summed[kind] for kind in WORDS if kind in summed}
+    found = {kind: summed[kind] for kind in dict.fromkeys([*WORDS, *summed]) if kind in summed}
     if not evidence.speaks:
         found = {kind: torch.zeros_like(nats) for kind, nats in found.items()}
     explained = Explained(found, torch.empty(len(pairs), 0, dtype=torch.int64))
@@ -103,19 +103,24 @@ def reason(
     return f"{words}; the same two responses are labelled the other way round {labelled_otherwise}"
 
 
+def words_of(kind: str) -> str:
+    """Return what a kind of evidence is called in a sentence."""
+    return f"the {kind}" if kind.startswith(OPINION) else WORDS[kind]
+
+
 def _in_words(evidence: Mapping[str, float]) -> str:
     first, *others = sorted(evidence.items(), key=lambda part: -abs(part[1]))
     kind, nats = first
     if abs(nats) < HARDLY:
-        parts = ", ".join(f"{WORDS[kind]} {_signed(nats)}" for kind, nats in evidence.items())
+        parts = ", ".join(f"{words_of(kind)} {_signed(nats)}" for kind, nats in evidence.items())
         return f"hardly anything speaks for or against the label ({parts} nats)"
     side = "against" if nats < 0 else "for"
-    words = [f"{WORDS[kind]} speaks {side} the label ({_signed(nats)} nats)"]
+    words = [f"{words_of(kind)} speaks {side} the label ({_signed(nats)} nats)"]
     agree = all(abs(other) < HARDLY or (other < 0) == (nats < 0) for _, other in others)
     for kind, other in others:
         how = "too" if agree else "against it" if other < 0 else "for it"
         how = "hardly" if abs(other) < HARDLY else how
-        words.append(f"{WORDS[kind]} {how} ({_signed(other)})")
+        words.append(f"{words_of(kind)} {how} ({_signed(other)})")
     return ", ".join(words)
 
 

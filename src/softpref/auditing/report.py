@@ -20,7 +20,7 @@ from datasets import Dataset
 
 from softpref.auditing.beliefs import UNSURE
 from softpref.auditing.charts import bars, histogram, reliability_curve
-from softpref.auditing.explanations import WORDS
+from softpref.auditing.explanations import words_of
 from softpref.auditing.summary import Summary, how_far
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
@@ -83,7 +83,7 @@ def charts(rows: Dataset, summary: Summary) -> list[str]:
             "Left of 0 it speaks against the label, right of it for the label.",
         ),
         bars(
-            {WORDS[kind]: float(abs(nats).mean()) for kind, nats in evidence.items()},
+            {words_of(kind): float(abs(nats).mean()) for kind, nats in evidence.items()},
             "What the evidence comes from, nats",
             "How much each kind speaks for or against a label, the mean of all pairs.",
         ),

@@ -55,7 +55,7 @@ def make_judge(options: JudgeOptions) -> Judge:
     if options.judge == "endpoint":
         return Endpoint(options)
     if options.judge == "reward_model":
-        return RewardModel(options)
+        return RewardModel(str(options.judge_model), options.judge_batch_size)
     if options.judge == "implicit_reward":
         return ImplicitReward(options)
     return RightAnswers()

@@ -98,16 +98,14 @@ class RewardModel(_Scored):
         UsageError: there is no such model, or it has several outputs.
     """
 
-    def __init__(self, options: JudgeOptions) -> None:
-        source = str(options.judge_model)
-        model: Any = load_classifier(source, option="--judge_model")
-        place = f"--judge_model {source}"
+    def __init__(self, source: str, batch_size: int, option: str = "--judge_model") -> None:
+        model: Any = load_classifier(source, option=option)
+        place = f"{option} {source}"
         self._tokenizer = read_tokenizer(source, place, trust_remote_code=False)
         require_finite_weights(model)
         if model.config.num_labels != 1:
             raise UsageError(
-                f"--judge_model {source}: has {model.config.num_labels} outputs; a reward model "
-                "has one."
+                f"{place}: has {model.config.num_labels} outputs; a reward model has one."
             )
         # The reward is read at the last token that is not padding, which EOS must not be taken for.
         pad = self._tokenizer.pad_token_id
@@ -115,7 +113,7 @@ class RewardModel(_Scored):
         model.config.pad_token_id = pad if self._pads else None
         self._model = on_accelerator(model.eval())
         self._longest = context_length(model)
-        self.batch_size = options.judge_batch_size
+        self.batch_size = batch_size
         self.identity: Mapping[str, Any] = {
             "judge": "reward_model",
             "model": source,
@@ -124,8 +122,13 @@ class RewardModel(_Scored):
 
     def answers(self, batch: Sequence[Question]) -> list[Answer]:
         """Return the answers to questions whose texts differ."""
+        found = self.differences(batch)
+        return [one if isinstance(one, Answer) else _by_score(one) for one in found]
+
+    def differences(self, batch: Sequence[Question]) -> list[float | Answer]:
+        """Return the reward of A less that of B, or the answer that says why there is none."""
         encoded: dict[int, list[list[int]]] = {}
-        answers: dict[int, Answer] = {}
+        answers: dict[int, float | Answer] = {}
         for i, question in enumerate(batch):
             try:
                 encoded[i] = [self._ids(question, text) for text in _responses(question)]
@@ -136,7 +139,7 @@ class RewardModel(_Scored):
         )
         fits = {i: pair for i, pair in encoded.items() if max(map(len, pair)) <= self._longest}
         rewards = iter(self._rewards([ids for pair in fits.values() for ids in pair]))
-        answers |= {i: _by_score(next(rewards) - next(rewards)) for i in fits}
+        answers |= {i: next(rewards) - next(rewards) for i in fits}
         return [answers.get(i, _DOES_NOT_FIT) for i in range(len(batch))]
 
     def _rewards(self, sequences: list[list[int]]) -> list[float]:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 SignalName = Literal["ppl_diff", "length", "content"]
 SIGNAL_NAMES: tuple[SignalName, ...] = get_args(SignalName)
+OPINION = "opinion of "
+"""How columns begin in which others say what they think of a pair, chosen less rejected."""
 MOST_FITTED = 10_000
 """Noisy pairs in the fit: more of them change little, and cost time and memory."""
 CHUNK = 10_000
@@ -39,7 +41,7 @@ def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
     Odd: `ppl_diff` is in every choice; `length` adds differences of length and of summed
     log-probabilities, `content` the difference of mean hidden states. Even, with either: how likely
     the likelier and the less likely response is, the spread of token surprise in each, their
-    length, likeness, distance and overlap.
+    length, likeness, distance and overlap. Columns named `OPINION` are odd signals too.
     """
 
     def numbers(name: str) -> Tensor:
@@ -56,6 +58,7 @@ def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
         odd["ppl_diff"] = fluency
     if "content" in names:
         odd["content"] = states(pairs)
+    odd |= {name: numbers(name) for name in pairs.column_names if name.startswith(OPINION)}
     if not odd:
         return PairSignals(fluency, {}, {})
     means = [logp / length for logp, length in zip(logps, lengths, strict=True)]

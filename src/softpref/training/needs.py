@@ -10,6 +10,7 @@ from typing import cast
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from torch import Tensor
 
 from softpref.algorithm.evidence import Evidence
 from softpref.algorithm.labeller import Labeller
