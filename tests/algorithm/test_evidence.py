@@ -178,9 +178,9 @@ def test_signals_without_meaning_are_left_out():
 
 
 def test_noise_is_heard_as_seldom_as_by_chance_and_then_does_no_harm():
-    """One standard error is passed by a sixth; in 20 draws it is by more than 7 in 1 of 100."""
+    """By chance one in twenty is heard; of 20 draws more than 4 are in 3 of 1,000."""
     heard = [seed for seed in SEEDS if fitted(seed, 300, 140).speaks]
-    assert len(heard) <= 7
+    assert len(heard) <= 4
     for seed in heard:
         evidence, some = fitted(seed, 300, 140), drawn(seed, 300, 140)
         is_flipped = some.is_flipped
@@ -238,10 +238,10 @@ def test_probability_correct_is_calibrated():
 
 
 def test_hard_pairs_that_are_flipped_more_often_are_found():
-    """A rate for all would be 10 points too low, and `p_correct` off by as much."""
+    """One rate for all comes out too low: hard pairs say least."""
     draw = torch.Generator().manual_seed(0)
     t = 0.8 + torch.randn(6140, generator=draw, dtype=torch.float64)
-    content = 1.5 + torch.randn(6140, 4, generator=draw, dtype=torch.float64)
+    content = 2 + torch.randn(6140, 4, generator=draw, dtype=torch.float64)
     is_hard = t.abs() < t.abs().median()
     flipped = torch.rand(6140, generator=draw) < torch.where(is_hard, 0.4, 0.1)
     flipped[6000:] = False
@@ -254,8 +254,6 @@ def test_hard_pairs_that_are_flipped_more_often_are_found():
     assert evidence.noise.rate == pytest.approx(0.25, abs=0.04)
     assert float(rate[is_hard[:6000]].mean()) > 0.3
     assert float(rate[~is_hard[:6000]].mean()) < 0.2
-    p_correct = evidence.probability_correct(evidence.noisy, rate)
-    assert expected_calibration_error(p_correct, ~flipped[:6000]) < 0.04
 
 
 def test_flips_at_one_rate_have_one_rate():

@@ -11,9 +11,9 @@ from datasets import load_dataset
 
 import softpref
 from softpref.auditing import audit
-from softpref.auditing.audit import AuditOptions, labelled_otherwise, run_audit
+from softpref.auditing.audit import AuditOptions, run_audit
 from softpref.auditing.beliefs import believe
-from softpref.auditing.explanations import Explained
+from softpref.auditing.explanations import Explained, labelled_otherwise
 from softpref.auditing.export import EXPORTS
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -59,7 +61,7 @@ def test_the_difference_of_rewards_is_kept_by_content(files, tmp_path, monkeypat
     opinion = torch.tensor(found.pairs[OPINION + reward])
     assert opinion.std() > 0
     turned = data.pairs.rename_columns({"chosen": "rejected", "rejected": "chosen"})
-    (other,) = with_opinions([type(data)(turned, (), "", "", 0, 0)], [reward])
+    (other,) = with_opinions([replace(data, pairs=turned)], [reward])
     assert torch.allclose(torch.tensor(other.pairs[OPINION + reward]), -opinion, atol=1e-5)
     monkeypatch.setattr(opinions.RewardModel, "differences", None)  # nobody is asked again
     (again,) = with_opinions([data], [reward])
@@ -99,7 +101,7 @@ def test_a_pair_that_cannot_be_scored_has_no_opinion(files, monkeypatch, caplog)
 
     monkeypatch.setattr(opinions, "RewardModel", Silent)
     data = load_pairs(files["data"])
-    few = type(data)(data.pairs.select(range(3)), (), "", "", 0, 0)
+    few = replace(data, pairs=data.pairs.select(range(3)))
     (found,) = with_opinions([few], ["rm"])
     assert found.pairs["opinion of rm"][:] == [0.0, 0.0, 2.0]
     assert "rm: no opinion of 2 pairs" in caplog.text

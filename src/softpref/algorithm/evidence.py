@@ -37,8 +37,8 @@ FOLD_TOLERANCE = 1e-2
 LEAST_GAIN = 1.0
 """Nats by which further columns must foretell left-out pairs better; those without meaning mostly
 lose some."""
-SPEAKS_GATE = 1.0
-"""Standard errors by which evidence must foretell left-out trusted pairs better than a toss."""
+SPEAKS_GATE = 1.645
+"""Standard errors by which evidence must foretell left-out trusted pairs better than a toss: 5%."""
 LEAST_NOISE = 0.003
 """At a noise rate of 0 one surprising label would outweigh all others."""
 FLIP_RATES_GATE, HOPELESS, SETTLED = 7.0, 2.0, 1.0
@@ -80,7 +80,7 @@ class Evidence:
 
     @property
     def speaks(self) -> bool:
-        """Whether left-out trusted pairs are foretold better than by a toss, by a standard error.
+        """Whether left-out trusted pairs are foretold better than by a toss (one-sided 5% test).
 
         If not, nothing in the signals tells right labels from wrong ones.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,21 +19,16 @@ from pyarrow.json import read_json
 from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate
 from softpref.auditing.beliefs import Beliefs, believe, flag
-from softpref.auditing.explanations import Explained, explain, reason
+from softpref.auditing.explanations import Explained, explain, labelled_otherwise, reason
 from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, write_cleaned
 from softpref.auditing.opinions import with_opinions
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import Scored, score
 from softpref.auditing.summary import Summary, how_far, summarise
 from softpref.columns import ColumnOptions
-from softpref.data.books import Books
 from softpref.data.mixing import MIX
 from softpref.data.readers import column, dataset_rows, store
 from softpref.data.sources import (
-    by_source,
-    content_key,
-    contents,
-    in_sorted_order,
     load_pairs,
     names_of,
 )
@@ -305,23 +300,6 @@ def _of_run(options: AuditOptions) -> AuditOptions:
             raise UsageError(f"--run {options.run}: its file {file} is not there; give --{name}.")
     asked = {name: value for name, value in asked.items() if value}
     return dataclasses.replace(options, **{"model": options.run, **own, **given, **asked})
-
-
-def labelled_otherwise(pairs: Dataset) -> Iterator[str]:
-    """Yield for every pair where the same two responses are labelled the other way round.
-
-    That is "elsewhere", of several sources the names of those where it is so, and "" for nowhere.
-    """
-    books: dict[str, Books] = {}
-    for where, part in by_source(pairs, "elsewhere"):
-        of = books[where] = Books()
-        for row in dataset_rows(contents(part)):
-            ahead = in_sorted_order(row["chosen"], row["rejected"])
-            of.enter_order(content_key(**row), ahead=ahead)
-    for row in dataset_rows(contents(pairs)):
-        ahead, key = in_sorted_order(row["chosen"], row["rejected"]), content_key(**row)
-        found = [where for where, of in books.items() if of.orders(key)[1 if ahead else 0]]
-        yield ("in " if found and len(books) > 1 else "") + " and in ".join(found)
 
 
 def _rows(

@@ -5,7 +5,7 @@ Shapes: n audited pairs, m trusted pairs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.algorithm.evidence import Evidence
+from softpref.data.books import Books
+from softpref.data.readers import dataset_rows
+from softpref.data.sources import by_source, content_key, contents, in_sorted_order
 from softpref.training.evidence import OPINION, SignalName, chunks, parts_of, signals_of
 
 KINDS = {
@@ -126,3 +129,20 @@ def _in_words(evidence: Mapping[str, float]) -> str:
 
 def _signed(nats: float) -> str:
     return f"{round(nats, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def labelled_otherwise(pairs: Dataset) -> Iterator[str]:
+    """Yield for every pair where the same two responses are labelled the other way round.
+
+    That is "elsewhere", of several sources the names of those where it is so, and "" for nowhere.
+    """
+    books: dict[str, Books] = {}
+    for where, part in by_source(pairs, "elsewhere"):
+        of = books[where] = Books()
+        for row in dataset_rows(contents(part)):
+            ahead = in_sorted_order(row["chosen"], row["rejected"])
+            of.enter_order(content_key(**row), ahead=ahead)
+    for row in dataset_rows(contents(pairs)):
+        ahead, key = in_sorted_order(row["chosen"], row["rejected"]), content_key(**row)
+        found = [where for where, of in books.items() if of.orders(key)[1 if ahead else 0]]
+        yield ("in " if found and len(books) > 1 else "") + " and in ".join(found)
