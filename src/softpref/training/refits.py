@@ -69,10 +69,8 @@ class Refits:
         return dataclasses.replace(scored, given_label=self._first)
 
     def keep(self, index: Tensor, soft_label: Tensor) -> None:
-        """Keep the labels of a step, (B,), of the pairs that had none."""
-        index = index.cpu()
-        fresh = self._first[index].isnan()
-        self._first[index[fresh]] = soft_label.cpu().to(self._first)[fresh]
+        """Keep the labels of a step, (B,); a pair that had one comes with the same again."""
+        self._first[index.cpu()] = soft_label.cpu().to(self._first)
 
     def state(self) -> dict[str, Tensor]:
         """Return what `restore` needs."""
