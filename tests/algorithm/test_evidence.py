@@ -67,6 +67,37 @@ def test_parts_sum_to_log_odds():
     assert evidence.log_odds(nothing).tolist() == [0.0]
 
 
+def test_log_odds_are_the_equation():
+    some, evidence = telling()
+    curve = evidence.curve.log_odds(some.noisy.fluency)
+    columns = torch.cat(list(evidence.columns(some.noisy, curve).values()), dim=1)
+    unit = (curve + columns @ evidence.theta) / evidence.size
+    linear, saturating = evidence.calibration
+    expected = linear * unit + saturating * torch.tanh(2 * unit)
+    torch.testing.assert_close(evidence.log_odds(some.noisy), expected)
+    assert (unit * evidence.size - expected).abs().max() > 0.01  # calibration changes something
+
+
+def test_the_penalty_is_the_one_that_foretells_best(monkeypatch):
+    some = telling()[0]
+    for penalties in ((4.0, 1e6), (1e6, 4.0)):
+        monkeypatch.setattr(evidence_module, "PENALTIES", penalties)
+        assert fit_evidence(some.noisy, some.trusted).theta.abs().max() > 0.1
+
+
+def test_trusted_pairs_have_no_flips_and_noisy_ones_a_few_at_least(monkeypatch):
+    some, rates = drawn(3, 150, 60, fluency=0.3, content=2.0), []
+    fit = evidence_module.fit_curve
+    monkeypatch.setattr(
+        evidence_module, "fit_curve", lambda t, rate, fold: rates.append(rate) or fit(t, rate, fold)
+    )
+    monkeypatch.setattr(evidence_module, "estimate_noise_rate", lambda *_: NoiseRate.given(0.0))
+    fit_evidence(some.noisy, some.trusted)
+    for rate in rates:
+        assert set(rate[:150].tolist()) == {LEAST_NOISE}
+        assert set(rate[150:].tolist()) == {0.0}
+
+
 @pytest.mark.parametrize(("noisy", "folds"), [(300, FOLDS_OF_FEW), (FEW_PAIRS, FOLDS)])
 def test_both_kinds_of_pairs_are_dealt_evenly(noisy, folds):
     fold = deal(noisy, 140, seed=3)
