@@ -31,7 +31,8 @@ def test_parity_is_what_swapping_the_responses_does():
     policy, both = tiny_model(), []
     for pairs in (random_pairs(4), list(map(swapped, random_pairs(4)))):
         start = measure(tiny_model(spread=0.1), make_batch(pairs), "response").ppl_diff.tolist()
-        pairs = [p | {"starting_ppl_diff": x} for p, x in zip(pairs, start, strict=True)]
+        known = [{"starting_ppl_diff": x, "evidence": -2 * x} for x in start]
+        pairs = [p | more for p, more in zip(pairs, known, strict=True)]
         both.append(measure(policy, make_batch(pairs), "response"))
     for name, signal in SIGNALS.items():
         assert name == signal.name
