@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from softpref.algorithm import evidence as evidence_module
 from softpref.algorithm import fluency_curve, noise_rate
 from softpref.algorithm.calibration import expected_calibration_error
 from softpref.algorithm.evidence import LEAST_NOISE, Evidence, _Model, fit_evidence
