@@ -134,12 +134,16 @@ def test_the_middle_layer(depth, layer):
     assert middle_layer(policy) is policy.model.layers[layer]
 
 
+def test_a_model_that_counts_its_layers_otherwise_has_a_middle_too():
+    policy = tiny_model(num_hidden_layers=4)
+    policy.config = SimpleNamespace(get_text_config=SimpleNamespace)
+    assert middle_layer(policy) is policy.model.layers[1]
+
+
 def test_a_model_without_a_list_of_its_layers_is_refused():
     policy = tiny_model()
-    policy.config = SimpleNamespace(
-        get_text_config=lambda: SimpleNamespace(num_hidden_layers=3)
-    )  # of which there are two
-    with pytest.raises(UsageError, match="does not keep its 3 layers in one list"):
+    policy.model.layers = torch.nn.Sequential(*policy.model.layers)
+    with pytest.raises(UsageError, match="does not keep its layers in a list"):
         middle_layer(policy)
 
 

@@ -42,16 +42,20 @@ def half_depth(policy: nn.Module) -> Iterator[list[Tensor]]:
 def middle_layer(policy: nn.Module) -> nn.Module:
     """Return the decoder layer whose output is the hidden state at half depth.
 
+    It is found in the outermost list of as many modules as the config has layers, else in the
+    outermost list.
+
     Raises:
-        UsageError: the policy has no list of as many layers as its config says.
+        UsageError: the policy has no list of modules.
     """
-    depth = cast(Any, policy).config.get_text_config().num_hidden_layers
-    for module in policy.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module[max(depth // 2 - 1, 0)]
+    depth = getattr(cast(Any, policy).config.get_text_config(), "num_hidden_layers", None)
+    stacks = [module for module in policy.modules() if isinstance(module, nn.ModuleList)]
+    for stack in sorted(stacks, key=lambda stack: len(stack) != depth):  # the outermost first
+        if len(stack):
+            return stack[max(len(stack) // 2 - 1, 0)]
     raise UsageError(
-        f"the model ({type(policy).__name__}) does not keep its {depth} layers in one list, so "
-        "softpref cannot read its hidden states."
+        f"the model ({type(policy).__name__}) does not keep its layers in a list, so softpref "
+        "cannot read its hidden states."
     )
 
 
