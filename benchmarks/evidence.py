@@ -102,7 +102,10 @@ def splits(pairs: PairSignals, wrong: Tensor | None, args: argparse.Namespace) -
             flips[torch.randperm(len(noisy), generator=draw)[: round(args.rate * len(noisy))]] = 1
         else:
             flips = wrong[noisy]
-        given, clean = swapped(of(pairs, noisy), flips), of(pairs, trusted)
+        errors = torch.zeros(count, dtype=torch.bool)
+        errors[: round(args.trusted_errors * count)] = True
+        given = swapped(of(pairs, noisy), flips)
+        clean = swapped(of(pairs, trusted), errors)
         evidence = fit_evidence(given, clean, split)
         p_correct = evidence.probability_correct(evidence.noisy, evidence.rates(given))
         sign = 1 if clean.odd["length"].sign().sum() >= 0 else -1
@@ -127,6 +130,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="number of the first split")
     parser.add_argument("--trusted", type=int, default=140)
+    parser.add_argument("--trusted_errors", type=float, default=0.0, help="share, at random")
     parser.add_argument("--rate", type=float, default=0.3)
     parser.add_argument("--longest", type=int, default=1200, help="characters of a pair")
     parser.add_argument("--max_length", type=int, default=512)

@@ -22,7 +22,7 @@ KINDS = {
     "curve": "fluency",
     "even": "fluency",
     "ppl_diff": "fluency",
-    "log_probability": "fluency",
+    "log_probability": "length",
     "length": "length",
     "length_ratio": "length",
     "content": "content",
