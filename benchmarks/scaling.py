@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 INTEGER = 8  # bytes of a count
-COLUMNS = 10  # a pair's measurements, label and place, gathered as float64
+COLUMNS = 11  # a pair's measurements, label and place, gathered as float64
 GATHERED = 8
 TOTALS = 5  # pairs of the three moves, of dL/ds, and the question whether SIGTERM has come
 META_LEARNER = 16_897  # weights of 1 -> 128 -> 128 -> 1
