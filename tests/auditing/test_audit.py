@@ -10,6 +10,7 @@ import torch
 from datasets import load_dataset
 
 import softpref
+from softpref.algorithm.evidence import Evidence
 from softpref.auditing import audit
 from softpref.auditing.audit import AuditOptions, run_audit
 from softpref.auditing.beliefs import believe
@@ -267,6 +268,23 @@ def test_damaged_labels_of_a_run_are_refused_before_scoring(run_of_adapter, cont
     path.write_bytes(content) if content else path.unlink()
     with pytest.raises(UsageError, match=r"--run ../run: its ../run/labels.jsonl cannot be read"):
         run_audit(AuditOptions(run="../run", output="out"))
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_a_run_by_evidence_judges_its_labels_unless_it_was_dpo(
+    files, tmp_path, monkeypatch, speaks
+):
+    monkeypatch.setattr(Evidence, "speaks", speaks)
+    output = str(tmp_path / "run")
+    align(AlignFiles(files["model"], files["data"], files["clean"], None, output),
+          run_config("evidence"))  # fmt: skip
+    if speaks:
+        run_audit(AuditOptions(run=output, output=str(tmp_path / "out")))
+        labels, of_run = (lines(tmp_path / name / "labels.jsonl") for name in ("out", "run"))
+        assert [row["soft_label"] for row in labels] == [row["soft_label"] for row in of_run]
+    else:
+        with pytest.raises(UsageError, match="takes labels at their word"):
+            run_audit(AuditOptions(run=output, output=str(tmp_path / "out")))
 
 
 def test_a_run_that_believed_its_labels_cannot_judge_them(files, tmp_path):

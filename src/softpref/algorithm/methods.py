@@ -80,6 +80,11 @@ class Method:
         """Whether the labeller learns from the clean pairs while the policy trains."""
         return self.make_labeller is None
 
+    @property
+    def doubts(self) -> bool:
+        """Whether single labels are doubted in training, so that the policy may judge them."""
+        return self.teaches or "evidence" in self.needs
+
 
 def rdpo_label(noise_rate: float) -> float:
     """Return (1 − ε)/(1 − 2ε), above one: with it the mean loss over flips is DPO's.

@@ -60,8 +60,8 @@ class AuditOptions(ColumnOptions):
     )
     clean: str | None = option("Trusted pairs: a file, or a number of pairs to hold out.")
     run: str | None = option(
-        "A finished run of mspo, in the place of --model: its labels, its policy; --data and "
-        "--clean are the run's own unless given."
+        "A finished run of mspo or evidence, in the place of --model: its labels, its policy; "
+        "--data and --clean are the run's own unless given."
     )
     output: str = option("Directory for the audit; an earlier audit in it is replaced.", "")
     signals: list[str] | None = option(
@@ -282,13 +282,13 @@ def _of_run(options: AuditOptions) -> AuditOptions:
         own |= {name: files[name] for name in COLUMN_OPTIONS}
         own |= {name: files.get(name) for name in own_mix}
         needed = [(name, file) for name in given for file in names_of(given[name] or [])]
-        teaches = METHODS[method].teaches
+        doubts = METHODS[method].doubts and record.get("evidence_speaks") is not False
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"--run {options.run}: no finished run ({path.name}: {error}); give the --output of "
             "softpref train."
         ) from None
-    if not teaches:
+    if not doubts:
         raise UsageError(
             f"--run {options.run} was trained by {method}, which takes labels at their word, so "
             "its policy repeats them: audit by the model it started from, --model "

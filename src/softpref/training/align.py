@@ -216,6 +216,7 @@ def run_record(
         "sft_targets_among_pairs": sft_targets,
         "noise_rate": dataclasses.asdict(noise) if noise else None,
         "noise_rate_source": _noise_rate_source(trainer),
+        "evidence_speaks": trainer.evidence.speaks if trainer.evidence else None,
         "perpcorrect": correction.record() if correction else None,
         "steps": trainer.state.global_step,
         "threads": torch.get_num_threads(),

@@ -120,7 +120,7 @@ class MSPOTrainer(SafeCheckpoints):
         probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
         collate, _ = choose_layout(args.resolved_layout(), policy, probe)
         prepared = sets_with_reference(policy, prepared, args, start, collate)
-        prepared, evidence = with_evidence(prepared, args)
+        prepared, self.evidence = with_evidence(prepared, args)
         self.correction = correct(policy, prepared, args, peft_config, start)
         labelled = with_given_labels(prepared.train, self.method, self.correction)
         self.prepared = dataclasses.replace(prepared, train=labelled)
@@ -143,11 +143,11 @@ class MSPOTrainer(SafeCheckpoints):
             "training pairs": fingerprint_tokens(self.pairs),
             "clean pairs": fingerprint_tokens(self.clean) if self.clean else None,
         }
-        self.noise = noise_of(args, self.prepared, self.correction, evidence)
+        self.noise = noise_of(args, self.prepared, self.correction, self.evidence)
         self.teacher = self._make_teacher()
         taught = (self.policy, self.pairs, self.collate, args)
         self._engine = engine_for(*taught) if self.teacher else None
-        self.labeller = labeller_of(args, self.prepared, self.noise, self.teacher, evidence)
+        self.labeller = labeller_of(args, self.prepared, self.noise, self.teacher, self.evidence)
         self._refits = refits_of(self.labeller, self.prepared, self._score)
         self.history = LabelHistory()
         self._steps = Steps(args, self.collate, self.labeller, self.method.loss, self.ranks)
