@@ -119,8 +119,8 @@ def test_a_dry_run_needs_no_hub_and_writes_nothing(tmp_path, caplog):
     options = StudyOptions(preset="paper", model="phi-2", data="oasst1", dry_run=True)
     with caplog.at_level("INFO", "softpref"):
         run_study("table1", options)
-    assert "120 runs and 3 SFT runs of microsoft/phi-2" in caplog.text
-    assert "120,000 calls of gpt-4-0613 as the judge" in caplog.text
+    assert "135 runs and 3 SFT runs of microsoft/phi-2" in caplog.text
+    assert "135,000 calls of gpt-4-0613 as the judge" in caplog.text
     assert "Nothing was run." in caplog.text
 
 
