@@ -16,13 +16,14 @@ from tests.toy import exact_trainer, toy_pairs, toy_trainer
 
 PAIRS = 64
 A_PASS = 16
-"""Steps of four pairs; the labeller is fitted before steps 8, 16, ... counted from 0."""
+"""Steps of four pairs; the labeller is fitted after each 32 pairs, for 24 trusted ones."""
 
 
 @pytest.fixture(autouse=True)
 def speaks(monkeypatch):
     """The toy's evidence is weak, so that it might be heard on one machine and not on another."""
     monkeypatch.setattr(Evidence, "speaks", True)
+    monkeypatch.setattr(refits, "NOISY_A_TRUSTED", 32 / 24)
 
 
 def options(**more) -> dict:
@@ -42,6 +43,7 @@ def run(tmp_path_factory):
     """Two passes over the pairs, and what each fit was given."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Evidence, "speaks", True)
+        monkeypatch.setattr(refits, "NOISY_A_TRUSTED", 32 / 24)
         saving = {"save_strategy": "steps", "save_steps": 12}
         trainer = toy_trainer(tmp_path_factory.mktemp("run"), **options(**saving))
     fits, refit = [], trainer.labeller.refit

@@ -20,14 +20,15 @@ from softpref.data.readers import column
 from softpref.training.labels import LabelHistory
 from softpref.training.preparation import Prepared
 
-EVERY = 8
-"""Steps between two fits."""
+NOISY_A_TRUSTED = 4
+"""Noisy pairs drawn between two fits, for each trusted pair that a fit scores: a twelfth of DPO's
+price."""
 LATEST = 2048
 """Noisy pairs of a fit, the last ones that were drawn."""
 
 
 class Refits:
-    """Fits the labeller every 8 steps, and keeps each pair's first label.
+    """Fits the labeller as noisy pairs are drawn, and keeps each pair's first label.
 
     From a pair's second visit on its margin has seen its label, so that it tells nothing of it any
     more: the pair keeps the label of its first, and only first visits are fitted on.
@@ -49,11 +50,14 @@ class Refits:
         self._labeller, self._score, self._trusted = labeller, score, trusted
         self._evidence, self._of_trusted = evidence_in(pairs), evidence_in(trusted)
         self._first = torch.full((len(pairs),), torch.nan)
+        self._since = torch.zeros((), dtype=torch.int64)
+        self._enough = NOISY_A_TRUSTED * len(trusted)
 
-    def before(self, step: int, history: LabelHistory) -> None:
-        """Fit, if it is time to, before a step counted from 0."""
-        if step == 0 or step % EVERY or not self._first.isnan().any():
+    def before_step(self, history: LabelHistory) -> None:
+        """Fit if enough pairs were drawn since the last fit and some have no label yet."""
+        if self._since < self._enough or not self._first.isnan().any():
             return
+        self._since.zero_()
         drawn = history.first_visits(len(self._first), LATEST)
         trusted = self._score(self._trusted, "labelling, clean")
         self._labeller.refit(
@@ -71,6 +75,7 @@ class Refits:
     def keep(self, index: Tensor, soft_label: Tensor) -> None:
         """Keep the labels of a step, (B,); a pair that had one comes with the same again."""
         self._first[index.cpu()] = soft_label.cpu().to(self._first)
+        self._since += len(index)
 
     def state(self) -> dict[str, Tensor]:
         """Return what `restore` needs."""
@@ -79,6 +84,7 @@ class Refits:
             "refits.coefficients": labeller.coefficients,
             "refits.size": labeller.size,
             "refits.first": self._first,
+            "refits.since": self._since,
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -86,6 +92,7 @@ class Refits:
         self._labeller.coefficients.copy_(tensors["refits.coefficients"])
         self._labeller.size.copy_(tensors["refits.size"])
         self._first.copy_(tensors["refits.first"])
+        self._since.copy_(tensors["refits.since"])
 
 
 def evidence_in(pairs: Dataset) -> Tensor:

@@ -209,7 +209,7 @@ class MSPOTrainer(SafeCheckpoints):
     def _step(self, policy: nn.Module, pairs: list[dict[str, Any]]) -> Stepped:
         teacher, engine = self.teacher, self._engine
         if self._refits:
-            self._refits.before(self.state.global_step, self.history)
+            self._refits.before_step(self.history)
             pairs = self._refits.with_first_labels(pairs)
         if teacher is None or engine is None or self.state.global_step % self.args.meta_every:
             return self._steps.plain(policy, pairs)
