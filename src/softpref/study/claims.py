@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from softpref.errors import UsageError
 
@@ -32,7 +32,8 @@ def claimed(home: Path, name: str, *, patience: float = 0.0) -> Iterator[bool]:
     """
     directory = home / "claims"
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / f"{name}.lock")
+    # What filelock falls back to outlives its process.
+    lock = FileLock(directory / f"{name}.lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=patience)
     except Timeout:
@@ -42,9 +43,6 @@ def claimed(home: Path, name: str, *, patience: float = 0.0) -> Iterator[bool]:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
         raise _without_locks(directory) from error
-    if isinstance(lock, SoftFileLock):  # what filelock falls back to: it outlives its process
-        lock.release()
-        raise _without_locks(directory)
     try:
         yield True
     finally:
