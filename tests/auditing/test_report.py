@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
 
 from softpref.auditing.charts import bars
 from softpref.auditing.report import charts, headline, page_data
-
-
-@dataclass
-class Said:
-    """What an audit says of a set."""
-
-    pairs: int = 1200
-    noise_rate: float = 0.2
-    noise_rate_low: float = 0.1
-    noise_rate_high: float = 0.3
-    suspect: int = 80
-    unsure: int = 40
-    evidence_speaks: bool = True
-    trusted_auroc: float = 0.812
-    length_auroc: float = 0.7
-    reliability: list = field(default_factory=lambda: [{"stated": 0.1, "right": 0.2, "pairs": 3}])
-
+from tests.auditing.said import Said
 
 ROWS = Dataset.from_dict(
     {

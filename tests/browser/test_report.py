@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
 
 import pytest
 from datasets import Dataset
@@ -13,6 +12,7 @@ from datasets import Dataset
 from softpref.auditing.export import read_marks
 from softpref.auditing.report import write_report
 from softpref.data.sources import load_pairs
+from tests.auditing.said import Said
 
 selenium = pytest.importorskip("selenium", reason="make test-browser installs it")
 if not shutil.which("chromium") or not shutil.which("chromedriver"):
@@ -24,23 +24,6 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)></script>"
 COUNT = 400
-
-
-@dataclass
-class Said:
-    """What a report says of a set."""
-
-    pairs: int = COUNT
-    noise_rate: float = 0.2
-    noise_rate_low: float = 0.1
-    noise_rate_high: float = 0.3
-    suspect: int = 80
-    unsure: int = 40
-    evidence_speaks: bool = True
-    trusted_auroc: float = 0.8
-    length_auroc: float = 0.7
-    reliability: list = field(default_factory=lambda: [{"stated": 0.1, "right": 0.2, "pairs": 3}])
-    warnings: list = field(default_factory=lambda: [f"mind {ATTACK}"])
 
 
 def write(path, count=COUNT, text="the same words and {}"):
@@ -61,7 +44,9 @@ def write(path, count=COUNT, text="the same words and {}"):
             "rejected": [text.format(f"worse{i}") for i in range(count)],
         }
     )
-    write_report(path, rows, pairs, Said(), "fingerprint", 0)
+    write_report(
+        path, rows, pairs, Said(pairs=COUNT, warnings=[f"mind {ATTACK}"]), "fingerprint", 0
+    )
 
 
 @pytest.fixture

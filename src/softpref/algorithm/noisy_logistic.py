@@ -68,9 +68,9 @@ def fit(
     for _ in range(_MAX_ITERATIONS):
         g = offset + x @ theta
         q, right, wrong = g.sigmoid(), (g + prior).sigmoid(), (g - prior).sigmoid()
-        slope = right - q
-        gradient = x.T @ slope - penalty * theta
-        information = (x * (slope * (q - wrong))[:, None]).T @ x + penalty.diag()
+        pull = right - q
+        gradient = x.T @ pull - penalty * theta
+        information = (x * (pull * (q - wrong))[:, None]).T @ x + penalty.diag()
         system = information + damping * information.diagonal().diag()
         proposed = theta + torch.linalg.solve(system, gradient)
         new = loss(proposed)

@@ -39,8 +39,8 @@ def claimed(home: Path, name: str, *, patience: float = 0.0) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: filelock before 4
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
             raise
         raise _without_locks(directory) from error
     try:

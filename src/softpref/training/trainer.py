@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from softpref.algorithm.bilevel import NonFiniteError, non_finite_pairs, require_finite
+from softpref.algorithm.engine import EngineChoice
 from softpref.algorithm.forms import dense
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.objective import geometric_loss
@@ -122,9 +123,8 @@ class MSPOTrainer(SafeCheckpoints):
         prepared = sets_with_reference(policy, prepared, args, start, collate)
         prepared, self.evidence = with_evidence(prepared, args)
         self.correction = correct(policy, prepared, args, peft_config, start)
-        labelled = with_given_labels(prepared.train, self.method, self.correction)
-        self.prepared = dataclasses.replace(prepared, train=labelled)
-        self.pairs, self.clean = self.prepared.train, self.prepared.clean
+        self.pairs = with_given_labels(prepared.train, self.method, self.correction)
+        self.prepared, self.clean = dataclasses.replace(prepared, train=self.pairs), prepared.clean
         policy = make_trainable(policy, args, peft_config)
         switch_dropout_off(policy)  # the adapter's
         self.collate, self._layout_why = choose_layout(args.resolved_layout(), policy, probe)
@@ -145,8 +145,7 @@ class MSPOTrainer(SafeCheckpoints):
         }
         self.noise = noise_of(args, self.prepared, self.correction, self.evidence)
         self.teacher = self._make_teacher()
-        taught = (self.policy, self.pairs, self.collate, args)
-        self._engine = engine_for(*taught) if self.teacher else None
+        self._engine = self._make_engine()
         self.labeller = labeller_of(args, self.prepared, self.noise, self.teacher, self.evidence)
         self._refits = refits_of(self.labeller, self.prepared, self._score)
         self.history = LabelHistory()
@@ -308,8 +307,7 @@ class MSPOTrainer(SafeCheckpoints):
         nats; `step` the pair was last trained on, null if it never was.
         """
         scored = self._score(self.pairs, "labelling")
-        if self._refits:
-            scored = self._refits.seen(scored)
+        scored = self._refits.seen(scored) if self._refits else scored
         return beliefs(
             column(self.pairs, "uid"),
             self.history.last_steps(len(self.pairs)),
@@ -382,6 +380,10 @@ class MSPOTrainer(SafeCheckpoints):
         return make_teacher(
             self.args, self.pairs, self.clean, self.noise.expected, self.ranks, self.total_steps()
         )
+
+    def _make_engine(self) -> EngineChoice | None:
+        taught = (self.policy, self.pairs, self.collate, self.args)
+        return engine_for(*taught) if self.teacher else None
 
     def _say_how(self) -> None:
         args, steps = self.args, self.total_steps()
