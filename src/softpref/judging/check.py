@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softpref.data.bad_rows import in_words, place
+from softpref.data.bad_rows import place
 from softpref.data.messages import Text, is_empty, parse_text
+from softpref.data.noise import refuse_bad_rows
 from softpref.data.readers import RowError, dataset_rows
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
@@ -59,8 +60,7 @@ def load_gold(source: str) -> list[Comparison]:
     if any(values.get("gold") is not None for _, values in rows_of(source)):
         return [_comparison(source, row, values) for row, values in rows_of(source)]
     loaded = load_pairs(source, on_bad_row="skip")
-    if loaded.bad_rows:
-        raise UsageError(f"{in_words(loaded.bad_rows)}. Fix or remove them.")
+    refuse_bad_rows(loaded.bad_rows, "Fix or remove it")
     return [comparison_of_pair(str(pair["row"]), pair) for pair in dataset_rows(loaded.pairs)]
 
 
