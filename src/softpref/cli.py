@@ -174,9 +174,10 @@ def train(arguments: list[str]) -> None:
 def audit(arguments: list[str]) -> None:
     """Say which labels are wrong."""
     from softpref.auditing.audit import AuditOptions, run_audit
+    from softpref.judging.options import OptionalJudge
 
-    (options,) = parse("audit", arguments, AuditOptions)
-    run_audit(options)
+    options, judge = parse("audit", arguments, AuditOptions, OptionalJudge)
+    run_audit(options, judge.named())
 
 
 def generate(arguments: list[str]) -> None:

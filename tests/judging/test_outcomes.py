@@ -6,18 +6,21 @@ import itertools
 
 import pytest
 
-from softpref.judging.outcomes import outcomes_of
+from softpref.judging.outcomes import leaning, outcomes_of
 from softpref.judging.questions import Answer, Comparison, questions_of
 
 COMPARISON = Comparison("u", "prompt", "longer response", "baseline")
 
 
-def outcome(*verdicts, orders="both", seed=0):
-    questions = questions_of([COMPARISON], orders, seed)
-    answers = [
+def answers_of(verdicts):
+    return [
         Answer(verdict) if verdict in ("A", "B", "tie") else Answer(None, verdict)
         for verdict in verdicts
     ]
+
+
+def outcome(*verdicts, orders="both", seed=0):
+    questions, answers = questions_of([COMPARISON], orders, seed), answers_of(verdicts)
     return outcomes_of([COMPARISON], questions, {"u": answers})[0]
 
 
@@ -37,6 +40,18 @@ def test_two_orders_against_the_rule_written_out(first, second):
     assert (found.result, found.flipped) == (expected, flipped)
     assert found.failure == ("timeout" if expected == "failed" else None)
     assert found.length_difference == len("longer response") - len("baseline")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "mean"),
+    [
+        (("A", "B"), 1.0), (("B", "A"), -1.0), (("tie", "tie"), 0.0), (("A", "A"), 0.0),
+        (("A", "tie"), 0.5), (("tie", "A"), -0.5), (("A", "timeout"), 0.0),
+    ],
+)  # fmt: skip
+def test_a_leaning_is_the_mean_verdict_and_0_where_a_call_failed(verdicts, mean):
+    questions = questions_of([COMPARISON], "both", 0)["u"]
+    assert leaning(questions, answers_of(verdicts)) == mean
 
 
 def test_one_order_is_drawn_by_seed_and_uid_and_means_the_same_response():

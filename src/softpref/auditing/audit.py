@@ -11,28 +11,25 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, concatenate_datasets
-from pyarrow.json import read_json
+from datasets import Dataset
 
 from softpref.algorithm.methods import METHODS
 from softpref.algorithm.noise_rate import NoiseRate
-from softpref.auditing.beliefs import Beliefs, believe, flag
-from softpref.auditing.explanations import Explained, explain, labelled_otherwise, reason
+from softpref.auditing.beliefs import believe
+from softpref.auditing.explanations import explain
 from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, write_cleaned
-from softpref.auditing.opinions import with_opinions
+from softpref.auditing.opinions import VERDICTS, with_opinions, with_verdicts
+from softpref.auditing.pair_rows import LABELS, labels_of_run, pair_rows
 from softpref.auditing.report import REPORT, write_report
-from softpref.auditing.scores import Scored, score
+from softpref.auditing.scores import score
 from softpref.auditing.summary import Summary, how_far, summarise
 from softpref.columns import ColumnOptions
 from softpref.data.mixing import MIX
-from softpref.data.readers import column, dataset_rows, store
-from softpref.data.sources import (
-    load_pairs,
-    names_of,
-)
+from softpref.data.readers import dataset_rows
+from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
+from softpref.judging.ask import make_judge
+from softpref.judging.options import JudgeOptions, check_judge
 from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
 from softpref.training.config import MSPOConfig
@@ -42,8 +39,7 @@ from softpref.training.output import write_lines, write_text
 
 logger = logging.getLogger(__name__)
 
-LABELS, SUMMARY = "labels.jsonl", "summary.json"
-RUN_COLUMNS = ("soft_label", "margin", "step")
+SUMMARY = "summary.json"
 OF_RUN: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
 """What a run has its own of, and what it is without one."""
 DEFAULTS: dict[str, Any] = OF_RUN | {"on_bad_row": "stop"}
@@ -114,19 +110,19 @@ class Audit:
     fingerprint: str
 
 
-def run_audit(options: AuditOptions) -> None:
+def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     """Audit a set and write `labels.jsonl`, `summary.json`, `report.html` and `cleaned.jsonl`.
 
     Raises:
-        UsageError: an option is wrong or missing, or data or model cannot be used; then nothing is
-            written.
+        UsageError: an option is wrong or missing, or data, model or judge cannot be used; then
+            nothing is written but the verdicts that the judge has given by then.
     """
     require(options.output, "--output")
     output = Path(options.output)
     _refuse_other_contents(output)
     asked = _asked(options)
     marks = _marks_of(options.marks, asked) if options.marks else {}
-    done = _audit(asked)
+    done = _audit(asked, judge)
     output.mkdir(parents=True, exist_ok=True)
     write_lines(output / LABELS, dataset_rows(done.pairs))
     write_text(output / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
@@ -163,6 +159,8 @@ def audit(
     model: str | PathLike[str] | None = None,
     data: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     clean: str | PathLike[str] | int | None = None,
+    *,
+    judge: JudgeOptions | None = None,
     **options: Any,
 ) -> Audit:
     """Return how far each label of a preference set is to be believed.
@@ -171,10 +169,12 @@ def audit(
         model: a directory or hub id.
         data: what `softpref.data.sources.load_pairs` reads: a file, or a list of them.
         clean: trusted pairs, likewise, or a number of pairs to hold out.
+        judge: who is asked which response is better, as a further signal; its verdicts are kept in
+            the directory `output`.
         options: further fields of `AuditOptions`, such as `run` in the place of `model`.
 
     Raises:
-        UsageError: data or model cannot be used.
+        UsageError: data, model or judge cannot be used.
     """
     paths = {"model": model, "clean": clean}
     several = data if isinstance(data, list | tuple) else [] if data is None else [data]
@@ -184,11 +184,15 @@ def audit(
                 f"{name} is a {type(given).__name__}: give where it lies, a path or hub id; "
                 "a data set is written to a file by to_json('pairs.jsonl')."
             )
+    if not isinstance(judge, JudgeOptions | None):
+        raise UsageError(
+            f"judge is a {type(judge).__name__}: give softpref.judging.options.JudgeOptions(...)."
+        )
     asked: dict[str, Any] = {
         name: None if given is None else str(given) for name, given in paths.items()
     }
     asked["data"] = [str(each) for each in several]
-    return _audit(_asked(AuditOptions(**asked | options)))
+    return _audit(_asked(AuditOptions(**asked | options)), judge)
 
 
 def _asked(options: AuditOptions) -> AuditOptions:
@@ -203,7 +207,12 @@ def _asked(options: AuditOptions) -> AuditOptions:
     return asked
 
 
-def _audit(options: AuditOptions) -> Audit:
+def _audit(options: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
+    judge = None
+    if judged_by:
+        require(options.output, "--output")
+        check_judge(judged_by)
+        judge = make_judge(judged_by)  # what it lacks is said before an hour of scoring
     signals = _signals(options.signals)
     asked_too = _listed(options.reward_model)
     config = MSPOConfig(
@@ -223,24 +232,31 @@ def _audit(options: AuditOptions) -> Audit:
     )  # fmt: skip
     loaded, clean, _, provenance = load_sets(files, config)
     assert clean is not None
-    labels = _labels_of_run(options.run) if options.run else None
+    labels = labels_of_run(options.run) if options.run else None
     if clean.source != options.clean:
         logger.info("clean: %s pairs held out of --data, %s; they are not audited", options.clean,
                     provenance)  # fmt: skip
     loaded, clean = with_opinions((loaded, clean), asked_too)
     named_by = "--run" if options.run else "--model"
     scored = score(str(options.model), loaded, clean, config, named_by)
+    asked_judge = None
+    if judge and judged_by:
+        scored, asked_judge = with_verdicts(scored, judge, judged_by, Path(options.output))
+        asked_too.append(asked_judge.name)
     evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
     of_sources = noise_by_source(scored.pairs, -log_odds, -evidence.trusted)
     beliefs = believe(evidence, log_odds, rates_of(evidence, scored.pairs, signals))
     explained = explain(evidence, scored.pairs, signals, options.seed)
     return Audit(
-        _rows(scored, beliefs, explained, labels),
-        summarise(scored, beliefs, evidence.noise, of_sources, [*signals, *asked_too], provenance),
+        pair_rows(scored, beliefs, explained, labels),
+        summarise(
+            scored, beliefs, evidence.noise, of_sources, [*signals, *asked_too], provenance,
+            asked_judge,
+        ),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
         loaded.fingerprint,
-    )
+    )  # fmt: skip
 
 
 def _signals(asked: Sequence[str] | None) -> list[SignalName]:
@@ -302,66 +318,12 @@ def _of_run(options: AuditOptions) -> AuditOptions:
     return dataclasses.replace(options, **{"model": options.run, **own, **given, **asked})
 
 
-def _rows(
-    scored: Scored, beliefs: Beliefs, explained: Explained, labels: pa.Table | None
-) -> Dataset:
-    named = [name for name in ("uid", "row", "source") if name in scored.pairs.column_names]
-    places = scored.pairs.select_columns(named)
-    numbers = Dataset(
-        pa.table(
-            {
-                "ppl_diff": scored.ppl_diff.numpy(),
-                **_labels_by_uid(labels, column(places, "uid")),
-                "p_correct": beliefs.p_correct.numpy(),
-                "rank": beliefs.rank.numpy(),
-                "evidence": pa.StructArray.from_arrays(
-                    [pa.array(nats.numpy()) for nats in explained.evidence.values()],
-                    list(explained.evidence),
-                ),
-            }
-        )
-    )
-    trusted_rows = column(scored.clean, "row").to_numpy()
-    in_words = (
-        {
-            "flag": flag(row["p_correct"]),
-            "why": reason(
-                row["evidence"], beliefs.speaks, trusted_rows[closest.numpy()].tolist(), where
-            ),
-        }
-        for row, closest, where in zip(
-            dataset_rows(numbers),
-            explained.closest,
-            labelled_otherwise(scored.pairs),
-            strict=True,
-        )
-    )
-    words = store(in_words, pa.schema([("flag", pa.string()), ("why", pa.string())]))
-    return concatenate_datasets([places, numbers, words], axis=1)
-
-
-def _labels_of_run(run: str) -> pa.Table:
-    path = Path(run) / LABELS
-    try:
-        return read_json(path).select(["uid", *RUN_COLUMNS])
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"--run {run}: its {path} cannot be read ({error}); give the --output of softpref "
-            "train, with all that it holds."
-        ) from None
-
-
-def _labels_by_uid(labels: pa.Table | None, uids: pa.ChunkedArray) -> dict[str, pa.Array]:
-    if labels is None:
-        return {name: pa.nulls(len(uids)) for name in RUN_COLUMNS}
-    places = pc.index_in(uids, value_set=labels["uid"])
-    return {name: labels[name].take(places) for name in RUN_COLUMNS}
-
-
 def _refuse_other_contents(output: Path) -> None:
     if output.is_file():
         raise UsageError(f"--output {output}: is a file; give a directory.")
-    if output.is_dir() and any(output.iterdir()) and not (output / SUMMARY).is_file():
+    verdicts = {VERDICTS, f"{VERDICTS}.lock"}  # of an audit that was interrupted
+    holds = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if holds - verdicts and SUMMARY not in holds:
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
 
 

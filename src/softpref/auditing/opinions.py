@@ -1,4 +1,4 @@
-"""What reward models say of pairs: further signals, weighed like any other.
+"""What reward models and judges say of pairs: further signals, weighed like any other.
 
 Shapes: n pairs of a set.
 """
@@ -9,18 +9,24 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.data.messages import CONTEXT, as_text
+from softpref.auditing.scores import Scored
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import LoadedPairs, contents
-from softpref.judging.questions import Answer, Question
+from softpref.judging.ask import put
+from softpref.judging.judge import account, account_words, who_judged
+from softpref.judging.log import VerdictLog
+from softpref.judging.options import JudgeOptions
+from softpref.judging.questions import Answer, Comparison, Judge, questions_of
+from softpref.judging.responses import comparison_of_pair
 from softpref.judging.scored import RewardModel
 from softpref.training.evidence import OPINION
 from softpref.training.output import read_columns, write_columns
@@ -29,6 +35,26 @@ from softpref.training.reference import PART, default_cache
 logger = logging.getLogger(__name__)
 
 PAIRS_AT_ONCE = 8
+FORMAT = 2
+"""Of the rewards kept on disk; those of format 1 were of messages read as text."""
+VERDICTS = "verdicts.jsonl"
+
+
+@dataclass(frozen=True)
+class AskedJudge:
+    """A judge that was asked about an audit's pairs.
+
+    Attributes:
+        name: as a signal.
+        pairs: about how many it was asked.
+        without_opinion: of how many it has none, because a call failed.
+        record: who it is, how it was asked, and what its answers cost.
+    """
+
+    name: str
+    pairs: int
+    without_opinion: int
+    record: dict[str, Any]
 
 
 def with_opinions(
@@ -45,50 +71,79 @@ def with_opinions(
     found = tuple(sets)
     for source in dict.fromkeys(reward_models):
         model = RewardModel(source, PAIRS_AT_ONCE, "--reward_model")
-        found = tuple(
-            replace(each, pairs=_with_opinion(each.pairs, model, source)) for each in found
-        )
+        found = tuple(replace(each, pairs=_with_opinion(each, model, source)) for each in found)
     return found
 
 
-def _with_opinion(pairs: Dataset, model: RewardModel, source: str) -> Dataset:
+def _with_opinion(loaded: LoadedPairs, model: RewardModel, source: str) -> Dataset:
+    pairs, name = loaded.pairs, f"{source}, {loaded.source}"
     parts = [
-        _opinion(pairs.select(range(start, min(start + PART, len(pairs)))), model, source)
+        _opinion(pairs.select(range(start, min(start + PART, len(pairs)))), model, name)
         for start in range(0, len(pairs), PART)
     ]
-    return pairs.add_column(OPINION + source, torch.cat(parts).numpy())
+    opinion = torch.cat(parts)
+    if silent := int((~opinion.isfinite()).sum()):
+        logger.warning("%s: no opinion of %d pairs, too long or unreadable for it", name, silent)
+    return pairs.add_column(OPINION + source, opinion.nan_to_num(0.0, 0.0, 0.0).numpy())
 
 
-def _opinion(pairs: Dataset, model: RewardModel, source: str) -> Tensor:
-    """Return the differences of rewards, (n,), from disk or by asking."""
+def _opinion(pairs: Dataset, model: RewardModel, name: str) -> Tensor:
+    """Return the differences of rewards, (n,), from disk or by asking; NaN is no opinion."""
     rows = list(dataset_rows(contents(pairs)))
-    asked = json.dumps([model.identity["weights"], rows], sort_keys=True)
+    asked = json.dumps([model.identity["weights"], rows, FORMAT], sort_keys=True)
     key = hashlib.sha256(asked.encode()).hexdigest()[:32]
     path = default_cache().parent / "opinions" / f"{key}.safetensors"
     kept = read_columns(path, ["opinion"], len(pairs))
-    if kept is not None:
+    if kept:
         return kept["opinion"]
-    questions = [_question(uid, row) for uid, row in zip(pairs["uid"], rows, strict=True)]
-    logger.info("%s: %d responses to score", source, 2 * len(questions))
-    answers = [
-        answer
+    by_uid = questions_of(_comparisons(pairs), "both", 0)
+    questions = [as_labelled for as_labelled, _ in by_uid.values()]
+    logger.info("%s: %d responses to score", name, 2 * len(questions))
+    numbers = [
+        math.nan if isinstance(answer, Answer) else answer
         for start in range(0, len(questions), PAIRS_AT_ONCE)
         for answer in model.differences(questions[start : start + PAIRS_AT_ONCE])
     ]
-    opinion = torch.tensor(
-        [math.nan if isinstance(answer, Answer) else answer for answer in answers],
-        dtype=torch.float64,
-    )
-    silent = int((~opinion.isfinite()).sum())
-    if silent:
-        logger.warning("%s: no opinion of %d pairs, too long or unreadable for it", source, silent)
-        opinion = opinion.nan_to_num(0.0, 0.0, 0.0)
+    opinion = torch.tensor(numbers, dtype=torch.float64)
     write_columns(path, {"opinion": opinion})
     return opinion
 
 
-def _question(uid: str, row: dict[str, Any]) -> Question:
-    context = {name: row[name] for name in CONTEXT if row.get(name) is not None}
-    return Question(
-        uid, row["prompt"], as_text(row["chosen"]), as_text(row["rejected"]), False, context
+def with_verdicts(
+    scored: Scored, judge: Judge, options: JudgeOptions, output: Path
+) -> tuple[Scored, AskedJudge]:
+    """Add a column with a judge's mean verdict on chosen to audited and trusted pairs, in [−1, 1].
+
+    A pair on which a call failed has 0, no opinion. Verdicts are kept in `output`, one by one, so
+    that none is asked for twice.
+
+    Raises:
+        UsageError: as in `put`.
+    """
+    sets = {"audited": scored.pairs, "trusted": scored.clean}
+    comparisons = [each for name, pairs in sets.items() for each in _comparisons(pairs, f"{name} ")]
+    with VerdictLog(output / VERDICTS) as log:
+        judged = put(comparisons, judge, options, log, f"judging pairs of {scored.source} and "
+                     f"{scored.clean_source}")  # fmt: skip
+    name = f"judge {options.judge_model or options.judge}"
+    logger.info("%s: %s", name, account_words(judged))
+    failed = sum(outcome.result == "failed" for outcome in judged.outcomes)
+    record = who_judged(judge, options) | {
+        "account": account(judged),
+        "pairs": len(comparisons),
+        "without_opinion": failed,
+        "changed_with_order": sum(outcome.flipped for outcome in judged.outcomes),
+    }
+    leanings = torch.tensor(judged.leanings, dtype=torch.float64).split([*map(len, sets.values())])
+    pairs, clean = (
+        of_one.add_column(OPINION + name, part.numpy())
+        for of_one, part in zip(sets.values(), leanings, strict=True)
     )
+    asked = AskedJudge(name, len(comparisons), failed, record)
+    return replace(scored, pairs=pairs, clean=clean), asked
+
+
+def _comparisons(pairs: Dataset, prefix: str = "") -> Iterator[Comparison]:
+    rows = dataset_rows(contents(pairs))
+    for uid, row in zip(pairs["uid"], rows, strict=True):
+        yield comparison_of_pair(prefix + uid, row)

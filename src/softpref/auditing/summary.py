@@ -13,6 +13,7 @@ from torch import Tensor
 
 from softpref.algorithm.noise_rate import NoiseRate
 from softpref.auditing.beliefs import SUSPECT, UNSURE, Beliefs, length_auroc, longer_is_chosen
+from softpref.auditing.opinions import AskedJudge
 from softpref.auditing.scores import Scored
 from softpref.auditing.warnings import warnings_about
 from softpref.data.readers import column
@@ -69,6 +70,8 @@ class Summary:
         doubted_clean: uids of trusted pairs that look wrong.
         warnings: what to mind before anything else, in words.
         sources: of several sources, the noise rate of each; else empty.
+        judge: who was asked about the pairs, what that cost, and of how many pairs it has no
+            opinion, `without_opinion`; None where nobody was.
     """
 
     pairs: int
@@ -91,12 +94,15 @@ class Summary:
     doubted_clean: list[str]
     warnings: list[str]
     sources: list[SourceNoise] = field(default_factory=list)
+    judge: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return what is written of it: of one source nothing by source."""
+        """Return what is written of it: of one source nothing by source, nothing of no judge."""
         written = asdict(self)
         if not self.sources:
             del written["sources"]
+        if self.judge is None:
+            del written["judge"]
         return written
 
 
@@ -107,6 +113,7 @@ def summarise(
     of_sources: Mapping[str, NoiseRate],
     signals: Sequence[str],
     provenance: str,
+    judge: AskedJudge | None = None,
 ) -> Summary:
     """Return what an audit says of the whole set."""
     longer = longer_is_chosen(scored.pairs)
@@ -130,8 +137,9 @@ def summarise(
         auroc=_auroc(scored.pairs, beliefs.rank),
         longer_is_chosen=longer,
         doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
-        warnings=warnings_about(scored, beliefs, longer, provenance),
+        warnings=warnings_about(scored, beliefs, longer, provenance, judge),
         sources=_sources(scored.pairs, of_sources),
+        judge=judge.record if judge else None,
     )
 
 

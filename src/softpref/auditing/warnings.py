@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from softpref.auditing.beliefs import Beliefs
+from softpref.auditing.opinions import AskedJudge
 from softpref.auditing.scores import Scored
 
 FEW_CLEAN_PAIRS = 100
@@ -11,7 +12,11 @@ DOUBTED_SHARE = 0.1
 
 
 def warnings_about(
-    scored: Scored, beliefs: Beliefs, longer_is_chosen: float, provenance: str
+    scored: Scored,
+    beliefs: Beliefs,
+    longer_is_chosen: float,
+    provenance: str,
+    judge: AskedJudge | None = None,
 ) -> list[str]:
     """Return the warnings, the gravest first.
 
@@ -20,6 +25,7 @@ def warnings_about(
         beliefs: what is believed of each.
         longer_is_chosen: share of pairs whose longer response is labelled better.
         provenance: where the trust in the trusted pairs is from.
+        judge: who was asked about the pairs, if anybody.
     """
     doubted_clean = len(beliefs.doubted_clean)
     pairs, clean = len(scored.pairs), len(scored.clean)
@@ -69,4 +75,10 @@ def warnings_about(
     if scored.contradicting:
         counts = ", ".join(f"{count} in {files}" for files, count in scored.contradicting.items())
         found.append(f"pairs are labelled both ways, so that one label is wrong: {counts}")
+    if judge and judge.without_opinion:
+        found.append(
+            f"the {judge.name} failed on {judge.without_opinion} of {judge.pairs} pairs of "
+            f"{scored.source} and {scored.clean_source}, which go without its opinion: "
+            "--retry_failed true asks again"
+        )
     return found

@@ -13,7 +13,7 @@ from softpref.errors import UsageError
 from softpref.judging.endpoint import Endpoint
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
-from softpref.judging.outcomes import Outcome, outcomes_of
+from softpref.judging.outcomes import Outcome, leaning, outcomes_of
 from softpref.judging.questions import Answer, Comparison, Judge, Question, judge_hash, questions_of
 from softpref.judging.scored import ImplicitReward, RewardModel, RightAnswers
 
@@ -29,6 +29,7 @@ class Judged:
 
     Attributes:
         outcomes: one a comparison.
+        leanings: one a comparison, as `leaning` returns it.
         first_share: how often, of all verdicts but ties, A was preferred; None without any.
         calls: distinct questions that these outcomes rest on.
         failures: how many of the calls failed, by kind.
@@ -38,6 +39,7 @@ class Judged:
     """
 
     outcomes: list[Outcome]
+    leanings: list[float]
     first_share: float | None
     calls: int
     failures: Mapping[str, int]
@@ -111,7 +113,8 @@ def put(
         for uid, of_one in questions.items()
     }
     outcomes = outcomes_of(comparisons, questions, answers)
-    return _account(outcomes, [log.answers[key] for key in every], judge)
+    leanings = [leaning(questions[each.uid], answers[each.uid]) for each in comparisons]
+    return _account(outcomes, leanings, [log.answers[key] for key in every], judge)
 
 
 def _announce(judge: Judge, missing: Sequence[Question], every: int, what: str) -> None:
@@ -160,7 +163,9 @@ def _give_up(streak: Sequence[Question], answer: Answer, log: VerdictLog, name: 
     )
 
 
-def _account(outcomes: list[Outcome], answers: Sequence[Answer], judge: Judge) -> Judged:
+def _account(
+    outcomes: list[Outcome], leanings: list[float], answers: Sequence[Answer], judge: Judge
+) -> Judged:
     verdicts = Counter(answer.verdict for answer in answers)
     preferred = verdicts["A"] + verdicts["B"]
     tokens = [
@@ -169,6 +174,7 @@ def _account(outcomes: list[Outcome], answers: Sequence[Answer], judge: Judge) -
     ]
     return Judged(
         outcomes=outcomes,
+        leanings=leanings,
         first_share=verdicts["A"] / preferred if preferred and judge.sees_order else None,
         calls=len(answers),
         failures=dict(Counter(answer.failure for answer in answers if answer.failure)),

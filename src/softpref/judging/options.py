@@ -1,4 +1,4 @@
-"""The options that say who judges, the same for `judge`, `compare` and `study --judge FILE`."""
+"""The options that say who judges, alike in `judge`, `compare`, `audit`, `study --judge FILE`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,31 @@ class JudgeOptions:
     )
     retry_failed: bool = option("Ask failed calls of an earlier run again.", False)
     judge_batch_size: int = option("reward_model, implicit_reward: pairs a batch.", 16)
+
+
+@dataclass
+class OptionalJudge(JudgeOptions):
+    """The same where a judge may be asked or not: none is, unless it is named."""
+
+    judge: JudgeKind | None = option(  # type: ignore[assignment]
+        "Also ask a judge which response of each pair is better: `endpoint`, a chat model behind "
+        "an OpenAI-compatible API, or `reward_model`, `implicit_reward`, `checker` as in `softpref "
+        "judge`. Its verdicts are weighed with the other signals, and kept in --output."
+    )
+
+    def named(self) -> JudgeOptions | None:
+        """Return the judge's options, None where none was named.
+
+        Raises:
+            UsageError: none was, and there are options for one.
+        """
+        given = {field.name: getattr(self, field.name) for field in fields(JudgeOptions)}
+        if self.judge:
+            return JudgeOptions(**given)
+        for name, value in given.items():
+            if name != "judge" and value != _default(name):
+                raise UsageError(f"--{name}: there is no judge that reads it; name one by --judge.")
+        return None
 
 
 READ_BY = {

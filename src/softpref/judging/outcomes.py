@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from softpref.data.messages import as_text
@@ -11,6 +12,7 @@ from softpref.judging.questions import Answer, Comparison, Question
 from softpref.judging.template import shown_prompt
 
 Result = Literal["win", "loss", "tie", "failed"]
+_WORTH = {"win": 1.0, "loss": -1.0}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,15 @@ def outcomes_of(
         _outcome(comparison, questions[comparison.uid], answers[comparison.uid])
         for comparison in comparisons
     ]
+
+
+def leaning(questions: Sequence[Question], answers: Sequence[Answer]) -> float:
+    """Return the mean verdict on a response, 1 for a win and −1 for a loss; 0 if a call failed."""
+    verdicts = [answer.verdict for answer in answers if answer.verdict is not None]
+    if len(verdicts) < len(answers):
+        return 0.0
+    results = map(_from_response, verdicts, (question.is_swapped for question in questions))
+    return fmean(_WORTH.get(result, 0.0) for result in results)
 
 
 def _outcome(
