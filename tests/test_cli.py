@@ -145,6 +145,36 @@ def test_an_interrupted_run_goes_on(files, model, monkeypatch):
         assert (files / "run" / name).read_bytes() == (files / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_run_interrupted_after_its_last_step_takes_no_other(files, model, monkeypatch, command):
+    from softpref.training import align, sft
+
+    arguments = {
+        "train": train_arguments(model, lr_scheduler_type="constant", max_steps=3),
+        "sft": ["sft", "--model", str(model), "--train", "train.jsonl", "--max-steps", "3",
+                "--disable-tqdm", "true"],
+    }[command]  # fmt: skip
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    main([*arguments, "--output", "whole"])
+    monkeypatch.setattr(align, "write_lines", dies)
+    monkeypatch.setattr(sft, "write_sft_targets", dies)
+    with pytest.raises(SystemExit):
+        main([*arguments, "--output", "run"])
+    assert (files / "run" / "checkpoint-3").is_dir()
+    monkeypatch.undo()
+    monkeypatch.chdir(files)
+    main([*arguments, "--output", "run"])
+    names = {path.relative_to(files / "whole") for path in (files / "whole").rglob("*")}
+    assert {path.relative_to(files / "run") for path in (files / "run").rglob("*")} == names
+    for name in ("adapter_model.safetensors", "model.safetensors", "meta_learner.safetensors",
+                 "labels.jsonl", "label_history.parquet"):  # fmt: skip
+        if (whole := files / "whole" / name).exists():
+            assert (files / "run" / name).read_bytes() == whole.read_bytes(), name
+
+
 def test_sft_then_train_warns_of_what_sft_has_seen(files, model, capsys):
     arguments = ["--model", str(model), "--train", "train.jsonl", "--output", "sft",
                  "--max-steps", "2", "--disable-tqdm", "true"]  # fmt: skip

@@ -33,7 +33,7 @@ from softpref.algorithm.shards import is_sharded
 from softpref.errors import UsageError
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
-from softpref.training.interrupts import TERMINATED, SaveOnTerm
+from softpref.training.interrupts import TERMINATED, EndAtLastStep, NoStepLeft, SaveOnTerm
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
@@ -146,13 +146,20 @@ class SafeCheckpoints(Trainer):
             self._refuse_other_run(checkpoint)
         told = json.dumps([str(checkpoint and checkpoint.name), self.identity()], default=str)
         require_same_start(self.ranks, "the run", told)
-        end = SaveOnTerm(self.ranks)
-        self.add_callback(end)
-        with end.listening():
-            done = super().train(
-                str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval
-            )
-        self.remove_callback(end)
+        end, last = SaveOnTerm(self.ranks), EndAtLastStep()
+        for callback in (end, last):
+            self.add_callback(callback)
+        start = str(checkpoint) if checkpoint else None
+        try:
+            with end.listening():
+                done = super().train(start, trial, ignore_keys_for_eval)
+        except NoStepLeft:
+            self._load_rng_state(start)
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            self.is_in_train = False
+            done = TrainOutput(self.state.global_step, 0.0, {})
+        for callback in (end, last):
+            self.remove_callback(callback)
         if end.was_asked and self.state.global_step < self.state.max_steps:
             saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             # Where the signal came after this step's own saving.

@@ -1,4 +1,4 @@
-"""What a run does when it is told to end, or when a step is not finite."""
+"""What a run does when it is told to end, has no step left, or meets one that is not finite."""
 
 from __future__ import annotations
 
@@ -64,6 +64,29 @@ class SaveOnTerm(TrainerCallback):
         if self.was_asked:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+
+
+class NoStepLeft(Exception):  # noqa: N818
+    """The checkpoint is of the last step."""
+
+
+class EndAtLastStep(TrainerCallback):
+    """Keeps a resumed run out of the loop where nothing is left: it would take one step more."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Leave, once all that a checkpoint holds has been restored.
+
+        Raises:
+            NoStepLeft: always where no step is left.
+        """
+        if state.global_step >= state.max_steps:
+            raise NoStepLeft
 
 
 class SkippedSteps:
