@@ -75,7 +75,7 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
             for contest, comparisons in contests.items():
                 verdicts = put(comparisons, other, second, log, f"second judge, {contest.words}")
                 agreements[contest.words] = agreement(judged[contest].outcomes, verdicts.outcomes)
-    _write(output, judge, options, judged, controls, agreements)
+        _write(output, judge, options, judged, controls, agreements)
 
 
 def named_runs(responses: list[str]) -> dict[str, list[str]]:

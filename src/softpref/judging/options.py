@@ -44,7 +44,7 @@ class JudgeOptions:
     )
     order_seed: int = option("Seed of the drawn order.", 0)
     concurrency: int = option("endpoint: most calls in flight; in a study, of each job.", 8)
-    timeout_s: float = option("endpoint: seconds to wait for the next byte of a reply.", 60.0)
+    timeout_s: float = option("endpoint: most seconds of one try of a call.", 60.0)
     max_retries: int = option(
         "endpoint: retries of a call after 429, 5xx, a timeout or a broken connection.", 6
     )
