@@ -202,6 +202,20 @@ def test_inject(files, capsys):
     assert len((files / "noisy.jsonl").read_text().splitlines()) == 40
 
 
+def test_inject_writes_over_nothing_that_came_meanwhile(files, monkeypatch, capsys):
+    from softpref.data import noise
+
+    write = noise.write_rows
+
+    def writes(*given):
+        write(*given)
+        (files / "noisy.jsonl").write_text("mine")
+
+    monkeypatch.setattr(noise, "write_rows", writes)
+    assert "noisy.jsonl exists" in fails(capsys, inject_arguments(rate=0.4))
+    assert (files / "noisy.jsonl").read_text() == "mine"
+
+
 def test_inject_by_difficulty(files, model, capsys):
     from softpref.training.difficulty import inject_by_difficulty
 
@@ -381,6 +395,25 @@ def test_a_finished_run_is_not_written_over(files, model, capsys):
     before = (files / "run" / "run.json").read_bytes()
     assert "holds a finished run" in fails(capsys, train_arguments(model))
     assert (files / "run" / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("command", "last"), [("train", "run.json"), ("sft", "sft_targets.json")])
+def test_a_run_that_another_finished_meanwhile_is_not_gone_on_with(
+    files, model, monkeypatch, capsys, command, last
+):
+    from softpref.training import align, output, sft
+
+    def waits(path, process):  # until another process has finished the same run
+        path.mkdir()
+        (path / last).write_text("{}")
+        return output.first_writes(path, process)
+
+    monkeypatch.setattr({"train": align, "sft": sft}[command], "first_writes", waits)
+    arguments = {
+        "train": train_arguments(model),
+        "sft": ["sft", "--model", str(model), "--train", "train.jsonl", "--output", "run"],
+    }[command]
+    assert "holds a finished run" in fails(capsys, arguments)
 
 
 def test_a_changed_option_is_refused_with_the_difference_unless_forced(files, model, capsys):

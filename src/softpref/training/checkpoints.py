@@ -340,11 +340,11 @@ def _publish(partial: Path, final: Path) -> None:
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps({"format": 1, "files": files}, indent=2), encoding="utf-8")
     for path in [*paths, manifest, partial]:
-        _fsync(path)
+        fsync(path)
     # A directory cannot be renamed over one that is not empty.
     replaced = _put_aside(final) if final.exists() else None
     partial.rename(final)
-    _fsync(final.parent)
+    fsync(final.parent)
     if replaced is not None:
         shutil.rmtree(replaced)
 
@@ -354,7 +354,8 @@ def _put_aside(checkpoint: Path) -> Path:
     return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file's content, or a directory's names, survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -149,10 +149,10 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     """
     for name in ("model", "train", "output"):
         require(getattr(files, name), f"--{name}")
-    output, config.resume_from_checkpoint = run_directory(
-        files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
-    )
-    with first_writes(output, config.process_index):
+    with first_writes(Path(files.output), config.process_index):
+        output, config.resume_from_checkpoint = run_directory(
+            files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
+        )
         _fine_tune_into(output, files, config)
 
 
