@@ -16,7 +16,7 @@ from softpref.errors import UsageError
 from softpref.judging import endpoint
 from softpref.judging.ask import GIVE_UP_AFTER, make_judge, put
 from softpref.judging.log import VerdictLog
-from softpref.judging.options import JudgeOptions, check_judge
+from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.questions import Comparison, judge_hash
 from tests.judging.server import FAULTS, Script, always_first, serving, some_faults
 from tests.progress import finished, slowness, wait_for
@@ -362,6 +362,35 @@ def test_a_key_in_the_place_of_its_variable_is_not_repeated():
     with pytest.raises(UsageError, match="--api_key_env: no such variable is set") as refused:
         make_judge(JudgeOptions(judge_model="m", api_key_env=KEY))
     assert KEY not in str(refused.value)
+
+
+def test_where_a_key_goes_is_said_before_the_first_call(monkeypatch, caplog):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level("INFO", "softpref")
+    make_judge(JudgeOptions(judge_model="m", base_url="http://host:1/v1", api_key_env="SOME_KEY"))
+    make_judge(JudgeOptions(judge_model="gpt"))
+    make_judge(JudgeOptions(judge_model="n", base_url="http://host:1/v1"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "judge m: sends $SOME_KEY to http://host:1/v1",
+        "judge gpt: sends $OPENAI_API_KEY to https://api.openai.com/v1",
+    ]
+
+
+def test_a_judge_s_file_sends_a_key_only_where_a_flag_says(tmp_path):
+    path = tmp_path / "judge.yaml"
+    path.write_text("judge_model: m\nbase_url: http://host/v1\n")
+    assert judge_from_file(str(path), "--judge").api_key_env is None
+    found = judge_from_file(str(path), "--judge", "SOME_KEY=http://host/v1")
+    assert (found.api_key_env, found.base_url) == ("SOME_KEY", "http://host/v1")
+    with pytest.raises(UsageError, match="--judge_key: --judge .* has another address"):
+        judge_from_file(str(path), "--judge", "SOME_KEY=http://other/v1")
+    with pytest.raises(UsageError, match="--judge_key: give NAME=ADDRESS") as refused:
+        judge_from_file(str(path), "--judge", KEY)
+    assert KEY not in str(refused.value)
+    path.write_text("judge_model: m\napi_key_env: AWS_SECRET\n")
+    with pytest.raises(UsageError, match="--judge .* api_key_env is not read from a file"):
+        judge_from_file(str(path), "--judge")
 
 
 def test_the_key_of_openai_goes_to_openai_alone(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import os
 import queue
 import secrets
@@ -25,6 +26,8 @@ from softpref.judging.template import SCHEMA, render, template_version
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+logger = logging.getLogger(__name__)
 
 OPENAI = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
@@ -61,13 +64,16 @@ class Endpoint:
     def __init__(self, options: JudgeOptions) -> None:
         self._options = options
         self._client = _client(options)
+        address = public_address(options.base_url or OPENAI)
+        if variable := key_variable(options):
+            logger.info("judge %s: sends $%s to %s", options.judge_model, variable, address)
         self._refused_parameters: set[str] = set()
         self.spent = 0.0
         self.has_answered = False
         self.identity: Mapping[str, Any] = {
             "judge": "endpoint",
             "model": options.judge_model,
-            "base_url": public_address(options.base_url or OPENAI),
+            "base_url": address,
             "structured_output": options.structured_output,
             "max_reply_tokens": options.max_reply_tokens,
             "template": template_version(),
