@@ -230,9 +230,7 @@ class Endpoint:
             403: f"the key in {key} may not use this model",
             404: "check --base_url (it ends in /v1) and --judge_model",
             422: "try --structured_output words",
-        } | dict.fromkeys(
-            REDIRECTS, "redirects are not followed: set --base_url to where it leads"
-        )
+        } | dict.fromkeys(REDIRECTS, "redirects are not followed: set --base_url to where it leads")
         if status == 401 or (status in remedies and not self.has_answered):
             address = public_address(self._options.base_url or OPENAI)
             raise UsageError(f"{address} answers {status}: {remedies[status]}.")
