@@ -429,6 +429,33 @@ def test_a_changed_option_is_refused_with_the_difference_unless_forced(files, mo
     assert json.loads((files / "run" / "run.json").read_text())["options"]["beta"] == 0.7
 
 
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_run_of_another_length_or_optimizer_is_another_run(files, model, capsys, command):
+    arguments = {
+        "train": train_arguments(model, **{"save-steps": 1}),
+        "sft": ["sft", "--model", str(model), "--train", "train.jsonl", "--output", "run",
+                "--max-steps", "2", "--save-steps", "1", "--disable-tqdm", "true"],
+    }[command]  # fmt: skip
+    main(arguments)
+    for last in ("run.json", "sft_targets.json"):
+        (files / "run" / last).unlink(missing_ok=True)
+    for option, value, said in (
+        ("max_steps", "5", "max_steps was 2 and is 5"),
+        ("num_train_epochs", "3", "num_train_epochs was 1.0 and is 3.0"),
+        ("adam_beta1", "0.5", "adam_beta1 was 0.9 and is 0.5"),
+        ("adam_beta2", "0.5", "adam_beta2 was 0.999 and is 0.5"),
+        ("optim", "sgd", "and is 'sgd'"),
+    ):
+        message = fails(capsys, [*arguments, f"--{option}", value])
+        assert said in message
+        assert ("--force" in message) == (option != "optim")
+    assert "does not fit another optim" in fails(
+        capsys, [*arguments, "--optim", "sgd", "--force", "true"]
+    )
+    main([*arguments, "--max-steps", "3", "--force", "true"])
+    assert (files / "run" / "checkpoint-3").is_dir()
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(files, model):
     arguments = train_arguments(model, **{"max-steps": 60, "save-strategy": "no"})
     main([*arguments, "--output", "whole"])

@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Return text in which the value of a variable such as OPENAI_API_KEY is replaced by its name."""
+    """Return text with the values of variables such as OPENAI_API_KEY replaced by their names."""
     for name, value in os.environ.items():
         if name.upper().endswith(SECRET_NAMES) and len(value.strip()) >= SHORTEST_SECRET:
             text = text.replace(value.strip(), f"[{name}]")

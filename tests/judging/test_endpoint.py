@@ -120,8 +120,8 @@ def completion(**changed):
         "[" * 100_000 + "]" * 100_000, '{"choices": ' + "[" * 50_000 + "]" * 50_000 + "}",
         '{"choices": [{"message": {"content": ' + '{"a":' * 5_000 + "1" + "}" * 5_000 + "}}]}",
         json.dumps(completion(choices="text")), json.dumps(completion(choices={"0": 1})),
-        json.dumps(completion(choices=[[]])), json.dumps(completion(choices=[None])), "null", '"text"',
-        "1" * 5_000, "NaN", " " * 2_000_000 + json.dumps(completion()), "\x00", "<html>",
+        json.dumps(completion(choices=[[]])), json.dumps(completion(choices=[None])),
+        "null", '"text"', "1" * 5_000, "NaN", " " * 2_000_000 + json.dumps(completion()), "\x00", "<html>",
     ],
     ids=range(14),
 )  # fmt: skip

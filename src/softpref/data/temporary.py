@@ -1,4 +1,4 @@
-"""Folders that last as long as a process, and go even if it is killed: the next one removes them."""
+"""Folders that last as long as a process; the next one removes what a killed one left."""
 
 import contextlib
 import fcntl

@@ -38,6 +38,8 @@ from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
+OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")
+"""Options that say which numbers a checkpoint holds: not even --force resumes with others."""
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 logger = logging.getLogger(__name__)
@@ -179,11 +181,14 @@ class SafeCheckpoints(Trainer):
             )
         _, old = _read(checkpoint, "identity")
         new = json.loads(json.dumps(self.identity()))
-        changes = [
-            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed]
+        if shapes := [key for key in changed if key in OF_WHAT_IS_SAVED]:
+            raise UsageError(
+                f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}. What was "
+                f"saved does not fit another {shapes[0]}: restore the old value, or start a new "
+                "run with another output_dir."
+            )
         if changes and getattr(self.args, "force", False):
             logger.warning("warning: %s comes from another run: %s", checkpoint, "; ".join(changes))
         elif changes:

@@ -32,6 +32,7 @@ from softpref.errors import UsageError, require_package
 from softpref.options import option, require
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.fit import require_known_tokens, require_sound
+from softpref.training.identity import SFT_IDENTITY
 from softpref.training.models import context_length, load_policy, load_tokenizer, lora_config
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.recompute import set_both_names
@@ -46,10 +47,6 @@ logger = logging.getLogger(__name__)
 
 STANDSTILL = 0.02
 """Share of the first logged loss by which it falls at least where something is learned."""
-SFT_IDENTITY = (
-    "max_length", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "seed",
-    "num_train_epochs",
-)  # fmt: skip
 
 
 class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
@@ -72,6 +69,7 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
         self._made_of: dict[str, JSON] = {
             "data": data_fingerprint,
             "starting model": start,
+            "lora_r": getattr(kwargs.get("peft_config"), "r", None),
             "chat template": hashlib.sha256(template.encode()).hexdigest()[:16],
         }
 
@@ -81,7 +79,7 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
         responses = args.per_device_train_batch_size * args.gradient_accumulation_steps
         return (
             self._made_of
-            | {name: getattr(args, name) for name in SFT_IDENTITY}
+            | {name: getattr(args, name, None) for name in SFT_IDENTITY}
             | {"responses a step": responses * self.ranks.count}
         )
 
