@@ -492,6 +492,14 @@ def test_bf16_needs_no_further_flag_on_a_cpu(files, model):
     assert (files / "run" / "run.json").exists()
 
 
+@pytest.mark.parametrize("value", ["inf", "nan", "1e38"])
+def test_sft_takes_no_rate_that_is_none(files, model, capsys, value):
+    arguments = ["sft", "--model", str(model), "--train", "train.jsonl", "--output", "sft"]
+    assert f"--learning_rate {float(value)}" in fails(
+        capsys, [*arguments, "--learning_rate", value]
+    )
+
+
 def test_sft_refuses_what_it_could_not_learn(files, model, capsys):
     conversation = [{"role": "user", "content": "sort"}]
     answers = [[{"role": "assistant", "content": word}] for word in "ab"]

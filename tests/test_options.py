@@ -119,3 +119,17 @@ def test_a_config_may_say_what_sends_no_secret(tmp_path):
     flags = ["--api_key_env", "KEY", "--base_url", "http://mine/v1"]
     (found,) = parse("test", ["--config", str(tmp_path / "c.yaml"), *flags], Reaching)
     assert (found.api_key_env, found.base_url) == ("KEY", "http://mine/v1")
+
+
+@dataclass
+class Numbers:
+    rate: float = option("", 0.5)
+    shares: list[float] | None = option("")
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+def test_numbers_that_are_not_finite_are_refused(value):
+    with pytest.raises(UsageError, match="--rate .*: must be a finite number"):
+        parse("test", [f"--rate={value}"], Numbers)
+    with pytest.raises(UsageError, match="--shares .*: must be a finite number"):
+        parse("test", [f"--shares={value}"], Numbers)

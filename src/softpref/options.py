@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -88,7 +89,21 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
     if unknown:
         close = did_you_mean(unknown[0].lstrip("-"), names)
         raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
+    for found in parsed:
+        refuse_non_finite(found)
     return tuple(parsed)
+
+
+def refuse_non_finite(options: Any) -> None:
+    """Refuse NaN and infinity, which compare with bounds as no number should.
+
+    Raises:
+        UsageError: the message names the option.
+    """
+    for name, value in vars(options).items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"--{name} {number}: must be a finite number.")
 
 
 def _help(is_shown: bool, help: str = "", default: Any = None, **_: Any) -> str:

@@ -28,12 +28,19 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
+from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.shards import is_sharded
 from softpref.errors import UsageError
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
-from softpref.training.interrupts import TERMINATED, EndAtLastStep, NoStepLeft, SaveOnTerm
+from softpref.training.interrupts import (
+    TERMINATED,
+    EndAtLastStep,
+    FiniteWeights,
+    NoStepLeft,
+    SaveOnTerm,
+)
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
@@ -106,6 +113,10 @@ class SafeCheckpoints(Trainer):
     def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
         """Takes back what `extra_state` gave; called once optimizer and scheduler are restored."""
 
+    def trained_tensors(self) -> list[Tensor]:
+        """All that optimizers move; a run ends where they are not finite after a step."""
+        return [*trainable(cast(nn.Module, self.model))]
+
     def identity(self) -> dict[str, JSON]:
         """What must not change between a run and its resumption: method, beta, data, ..."""
         return {}
@@ -148,8 +159,9 @@ class SafeCheckpoints(Trainer):
             self._refuse_other_run(checkpoint)
         told = json.dumps([str(checkpoint and checkpoint.name), self.identity()], default=str)
         require_same_start(self.ranks, "the run", told)
-        end, last = SaveOnTerm(self.ranks), EndAtLastStep()
-        for callback in (end, last):
+        end = SaveOnTerm(self.ranks)
+        callbacks = (end, EndAtLastStep(), FiniteWeights(self.trained_tensors))
+        for callback in callbacks:
             self.add_callback(callback)
         start = str(checkpoint) if checkpoint else None
         try:
@@ -160,7 +172,7 @@ class SafeCheckpoints(Trainer):
             self.callback_handler.on_train_end(self.args, self.state, self.control)
             self.is_in_train = False
             done = TrainOutput(self.state.global_step, 0.0, {})
-        for callback in (end, last):
+        for callback in callbacks:
             self.remove_callback(callback)
         if end.was_asked and self.state.global_step < self.state.max_steps:
             saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"

@@ -6,13 +6,15 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from softpref.algorithm.bilevel import NonFiniteError, require_finite
 from softpref.algorithm.ranks import Ranks
 from softpref.errors import UsageError
 
@@ -87,6 +89,37 @@ class EndAtLastStep(TrainerCallback):
         """
         if state.global_step >= state.max_steps:
             raise NoStepLeft
+
+
+class FiniteWeights(TrainerCallback):
+    """Ends a run whose optimizer made weights that are not finite, before they are saved.
+
+    Args:
+        trained: returns all that optimizers move.
+    """
+
+    def __init__(self, trained: Callable[[], Sequence[Tensor]]) -> None:
+        self._trained = trained
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the weights.
+
+        Raises:
+            UsageError: they are not finite.
+        """
+        try:
+            require_finite("what the optimizer made of the weights", *self._trained())
+        except NonFiniteError as error:
+            raise UsageError(
+                f"step {state.global_step + 1}: {error}. It is not saved; the checkpoints before "
+                "it stand. Lower the learning rates, with a new --output."
+            ) from error
 
 
 class SkippedSteps:

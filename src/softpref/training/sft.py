@@ -29,8 +29,9 @@ from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
-from softpref.options import option, require
+from softpref.options import option, refuse_non_finite, require
 from softpref.training.checkpoints import SafeCheckpoints
+from softpref.training.config import refuse_too_large
 from softpref.training.fit import require_known_tokens, require_sound
 from softpref.training.identity import SFT_IDENTITY
 from softpref.training.models import context_length, load_policy, load_tokenizer, lora_config
@@ -121,6 +122,8 @@ class SFTOptions(SFTConfig):
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         set_both_names(self)
+        refuse_non_finite(self)
+        refuse_too_large(self, "learning_rate")
         super().__post_init__()
 
 

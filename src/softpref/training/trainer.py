@@ -330,6 +330,11 @@ class MSPOTrainer(SafeCheckpoints):
         if self._refits:
             self._refits.restore(tensors)
 
+    def trained_tensors(self) -> list[Tensor]:
+        """Return the policy's trainable weights and the meta-learner's."""
+        meta_learner = self.teacher.meta_learner.parameters() if self.teacher else ()
+        return [*trainable(self.policy), *meta_learner]
+
     def identity(self) -> dict[str, JSON]:
         """Return what must not change between an interrupted run and its resumption."""
         return {name: getattr(self.args, name) for name in IDENTITY} | {
