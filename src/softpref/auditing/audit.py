@@ -28,17 +28,20 @@ from softpref.auditing.summary import Summary, how_far, summarise
 from softpref.columns import ColumnOptions
 from softpref.data.mixing import MIX
 from softpref.data.readers import column, dataset_rows, store
-from softpref.data.sources import (
-    load_pairs,
-    names_of,
-)
+from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
 from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
 from softpref.training.config import MSPOConfig
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
 from softpref.training.needs import noise_by_source
-from softpref.training.output import write_lines, write_text
+from softpref.training.output import (
+    appearing_together,
+    is_unfinished,
+    one_writer,
+    write_lines,
+    write_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -126,16 +129,17 @@ def run_audit(options: AuditOptions) -> None:
     _refuse_other_contents(output)
     asked = _asked(options)
     marks = _marks_of(options.marks, asked) if options.marks else {}
-    done = _audit(asked)
-    output.mkdir(parents=True, exist_ok=True)
-    write_lines(output / LABELS, dataset_rows(done.pairs))
-    write_text(output / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
-    write_report(
-        output / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
-    )
-    write_cleaned(
-        asked.data, output, done.pairs, done.trusted, options.export, marks, asked.columns()
-    )
+    with one_writer(output):
+        done = _audit(asked)
+        with appearing_together(output, SUMMARY) as home:
+            write_lines(home / LABELS, dataset_rows(done.pairs))
+            write_text(home / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
+            write_report(
+                home / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
+            )
+            write_cleaned(
+                asked.data, home, done.pairs, done.trusted, options.export, marks, asked.columns()
+            )
     if marks:
         certain = sum(marks.get(uid) is not None for uid in done.pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
@@ -361,7 +365,8 @@ def _labels_by_uid(labels: pa.Table | None, uids: pa.ChunkedArray) -> dict[str, 
 def _refuse_other_contents(output: Path) -> None:
     if output.is_file():
         raise UsageError(f"--output {output}: is a file; give a directory.")
-    if output.is_dir() and any(output.iterdir()) and not (output / SUMMARY).is_file():
+    is_own = (output / SUMMARY).is_file() or is_unfinished(output)
+    if output.is_dir() and any(output.iterdir()) and not is_own:
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
 
 

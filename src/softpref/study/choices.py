@@ -57,6 +57,10 @@ class StudyOptions:
         "rate; `none`: no one. Default: the checker in the world, no one in `tiny`, and gpt-4-0613 "
         "in one drawn order in `paper`, as there."
     )
+    judge_key: str | None = option(
+        "NAME=ADDRESS for --judge: the environment variable whose value is sent, and where "
+        "to, as the file's base_url has it."
+    )
     jobs: int = option("Worker processes, one thread each; default: one a processor.")
     model: str | None = option("tiny: the SFT model; paper: llama-2-7b or phi-2.")
     data: str | None = option("paper: hh (Golden HH) or oasst1.")
@@ -125,7 +129,7 @@ def _judge(options: StudyOptions) -> JudgeOptions | None:
     if options.judge == "none":
         return None
     if options.judge:
-        return judge_from_file(options.judge, "--judge")
+        return judge_from_file(options.judge, "--judge", options.judge_key)
     return PAPER_JUDGE if options.preset == "paper" else None
 
 

@@ -28,16 +28,25 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
+from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.shards import is_sharded
 from softpref.errors import UsageError
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
-from softpref.training.interrupts import TERMINATED, SaveOnTerm
+from softpref.training.interrupts import (
+    TERMINATED,
+    EndAtLastStep,
+    FiniteWeights,
+    NoStepLeft,
+    SaveOnTerm,
+)
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
+OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")
+"""Options that say which numbers a checkpoint holds: not even --force resumes with others."""
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 logger = logging.getLogger(__name__)
@@ -104,6 +113,10 @@ class SafeCheckpoints(Trainer):
     def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
         """Takes back what `extra_state` gave; called once optimizer and scheduler are restored."""
 
+    def trained_tensors(self) -> list[Tensor]:
+        """All that optimizers move; a run ends where they are not finite after a step."""
+        return [*trainable(cast(nn.Module, self.model))]
+
     def identity(self) -> dict[str, JSON]:
         """What must not change between a run and its resumption: method, beta, data, ..."""
         return {}
@@ -147,12 +160,20 @@ class SafeCheckpoints(Trainer):
         told = json.dumps([str(checkpoint and checkpoint.name), self.identity()], default=str)
         require_same_start(self.ranks, "the run", told)
         end = SaveOnTerm(self.ranks)
-        self.add_callback(end)
-        with end.listening():
-            done = super().train(
-                str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval
-            )
-        self.remove_callback(end)
+        callbacks = (end, EndAtLastStep(), FiniteWeights(self.trained_tensors))
+        for callback in callbacks:
+            self.add_callback(callback)
+        start = str(checkpoint) if checkpoint else None
+        try:
+            with end.listening():
+                done = super().train(start, trial, ignore_keys_for_eval)
+        except NoStepLeft:
+            self._load_rng_state(start)
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            self.is_in_train = False
+            done = TrainOutput(self.state.global_step, 0.0, {})
+        for callback in callbacks:
+            self.remove_callback(callback)
         if end.was_asked and self.state.global_step < self.state.max_steps:
             saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             # Where the signal came after this step's own saving.
@@ -172,11 +193,14 @@ class SafeCheckpoints(Trainer):
             )
         _, old = _read(checkpoint, "identity")
         new = json.loads(json.dumps(self.identity()))
-        changes = [
-            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed]
+        if shapes := [key for key in changed if key in OF_WHAT_IS_SAVED]:
+            raise UsageError(
+                f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}. What was "
+                f"saved does not fit another {shapes[0]}: restore the old value, or start a new "
+                "run with another output_dir."
+            )
         if changes and getattr(self.args, "force", False):
             logger.warning("warning: %s comes from another run: %s", checkpoint, "; ".join(changes))
         elif changes:
@@ -333,11 +357,11 @@ def _publish(partial: Path, final: Path) -> None:
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps({"format": 1, "files": files}, indent=2), encoding="utf-8")
     for path in [*paths, manifest, partial]:
-        _fsync(path)
+        fsync(path)
     # A directory cannot be renamed over one that is not empty.
     replaced = _put_aside(final) if final.exists() else None
     partial.rename(final)
-    _fsync(final.parent)
+    fsync(final.parent)
     if replaced is not None:
         shutil.rmtree(replaced)
 
@@ -347,7 +371,8 @@ def _put_aside(checkpoint: Path) -> Path:
     return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file's content, or a directory's names, survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
