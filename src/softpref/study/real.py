@@ -153,8 +153,8 @@ class OnReal:
         """Return what the cells would take, in words, from steps of each file that are timed.
 
         A cell: so many steps, (1 + m) times dearer where a meta-learner is taught, m its clean
-        batch over the batch divided by the steps between; a pass over training and trusted pairs,
-        and over the test pairs; what it takes to load and to begin.
+        batch over the batch divided by the steps between; a pass over the test pairs, and over
+        those whose reference no cell before has taken; what it takes to load and to begin.
         """
         timed = {
             pairs: self._time(next(cell for cell in cells if cell.pairs == pairs))
@@ -162,12 +162,18 @@ class OnReal:
         }
         recipe = RECIPES["recommended"]
         m = recipe["meta_batch_size"] / BATCH / recipe["meta_every"]
-        seconds = []
+        seconds, scored = [], set()
         for cell in cells:
             step, rest, train = timed[cell.pairs]
             steps = self.training["num_train_epochs"] * math.ceil(train / BATCH)
-            passes = (train + self.sizes.trusted + self.sizes.test) / BATCH * FORWARD
-            seconds.append(step * (steps * (1 + m * METHODS[cell.method].teaches) + passes) + rest)
+            passed = self.sizes.test
+            if (split := self.shared(cell)) not in scored:
+                passed += self.sizes.test + self.sizes.trusted
+            if (given := (split, cell.labels)) not in scored:
+                passed += train
+            scored |= {split, given}
+            taught = 1 + m * METHODS[cell.method].teaches
+            seconds.append(rest + step * (steps * taught + passed / BATCH * FORWARD))
         return (
             f"{len(cells)} runs of {min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes "
             f"each, in all {sum(seconds) / 3600:.1f} hours of one thread, "
