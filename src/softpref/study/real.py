@@ -153,8 +153,9 @@ class OnReal:
         """Return what the cells would take, in words, from steps of each file that are timed.
 
         A cell: so many steps, (1 + m) times dearer where a meta-learner is taught, m its clean
-        batch over the batch divided by the steps between; a pass over the test pairs, and over
-        those whose reference no cell before has taken; what it takes to load and to begin.
+        batch over the batch divided by the steps between; a pass over the test and the training
+        pairs at its end, and over those whose reference no cell before has taken; what it takes to
+        load and to begin.
         """
         timed = {
             pairs: self._time(next(cell for cell in cells if cell.pairs == pairs))
@@ -166,7 +167,7 @@ class OnReal:
         for cell in cells:
             step, rest, train = timed[cell.pairs]
             steps = self.training["num_train_epochs"] * math.ceil(train / BATCH)
-            passed = self.sizes.test
+            passed = self.sizes.test + train
             if (split := self.shared(cell)) not in scored:
                 passed += self.sizes.test + self.sizes.trusted
             if (given := (split, cell.labels)) not in scored:
