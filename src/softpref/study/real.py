@@ -20,7 +20,6 @@ from torch import Tensor
 
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.methods import METHODS
-from softpref.data.batches import make_batch
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.judging.options import JudgeOptions
@@ -39,6 +38,7 @@ from softpref.study.real_pairs import (
 from softpref.study.real_tables import describe, draw
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import RECIPES, MSPOConfig
+from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.metrics import auroc
 from softpref.training.models import load_policy, load_tokenizer
 from softpref.training.output import write_lines, write_text
@@ -59,8 +59,8 @@ REAL = Target(
 START = "start.json"
 BATCH = 8
 TIMED_STEPS = 2
-FORWARD = 1 / 3
-"""What a pass without gradients costs of a step, by pairs."""
+FORWARD = 1 / 2
+"""Cost of a pass without gradients beside a step of as many pairs, with an adapter."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,8 @@ class OnReal:
         """Return what the cells would take, in words, from steps of each file that are timed.
 
         A cell: so many steps, (1 + m) times dearer where a meta-learner is taught, m its clean
-        batch over the batch divided by the steps between; a pass over the test and the training
-        pairs at its end, and over those whose reference no cell before has taken; what it takes to
-        load and to begin.
+        batch over the batch divided by the steps between; a pass over all pairs at its end, and
+        over those whose reference no cell before has taken; what it takes to load and to begin.
         """
         timed = {
             pairs: self._time(next(cell for cell in cells if cell.pairs == pairs))
@@ -167,7 +166,7 @@ class OnReal:
         for cell in cells:
             step, rest, train = timed[cell.pairs]
             steps = self.training["num_train_epochs"] * math.ceil(train / BATCH)
-            passed = self.sizes.test + train
+            passed = self.sizes.test + train + self.sizes.trusted * _trusts(cell.method)
             if (split := self.shared(cell)) not in scored:
                 passed += self.sizes.test + self.sizes.trusted
             if (given := (split, cell.labels)) not in scored:
@@ -214,10 +213,11 @@ class OnReal:
         path = self.files[cell.pairs]
         rows = labelled(pool, cell.labels, self.sizes.train, cell.seed, path)
         write_lines(directory / "noisy.jsonl", rows)
-        trusted = self._home(*self.shared(cell)) / "trusted.jsonl"
+        trusted = str(self._home(*self.shared(cell)) / "trusted.jsonl")
         return AlignFiles(
-            self.model, str(directory / "noisy.jsonl"), str(trusted), None, str(directory / "run")
-        )
+            self.model, str(directory / "noisy.jsonl"), trusted if _trusts(cell.method) else None,
+            None, str(directory / "run"),
+        )  # fmt: skip
 
     def _config(self, cell: Cell, **others: Any) -> MSPOConfig:
         return MSPOConfig(**{
@@ -241,14 +241,19 @@ class OnReal:
         return tokenize_pairs(load_pairs(str(path)).pairs, tokenizer, length, name=str(path)).pairs
 
     def _measured(self, model: str, pairs: Dataset) -> Measured:
-        bf16 = bool(self.training.get("bf16"))
-        policy = load_policy(
-            model, trust_remote_code=False, dtype=torch.bfloat16 if bf16 else torch.float32
-        )
+        config = self._config(Cell("dpo", 0))
+        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        policy = load_policy(model, trust_remote_code=False, dtype=dtype).to(config.device)
+        collate, _ = choose_layout(config.resolved_layout(), policy, longest_pairs(pairs))
         return score_pairs(
-            policy, pairs, ppl_scope="response", batch_size=BATCH, bf16=bf16, collate=make_batch,
-            what="test pairs",
+            policy, pairs, ppl_scope="response", batch_size=BATCH, bf16=config.bf16,
+            collate=collate, what="test pairs",
         )  # fmt: skip
+
+
+def _trusts(method: str) -> bool:
+    """Return whether a method looks at trusted pairs, if only for the noise rate."""
+    return bool({"clean", "noise_rate"} & METHODS[method].needs)
 
 
 def above_zero(margins: Tensor) -> float:
