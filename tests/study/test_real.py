@@ -65,6 +65,16 @@ def test_the_parts_of_a_split_share_no_prompt_and_have_their_sizes(tmp_path):
     assert all(row["chosen"].startswith("good") for row in parts.test + parts.trusted)
 
 
+def test_a_part_is_of_many_prompts_where_prompts_have_many_pairs(tmp_path):
+    pairs = known_pairs(pairs_file(tmp_path / "a.jsonl", each=5), as_chat=False)
+    parts = split(pairs, SIZES, 3, "a")
+    assert len({row["prompt"] for row in parts.test}) == 8  # of nine: three tenths of thirty
+    assert len({row["prompt"] for row in parts.trusted}) == 6
+    assert len({pair.prompt for pair in parts.pool[:15]}) == 15
+    single = known_pairs(pairs_file(tmp_path / "b.jsonl", each=1), as_chat=False)
+    assert len(split(single, replace(SIZES, test=12), 3, "b").pool) == 30 - 12 - 10
+
+
 def test_too_few_or_too_long_pairs_are_refused(tmp_path):
     pairs = known_pairs(pairs_file(tmp_path / "a.jsonl"), as_chat=False)
     with pytest.raises(UsageError, match=r"a.jsonl: 60 pairs of 30 prompts .* --test_pairs"):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +20,8 @@ from softpref.data.sources import CONTENT, load_pairs, pairs_from_dataset
 from softpref.errors import UsageError
 
 FLIPS, JUDGE = "flips", "judge"
+TEST_PROMPTS, TRUSTED_PROMPTS = 0.3, 0.2
+"""Shares of a file's prompts; the rest is trained on."""
 LEAST_TRAIN = 8
 """Training pairs without which a cell is refused: one batch."""
 Row = dict[str, Any]
@@ -176,9 +179,11 @@ def _as_chat(row: Row) -> Row:
 
 
 def split(pairs: Sequence[KnownPair], sizes: Sizes, seed: int, path: str) -> Split:
-    """Split pairs by prompt: a prompt's pairs all lie in one part, those beyond its size nowhere.
+    """Split pairs by prompt: a prompt's pairs lie in one part alone.
 
-    The test pairs are drawn first, then the trusted: how many are trained on changes neither.
+    Test and trusted pairs are of as many prompts as their share, or more where so many do not have
+    enough pairs, and take one of each prompt by turns: pairs of one prompt tell less. How many are
+    trained on changes neither.
 
     Raises:
         UsageError: there are too few of at most `sizes.longest` characters.
@@ -187,16 +192,17 @@ def split(pairs: Sequence[KnownPair], sizes: Sizes, seed: int, path: str) -> Spl
     for pair in pairs:
         if pair.length <= sizes.longest:
             groups.setdefault(pair.prompt, []).append(pair)
-    waiting = iter(Random(seed).sample(list(groups.values()), len(groups)))
+    waiting = Random(seed).sample(list(groups.values()), len(groups))
 
-    def take(count: int) -> list[KnownPair]:
-        taken: list[KnownPair] = []
-        while len(taken) < count and (group := next(waiting, None)):
-            taken += group
-        return taken[:count]
+    def take(least_prompts: int, count: int) -> list[KnownPair]:
+        taken: list[list[KnownPair]] = []
+        while waiting and (len(taken) < least_prompts or sum(map(len, taken)) < count):
+            taken.append(waiting.pop())
+        return _by_turns(taken)[:count]
 
-    test, trusted = take(sizes.test), take(sizes.trusted)
-    pool = [pair for group in waiting for pair in group]
+    test = take(round(TEST_PROMPTS * len(groups)), sizes.test)
+    trusted = take(round(TRUSTED_PROMPTS * len(groups)), sizes.trusted)
+    pool = _by_turns(waiting)
     if len(trusted) < sizes.trusted or len(pool) < LEAST_TRAIN:
         raise UsageError(
             f"{path}: {sum(map(len, groups.values()))} pairs of {len(groups)} prompts have at most "
@@ -205,6 +211,12 @@ def split(pairs: Sequence[KnownPair], sizes: Sizes, seed: int, path: str) -> Spl
             "--longest."
         )
     return Split([pair.row for pair in test], [pair.row for pair in trusted], pool)
+
+
+def _by_turns(groups: Sequence[Sequence[KnownPair]]) -> list[KnownPair]:
+    """Return the first pair of every prompt, then the second of each that has one, and so on."""
+    turns = zip_longest(*groups)
+    return [pair for turn in turns for pair in turn if pair is not None]
 
 
 def labelled(pool: Sequence[KnownPair], labels: str, most: int, seed: int, path: str) -> list[Row]:
