@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from softpref.errors import UsageError
+from softpref.study import study
 from softpref.study.choices import StudyOptions, asked_cells, checked
 from softpref.study.grid import Cell
 from softpref.study.real import REAL, OnReal, above_zero, interval
@@ -228,6 +229,14 @@ def test_cells_are_of_files_labels_methods_and_seeds(model, tmp_path):
 def test_mistakes_are_named_and_nothing_is_written(model, tmp_path, name, given, message):
     with pytest.raises(UsageError, match=message):
         run_study(name, options(model, tmp_path, **given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(study, "_timed", lambda preset, cells, jobs: f"{len(cells)} of {jobs}.")
+    caplog.set_level("INFO")
+    run_study("", options(model, tmp_path, dry_run=True, jobs=2, seeds=[0], output=""))
+    assert "21 of 2. Nothing was run." in caplog.text
     assert not (tmp_path / "out").exists()
 
 
