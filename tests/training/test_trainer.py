@@ -268,9 +268,7 @@ def test_one_step_too_many_ends_the_run(tmp_path):
     assert trainer.state.global_step == 2
 
 
-@pytest.mark.parametrize(
-    ("tuning", "method"), [("full", "dpo"), ("lora", "dpo"), ("full", "mspo")]
-)
+@pytest.mark.parametrize(("tuning", "method"), [("full", "dpo"), ("lora", "dpo"), ("full", "mspo")])
 def test_weights_that_a_step_broke_end_the_run_before_they_are_saved(tmp_path, tuning, method):
     class Breaks(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, **kwargs):
