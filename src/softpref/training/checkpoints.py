@@ -39,8 +39,7 @@ from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
-OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")
-"""Options that say which numbers a checkpoint holds: not even --force resumes with others."""
+OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")  # not even by --force
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 logger = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class SafeCheckpoints(Trainer):
         """Takes back what `extra_state` gave; called once optimizer and scheduler are restored."""
 
     def trained_tensors(self) -> list[Tensor]:
-        """All that optimizers move; a run ends where they are not finite after a step."""
+        """All that optimizers move; a run ends where it is not finite after a step."""
         return [*trainable(cast(nn.Module, self.model))]
 
     def identity(self) -> dict[str, JSON]:
@@ -144,7 +143,7 @@ class SafeCheckpoints(Trainer):
         )
         for callback in callbacks:
             self.add_callback(callback)
-        start = checkpoint and str(checkpoint)
+        start = str(checkpoint) if checkpoint else None
         try:
             with end.listening():
                 done = super().train(start, trial, ignore_keys_for_eval)
