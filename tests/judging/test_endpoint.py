@@ -121,8 +121,8 @@ def completion(**changed):
         '{"choices": [{"message": {"content": ' + '{"a":' * 5_000 + "1" + "}" * 5_000 + "}}]}",
         json.dumps(completion(choices="text")), json.dumps(completion(choices={"0": 1})),
         json.dumps(completion(choices=[[]])), json.dumps(completion(choices=[None])),
-        "null", '"text"', "1" * 5_000, "NaN", " " * 2_000_000 + json.dumps(completion()),
-        "\x00", "<html>",
+        "null", '"text"', "1" * 5_000, "NaN", " " * 2_000_000 + json.dumps(completion()), "\x00",
+        "<html>",
     ],
     ids=range(14),
 )  # fmt: skip

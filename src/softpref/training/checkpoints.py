@@ -32,21 +32,14 @@ from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.shards import is_sharded
 from softpref.errors import UsageError
+from softpref.training import interrupts
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
-from softpref.training.interrupts import (
-    TERMINATED,
-    EndAtLastStep,
-    FiniteWeights,
-    NoStepLeft,
-    SaveOnTerm,
-)
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
-OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")
-"""Options that say which numbers a checkpoint holds: not even --force resumes with others."""
+OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")  # not even by --force
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 logger = logging.getLogger(__name__)
@@ -114,7 +107,7 @@ class SafeCheckpoints(Trainer):
         """Takes back what `extra_state` gave; called once optimizer and scheduler are restored."""
 
     def trained_tensors(self) -> list[Tensor]:
-        """All that optimizers move; a run ends where they are not finite after a step."""
+        """All that optimizers move; a run ends where it is not finite after a step."""
         return [*trainable(cast(nn.Module, self.model))]
 
     def identity(self) -> dict[str, JSON]:
@@ -137,37 +130,24 @@ class SafeCheckpoints(Trainer):
                 the model alone, or it has another `identity`.
             SystemExit: SIGTERM came; a checkpoint of the last step was saved.
         """
-        checkpoint = None
-        if resume_from_checkpoint is True:
-            checkpoint, skipped = newest_complete(str(self.args.output_dir))
-            for path, reason in skipped:
-                logger.warning("%s is skipped: %s", path, reason)
-            if checkpoint is None:
-                found = "".join(f"; {path.name}: {reason}" for path, reason in skipped)
-                raise UsageError(
-                    f"{self.args.output_dir}: no complete checkpoint to resume from{found}. "
-                    "Leave resume_from_checkpoint out to start from the beginning."
-                )
-        elif resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
-            if defect := _defect(checkpoint):
-                raise UsageError(
-                    f"{checkpoint}: cannot resume, {defect}. Name a complete checkpoint, or take "
-                    "the newest complete one with resume_from_checkpoint=True."
-                )
+        checkpoint = self._checkpoint(resume_from_checkpoint)
         if checkpoint is not None:
             self._refuse_other_run(checkpoint)
         told = json.dumps([str(checkpoint and checkpoint.name), self.identity()], default=str)
         require_same_start(self.ranks, "the run", told)
-        end = SaveOnTerm(self.ranks)
-        callbacks = (end, EndAtLastStep(), FiniteWeights(self.trained_tensors))
+        end = interrupts.SaveOnTerm(self.ranks)
+        callbacks = (
+            end,
+            interrupts.EndAtLastStep(),
+            interrupts.FiniteWeights(self.trained_tensors),
+        )
         for callback in callbacks:
             self.add_callback(callback)
         start = str(checkpoint) if checkpoint else None
         try:
             with end.listening():
                 done = super().train(start, trial, ignore_keys_for_eval)
-        except NoStepLeft:
+        except interrupts.NoStepLeft:
             self._load_rng_state(start)
             self.callback_handler.on_train_end(self.args, self.state, self.control)
             self.is_in_train = False
@@ -182,8 +162,30 @@ class SafeCheckpoints(Trainer):
                 self._save_checkpoint(cast(nn.Module, self.model), trial)
             logger.info("ended by SIGTERM after step %d; run the same command to resume",
                         self.state.global_step)  # fmt: skip
-            raise SystemExit(TERMINATED)
+            raise SystemExit(interrupts.TERMINATED)
         return done
+
+    def _checkpoint(self, resume_from_checkpoint: str | bool | None) -> Path | None:
+        if resume_from_checkpoint is True:
+            checkpoint, skipped = newest_complete(str(self.args.output_dir))
+            for path, reason in skipped:
+                logger.warning("%s is skipped: %s", path, reason)
+            if checkpoint is None:
+                found = "".join(f"; {path.name}: {reason}" for path, reason in skipped)
+                raise UsageError(
+                    f"{self.args.output_dir}: no complete checkpoint to resume from{found}. "
+                    "Leave resume_from_checkpoint out to start from the beginning."
+                )
+            return checkpoint
+        if not resume_from_checkpoint:
+            return None
+        checkpoint = Path(resume_from_checkpoint)
+        if defect := _defect(checkpoint):
+            raise UsageError(
+                f"{checkpoint}: cannot resume, {defect}. Name a complete checkpoint, or take the "
+                "newest complete one with resume_from_checkpoint=True."
+            )
+        return checkpoint
 
     def _refuse_other_run(self, checkpoint: Path) -> None:
         if not (checkpoint / "optimizer.json").exists():
@@ -195,19 +197,18 @@ class SafeCheckpoints(Trainer):
         new = json.loads(json.dumps(self.identity()))
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed]
+        told = f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}."
         if shapes := [key for key in changed if key in OF_WHAT_IS_SAVED]:
             raise UsageError(
-                f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}. What was "
-                f"saved does not fit another {shapes[0]}: restore the old value, or start a new "
-                "run with another output_dir."
+                f"{told} What was saved does not fit another {shapes[0]}: restore the old value, "
+                "or start a new run with another output_dir."
             )
         if changes and getattr(self.args, "force", False):
             logger.warning("warning: %s comes from another run: %s", checkpoint, "; ".join(changes))
         elif changes:
             raise UsageError(
-                f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}. Restore "
-                "the old values, start a new run with another output_dir, or resume anyway "
-                "with --force true."
+                f"{told} Restore the old values, start a new run with another output_dir, or "
+                "resume anyway with --force true."
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
