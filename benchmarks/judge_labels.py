@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 import torch
 from tqdm import tqdm
 
+from softpref.data.messages import CONTEXT, as_text
 from softpref.study.scorers import SCORERS, Case, measure
 from softpref.training.align import AlignFiles
 from softpref.training.config import MSPOConfig
@@ -32,7 +33,8 @@ LEARNING_RATE = 1e-4
 def pair(row: dict, chosen: int) -> dict:
     """Return the row as a pair whose chosen response is number `chosen`."""
     texts = {"chosen": row[f"response_{chosen}"], "rejected": row[f"response_{3 - chosen}"]}
-    return {"prompt": row["prompt"], **texts, "is_flipped": chosen != row["gold"]}
+    context = {name: row[name] for name in CONTEXT if name in row}
+    return {"prompt": row["prompt"], **context, **texts, "is_flipped": chosen != row["gold"]}
 
 
 def make_case(rows: list[dict], name: str, seed: int, model: str, home: Path) -> Case:
@@ -70,7 +72,8 @@ def main() -> None:
     lines = options.pairs.read_text(encoding="utf-8").splitlines()
     rows = [
         row for row in map(json.loads, lines)
-        if len(row["prompt"]) + max(len(row["response_1"]), len(row["response_2"])) < LONGEST
+        if len(as_text(row["prompt"]))
+        + max(len(as_text(row[f"response_{number}"])) for number in (1, 2)) < LONGEST
     ]  # fmt: skip
     found: dict[str, dict[str, list[float]]] = {}
     cells = [(name, seed) for name in rows[0]["judges"] for seed in range(options.seeds)]

@@ -16,6 +16,7 @@ from softpref.errors import UsageError
 from softpref.training.align import AlignFiles, align, load_sets
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
+from softpref.training.preparation import prepare
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
 from tests.toy import toy_pairs, toy_trainer
@@ -127,7 +128,33 @@ def test_clean_pairs_leave_a_mix_before_its_draw(home):
     train, clean, _, _ = load_sets(files, config())
     assert train.pairs["source"][:] == ["a.jsonl"] * 18 + ["b.jsonl"] * 18
     assert train.also_clean == 12
+    assert train.where["also_clean"] == {"a.jsonl and clean.jsonl": 12}
     assert not set(train.pairs["uid"]) & set(clean.pairs["uid"])
+
+
+def test_every_count_names_the_files_that_it_speaks_of(home, caplog):
+    """What contradicts, repeats or is trusted too may stand in two files."""
+    caplog.set_level("INFO", "softpref")
+    of_a, of_b, trusted = (
+        [{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in lines(path)]
+        for path in (home / "a.jsonl", home / "b.jsonl", home / "clean.jsonl")
+    )
+    turned = of_a[0] | {"chosen": of_a[0]["rejected"], "rejected": of_a[0]["chosen"]}
+    bad = [of_b[0] | {"chosen": ""}] * 11
+    write_lines(home / "a.jsonl", of_a)
+    write_lines(home / "b.jsonl", [*of_b, turned, *trusted[:2], of_b[3], *bad])
+    files = AlignFiles("sft", ["a.jsonl", "b.jsonl"], "clean.jsonl")
+    sets = load_sets(files, config(on_bad_row="skip"))[:3]
+    prepare(*sets, make_tokenizer(), 11, 64, "skip")
+    said = {record.getMessage().strip() for record in caplog.records}
+    assert said >= {
+        "b.jsonl and clean.jsonl: 2 are clean pairs too and were taken out of training",
+        "a.jsonl and b.jsonl: 1 are labelled both ways (kept: that is noise)",
+        "b.jsonl: 1 repeat an earlier row",
+        "and 28 more rows of a.jsonl, b.jsonl left out",
+    }
+    cut = {line.split(":")[0] for line in said if "cut at --max_length" in line}
+    assert cut == {"a.jsonl", "b.jsonl", "clean.jsonl"}
 
 
 def test_a_run_of_other_sources_or_another_mix_is_another_run(home, tmp_path):

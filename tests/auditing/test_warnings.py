@@ -13,7 +13,7 @@ from softpref.auditing.warnings import warnings_about
 from softpref.data.splits import ASSUMED_CORRECT
 from tests.toy import toy_pairs
 
-GOOD = Scored(toy_pairs(10), toy_pairs(150), torch.empty(10), 0, 0)
+GOOD = Scored(toy_pairs(10), toy_pairs(150), torch.empty(10), {}, 0, "data.jsonl", "clean.jsonl")
 REVIEWED = "given as a file"
 
 
@@ -31,12 +31,32 @@ def test_nothing_to_warn_of():
     [
         (GOOD, beliefs(speaks=False), 0.5, "cannot tell right from wrong"),
         (GOOD, beliefs(is_misled=True), 0.5, "fluent in what it gets wrong"),
-        (replace(GOOD, clean=toy_pairs(99)), beliefs(), 0.5, "99 trusted pairs are few"),
-        (GOOD, beliefs(16), 0.5, "contradicts 16 of the 150"),
-        (replace(GOOD, sft_targets=3), beliefs(), 0.5, "responses of 3 of the 10 pairs"),
-        (GOOD, beliefs(), 0.77, "the longer response is the one labelled better in 77%"),
+        (
+            replace(GOOD, clean=toy_pairs(99)),
+            beliefs(),
+            0.5,
+            "99 trusted pairs, clean.jsonl, are few",
+        ),
+        (GOOD, beliefs(16), 0.5, "contradicts 16 of the 150 trusted pairs, clean.jsonl:"),
+        (
+            replace(GOOD, sft_targets=3),
+            beliefs(),
+            0.5,
+            "responses of 3 of the 10 pairs of data.jsonl:",
+        ),
+        (
+            GOOD,
+            beliefs(),
+            0.77,
+            "the longer response is the one labelled better in 77% of the pairs of data.jsonl:",
+        ),
         (GOOD, beliefs(), 0.2, "the shorter response is the one labelled better in 80%"),
-        (replace(GOOD, contradicting=2), beliefs(), 0.5, "2 pairs are labelled both ways"),
+        (
+            replace(GOOD, contradicting={"a.jsonl and b.jsonl": 2, "b.jsonl": 1}),
+            beliefs(),
+            0.5,
+            "so that one label is wrong: 2 in a.jsonl and b.jsonl, 1 in b.jsonl",
+        ),
     ],
 )
 def test_each_is_given(scored, found, longer, words):

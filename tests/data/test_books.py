@@ -19,8 +19,9 @@ def test_uids_and_orders_are_remembered():
     books.enter_uid("a", "p", 7)
     assert books.place_of("a") == ("p", 7)
     assert books.orders("x") == (0, 0)
-    for ahead in (True, False, True):
-        books.enter_order("x", ahead=ahead)
+    for source, ahead in (("a", True), ("b", False), ("c", True)):
+        books.enter_order("x", source, ahead=ahead)
+    assert (books.first_source("x", ahead=True), books.first_source("x", ahead=False)) == ("a", "b")
     assert books.orders("x") == (2, 1)
     assert books.orders("y") == (0, 0)
 

@@ -59,6 +59,9 @@ def test_rows_repeated_in_another_file_are_counted_as_in_one_file(tmp_path):
     several = load_pairs([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
     one = load_pairs(str(tmp_path / "both.jsonl"))
     assert (several.duplicates, several.contradicting) == (1, 1)
+    both = " and ".join([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    assert several.where == {"duplicates": {both: 1}, "contradicting": {both: 1}}
+    assert one.where["contradicting"] == {str(tmp_path / "both.jsonl"): 1}
     assert several.pairs["uid"][:] == one.pairs["uid"][:]
 
 

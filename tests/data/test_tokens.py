@@ -156,7 +156,7 @@ def test_conversations_follow_the_chat_template():
 def test_a_template_without_eos_is_counted_and_left_alone():
     tokenizer = bpe(chat=CHAT.replace("{{ eos_token }}", ""))
     result = tokenize_pairs(rows_of(CHAT_PAIR, CHAT_PAIR), tokenizer, 64, name="pairs")
-    assert result.ends_without_eos == 4
+    assert result.where["ends_without_eos"] == {"pairs": 4}
     assert EOS not in result.pairs["chosen_ids"][0]
     # EOS in an earlier turn or long before the end closes nothing.
     early = bpe(chat=CHAT.replace("{{ eos_token }}\n", "{{ eos_token }}zzzz"))
@@ -227,7 +227,8 @@ def test_columns_counts_and_bad_rows(caplog):
     assert [(bad.row, bad.reason) for bad in result.bad_rows] == [
         (row, "longer than --max_length 30: the prompt alone has 41 tokens") for row in (2, 4)
     ]
-    assert (result.split_boundaries, result.truncated, result.ends_without_eos) == (1, 1, 0)
+    counted = {what: found["some.jsonl"] for what, found in result.where.items()}
+    assert counted == {"split_boundaries": 1, "truncated": 1, "ends_without_eos": 0}
     assert result.pairs.column_names == [
         *pairs.column_names,
         *("prompt_ids", "chosen_ids", "rejected_ids", "index"),

@@ -9,6 +9,9 @@ from collections import Counter
 import pytest
 
 from softpref.cli import main
+from softpref.errors import UsageError
+from softpref.judging.check import load_gold
+from softpref.judging.questions import Comparison
 from tests.forked import Forked
 from tests.judging.server import Script, serving, some_faults
 from tests.progress import slowness, wait_for
@@ -129,12 +132,49 @@ def test_wrong_files_are_named_and_nothing_is_written(tmp_path, capsys, ours, th
     assert not (tmp_path / "out").exists()
 
 
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+
+
+def test_known_pairs_bring_messages_tools_and_what_else_a_template_reads(tmp_path):
+    """As `gold` names the better response, and as pairs of preference data."""
+    context = {"tools": [{"name": "f"}], "chat_template_kwargs": {"thinking": True}}
+    prompt = [{"role": "user", "content": "Q", "name": "kim"}]
+    said = {"role": "assistant", "content": "bad"}
+    gold = {"prompt": prompt, **context, "response_1": "bad", "response_2": [CALL], "gold": 2}
+    pair = {"prompt": prompt, **context, "chosen": [CALL], "rejected": [said]}
+    for row in (gold, pair, pair | {"prompt": json.dumps(prompt)}):
+        (found,) = load_gold(write(tmp_path / "gold.jsonl", [row]))
+        assert found == Comparison("1", prompt, [CALL], "bad", context)
+
+    asked = []
+    with serving(Script(lambda _, user: asked.append(user) or "A")) as script:
+        main(["judge", "--check", str(tmp_path / "gold.jsonl"), "--judge_model", "m", "--base_url",
+              script.url, "--output", str(tmp_path / "out")])  # fmt: skip
+    assert len(asked) == 2
+    for text in ('tools: [{"name": "f"}]', 'user: Q\n{"name": "kim"}', '"tool_calls": [{"name'):
+        assert all(text in user for user in asked)
+
+
+def test_every_bad_known_pair_is_named_with_a_remedy_that_there_is(tmp_path):
+    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    path = write(tmp_path / "gold.jsonl", [good, good | {"chosen": "b"}])
+    with pytest.raises(UsageError, match=r"line 2: chosen and rejected are identical. Fix or rem"):
+        load_gold(path)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": "p", "response_1": "a", "response_2": "b", "gold": 3}, "gold (1 or 2)"),
-        ({"prompt": "p", "response_1": "a", "gold": 1}, "gold (1 or 2)"),
-        ({"prompt": "p", "chosen": "", "rejected": "x"}, "all text"),
+        ({"prompt": "p", "response_1": "a", "gold": 1}, "response_2 is missing; fix"),
+        ({"prompt": "p", "response_1": "a", "response_2": "", "gold": 1}, "response_2 is empty"),
+        ({"prompt": "p", "response_1": 5, "response_2": "b", "gold": 1}, "neither text nor a list"),
+        ({"prompt": "p", "response_1": [CALL], "response_2": "b", "gold": 1}, "both as messages"),
+        (
+            {"prompt": "p", "tools": "no", "response_1": "a", "response_2": "b", "gold": 1},
+            "line 1: tools is text, but not JSON",
+        ),
+        ({"prompt": "p", "chosen": "", "rejected": "x"}, "line 1: chosen is empty"),
     ],
 )
 def test_wrong_known_pairs_are_named(tmp_path, capsys, row, message):

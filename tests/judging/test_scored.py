@@ -118,6 +118,9 @@ def test_both_models_see_what_their_chat_template_reads(tmp_path):
     implicit = make_judge(
         JudgeOptions("implicit_reward", judge_model=reference, judge_reference=reference)
     )
+    said = [{"role": "assistant", "content": "e", "reasoning_content": "f"}]
+    assert judge._ids(asked, said) == judge._ids(asked, "e f")
+    assert implicit._pair(replace(asked, first=said)) == implicit._pair(asked)
     pair = implicit._pair(asked)
     assert pair.prompt_ids + pair.chosen_ids == judge._ids(asked, "e f")
     refused = replace(asked, first="c")

@@ -9,9 +9,15 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
+from softpref.judging.responses import Prompt
+from softpref.study import referees
 from softpref.study.choices import StudyOptions, checked
 from softpref.study.grid import Cell
 from softpref.study.presets import OnFiles
+from softpref.study.referees import ByJudge, Drawing, distinct_prompts
+from softpref.training.output import write_lines
+from softpref.world.build import tiny_llama
+from softpref.world.language import make_tokenizer
 from softpref.world.prepare import prepare_world
 from tests.judging.server import Script, serving
 from tests.study.conftest import SMALL
@@ -45,6 +51,60 @@ def test_a_judge_behind_an_endpoint_is_asked_once_whatever_is_repeated(in_world,
     log = (tmp_path / "cells" / "one.verdicts.jsonl").read_text().splitlines()
     assert len(log) == asked
     assert {json.loads(line)["verdict"] for line in log} == {"A"}
+
+
+TOOL_TEMPLATE = (
+    "{% for t in tools or [] %}{{ t.name }} {% endfor %}{% for m in messages %}{{ m.content }} "
+    "{{ m.reasoning_content or '' }} {% endfor %}{% if thinking %}shift {% endif %}"
+)
+
+
+def test_tools_and_every_field_of_a_message_reach_the_model_and_the_judge(tmp_path, monkeypatch):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TOOL_TEMPLATE
+    home = tmp_path / "model"
+    tiny_llama(tokenizer, 0).save_pretrained(home)
+    tokenizer.save_pretrained(home)
+    asked = [{"role": "user", "content": "a", "reasoning_content": "b"}]
+    answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    pair = {"prompt": asked, **answers}
+    tools = {"tools": [{"name": "reverse"}]}
+    more = tools | {"chat_template_kwargs": {"thinking": True}}
+    write_lines(tmp_path / "test.jsonl", (pair | given for given in ({}, tools, more, tools)))
+    (tmp_path / "cells").mkdir()
+    prompts = distinct_prompts(str(tmp_path / "test.jsonl"))
+    assert prompts == [Prompt(asked, {}, 1), Prompt(asked, tools, 2), Prompt(asked, more, 3)]
+
+    drawn = []
+    monkeypatch.setattr(
+        referees, "sample", lambda _, __, ids, **___: drawn.append(ids) or ["c"] * len(ids)
+    )
+    with serving(Script(lambda _, user: "tie")) as script:
+        judge = JudgeOptions(judge_model="m", base_url=script.url, orders="one")
+        drawing = Drawing("test.jsonl", prompts, 0, 0.0)
+        by_judge = ByJudge(judge, drawing, str(home), tmp_path / "cells" / "one")
+        found = by_judge(home)
+        assert sum(script.calls.values()) == 3
+    texts = ["a b", "reverse a b", "reverse a b shift"]
+    assert drawn[0] == [tokenizer(text)["input_ids"] for text in texts]
+    assert found["win_rate_failed"] == 0
+    drawn.clear()
+    by_judge(home)
+    assert not drawn
+    others = [prompts[0], replace(prompts[1], context=more), prompts[2]]
+    replace(by_judge, drawing=replace(drawing, prompts=others)).answers(home, 0)
+    assert len(drawn) == 1  # other tools, other responses
+
+
+def test_a_test_prompt_that_cannot_be_used_is_named(tmp_path):
+    tokenizer = make_tokenizer()
+    tiny_llama(tokenizer, 0).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    long = [Prompt("a", row=4), Prompt("a " * 200, row=7)]
+    drawing = Drawing("test.jsonl", long, 0, 0.0)
+    by_judge = ByJudge(JudgeOptions("checker"), drawing, "", tmp_path / "one")
+    with pytest.raises(UsageError, match=r"test.jsonl, line 7: this and 0 more of the 2 prompts"):
+        by_judge.answers(tmp_path / "model", 0)
 
 
 def test_results_of_two_judges_are_two_versions(in_world):

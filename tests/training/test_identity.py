@@ -1,4 +1,3 @@
-# ruff: noqa: SIM905
 """Every option of `train` and `sft` is part of a run's identity, or known not to be."""
 
 from __future__ import annotations

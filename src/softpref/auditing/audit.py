@@ -144,10 +144,10 @@ def run_audit(options: AuditOptions) -> None:
         certain = sum(marks.get(uid) is not None for uid in done.pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
         logger.info(
-            "marks: %d applied, %d unsure and left as the audit has them, %d on trusted pairs and "
-            "not needed", certain, unsure, len(marks) - certain - unsure,
+            "--marks %s: %d applied, %d unsure and left as the audit has them, %d on trusted pairs "
+            "and not needed", options.marks, certain, unsure, len(marks) - certain - unsure,
         )  # fmt: skip
-    _say(done.summary, output, options.export)
+    _say(done.summary, names_of(asked.data), output, options.export)
 
 
 def _marks_of(path: str, asked: AuditOptions) -> dict[str, float | None]:
@@ -370,7 +370,7 @@ def _refuse_other_contents(output: Path) -> None:
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
 
 
-def _say(summary: Summary, output: Path, export: str) -> None:
+def _say(summary: Summary, sources: Sequence[str], output: Path, export: str) -> None:
     for warning in summary.warnings:
         logger.warning("warning: %s", warning)
     rate = NoiseRate(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high, 0.0)
@@ -380,9 +380,10 @@ def _say(summary: Summary, output: Path, export: str) -> None:
         logger.info("%s", of)
     if summary.evidence_speaks:
         logger.info(
-        "%d pairs: %d suspect (more likely wrong than right), %d unsure; calibration error %.1f%%",
-        summary.pairs, summary.suspect, summary.unsure, 100 * summary.ece,
-    )  # fmt: skip
+            "%d pairs of %s: %d suspect (more likely wrong than right), %d unsure; calibration "
+            "error %.1f%%", summary.pairs, ", ".join(sources), summary.suspect, summary.unsure,
+            100 * summary.ece,
+        )  # fmt: skip
     if summary.auroc is not None:
         logger.info("suspicion tells right from flipped labels with AUROC %.3f", summary.auroc)
     logger.info("%s", EXPORTS[export])

@@ -141,7 +141,7 @@ def labelled_otherwise(pairs: Dataset) -> Iterator[str]:
         of = books[where] = Books()
         for row in dataset_rows(contents(part)):
             ahead = in_sorted_order(row["chosen"], row["rejected"])
-            of.enter_order(content_key(**row), ahead=ahead)
+            of.enter_order(content_key(**row), where, ahead=ahead)
     for row in dataset_rows(contents(pairs)):
         ahead, key = in_sorted_order(row["chosen"], row["rejected"]), content_key(**row)
         found = [where for where, of in books.items() if of.orders(key)[1 if ahead else 0]]

@@ -6,6 +6,7 @@ Shapes: n pairs of the audited set.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +35,19 @@ class Scored:
         pairs: the audited pairs, tokenized and read, without those that are trusted pairs too.
         clean: the trusted pairs, likewise.
         ppl_diff: (n,) of `pairs`, nats per token.
-        contradicting: how many distinct pairs are labelled both ways.
+        contradicting: how many distinct pairs are labelled both ways, by their file or files.
         sft_targets: how many pairs SFT has seen a response of.
+        source: the file or files of `pairs`.
+        clean_source: that of the trusted pairs.
     """
 
     pairs: Dataset
     clean: Dataset
     ppl_diff: Tensor
-    contradicting: int
+    contradicting: Mapping[str, int]
     sft_targets: int
+    source: str
+    clean_source: str
 
 
 def score(
@@ -81,6 +86,8 @@ def score(
         scored,
         trusted,
         starting_ppl_diff(scored),
-        loaded.contradicting,
+        loaded.where["contradicting"],
         count_sft_targets(model, scored) if Path(model).is_dir() else 0,
+        loaded.source,
+        clean.source,
     )

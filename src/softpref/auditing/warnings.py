@@ -43,26 +43,30 @@ def warnings_about(
         )
     if clean < FEW_CLEAN_PAIRS:
         found.append(
-            f"{clean} trusted pairs are few: about 150 make the numbers below worth their digits"
+            f"{clean} trusted pairs, {scored.clean_source}, are few: about 150 make the numbers "
+            "below worth their digits"
         )
     if doubted_clean > DOUBTED_SHARE * clean:
         found.append(
-            f"the evidence contradicts {doubted_clean} of the {clean} trusted pairs: look at them "
-            "(doubted_clean in summary.json); wrong ones among them spoil the whole audit"
+            f"the evidence contradicts {doubted_clean} of the {clean} trusted pairs, "
+            f"{scored.clean_source}: look at them (doubted_clean in summary.json); wrong ones "
+            "among them spoil the whole audit"
         )
     if scored.sft_targets:
         found.append(
-            f"the model was fine-tuned on responses of {scored.sft_targets} of the {pairs} pairs: "
-            "it finds them likely, right or wrong; audit with a model that has not seen them"
+            f"the model was fine-tuned on responses of {scored.sft_targets} of the {pairs} pairs "
+            f"of {scored.source}: it finds them likely, right or wrong; audit with a model that "
+            "has not seen them"
         )
     if max(longer_is_chosen, 1 - longer_is_chosen) >= LENGTH_EXPLAINS:
         which, share = "longer", longer_is_chosen
         if longer_is_chosen < 0.5:
             which, share = "shorter", 1 - longer_is_chosen
         found.append(
-            f"the {which} response is the one labelled better in {share:.0%} of the pairs: length "
-            "alone explains most labels"
+            f"the {which} response is the one labelled better in {share:.0%} of the pairs "
+            f"of {scored.source}: length alone explains most labels"
         )
     if scored.contradicting:
-        found.append(f"{scored.contradicting} pairs are labelled both ways: one label is wrong")
+        counts = ", ".join(f"{count} in {files}" for files, count in scored.contradicting.items())
+        found.append(f"pairs are labelled both ways, so that one label is wrong: {counts}")
     return found

@@ -27,8 +27,8 @@ class Books:
             "PRAGMA journal_mode = OFF",  # nobody reads it after a crash
             "PRAGMA synchronous = OFF",
             "CREATE TABLE uids (uid TEXT PRIMARY KEY, source INTEGER, row INTEGER) WITHOUT ROWID",
-            "CREATE TABLE contents (key TEXT PRIMARY KEY, ahead INTEGER, reverse INTEGER)"
-            " WITHOUT ROWID",
+            "CREATE TABLE contents (key TEXT PRIMARY KEY, ahead INTEGER, reverse INTEGER,"
+            " ahead_in INTEGER, reverse_in INTEGER) WITHOUT ROWID",
         ):
             self._database.execute(statement)
 
@@ -40,9 +40,7 @@ class Books:
 
     def enter_uid(self, uid: str, source: str, row: int) -> None:
         """Enters a uid that is not there yet."""
-        if source not in self._sources[-1:]:  # one source's rows come together
-            self._sources.append(source)
-        values = (uid, len(self._sources) - 1, row)
+        values = (uid, self._number(source), row)
         self._database.execute("INSERT INTO uids VALUES (?, ?, ?)", values)
 
     def orders(self, key: str) -> tuple[int, int]:
@@ -50,10 +48,23 @@ class Books:
         query = "SELECT ahead, reverse FROM contents WHERE key = ?"
         return self._database.execute(query, (key,)).fetchone() or (0, 0)
 
-    def enter_order(self, key: str, *, ahead: bool) -> None:
-        """Counts a content once more, in sorted order or in reverse."""
+    def first_source(self, key: str, *, ahead: bool) -> str:
+        """The source in which a content that was entered in this order came first so."""
+        query = f"SELECT {'ahead_in' if ahead else 'reverse_in'} FROM contents WHERE key = ?"
+        return self._sources[self._database.execute(query, (key,)).fetchone()[0]]
+
+    def enter_order(self, key: str, source: str, *, ahead: bool) -> None:
+        """Counts a content of a source once more, in sorted order or in reverse."""
+        number = self._number(source)
         self._database.execute(
-            "INSERT INTO contents VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
-            " SET ahead = ahead + excluded.ahead, reverse = reverse + excluded.reverse",
-            (key, int(ahead), int(not ahead)),
+            "INSERT INTO contents VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE"
+            " SET ahead = ahead + excluded.ahead, reverse = reverse + excluded.reverse,"
+            " ahead_in = ifnull(ahead_in, excluded.ahead_in),"
+            " reverse_in = ifnull(reverse_in, excluded.reverse_in)",
+            (key, int(ahead), int(not ahead), number if ahead else None, None if ahead else number),
         )
+
+    def _number(self, source: str) -> int:
+        if source not in self._sources[-1:]:  # one source's rows come together
+            self._sources.append(source)
+        return len(self._sources) - 1

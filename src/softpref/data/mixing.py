@@ -6,12 +6,13 @@ import dataclasses
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from softpref.data.sources import LoadedPairs, by_source, subset
-from softpref.data.splits import without_clean
+from softpref.data.splits import taken_out, without_clean
 from softpref.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,10 @@ def mixed(
     Raises:
         UsageError: a share is too small for a single pair.
     """
-    pairs, also_clean = without_clean(loaded.pairs, clean.pairs) if clean else (loaded.pairs, 0)
+    pairs, where = loaded.pairs, Counter[str]()
+    if clean:
+        pairs, _ = without_clean(pairs, clean.pairs)
+        where = taken_out(loaded, pairs, clean)
     sizes = dict.fromkeys(loaded.fingerprints, 0)
     sizes |= {name: len(part) for name, part in by_source(pairs, loaded.source)}
     counts = counts_of([*sizes.values()], shares)
@@ -74,4 +78,6 @@ def mixed(
     told = ", ".join(f"{count} of {size} pairs of {name}" for (name, size), count in parts)
     logger.info("mix: %s; the rest is left out", told)
     drawn = subset(loaded, pairs.select(np.array(kept)), loaded.source)
-    return dataclasses.replace(drawn, shares=shares, also_clean=also_clean)
+    return dataclasses.replace(
+        drawn, shares=shares, also_clean=where.total(), where=drawn.where | {"also_clean": where}
+    )

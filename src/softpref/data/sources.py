@@ -13,7 +13,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -58,6 +58,7 @@ class LoadedPairs:
         fingerprints: The fingerprint of each source by itself, by its name.
         shares: Of a mix, the share of each source in the pairs.
         also_clean: Number of clean pairs that were taken out.
+        where: Each of these three numbers by the file, or the two, that its pairs stand in.
     """
 
     pairs: datasets.Dataset
@@ -69,6 +70,7 @@ class LoadedPairs:
     fingerprints: dict[str, str]
     shares: tuple[float, ...] = ()
     also_clean: int = 0
+    where: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def names_of(given: str | Sequence[str]) -> list[str]:
@@ -130,6 +132,7 @@ def subset(loaded: LoadedPairs, pairs: datasets.Dataset, source: str) -> LoadedP
         bad_rows=loaded.bad_rows,
         shares=loaded.shares,
         also_clean=loaded.also_clean,
+        where=loaded.where | kept.where,
     )
 
 
@@ -183,8 +186,8 @@ class Intake:
     ) -> None:
         self.bad = BadRows(source, on_bad_row)
         self.kept = 0
-        self.contradicting = 0
-        self.duplicates = 0
+        self.contradicting: Counter[str] = Counter()
+        self.duplicates: Counter[str] = Counter()
         self._columns = columns
         self._notes: Counter[str] = Counter()
         self._unread: dict[str, None] = {}
@@ -237,15 +240,22 @@ class Intake:
         if (first := self._books.place_of(uid)) is not None:
             raise RowError(f"uid {uid!r} is already that of {place(*first)}")
         in_order = in_sorted_order(fields["chosen"], fields["rejected"])
-        self.duplicates += (ahead if in_order else reverse) > 0
-        ahead, reverse = ahead + in_order, reverse + (not in_order)
-        self.contradicting += (ahead if in_order else reverse) == 1 and ahead * reverse > 0
-        self._books.enter_order(key, ahead=in_order)
+        alike, otherwise = (ahead, reverse) if in_order else (reverse, ahead)
+        if alike:
+            self.duplicates[self._and_first(key, ahead=in_order)] += 1
+        elif otherwise:
+            self.contradicting[self._and_first(key, ahead=not in_order)] += 1
+        self._books.enter_order(key, self.bad.source, ahead=in_order)
         self._books.enter_uid(uid, self.bad.source, row)
         self._books.form = form
         self.kept += 1
         self.digest.update(json.dumps([uid, fields], default=str).encode() + b"\n")
         return {"uid": uid, "row": row, **fields}
+
+    def _and_first(self, key: str, *, ahead: bool) -> str:
+        """Name this source, and the one where the content came first in that order."""
+        first = self._books.first_source(key, ahead=ahead)
+        return " and ".join(dict.fromkeys([first, self.bad.source]))
 
 
 def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], Intake]]) -> LoadedPairs:
@@ -271,14 +281,19 @@ def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], Intake]]) -> Lo
     intakes = [intake for _, intake in parts]
     prints = {intake.bad.source: intake.digest.hexdigest() for intake in intakes}
     digests = [*prints.values()]
+    where = {
+        "contradicting": sum((intake.contradicting for intake in intakes), Counter[str]()),
+        "duplicates": sum((intake.duplicates for intake in intakes), Counter[str]()),
+    }
     return LoadedPairs(
         pairs,
         tuple(bad_rows),
         ", ".join(prints),
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest(),
-        sum(intake.contradicting for intake in intakes),
-        sum(intake.duplicates for intake in intakes),
+        where["contradicting"].total(),
+        where["duplicates"].total(),
         prints,
+        where=where,
     )
 
 

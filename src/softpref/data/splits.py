@@ -1,6 +1,7 @@
 """Sets that must stay apart: the trusted pairs, the training pairs, the evaluation pairs."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +9,7 @@ from datasets import Dataset
 
 from softpref.data.bad_rows import place
 from softpref.data.readers import dataset_rows
-from softpref.data.sources import content_key, contents
+from softpref.data.sources import LoadedPairs, by_source, content_key, contents
 from softpref.errors import UsageError
 
 TRUTH_RESTORED = "truth restored"
@@ -69,6 +70,16 @@ def without_clean(train: Dataset, clean: Dataset) -> tuple[Dataset, int]:
     if is_kept.all():
         return train, 0
     return train.select(is_kept.nonzero()[0]), int((~is_kept).sum())
+
+
+def taken_out(loaded: LoadedPairs, kept: Dataset, clean: LoadedPairs) -> Counter[str]:
+    """Count by file the pairs that `without_clean` took out; each is named with that of `clean`."""
+    counts: Counter[str] = Counter()
+    for name, pairs in by_source(loaded.pairs, loaded.source):
+        counts[f"{name} and {clean.source}"] += len(pairs)
+    for name, pairs in by_source(kept, loaded.source):
+        counts[f"{name} and {clean.source}"] -= len(pairs)
+    return +counts
 
 
 def refuse_overlap(clean: Dataset, other: Dataset, name: str) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Protocol, TypeVar
 
 import datasets
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _LAST_FEW = 4  # tokens at the end of a conversation among which EOS counts as its end
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_NOTED = {name: name for name in ("truncated", "ends_without_eos")}
+_NOTED["split_boundary"] = "split_boundaries"
 
 
 class HasLeftOut(Protocol):
@@ -71,12 +74,10 @@ class TokenizedPair:
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """The pair rows with their ids, and the counts of what `TokenizedPair` notes."""
+    """The pair rows with their ids, and what `TokenizedPair` notes, counted by source."""
 
     pairs: datasets.Dataset
-    split_boundaries: int
-    truncated: int
-    ends_without_eos: int
+    where: dict[str, Counter[str]]
     bad_rows: tuple[BadRow, ...]
 
 
@@ -196,22 +197,19 @@ def tokenize_pairs(
         UsageError: As in `tokenize_pair`; if there is a bad row (under `stop`) or no good one.
     """
     bad = BadRows(name, on_bad_row)
-    counts: Counter[str] = Counter()
+    where = {what: Counter[str]() for what in _NOTED.values()}
     remarks = Remarks(name, tokenizer)
+    kept = count()
 
     def tokenized() -> Iterator[dict[str, Any]]:
         make = partial(tokenize_pair, tokenizer=tokenizer, max_length=max_length,
                        context_length=context_length)  # fmt: skip
         for _, row, ids in _usable(pairs, make, ("chosen", "rejected"), bad, remarks):
-            counts.update(
-                kept=1,
-                split=ids.split_boundary,
-                truncated=ids.truncated,
-                open_ends=ids.ends_without_eos,
-            )
+            for note, what in _NOTED.items():
+                where[what][row.get("source", name)] += getattr(ids, note)
             if not bad.stopped:
                 tokens = {column: getattr(ids, column) for column in _IDS}
-                yield row | tokens | {"index": counts["kept"] - 1}
+                yield row | tokens | {"index": next(kept)}
 
     added = pa.schema([*((name, pa.list_(pa.int32())) for name in _IDS), ("index", pa.int64())])
     columns = [field for field in pairs.features.arrow_schema if field.name not in added.names]
@@ -219,11 +217,9 @@ def tokenize_pairs(
     # Not `Dataset.map`: its progress bar can only be silenced for the whole process.
     bar = tqdm(tokenized(), f"tokenizing {name}", len(pairs), delay=3, leave=False, disable=None)
     dataset = store(iter(bar), schema)
-    bad_rows = bad.settle(counts["kept"])
+    bad_rows = bad.settle(len(dataset))
     remarks.say(len(pairs))
-    return TokenizedPairs(
-        dataset, counts["split"], counts["truncated"], counts["open_ends"], bad_rows
-    )
+    return TokenizedPairs(dataset, where, bad_rows)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from softpref.data.bad_rows import place
-from softpref.data.readers import RowError, read_rows
+from softpref.data.messages import Text, is_empty, parse_text
+from softpref.data.noise import refuse_bad_rows
+from softpref.data.readers import RowError, dataset_rows
+from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.evaluation.win_rate import wilson_interval
 from softpref.judging.ask import Judged
 from softpref.judging.questions import Comparison
 from softpref.judging.rates import Interval
+from softpref.judging.responses import Prompt, comparison_of_pair, plain_reply, prompt_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -45,41 +50,43 @@ class JudgeQuality:
 def load_gold(source: str) -> list[Comparison]:
     """Return each pair as a comparison whose response is the better one.
 
-    Rows have `prompt`, `response_1`, `response_2` and `gold`, 1 or 2; or `prompt`, `chosen` and
-    `rejected`, of which the chosen one is taken to be the better.
+    Rows have `prompt`, `response_1`, `response_2` and `gold`, 1 or 2; or they are pairs as training
+    reads them, of which the chosen response is taken to be the better. Prompts and responses are
+    text or messages, with `tools` and `chat_template_kwargs`.
 
     Raises:
         UsageError: the file cannot be read, or a row is not so.
     """
-    found = [_comparison(source, row, values) for row, values in read_rows(source)]
-    if not found:
-        raise UsageError(f"--check {source}: holds no row.")
-    return found
+    if any(values.get("gold") is not None for _, values in rows_of(source)):
+        return [_comparison(source, row, values) for row, values in rows_of(source)]
+    loaded = load_pairs(source, on_bad_row="skip")
+    refuse_bad_rows(loaded.bad_rows, "Fix or remove it")
+    return [comparison_of_pair(str(pair["row"]), pair) for pair in dataset_rows(loaded.pairs)]
 
 
-def _comparison(source: str, row: int, values: Any) -> Comparison:
-    if isinstance(values, RowError) or not isinstance(values, dict):
-        why = values if isinstance(values, RowError) else "not an object"
-        raise UsageError(f"{place(source, row)}: {why}; fix or remove it.")
-    texts = _texts(values)
-    if texts is None or not all(isinstance(text, str) and text for text in texts):
-        raise UsageError(
-            f"{place(source, row)}: give prompt, response_1, response_2 and gold (1 or 2), or "
-            "prompt, chosen and rejected, all text."
-        )
-    return Comparison(f"{row}", *texts)
+def _comparison(source: str, row: int, values: Mapping[str, Any]) -> Comparison:
+    given = prompt_of(source, row, values)
+    gold = str(values.get("gold")).removesuffix(".0")  # as Parquet may have it
+    try:
+        if gold not in ("1", "2"):
+            raise RowError("give prompt, response_1, response_2 and gold (1 or 2)")
+        better, worse = (f"response_{number}" for number in (gold, 3 - int(gold)))
+        first, second = (_response(values, side, given) for side in (better, worse))
+        json.dumps([first, second])
+    except (ValueError, TypeError, RecursionError) as error:  # a Parquet file may hold dates
+        raise UsageError(f"{place(source, row)}: {error}; fix or remove it.") from None
+    return Comparison(str(row), given.prompt, first, second, given.context)
 
 
-def _texts(values: Mapping[str, Any]) -> tuple[Any, Any, Any] | None:
-    """Return prompt, better and worse response."""
-    if "gold" not in values:
-        return values.get("prompt"), values.get("chosen"), values.get("rejected")
-    responses = (values.get("response_1"), values.get("response_2"))
-    gold = str(values["gold"]).removesuffix(".0")  # as Parquet may have it
-    if gold not in ("1", "2"):
-        return None
-    better, worse = responses if gold == "1" else responses[::-1]
-    return values.get("prompt"), better, worse
+def _response(values: Mapping[str, Any], column: str, given: Prompt) -> Text:
+    if values.get(column) is None:
+        raise RowError(f"{column} is missing")
+    response = parse_text(values[column], column)
+    if is_empty(response):
+        raise RowError(f"{column} is empty")
+    if isinstance(given.prompt, str) and not isinstance(response, str):
+        raise RowError(f"the prompt is text and {column} is messages: give both as messages")
+    return plain_reply(response)
 
 
 def judge_quality(judged: Judged) -> JudgeQuality:

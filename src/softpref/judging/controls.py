@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison, Judge
 from softpref.judging.rates import JudgedRate, judged_rate
+from softpref.judging.responses import prompt_uid
 
 CONTROL_PROMPTS = 50
 NULL_RESPONSE = "Thank you for asking. That is an interesting question, and I hope this helps!"
@@ -79,9 +79,8 @@ def run_controls(
 
 def _drawn(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Return the first comparison of up to 50 prompts, the same ones whatever their order."""
-    by_prompt = {json.dumps(c.prompt): c for c in reversed(comparisons)}
-    order = sorted(by_prompt, key=lambda text: hashlib.sha256(text.encode()).digest())
-    return [by_prompt[text] for text in order[:CONTROL_PROMPTS]]
+    by_prompt = {prompt_uid(c.prompt, 0, c.context): c for c in reversed(comparisons)}
+    return [by_prompt[uid] for uid in sorted(by_prompt)[:CONTROL_PROMPTS]]  # by hash
 
 
 def _unfit(

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LONGEST = 512
 
+PromptFormat = Literal["auto", "chat", "plain"]
+
 
 @dataclass
 class GenerateOptions:
@@ -59,7 +61,7 @@ class GenerateOptions:
     )
     seed: int = option("Seed of sampling.", 0)
     batch_size: int = option("Prompts a batch.", 16)
-    prompt_format: Literal["auto", "chat", "plain"] = option(
+    prompt_format: PromptFormat = option(
         "`chat`: as a user's turn by the model's chat template; `plain`: as it stands; `auto`: "
         "messages by the template, text as it stands.",
         "auto",
@@ -82,7 +84,10 @@ def run_generate(options: GenerateOptions) -> None:
     output = Path(options.output)
     prompts = load_prompts(options.prompts)[: options.limit]
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
-    ids = [_ids(prompt, tokenizer, options) for prompt in prompts]
+    ids = [
+        ids_to_continue(prompt, options.prompts, tokenizer, options.prompt_format)
+        for prompt in prompts
+    ]
     policy = load_policy(
         options.model, trust_remote_code=options.trust_remote_code,
         dtype=torch.bfloat16 if options.bf16 else torch.float32,
@@ -181,16 +186,21 @@ def _rows(prompts: Sequence[Prompt], samples: Sequence[Sequence[str]]) -> list[d
     return rows
 
 
-def _ids(given: Prompt, tokenizer: PreTrainedTokenizerBase, options: GenerateOptions) -> list[int]:
-    """Return the token ids that the policy continues.
+def ids_to_continue(
+    given: Prompt,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: PromptFormat = "auto",
+) -> list[int]:
+    """Return the token ids that a policy continues to answer a prompt of the file `source`.
 
     Raises:
         UsageError: they cannot be made, or there is none.
     """
-    prompt, where = given.prompt, place(options.prompts, given.row)
-    if options.prompt_format == "plain" and not isinstance(prompt, str):
+    prompt, where = given.prompt, place(source, given.row)
+    if prompt_format == "plain" and not isinstance(prompt, str):
         raise UsageError("--prompt_format plain: the prompts are conversations; take auto or chat.")
-    if options.prompt_format == "chat" and isinstance(prompt, str):
+    if prompt_format == "chat" and isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str) and given.context:
         raise UsageError(

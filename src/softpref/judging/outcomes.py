@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from softpref.data.messages import as_text
 from softpref.judging.questions import Answer, Comparison, Question
+from softpref.judging.template import shown_prompt
 
 Result = Literal["win", "loss", "tie", "failed"]
 
@@ -18,7 +19,7 @@ class Outcome:
 
     Attributes:
         uid: of the comparison.
-        prompt: as text; comparisons of one prompt hang together.
+        prompt: as a judge is shown it; comparisons of one prompt hang together.
         result: from the response's side.
         flipped: whether the verdict changed with the order.
         failure: the first failure, if any.
@@ -56,8 +57,8 @@ def _outcome(
 ) -> Outcome:
     about: dict[str, Any] = {
         "uid": comparison.uid,
-        "prompt": as_text(comparison.prompt),
-        "length_difference": len(comparison.response) - len(comparison.baseline),
+        "prompt": shown_prompt(comparison),
+        "length_difference": len(as_text(comparison.response)) - len(as_text(comparison.baseline)),
     }
     verdicts = [answer.verdict for answer in answers if answer.verdict is not None]
     failures = [answer.failure for answer in answers if answer.failure is not None]

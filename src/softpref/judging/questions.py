@@ -21,15 +21,15 @@ class Comparison:
     Attributes:
         uid: names it; comparisons of one prompt may differ in their responses alone.
         prompt: text or messages.
-        response: whose win is counted.
-        baseline: what it is compared with.
+        response: whose win is counted; text, or messages where one turn of text does not say it.
+        baseline: what it is compared with, likewise.
         context: the row's `tools` and `chat_template_kwargs`, as far as it has them.
     """
 
     uid: str
     prompt: Text
-    response: str
-    baseline: str
+    response: Text
+    baseline: Text
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -48,8 +48,8 @@ class Question:
 
     uid: str
     prompt: Text
-    first: str
-    second: str
+    first: Text
+    second: Text
     is_swapped: bool
     context: Mapping[str, Any] = field(default_factory=dict)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softpref.data.bad_rows import place
-from softpref.data.messages import Text, is_empty, parse_context, parse_text, refuse_media
+from softpref.data.messages import CONTEXT, Text, is_empty, parse_context, parse_text, refuse_media
 from softpref.data.readers import RowError, read_rows
 from softpref.errors import UsageError
 from softpref.judging.questions import Comparison
@@ -47,13 +47,34 @@ def prompt_uid(prompt: Text, occurrence: int, context: Mapping[str, Any] | None 
     return f"{hashlib.sha256(text).hexdigest()[:24]}-{occurrence}"
 
 
+def comparison_of_pair(uid: str, row: Mapping[str, Any]) -> Comparison:
+    """Return a pair row as a comparison whose response is the chosen one."""
+    chosen, rejected = plain_reply(row["chosen"]), plain_reply(row["rejected"])
+    return Comparison(uid, row["prompt"], chosen, rejected, context_of(row))
+
+
+def plain_reply(response: Text) -> Text:
+    """Return a response as `generate` writes it: one turn of the assistant's text is that text."""
+    if len(response) == 1 and not isinstance(response, str):
+        (turn,) = response
+        is_plain = turn.keys() == {"role", "content"} and turn["role"] == "assistant"
+        if is_plain and isinstance(turn["content"], str):
+            return turn["content"]
+    return response
+
+
+def context_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a pair row's chat template is given beside its messages, as far as it has it."""
+    return {name: row[name] for name in CONTEXT if row.get(name) is not None}
+
+
 def load_prompts(source: str) -> list[Prompt]:
     """Return the prompts of a file, in its order; other columns are not read.
 
     Raises:
         UsageError: it cannot be read, a row's prompt cannot be used, or there is none.
     """
-    return [_prompt(source, row, values) for row, values in _rows(source)]
+    return [prompt_of(source, row, values) for row, values in rows_of(source)]
 
 
 def load_responses(source: str) -> dict[str, Response]:
@@ -64,8 +85,8 @@ def load_responses(source: str) -> dict[str, Response]:
     """
     seen: Counter[str] = Counter()
     found = {}
-    for row, values in _rows(source):
-        given = _prompt(source, row, values)
+    for row, values in rows_of(source):
+        given = prompt_of(source, row, values)
         response = values.get("response")
         if not isinstance(response, str):
             raise UsageError(
@@ -102,7 +123,12 @@ def join(source: str, baseline: str) -> list[Comparison]:
     ]
 
 
-def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def rows_of(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield number and values of every row of a file.
+
+    Raises:
+        UsageError: it cannot be read, a row is no object, or there is none.
+    """
     some = False
     for row, values in read_rows(source):
         if isinstance(values, RowError):
@@ -115,7 +141,12 @@ def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise UsageError(f"{source}: holds no row.")
 
 
-def _prompt(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
+def prompt_of(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
+    """Return the prompt of a row with what its template is given beside it.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
     try:
         refuse_media(values)
         if values.get("prompt") is None:

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.data.batches import PARTS, make_batch
-from softpref.data.messages import Message, Text
+from softpref.data.messages import Message, Text, as_text
 from softpref.data.readers import RowError
 from softpref.data.tokens import TokenizedPair, TooLongError, sequence_ids, tokenize_pair
 from softpref.errors import UsageError
@@ -72,12 +72,14 @@ def _by_score(difference: float) -> Answer:
     return Answer("A" if difference > 0 else "B" if difference < 0 else "tie")
 
 
-def _responses(question: Question) -> tuple[str, str]:
+def _responses(question: Question) -> tuple[Text, Text]:
     return question.first, question.second
 
 
-def _reply(text: str) -> list[Message]:
-    return [{"role": "assistant", "content": text}]
+def _reply(response: Text) -> list[Message]:
+    if isinstance(response, str):
+        return [{"role": "assistant", "content": response}]
+    return response
 
 
 def _places(
@@ -153,9 +155,9 @@ class RewardModel(_Scored):
                 rewards += self._model(**inputs).logits.float().flatten().tolist()
         return rewards
 
-    def _ids(self, question: Question, response: str) -> list[int]:
+    def _ids(self, question: Question, response: Text) -> list[int]:
         prompt: Text = question.prompt
-        answer: Text = response
+        answer = response
         if not isinstance(prompt, str) or self._tokenizer.chat_template is not None:
             prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             answer = _reply(response)
@@ -207,13 +209,17 @@ class ImplicitReward(_Scored):
 
     def _pair(self, question: Question) -> TokenizedPair:
         prompt, (first, second) = question.prompt, _responses(question)
-        sides = (first, second) if isinstance(prompt, str) else (_reply(first), _reply(second))
+        sides = (first, second)
+        if not isinstance(prompt, str):
+            sides = _reply(first), _reply(second)
         pair = {**question.context, "prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
         return tokenize_pair(pair, self._tokenizer, self._longest)
 
     def _untokenized(self, question: Question, error: RowError) -> Answer:
         """Tell texts that are the same tokens, a tie, from those that cannot be scored."""
-        first, second = (self._tokenizer(text)["input_ids"] for text in _responses(question))
+        first, second = (
+            self._tokenizer(as_text(text))["input_ids"] for text in _responses(question)
+        )
         if first == second:
             return Answer("tie")
         return _DOES_NOT_FIT if isinstance(error, TooLongError) else _NO_TOKENS
@@ -247,8 +253,9 @@ class RightAnswers(_Scored):
         """Return the answers to questions whose texts differ."""
         try:
             return [
-                _by_score(score(str(q.prompt), q.first) - score(str(q.prompt), q.second))
+                _by_score(score(prompt, as_text(q.first)) - score(prompt, as_text(q.second)))
                 for q in batch
+                for prompt in [as_text(q.prompt)]
             ]
         except ValueError as error:
             raise UsageError(f"--judge checker: {error}; name another judge.") from None

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from softpref.data.messages import as_text
-from softpref.judging.questions import VERDICTS, Question
+from softpref.judging.questions import VERDICTS, Comparison, Question
 
 SYSTEM = """\
 You compare two responses to a prompt and say which one answers it better: more helpful, more \
@@ -66,19 +66,24 @@ def render(question: Question, fence: str) -> list[dict[str, str]]:
         question: what is asked.
         fence: the mark around data; drawn again for every call, so that no response can close it.
     """
-    prompt = as_text(question.prompt)
-    if tools := question.context.get("tools"):
-        prompt = f"tools: {json.dumps(tools, ensure_ascii=False)}\n\n{prompt}"
     fields = {
         "fence": fence,
-        "prompt": prompt,
-        "first": question.first,
-        "second": question.second,
+        "prompt": shown_prompt(question),
+        "first": as_text(question.first),
+        "second": as_text(question.second),
     }
     return [
         {"role": "system", "content": SYSTEM.format(**fields)},
         {"role": "user", "content": USER.format(**fields)},
     ]
+
+
+def shown_prompt(asked: Comparison | Question) -> str:
+    """Return what people and judges see of a prompt: its text, and the tools at hand."""
+    prompt = as_text(asked.prompt)
+    if tools := asked.context.get("tools"):
+        return f"tools: {json.dumps(tools, ensure_ascii=False)}\n\n{prompt}"
+    return prompt
 
 
 def read_reply(content: str | None) -> tuple[str, str] | None:

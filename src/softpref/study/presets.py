@@ -16,6 +16,7 @@ from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.evaluation.evaluator import CleanLoss, Evaluator, HeldOutPairs, LabelQuality
 from softpref.judging.options import JudgeOptions, described
+from softpref.judging.responses import Prompt
 from softpref.study.grid import Cell
 from softpref.study.referees import (
     ByChecker,
@@ -106,7 +107,8 @@ class InWorld:
         files = cell_files(cell, sources, world.pairs("eval"), directory, options(cell.method))
         referee: Referee
         if self.judge:
-            drawing = Drawing(world.test()[0], cell.seed, 1.0, MAX_NEW_TOKENS)
+            prompts = [Prompt(text, row=row) for row, text in enumerate(world.test()[0], start=1)]
+            drawing = Drawing("the world's test prompts", prompts, cell.seed, 1.0, MAX_NEW_TOKENS)
             referee = ByJudge(self.judge, drawing, files.model, directory)
         else:
             same = files.model == world.sft
@@ -253,7 +255,8 @@ def judging(
     """Return the judge as a referee of greedy responses to the test pairs' prompts."""
     if judge is None:
         return None
-    drawing = Drawing(distinct_prompts(str(files.eval)), cell.seed, temperature=0.0)
+    test = str(files.eval)
+    drawing = Drawing(test, distinct_prompts(test), cell.seed, temperature=0.0)
     return ByJudge(judge, drawing, files.model, directory)
 
 

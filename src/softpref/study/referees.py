@@ -11,24 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import PreTrainedTokenizerBase
-
-from softpref.data.messages import Text
-from softpref.data.readers import RowError
+from softpref.data.bad_rows import place
+from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs
-from softpref.data.tokens import prompt_ids
 from softpref.errors import UsageError
 from softpref.evaluation.evaluator import Evaluator
 from softpref.evaluation.generate import sample
 from softpref.judging.ask import make_judge, put
+from softpref.judging.generate import ids_to_continue
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison
 from softpref.judging.rates import judged_rate
-from softpref.judging.responses import prompt_uid
+from softpref.judging.responses import Prompt, context_of, prompt_uid
 from softpref.judging.scored import on_accelerator
 from softpref.study.grid import Cell
 from softpref.training.align import AlignFiles
+from softpref.training.fit import require_known_tokens
 from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.output import write_text
 from softpref.training.reference import fingerprint_weights
@@ -76,12 +75,18 @@ class ByChecker:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How responses are made; greedy at temperature 0."""
+    """How responses to the prompts of a file are made; greedy at temperature 0."""
 
-    prompts: Sequence[Text]
+    source: str
+    prompts: Sequence[Prompt]
     seed: int
     temperature: float
     max_new_tokens: int = RESPONSE_TOKENS
+
+    def describe(self) -> list[Any]:
+        """Return all that responses depend on beside the model."""
+        prompts = [[given.prompt, given.context] for given in self.prompts]
+        return [prompts, self.seed, self.temperature, self.max_new_tokens]
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class ByJudge:
     def answers(self, run: Path, draws: int) -> Sequence[str]:
         """Return responses; those of a model that several cells share are made once."""
         policy = load_policy(str(run), trust_remote_code=False)
-        made_by = [fingerprint_weights(policy), repr(self.drawing), draws]
+        made_by = [fingerprint_weights(policy), self.drawing.describe(), draws]
         name = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:24]
         path = self.cell.parent / "responses" / f"{name}.json"
         if not path.is_file():
@@ -119,14 +124,18 @@ class ByJudge:
 
     def _draw(self, policy: Any, run: Path, draws: int) -> list[str]:
         tokenizer = load_tokenizer(str(run), trust_remote_code=False)
-        ids = [_ids(prompt, tokenizer) for prompt in self.drawing.prompts]
+        source, prompts = self.drawing.source, self.drawing.prompts
+        ids = [ids_to_continue(given, source, tokenizer) for given in prompts]
+        where = (place(source, given.row) for given in prompts)
+        require_known_tokens(policy, tokenizer, zip(where, ids, strict=True))
         longest = min(self.drawing.max_new_tokens, context_length(policy) // 2)
         room = context_length(policy) - longest
-        long = sum(len(prompt) > room for prompt in ids)
+        long = [given for given, of_one in zip(prompts, ids, strict=True) if len(of_one) > room]
         if long:
             raise UsageError(
-                f"{long} of the {len(ids)} test prompts leave less than "
-                f"{longest} tokens of the model's context for a response: remove them."
+                f"{place(source, long[0].row)}: this and {len(long) - 1} more of the {len(ids)} "
+                f"prompts leave less than {longest} tokens of the model's context for a response: "
+                "remove them."
             )
         return sample(
             on_accelerator(policy), tokenizer, ids, temperature=self.drawing.temperature,
@@ -137,11 +146,14 @@ class ByJudge:
     def compare(self, name: str, answers: Sequence[str], others: Sequence[str]) -> dict[str, float]:
         """Return the share of decided comparisons that were won, and what qualifies it."""
         comparisons = [
-            Comparison(f"{prompt_uid(prompt, 0)}-{i}", prompt, answer, other)
-            for i, (prompt, answer, other) in enumerate(
+            Comparison(
+                f"{prompt_uid(given.prompt, 0, given.context)}-{i}", given.prompt, answer, other,
+                given.context,
+            )
+            for i, (given, answer, other) in enumerate(
                 zip(self.drawing.prompts, answers, others, strict=True)
             )
-        ]
+        ]  # fmt: skip
         log = self.cell.with_name(f"{self.cell.name}.verdicts.jsonl")
         with VerdictLog(log) as verdicts:
             judge = make_judge(self.options)
@@ -159,19 +171,16 @@ class ByJudge:
         return named if rate.rate is None else named | {name: rate.rate}
 
 
-def _ids(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    try:
-        return prompt_ids(prompt, tokenizer, {})
-    except RowError as error:
-        raise UsageError(
-            f"a test prompt, {json.dumps(prompt)[:80]}: {error}; remove it."
-        ) from error
+def distinct_prompts(test: str) -> list[Prompt]:
+    """Return the distinct prompts of a file of pairs, each at its first row.
 
-
-def distinct_prompts(test: str) -> list[Text]:
-    """Return the distinct prompts of a file of pairs, in its order."""
-    prompts: list[Text] = load_pairs(test).pairs["prompt"][:]
-    return list({json.dumps(prompt): prompt for prompt in prompts}.values())
+    Prompts whose template is given other tools or arguments are not the same.
+    """
+    found: dict[str, Prompt] = {}
+    for row in dataset_rows(load_pairs(test).pairs):
+        given = Prompt(row["prompt"], context_of(row), row["row"])
+        found.setdefault(prompt_uid(given.prompt, 0, given.context), given)
+    return list(found.values())
 
 
 def contests(

@@ -139,8 +139,8 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     if evaluation_metrics:
         logger.info(
             "eval: loss %.4f; the implicit reward prefers the response labelled better in %.1f%% "
-            "of the pairs", evaluation_metrics["eval_loss"],
-            100 * evaluation_metrics["eval_rewards/accuracies"],
+            "of the pairs of %s", evaluation_metrics["eval_loss"],
+            100 * evaluation_metrics["eval_rewards/accuracies"], files.eval,
         )  # fmt: skip
     # Sorted, as the lines that a resumed run has from its checkpoint are.
     lines = (dict(sorted(line.items())) for line in trainer.state.log_history)
@@ -154,17 +154,14 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
 
 
 def _count_sft_targets(model: str, train: LoadedPairs, clean: LoadedPairs | None) -> dict[str, int]:
-    seen = {
-        name: count_sft_targets(model, loaded.pairs)
-        for name, loaded in (("training", train), ("clean", clean))
-        if loaded
-    }
+    sets = {name: of for name, of in (("training", train), ("clean", clean)) if of}
+    seen = {name: count_sft_targets(model, loaded.pairs) for name, loaded in sets.items()}
     for name, count in seen.items():
         if count:
             logger.warning(
-                "warning: the model was fine-tuned on responses of %d of the %s pairs: it finds "
-                "them likely, right or wrong; fit SFT on other pairs",
-                count, name,
+                "warning: the model was fine-tuned on responses of %d of the %s pairs, %s: it "
+                "finds them likely, right or wrong; fit SFT on other pairs",
+                count, name, sets[name].source,
             )  # fmt: skip
     return seen
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeAlias
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from softpref.data.bad_rows import OnBadRow, place
 from softpref.data.sources import LoadedPairs, by_source, pairs_from_dataset
-from softpref.data.splits import refuse_overlap, without_clean
+from softpref.data.splits import refuse_overlap, taken_out, without_clean
 from softpref.data.tokens import TokenizedPairs, tokenize_pairs
 from softpref.errors import UsageError
 
@@ -136,28 +137,25 @@ def prepare(
     sets: dict[str, Dataset] = {}
     record: dict[str, dict[str, Any]] = {}
     for name, source in loaded.items():
-        pairs, also_clean = source.pairs, source.also_clean
+        pairs, where = source.pairs, {**source.where}
         if name == "train" and "clean" in loaded:
-            pairs, found = without_clean(pairs, loaded["clean"].pairs)
-            also_clean += found
+            pairs, _ = without_clean(pairs, loaded["clean"].pairs)
+            found = taken_out(source, pairs, loaded["clean"])
+            where["also_clean"] = where.get("also_clean", Counter()) + found
         done = tokenize_pairs(
             pairs, tokenizer, max_length, name=source.source, on_bad_row=on_bad_row,
             context_length=context_length,
         )  # fmt: skip
         sets[name] = done.pairs
+        where |= done.where
         record[name] = {
             "source": source.source,
             "fingerprint": source.fingerprint,
             "pairs": len(done.pairs),
             **_by_source(source, done),
-            "also_clean": also_clean,
-            "contradicting": source.contradicting,
-            "duplicates": source.duplicates,
-            "truncated": done.truncated,
-            "split_boundaries": done.split_boundaries,
-            "ends_without_eos": done.ends_without_eos,
+            **{what: where.get(what, Counter()).total() for what in REMARKS},
         }
-        _say(name, record[name])
+        _say(name, record[name], where)
     _require_enough_clean_pairs(sets.get("clean"))
     return Prepared(sets["train"], sets.get("clean"), sets.get("eval"), record)
 
@@ -194,14 +192,16 @@ def _require_enough_clean_pairs(clean: Dataset | None) -> None:
         )
 
 
-def _say(name: str, counts: dict[str, Any]) -> None:
+def _say(name: str, counts: dict[str, Any], where: Mapping[str, Counter[str]]) -> None:
     told = (f"{of['pairs']} pairs from {of['source']}" for of in counts.get("sources", [counts]))
     logger.info("%s: %s", name, ", ".join(told))
-    for key, remark in REMARKS.items():
-        if counts[key]:
-            logger.info("  %d %s", counts[key], remark)
+    for what, remark in REMARKS.items():
+        for files, count in where.get(what, Counter[str]()).items():
+            if count:
+                logger.info("  %s: %d %s", files, count, remark)
+    source = counts["source"]
     for bad in counts["bad_rows"][:LEFT_OUT_NAMED]:
-        where = place(bad["source"], bad["row"]) if "source" in bad else f"row {bad['row']}"
-        logger.warning("  %s left out: %s", where, bad["reason"])
+        stands = place(bad.get("source", source), bad["row"])
+        logger.warning("  %s left out: %s", stands, bad["reason"])
     if (more := len(counts["bad_rows"]) - LEFT_OUT_NAMED) > 0:
-        logger.warning("  and %d more rows left out", more)
+        logger.warning("  and %d more rows of %s left out", more, source)
