@@ -53,12 +53,7 @@ def run_study(name: str, options: StudyOptions) -> None:
     cells = asked_cells(target, options)
     jobs = options.jobs or os.cpu_count() or 1
     if options.dry_run:
-        said = (
-            _timed(preset, cells, jobs) + " Nothing was run."
-            if isinstance(preset, OnReal)
-            else estimate(str(options.model), cells, preset.judge)
-        )
-        logger.info("%s", said)
+        logger.info("%s", _dry(preset, options, cells, jobs))
         return
     special = [part for part in (options.signal, options.recipe) if part not in USUAL]
     path = output / f"{'-'.join([name or options.preset, *special])}.json"
@@ -101,6 +96,12 @@ def run_study(name: str, options: StudyOptions) -> None:
             f"{len(failed)} of {len(cells)} runs failed; the same command tries them again. The "
             f"first of them, {first}: {why}"
         )
+
+
+def _dry(preset: Preset, options: StudyOptions, cells: Sequence[Cell], jobs: int) -> str:
+    if isinstance(preset, OnReal):
+        return f"{_timed(preset, cells, jobs)} Nothing was run."
+    return estimate(str(options.model), cells, preset.judge)
 
 
 def _timed(preset: OnReal, cells: Sequence[Cell], jobs: int) -> str:
