@@ -145,6 +145,36 @@ def test_an_interrupted_run_goes_on(files, model, monkeypatch):
         assert (files / "run" / name).read_bytes() == (files / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_run_interrupted_after_its_last_step_takes_no_other(files, model, monkeypatch, command):
+    from softpref.training import align, sft
+
+    arguments = {
+        "train": train_arguments(model, lr_scheduler_type="constant", max_steps=3),
+        "sft": ["sft", "--model", str(model), "--train", "train.jsonl", "--max-steps", "3",
+                "--disable-tqdm", "true"],
+    }[command]  # fmt: skip
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    main([*arguments, "--output", "whole"])
+    monkeypatch.setattr(align, "write_lines", dies)
+    monkeypatch.setattr(sft, "write_sft_targets", dies)
+    with pytest.raises(SystemExit):
+        main([*arguments, "--output", "run"])
+    assert (files / "run" / "checkpoint-3").is_dir()
+    monkeypatch.undo()
+    monkeypatch.chdir(files)
+    main([*arguments, "--output", "run"])
+    names = {path.relative_to(files / "whole") for path in (files / "whole").rglob("*")}
+    assert {path.relative_to(files / "run") for path in (files / "run").rglob("*")} == names
+    for name in ("adapter_model.safetensors", "model.safetensors", "meta_learner.safetensors",
+                 "labels.jsonl", "label_history.parquet"):  # fmt: skip
+        if (whole := files / "whole" / name).exists():
+            assert (files / "run" / name).read_bytes() == whole.read_bytes(), name
+
+
 def test_sft_then_train_warns_of_what_sft_has_seen(files, model, capsys):
     arguments = ["--model", str(model), "--train", "train.jsonl", "--output", "sft",
                  "--max-steps", "2", "--disable-tqdm", "true"]  # fmt: skip
@@ -170,6 +200,20 @@ def test_inject(files, capsys):
         "truth is in is_flipped\n"
     )
     assert len((files / "noisy.jsonl").read_text().splitlines()) == 40
+
+
+def test_inject_writes_over_nothing_that_came_meanwhile(files, monkeypatch, capsys):
+    from softpref.data import noise
+
+    write = noise.write_rows
+
+    def writes(*given):
+        write(*given)
+        (files / "noisy.jsonl").write_text("mine")
+
+    monkeypatch.setattr(noise, "write_rows", writes)
+    assert "noisy.jsonl exists" in fails(capsys, inject_arguments(rate=0.4))
+    assert (files / "noisy.jsonl").read_text() == "mine"
 
 
 def test_inject_by_difficulty(files, model, capsys):
@@ -353,6 +397,25 @@ def test_a_finished_run_is_not_written_over(files, model, capsys):
     assert (files / "run" / "run.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(("command", "last"), [("train", "run.json"), ("sft", "sft_targets.json")])
+def test_a_run_that_another_finished_meanwhile_is_not_gone_on_with(
+    files, model, monkeypatch, capsys, command, last
+):
+    from softpref.training import align, output, sft
+
+    def waits(path, process):  # until another process has finished the same run
+        path.mkdir()
+        (path / last).write_text("{}")
+        return output.first_writes(path, process)
+
+    monkeypatch.setattr({"train": align, "sft": sft}[command], "first_writes", waits)
+    arguments = {
+        "train": train_arguments(model),
+        "sft": ["sft", "--model", str(model), "--train", "train.jsonl", "--output", "run"],
+    }[command]
+    assert "holds a finished run" in fails(capsys, arguments)
+
+
 def test_a_changed_option_is_refused_with_the_difference_unless_forced(files, model, capsys):
     arguments = train_arguments(model, **{"max-steps": 2, "save-steps": 1})
     main(arguments)
@@ -364,6 +427,33 @@ def test_a_changed_option_is_refused_with_the_difference_unless_forced(files, mo
     main([*changed, "--force", "true"])
     assert "comes from another run: beta was 0.1" in capsys.readouterr().out
     assert json.loads((files / "run" / "run.json").read_text())["options"]["beta"] == 0.7
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_run_of_another_length_or_optimizer_is_another_run(files, model, capsys, command):
+    arguments = {
+        "train": train_arguments(model, **{"save-steps": 1}),
+        "sft": ["sft", "--model", str(model), "--train", "train.jsonl", "--output", "run",
+                "--max-steps", "2", "--save-steps", "1", "--disable-tqdm", "true"],
+    }[command]  # fmt: skip
+    main(arguments)
+    for last in ("run.json", "sft_targets.json"):
+        (files / "run" / last).unlink(missing_ok=True)
+    for option, value, said in (
+        ("max_steps", "5", "max_steps was 2 and is 5"),
+        ("num_train_epochs", "3", "num_train_epochs was 1.0 and is 3.0"),
+        ("adam_beta1", "0.5", "adam_beta1 was 0.9 and is 0.5"),
+        ("adam_beta2", "0.5", "adam_beta2 was 0.999 and is 0.5"),
+        ("optim", "sgd", "and is 'sgd'"),
+    ):
+        message = fails(capsys, [*arguments, f"--{option}", value])
+        assert said in message
+        assert ("--force" in message) == (option != "optim")
+    assert "does not fit another optim" in fails(
+        capsys, [*arguments, "--optim", "sgd", "--force", "true"]
+    )
+    main([*arguments, "--max-steps", "3", "--force", "true"])
+    assert (files / "run" / "checkpoint-3").is_dir()
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(files, model):
@@ -400,6 +490,14 @@ def test_what_transformers_refuses_is_one_message_too(files, model, capsys, opti
 def test_bf16_needs_no_further_flag_on_a_cpu(files, model):
     main(train_arguments(model, **{"bf16": "true", "use-cpu": None}))
     assert (files / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e38"])
+def test_sft_takes_no_rate_that_is_none(files, model, capsys, value):
+    arguments = ["sft", "--model", str(model), "--train", "train.jsonl", "--output", "sft"]
+    assert f"--learning_rate {float(value)}" in fails(
+        capsys, [*arguments, "--learning_rate", value]
+    )
 
 
 def test_sft_refuses_what_it_could_not_learn(files, model, capsys):

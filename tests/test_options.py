@@ -80,3 +80,56 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     ):
         with pytest.raises(UsageError, match=f"--config .*{name}.yaml: .*{part}"):
             read(tmp_path / f"{name}.yaml")
+
+
+@dataclass
+class Reaching:
+    trust_remote_code: bool = option("", False)
+    push_to_hub: bool = option("", False)
+    api_key_env: str | None = option("")
+    base_url: str | None = option("")
+    names: list[str] | None = option("")
+    shift: float = option("", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "part"),
+    [
+        ("trust_remote_code: true", [], "trust_remote_code is not read from a file"),
+        ("trust-remote-code: 'yes'", [], "trust_remote_code is not read from a file"),
+        ("push_to_hub: true", [], "push_to_hub is not read from a file"),
+        ("api_key_env: AWS_SECRET", [], "api_key_env is not read from a file"),
+        ("base_url: http://evil/v1", ["--api-key-env", "KEY"], "give --base_url as a flag too"),
+        ("base_url: http://evil/v1", ["--api_key_env=KEY"], "give --base_url as a flag too"),
+        ("names: [a, --trust_remote_code, 'true']", [], "begins with a hyphen"),
+        ("names: ['--api_key_env=AWS_SECRET']", [], "begins with a hyphen"),
+    ],
+)
+def test_what_runs_code_or_sends_secrets_comes_from_flags_alone(tmp_path, text, flags, part):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"--config .*" + re.escape(part)):
+        parse("test", ["--config", str(tmp_path / "c.yaml"), *flags], Reaching)
+
+
+def test_a_config_may_say_what_sends_no_secret(tmp_path):
+    text = "trust_remote_code: false\nbase_url: http://localhost/v1\nshift: -1.5e-3\nnames: [a, b]"
+    (tmp_path / "c.yaml").write_text(text)
+    (found,) = parse("test", ["--config", str(tmp_path / "c.yaml")], Reaching)
+    assert found == Reaching(base_url="http://localhost/v1", shift=-1.5e-3, names=["a", "b"])
+    flags = ["--api_key_env", "KEY", "--base_url", "http://mine/v1"]
+    (found,) = parse("test", ["--config", str(tmp_path / "c.yaml"), *flags], Reaching)
+    assert (found.api_key_env, found.base_url) == ("KEY", "http://mine/v1")
+
+
+@dataclass
+class Numbers:
+    rate: float = option("", 0.5)
+    shares: list[float] | None = option("")
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+def test_numbers_that_are_not_finite_are_refused(value):
+    with pytest.raises(UsageError, match="--rate .*: must be a finite number"):
+        parse("test", [f"--rate={value}"], Numbers)
+    with pytest.raises(UsageError, match="--shares .*: must be a finite number"):
+        parse("test", [f"--shares={value}"], Numbers)

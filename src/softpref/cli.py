@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from softpref.columns import ColumnOptions
 from softpref.errors import UsageError
 from softpref.options import did_you_mean, option, parse, require
+from softpref.terminal import PrintableFormatter, printable, say
 
 if TYPE_CHECKING:
     from softpref.data.noise import Injected
@@ -101,7 +102,7 @@ def inject(arguments: list[str]) -> None:
             options.input, options.output, options.rate, options.seed, options.columns()
         )
         drawn = f"rate {done.rate:.1%}"
-    print(
+    say(
         f"{done.output}: {done.flipped} of {done.pairs} labels flipped ({done.realised_rate:.1%}; "
         f"{drawn}, seed {options.seed}); the truth is in is_flipped"
     )
@@ -259,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about each other
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     log = logging.getLogger("softpref")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -323,7 +324,7 @@ def _fail(message: str) -> None:
         # What all processes say, the first says for them: its end is that of the others.
         time.sleep(FIRST_SPEAKS)
         message = f"process {rank}: {message}"
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(2)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,13 @@ USED_MOST = {
 """Options of transformers' trainer that `--help` shows beside our own."""
 LONGEST_CONFIG = 1_000_000
 """Bytes of a --config; PyYAML would read a data set that is given by mistake for an hour."""
+
+FLAGS_ALONE = {
+    "trust_remote_code": "it lets a model run code",
+    "api_key_env": "it sends a secret away",
+    "push_to_hub": "it sends the model away",
+}
+"""What a --config may not set, and why: who writes the file need not be who runs the command."""
 
 
 def option(text: str, default: Any = None) -> Any:
@@ -63,6 +71,7 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
             raise UsageError(f"{message}; see softpref {command} --help.")
 
     prefix = _flags_from_yaml(config, names) if config else []
+    _refuse_key_to_address_of_file(config, prefix, flags)
     parser = Parser(
         cast(Any, options), prog=f"softpref {command}", allow_abbrev=False, epilog=epilog,
         usage=f"softpref {command} [--config FILE.yaml] [--option VALUE ...]",
@@ -80,7 +89,21 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
     if unknown:
         close = did_you_mean(unknown[0].lstrip("-"), names)
         raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
+    for found in parsed:
+        refuse_non_finite(found)
     return tuple(parsed)
+
+
+def refuse_non_finite(options: Any) -> None:
+    """Refuse NaN and infinity, which compare with bounds as no number should.
+
+    Raises:
+        UsageError: the message names the option.
+    """
+    for name, value in vars(options).items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"--{name} {number}: must be a finite number.")
 
 
 def _help(is_shown: bool, help: str = "", default: Any = None, **_: Any) -> str:
@@ -134,12 +157,45 @@ def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
         seen.add(name)
         if value is None:
             continue
+        if name in FLAGS_ALONE and value not in (False, ""):
+            raise UsageError(
+                f"--config {path}: {name} is not read from a file, because {FLAGS_ALONE[name]}; "
+                f"give it as a flag, --{name}."
+            )
         values = value if isinstance(value, list) else [value]
-        flags += [
-            f"--{name}",
-            *(v if isinstance(v, str) else json.dumps(v, default=str) for v in values),
-        ]
+        words = [v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
+        for word in words:
+            if word.startswith("-") and not _is_number(word):  # it would be a flag
+                raise UsageError(
+                    f"--config {path}: {name}: {word!r} begins with a hyphen; a path may begin "
+                    "with ./ instead."
+                )
+        flags += [f"--{name}", *words]
     return flags
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse_key_to_address_of_file(
+    config: str | None, of_file: Sequence[str], flags: Sequence[str]
+) -> None:
+    """Refuse a key in a flag and the address that it would go to in a file.
+
+    Raises:
+        UsageError: it is so.
+    """
+    given = {flag.partition("=")[0] for flag in flags}
+    if "--base_url" in of_file and "--api_key_env" in given and "--base_url" not in given:
+        raise UsageError(
+            f"--config {config}: base_url is not read from a file where --api_key_env sends a key "
+            "there; give --base_url as a flag too."
+        )
 
 
 def _read_yaml(path: str) -> Any:

@@ -96,3 +96,11 @@ def test_pairs_can_be_joined():
         for name, values in getattr(both, kind).items():
             assert torch.equal(values[:30], getattr(drawn.noisy, kind)[name])
             assert torch.equal(values[30:], getattr(drawn.trusted, kind)[name])
+
+
+def test_an_even_signal_that_differs_by_rounding_alone_is_constant():
+    """Rounding that depends on which response comes first would tell which label is wrong."""
+    some = world(0, 300, 0, rate=0.3)
+    rounded = 0.9 + 1e-8 * some.is_flipped.double()
+    pairs = PairSignals(some.noisy.fluency, {}, {"likeness": rounded})
+    assert not Columns.of(pairs)(pairs, pairs.fluency)["even"].any()

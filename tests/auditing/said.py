@@ -20,3 +20,4 @@ class Said:
     length_auroc: float = 0.7
     reliability: list = field(default_factory=lambda: [{"stated": 0.1, "right": 0.2, "pairs": 3}])
     warnings: list = field(default_factory=list)
+    sources: list = field(default_factory=list)

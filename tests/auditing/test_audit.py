@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from softpref.auditing.export import EXPORTS
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.options import parse
-from softpref.training import reference
+from softpref.training import output, reference
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
@@ -97,6 +98,47 @@ def test_an_interrupted_audit_scores_only_what_is_missing(files, tmp_path, monke
     assert not (tmp_path / "out").exists()
     run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
     assert scored == [16, 16, 16, 8, 16]  # the second was cut off, the first not made again
+
+
+@pytest.mark.parametrize("step", ["write_lines", "write_text", "write_report", "write_cleaned"])
+def test_an_audit_that_was_cut_off_while_it_wrote_goes_on(files, tmp_path, monkeypatch, step):
+    options = AuditOptions(**files, output=str(tmp_path / "out"))
+
+    def is_full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, step, is_full)
+        with pytest.raises(OSError, match="No space"):
+            run_audit(options)
+    run_audit(options)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"labels.jsonl", "summary.json", "report.html", "cleaned.jsonl"}
+
+
+@pytest.mark.parametrize("renames", [0, 1, 3])
+def test_an_audit_that_was_killed_while_it_wrote_goes_on(files, tmp_path, renames):
+    options, out = AuditOptions(**files, output=str(tmp_path / "out")), tmp_path / "out"
+    run_audit(options)
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    in_order = sorted(whole, key=lambda name: name == "summary.json")
+    (out / output.TOGETHER).mkdir()  # as a kill after so many of its renames leaves it
+    for name in in_order[renames:]:
+        (out / name).rename(out / output.TOGETHER / name)
+    run_audit(options)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+
+
+def test_of_two_audits_at_once_the_second_is_refused(files, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for held in ("real", "link"):
+        with (
+            output.one_writer(tmp_path / held / "out"),
+            pytest.raises(UsageError, match="another process is writing it"),
+        ):
+            run_audit(AuditOptions(**files, output=str(tmp_path / "real" / "out")))
+    assert list((tmp_path / "real").iterdir()) == []
 
 
 def test_trusted_pairs_among_the_data_are_certain(files, tmp_path):

@@ -172,7 +172,7 @@ MISTAKES = [
     (["--train", "a.jsonl", "--mix", "1"], "--mix 1: there is only a.jsonl to mix"),
     (["--train", "a.jsonl", "b.jsonl", "--mix", "1"], "--mix 1: give one weight for each of the 2"),
     (["--train", "a.jsonl", "b.jsonl", "--mix", "1", "-1"], "--mix 1 -1: every weight must be"),
-    (["--train", "a.jsonl", "b.jsonl", "--mix", "1", "nan"], "--mix 1 nan: every weight must be"),
+    (["--train", "a.jsonl", "b.jsonl", "--mix", "1", "nan"], "--mix nan: must be a finite number"),
     (["--train", "a.jsonl", "a.jsonl"], "a.jsonl is given twice: give each file once"),
 ]
 

@@ -26,10 +26,10 @@ ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)></script>"
 COUNT = 400
 
 
-def write(path, count=COUNT, text="the same words and {}"):
+def write(path, count=COUNT, text="the same words and {}", uid="u{}", worse="worse{}"):
     rows = Dataset.from_dict(
         {
-            "uid": [f"u{i}" for i in range(count)],
+            "uid": [uid.format(i) for i in range(count)],
             "p_correct": [(i + 0.5) / count for i in range(count)],
             "evidence": [{"fluency": 4 * i / count - 2, "content": 0.5} for i in range(count)],
             "rank": list(range(1, count + 1)),
@@ -41,7 +41,7 @@ def write(path, count=COUNT, text="the same words and {}"):
         {
             "prompt": [f"question {i} {ATTACK}" for i in range(count)],
             "chosen": [text.format(f"better{i}") for i in range(count)],
-            "rejected": [text.format(f"worse{i}") for i in range(count)],
+            "rejected": [text.format(worse.format(i)) for i in range(count)],
         }
     )
     write_report(
@@ -171,3 +171,26 @@ def test_a_hundred_thousand_long_pairs_open_in_three_seconds(page, tmp_path):
     page.get(path.as_uri())
     assert len(texts(page, "prompt")) == 20
     assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(("text", "count"), [("a " * 130_000 + "{}", 2), ("{}", 130_000)])
+def test_a_response_of_many_words_is_shown(page, tmp_path, text, count):
+    write(tmp_path / "report.html", 2, text, worse="b " * count)
+    page.refresh()
+    assert len(page.find_elements(By.CSS_SELECTOR, "#rows tr")) == 2
+    assert "pairs drawn by chance" in page.find_element(By.ID, "advice").text
+
+
+def test_a_pair_may_have_any_uid(page, tmp_path):
+    write(tmp_path / "report.html", 1, uid="__proto__")
+    page.refresh()
+    page.find_element(By.TAG_NAME, "body").send_keys("2")
+    assert "1 wrong" in page.find_element(By.ID, "advice").text
+    page.refresh()
+    assert "1 wrong" in page.find_element(By.ID, "advice").text
+    click(page, "#export")
+    (row,) = downloaded(tmp_path / "clean.jsonl")
+    assert row["chosen"].endswith("worse0")
+    click(page, "#tab-all")
+    click(page, "#export")
+    assert downloaded(tmp_path / "marks.jsonl") == [{"uid": "__proto__", "mark": "wrong"}]

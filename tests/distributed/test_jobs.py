@@ -175,7 +175,8 @@ def test_sigterm_ends_all_after_the_same_step_and_one_process_goes_on(home):
     assert not skipped
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     step = state["global_step"]
-    code, output = trained(home, 1, "resumed", *LONG, "--max-steps", str(step + 3))
+    shorter = ("--max-steps", str(step + 3), "--force", "true")
+    code, output = trained(home, 1, "resumed", *LONG, *shorter)
     assert code == 0, output
     assert f"resuming from resumed/checkpoint-{step}" in output
 

@@ -52,6 +52,18 @@ def without_times(name, content):
     return [line for line in content.splitlines() if b"runtime" not in line]
 
 
+def kill_after_the_last_step(files, shape):
+    """Kill while labels are made, when the last checkpoint stands and nothing after it."""
+    if (files / "killed" / "run.json").exists():
+        return
+    process = start(command(files, "killed", shape))
+    last = files / "killed" / f"checkpoint-{STEPS}"
+    wait_for(lambda: last.exists() or process.poll() is not None, process, every=0.001)
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
 @pytest.mark.parametrize("shape", SHAPES.values() if KILLS > 3 else [*SHAPES.values()][:1])
 def test_killed_runs_end_alike(files, shape):
     draw = random.Random(KILLS)
@@ -71,6 +83,7 @@ def test_killed_runs_end_alike(files, shape):
         process.communicate()
         kills += 1
     assert kills >= max(3, KILLS // 2), "the run was over too soon to be killed"
+    kill_after_the_last_step(files, shape)
     if not (files / "killed" / "run.json").exists():
         last = start(command(files, "killed", shape))
         code, said = finished(last)

@@ -9,7 +9,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from softpref.judging.controls import load_attacks
@@ -137,6 +137,18 @@ class Handler(BaseHTTPRequestHandler):
             error = {"message": "no", "code": "unsupported_parameter", "param": "max_tokens"}
             self.send({"error": error}, 400, {})
             return
+        if (fault or "").startswith("redirect "):
+            self.send({}, 307, {"Location": fault.removeprefix("redirect ")})
+            return
+        if fault in ("endless head", "endless body", "slow body"):
+            self.go_on_for_ever(fault)
+            return
+        if (fault or "").startswith("body "):
+            self.send(None, 200, {}, raw=fault.removeprefix("body ").encode())
+            return
+        if (fault or "").startswith("error "):
+            self.send({"error": json.loads(fault.removeprefix("error "))}, 400, {})
+            return
         if fault == "prose":
             content = f"I think that {verdict} is the better response."
         message = {"role": "assistant", "content": content}
@@ -151,8 +163,24 @@ class Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
         self.send(completion, 200, {}, cut_at=40 if fault == "truncated" else None)
 
-    def send(self, content, status, headers, cut_at=None):
-        body = json.dumps(content).encode()[:cut_at]
+    def go_on_for_ever(self, fault):
+        """Send what no client should wait for, until it hangs up."""
+        script, self.close_connection = self.server.script, True
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
+        if fault != "endless head":
+            self.wfile.write(b"Transfer-Encoding: chunked\r\n\r\n")
+        part = {"endless head": b"X", "endless body": b"8000\r\n" + b" " * 32768 + b"\r\n",
+                "slow body": b"1\r\n \r\n"}[fault]  # fmt: skip
+        with suppress(OSError):
+            while not script.ended.is_set():
+                self.wfile.write(part)
+                self.wfile.flush()
+                script.sent += len(part)
+                if fault != "endless body":
+                    script.ended.wait(0.05)
+
+    def send(self, content, status, headers, cut_at=None, raw=None):
+        body = raw or json.dumps(content).encode()[:cut_at]
         self.send_response(status)
         for name, value in ({"Content-Type": "application/json"} | headers).items():
             self.send_header(name, value)
@@ -184,7 +212,7 @@ class Script:
         self.calls: Counter[int] = Counter()
         self.keys: set[str] = set()
         self.usage: object = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-        self.in_flight = self.most_in_flight = 0
+        self.in_flight = self.most_in_flight = self.sent = 0
         self.url = ""
 
 

@@ -13,9 +13,10 @@ from contextlib import suppress
 import pytest
 
 from softpref.errors import UsageError
+from softpref.judging import endpoint
 from softpref.judging.ask import GIVE_UP_AFTER, make_judge, put
 from softpref.judging.log import VerdictLog
-from softpref.judging.options import JudgeOptions, check_judge
+from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.questions import Comparison, judge_hash
 from tests.judging.server import FAULTS, Script, always_first, serving, some_faults
 from tests.progress import finished, slowness, wait_for
@@ -104,6 +105,87 @@ def test_a_call_that_hangs_is_given_up(tmp_path):
         found = judged(script, tmp_path, 1, timeout_s=0.3 * slowness(), max_retries=1)
     assert found.failures == {"timeout": 2}
     assert set(script.calls.values()) == {2}
+
+
+def completion(**changed):
+    message = {"role": "assistant", "content": '{"justification": "x", "verdict": "A"}'}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return {"id": "1", "object": "chat.completion", "created": 1, "model": "m",
+            "choices": choices} | changed  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 100_000 + "]" * 100_000, '{"choices": ' + "[" * 50_000 + "]" * 50_000 + "}",
+        '{"choices": [{"message": {"content": ' + '{"a":' * 5_000 + "1" + "}" * 5_000 + "}}]}",
+        json.dumps(completion(choices="text")), json.dumps(completion(choices={"0": 1})),
+        json.dumps(completion(choices=[[]])), json.dumps(completion(choices=[None])),
+        "null", '"text"', "1" * 5_000, "NaN", " " * 2_000_000 + json.dumps(completion()), "\x00",
+        "<html>",
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_a_body_of_any_shape_is_one_counted_failure(tmp_path, body):
+    with serving(Script(faults=lambda _: f"body {body}")) as script:
+        found = judged(script, tmp_path, 1)
+        assert list(found.failures.values()) == [2]
+        script.faults = lambda _: None
+        assert judged(script, tmp_path, 3).failures == found.failures  # the run goes on
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 308, "1" + "0" * 400, "1e999", "-1", "true", "[]"])
+def test_a_count_of_tokens_that_is_none_ends_nothing(tmp_path, number):
+    usage = f'{{"prompt_tokens": {number}, "completion_tokens": {number}}}'
+    body = json.dumps(completion(usage=0)).replace('"usage": 0', f'"usage": {usage}')
+    prices = dict(price_input=1.0, price_output=1.0)
+    with serving(Script(faults=lambda _: f"body {body}")) as script:
+        found = judged(script, tmp_path, 2, **prices)
+    assert found.failures == {}
+    assert 0 <= found.dollars < 1
+
+
+def only_the_first(fault):
+    """The fault for the question that is asked first, and for no other."""
+    asked = []
+
+    def faults(digest):
+        asked.append(digest)
+        return fault if digest == asked[0] else None
+
+    return faults
+
+
+@pytest.mark.parametrize("param", [["max_tokens"], {"a": 1}, 1, None, "temperatures"])
+def test_an_error_of_any_shape_is_one_counted_failure(tmp_path, param):
+    error = json.dumps({"message": ["no"], "param": param, "code": {}})
+    with serving(Script(faults=only_the_first(f"error {error}"))) as script:
+        assert judged(script, tmp_path, 3, concurrency=1).failures == {"status 400": 1}
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [("endless body", "broken reply"), ("slow body", "timeout"), ("endless head", "timeout")],
+)
+def test_a_reply_without_end_is_given_up(tmp_path, monkeypatch, fault, failure):
+    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 0.2)
+    with serving(Script(faults=only_the_first(fault))) as script:
+        # The other calls are made beside it, by a worker in the place of the one that hangs.
+        found = judged(script, tmp_path, 2, timeout_s=0.3 * slowness(), max_retries=0,
+                       concurrency=1)  # fmt: skip
+        assert found.failures == {failure: 1}
+        assert found.calls == 4
+        assert script.sent < 100_000_000
+
+
+@pytest.mark.parametrize("where", ["http://localhost:1/v1", "/v1/elsewhere"])
+def test_redirects_are_not_followed(tmp_path, where):
+    with (
+        serving(Script(faults=lambda _: f"redirect {where}")) as script,
+        pytest.raises(UsageError, match=r"answers 307: .* set --base_url to where it leads"),
+    ):
+        judged(script, tmp_path, 2)
+    assert sum(script.calls.values()) <= 4
 
 
 def test_no_more_calls_are_in_flight_than_allowed(tmp_path):
@@ -264,6 +346,52 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(tmp_path, monk
         assert KEY not in caplog.text
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert KEY not in written + caplog.text
+
+
+def test_a_key_that_is_sent_back_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    said = json.dumps({"justification": f"I was asked by {KEY}, none else.", "verdict": "A"})
+    message = json.dumps({"role": "assistant", "content": said})
+    with serving(Script(faults=lambda _: f"message {message}")) as script:
+        judged(script, tmp_path, 2, api_key_env="SOME_KEY")
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert KEY not in written
+    assert "I was asked by [key], none else." in written
+
+
+def test_a_key_in_the_place_of_its_variable_is_not_repeated():
+    with pytest.raises(UsageError, match="--api_key_env: no such variable is set") as refused:
+        make_judge(JudgeOptions(judge_model="m", api_key_env=KEY))
+    assert KEY not in str(refused.value)
+
+
+def test_where_a_key_goes_is_said_before_the_first_call(monkeypatch, caplog):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level("INFO", "softpref")
+    make_judge(JudgeOptions(judge_model="m", base_url="http://host:1/v1", api_key_env="SOME_KEY"))
+    make_judge(JudgeOptions(judge_model="gpt"))
+    make_judge(JudgeOptions(judge_model="n", base_url="http://host:1/v1"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "judge m: sends $SOME_KEY to http://host:1/v1",
+        "judge gpt: sends $OPENAI_API_KEY to https://api.openai.com/v1",
+    ]
+
+
+def test_a_judge_s_file_sends_a_key_only_where_a_flag_says(tmp_path):
+    path = tmp_path / "judge.yaml"
+    path.write_text("judge_model: m\nbase_url: http://host/v1\n")
+    assert judge_from_file(str(path), "--judge").api_key_env is None
+    found = judge_from_file(str(path), "--judge", "SOME_KEY=http://host/v1")
+    assert (found.api_key_env, found.base_url) == ("SOME_KEY", "http://host/v1")
+    with pytest.raises(UsageError, match="--judge_key: --judge .* has another address"):
+        judge_from_file(str(path), "--judge", "SOME_KEY=http://other/v1")
+    with pytest.raises(UsageError, match="--judge_key: give NAME=ADDRESS") as refused:
+        judge_from_file(str(path), "--judge", KEY)
+    assert KEY not in str(refused.value)
+    path.write_text("judge_model: m\napi_key_env: AWS_SECRET\n")
+    with pytest.raises(UsageError, match="--judge .* api_key_env is not read from a file"):
+        judge_from_file(str(path), "--judge")
 
 
 def test_the_key_of_openai_goes_to_openai_alone(tmp_path, monkeypatch):

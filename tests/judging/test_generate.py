@@ -294,3 +294,17 @@ def test_a_file_that_is_there_is_not_written_over(model, prompts, tmp_path, caps
     with pytest.raises(SystemExit):
         run(model, prompts, tmp_path / "out.jsonl")
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_file_that_came_while_the_model_loaded_is_not_written_over(
+    model, prompts, tmp_path, monkeypatch, capsys
+):
+    def loads(*given, **options):
+        (tmp_path / "out.jsonl").write_text("mine")
+        return load_policy(*given, **options)
+
+    monkeypatch.setattr(generate, "load_policy", loads)
+    with pytest.raises(SystemExit):
+        run(model, prompts, tmp_path / "out.jsonl")
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "out.jsonl").read_text() == "mine"

@@ -173,6 +173,20 @@ def test_a_causal_model_without_a_reward_head_is_refused(tmp_path):
         make_judge(JudgeOptions("reward_model", judge_model=path))
 
 
+def test_a_reward_model_s_code_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    home = tmp_path / "rm"
+    path, *_ = saved(home, LlamaForSequenceClassification, 0, num_labels=1)
+    (home / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = json.loads((home / "config.json").read_text()) | {"model_type": "own"}
+    config["auto_map"] = {"AutoConfig": "own.Config",
+                          "AutoModelForSequenceClassification": "own.Model"}  # fmt: skip
+    (home / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UsageError, match="--judge_model"):
+        make_judge(JudgeOptions("reward_model", judge_model=path))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_reward_model_names_the_comparison_beyond_its_embedding(tmp_path):
     path, _, tokenizer = saved(tmp_path / "rm", LlamaForSequenceClassification, 0, num_labels=1)
     tokenizer.add_tokens(["zebra"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
+from time import process_time
+from timeit import repeat
 
 import pytest
 from hypothesis import given
@@ -105,10 +107,9 @@ VERDICT = '{"justification": "x", "verdict": "A"}'
     ids=range(15),
 )  # fmt: skip
 def test_hostile_replies_are_read_at_once(hostile, after):
-    start = time.process_time()
-    read = read_reply(hostile + after)
-    assert time.process_time() - start < 0.2
-    assert read in (None, ("A", "x"))
+    read = partial(read_reply, hostile + after)
+    assert min(repeat(read, number=1, repeat=3, timer=process_time)) < 0.2
+    assert read() in (None, ("A", "x"))
 
 
 @given(st.text(st.sampled_from('{}[]":,\\ \nab1') | st.sampled_from("😀é")))

@@ -270,6 +270,28 @@ def test_resumed_equals_uninterrupted(tmp_path, lora, save_steps, saved, stop):
     assert logged[0] == logged[1]
 
 
+@pytest.mark.parametrize("steps_in_all", [4, 6], ids=["mid_epoch", "epoch_end"])
+def test_a_run_that_stopped_after_its_last_step_takes_no_other(tmp_path, steps_in_all):
+    length = {"max_steps": steps_in_all, "lr_scheduler_type": "constant", "save_strategy": "epoch"}
+    whole = trainer_in(tmp_path, **length)
+    whole.train()
+    generators = torch.get_rng_state(), random.getstate()
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    again = trainer_in(tmp_path, tiny(seed=5), eval_rows=ROWS, eval_strategy="epoch", **length)
+    torch.rand(3), random.random()
+    result = again.train(resume_from_checkpoint=True)
+
+    assert result.global_step == again.state.global_step == steps_in_all
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert_same_bits(everything(again)[0], everything(whole)[0])
+    assert everything(again)[1] == everything(whole)[1]
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert random.getstate() == generators[1]
+    # But for the line on how long it took.
+    assert again.state.log_history == whole.state.log_history[:-1]
+
+
 def test_a_run_may_resume_from_a_named_checkpoint_and_replace_later_ones(run):
     before = (run / "checkpoint-4" / "optimizer.safetensors").read_bytes()
     (run / "checkpoint-4" / "stale.txt").write_text("from before")

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from softpref.algorithm.two_gaussians import TwoGaussians
 from softpref.data import make_batch
 from softpref.errors import UsageError
-from softpref.training import perpcorrect
+from softpref.training import config, perpcorrect
 from softpref.training.align import AlignFiles, model_card, run_record
 from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect import ROUNDS, Correction, Round, correct, extremes
@@ -447,6 +447,7 @@ def test_clean_pairs_are_needed_and_own_labels_refused(tmp_path):
 
 def test_a_surrogate_that_breaks_is_named_and_not_kept(monkeypatch, tmp_path):
     says = "surrogate of round 0: its loss or the gradient is not finite. Lower --learning_rate"
+    monkeypatch.setattr(config, "LARGEST_RATE", 1e30)
     with pytest.raises(UsageError, match=says):
         official(tmp_path, learning_rate=1e30)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from softpref.algorithm.bilevel import mspo_step
 from softpref.algorithm.jacobian import kept
@@ -268,6 +268,22 @@ def test_one_step_too_many_ends_the_run(tmp_path):
     assert trainer.state.global_step == 2
 
 
+@pytest.mark.parametrize(("tuning", "method"), [("full", "dpo"), ("lora", "dpo"), ("full", "mspo")])
+def test_weights_that_a_step_broke_end_the_run_before_they_are_saved(tmp_path, tuning, method):
+    class Breaks(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                broken = trainer.labeller if method == "mspo" else trainer.policy
+                next(p for p in broken.parameters() if p.requires_grad).data[0] = float("inf")
+
+    trainer = toy_trainer(tmp_path, tuning=tuning, method=method, max_steps=3,
+                          save_strategy="steps", save_steps=1)  # fmt: skip
+    trainer.add_callback(Breaks())
+    with pytest.raises(UsageError, match="step 2: what the optimizer made of the weights is not"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-1"]
+
+
 def test_labels_of_every_pair(tmp_path):
     trainer = toy_trainer(tmp_path)
     trainer.train()
@@ -493,6 +509,16 @@ def test_saved_model_loads(tmp_path):
     [
         ({"beta": 0.0}, "--beta"),
         ({"beta": -1.0}, "--beta"),
+        ({"beta": float("inf")}, "--beta inf: must be a finite number"),
+        ({"learning_rate": float("inf")}, "--learning_rate inf"),
+        ({"meta_lr": float("inf")}, "--meta_lr inf"),
+        ({"lookahead_lr": float("nan")}, "--lookahead_lr nan"),
+        ({"keep_budget_gib": float("nan")}, "--keep_budget_gib nan"),
+        ({"max_grad_norm": float("nan")}, "--max_grad_norm nan"),
+        ({"learning_rate": 1e38}, r"--learning_rate 1e\+38: must be at most"),
+        ({"beta": 1e38}, r"--beta 1e\+38: must be at most"),
+        ({"meta_lr": 1e38}, r"--meta_lr 1e\+38: must be at most"),
+        ({"lookahead_lr": 1e38}, r"--lookahead_lr 1e\+38: must be at most"),
         ({"learning_rate": 0.0}, "--learning_rate"),
         ({"meta_batch_size": 0}, "--meta_batch_size"),
         ({"max_length": 1}, "--max_length"),

@@ -236,13 +236,15 @@ def _choose(model: _Model, fold: Tensor) -> _Model:
     """Add stage B with the columns and the penalty that foretell left-out pairs best."""
     best = model
     for left_aside in ({"even"}, set[str]()):  # even signals must be worth their many columns
-        candidates = []
-        for candidate in PENALTIES:
-            penalty = torch.full_like(model.theta, candidate)
+        found = None
+        for size in PENALTIES:
+            penalty = torch.full_like(model.theta, size)
             penalty[0] = CURVE_AGAIN_PENALTY
-            candidates.append(model.corrected(penalty, left_aside, fold))
-        found = max(candidates, key=lambda one: one.value)
-        if found.value > best.value + LEAST_GAIN:
+            next_one = model.corrected(penalty, left_aside, fold)
+            if found and next_one.value < found.value:
+                break
+            found = next_one
+        if found and found.value > best.value + LEAST_GAIN:
             best = found
     return best
 

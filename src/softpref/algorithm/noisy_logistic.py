@@ -58,29 +58,31 @@ def fit(
     """
     rate = noise_rate.clamp_min(LEAST_RATE)
     prior = torch.log1p(-rate) - rate.log()
-    theta = x.new_zeros(x.shape[1]) if start is None else start
-    damping = 1e-3
+    used = x.any(0)
+    x, penalty = x[:, used], penalty[used]
+    theta = x.new_zeros(x.shape[1]) if start is None else start[used]
+    rough = x.float()  # exact enough for the length and direction of a step
 
     def loss(at: Tensor) -> Tensor:
         return (penalty * at**2).sum() / 2 - log_likelihood(offset + x @ at, noise_rate).sum()
 
-    least = loss(theta)
+    least, damping = loss(theta), 1e-3
     for _ in range(_MAX_ITERATIONS):
         g = offset + x @ theta
         q, right, wrong = g.sigmoid(), (g + prior).sigmoid(), (g - prior).sigmoid()
         pull = right - q
         gradient = x.T @ pull - penalty * theta
-        information = (x * (pull * (q - wrong))[:, None]).T @ x + penalty.diag()
-        system = information + damping * information.diagonal().diag()
-        proposed = theta + torch.linalg.solve(system, gradient)
-        new = loss(proposed)
+        weight = (pull * (q - wrong)).float()
+        information = ((rough * weight[:, None]).T @ rough).double() + penalty.diag()
+        new = least.new_tensor(torch.inf)
+        while new > least and damping < _GIVE_UP:
+            system = information + damping * information.diagonal().diag()
+            proposed = theta + torch.linalg.solve(system, gradient)
+            new = loss(proposed)
+            damping = damping * 10 if new > least else max(damping / 5, 1e-6)
         if new > least:
-            damping *= 10
-            if damping > _GIVE_UP:
-                break
-            continue
+            break
         gain, least, theta = least - new, new, proposed
-        damping = max(damping / 5, 1e-6)
         if gain < tolerance:
             break
-    return theta
+    return x.new_zeros(len(used)).masked_scatter(used, theta)

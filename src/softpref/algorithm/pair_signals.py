@@ -9,6 +9,7 @@ Shapes: N pairs; D numbers of a vector; K columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ VECTOR_WEIGHT = 2.0
 """Root mean square norm of a vector's row; a single number has 1: how much each may say."""
 CUT, EVEN_CUT = 4.0, 3.0
 """Where single numbers end, in root mean squares and in standard deviations."""
+ROUNDING = 1e-4
+"""Share of its root mean square below which an even signal's deviation is none: it is rounding, and
+rounding depends on which response comes first, that is on the label."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Columns:
 
     Attributes:
         scale: s, the median |t|.
-        even: mean and standard deviation of each even signal.
+        even: mean and standard deviation of each even signal; infinite where it is constant.
         odd: for each odd signal what turns its values to columns: (D, K) directions, or () a
             factor.
     """
@@ -68,10 +72,7 @@ class Columns:
     @staticmethod
     def of(pairs: PairSignals) -> Columns:
         """Return the columns for pairs like these."""
-        even = {
-            name: (float(values.double().mean()), float(values.double().std()) or 1.0)
-            for name, values in pairs.even.items()
-        }
+        even = {name: _spread(values.double()) for name, values in pairs.even.items()}
         odd = {name: _directions(values.double()) for name, values in pairs.odd.items()}
         return Columns(robust_scale(pairs.fluency), even, odd)
 
@@ -94,6 +95,11 @@ class Columns:
             else:
                 columns[name] = (values * directions).clamp(-CUT, CUT)[:, None]
         return columns
+
+
+def _spread(values: Tensor) -> tuple[float, float]:
+    deviation, size = float(values.std()), float(values.square().mean().sqrt())
+    return float(values.mean()), deviation if deviation > ROUNDING * size else math.inf
 
 
 def _directions(values: Tensor) -> Tensor:

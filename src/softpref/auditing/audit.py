@@ -35,7 +35,13 @@ from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
 from softpref.training.config import MSPOConfig
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
 from softpref.training.needs import noise_by_source
-from softpref.training.output import write_lines, write_text
+from softpref.training.output import (
+    appearing_together,
+    is_unfinished,
+    one_writer,
+    write_lines,
+    write_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -122,16 +128,17 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     _refuse_other_contents(output)
     asked = _asked(options)
     marks = _marks_of(options.marks, asked) if options.marks else {}
-    done = _audit(asked, judge)
-    output.mkdir(parents=True, exist_ok=True)
-    write_lines(output / LABELS, dataset_rows(done.pairs))
-    write_text(output / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
-    write_report(
-        output / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
-    )
-    write_cleaned(
-        asked.data, output, done.pairs, done.trusted, options.export, marks, asked.columns()
-    )
+    with one_writer(output):
+        done = _audit(asked, judge)
+        with appearing_together(output, SUMMARY) as home:
+            write_lines(home / LABELS, dataset_rows(done.pairs))
+            write_text(home / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
+            write_report(
+                home / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
+            )
+            write_cleaned(
+                asked.data, home, done.pairs, done.trusted, options.export, marks, asked.columns()
+            )
     if marks:
         certain = sum(marks.get(uid) is not None for uid in done.pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
@@ -321,9 +328,9 @@ def _of_run(options: AuditOptions) -> AuditOptions:
 def _refuse_other_contents(output: Path) -> None:
     if output.is_file():
         raise UsageError(f"--output {output}: is a file; give a directory.")
-    verdicts = {VERDICTS, f"{VERDICTS}.lock"}  # of an audit that was interrupted
     holds = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    if holds - verdicts and SUMMARY not in holds:
+    verdicts = {VERDICTS, f"{VERDICTS}.lock"}  # of an audit that was interrupted
+    if holds - verdicts and SUMMARY not in holds and not is_unfinished(output):
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
 
 

@@ -11,7 +11,7 @@ const LEFT_OUT = DATA.total - ALL.length;
 const SAMPLE = DATA.sample.map((index) => ALL[index]);
 const get = (id) => document.getElementById(id);
 
-let marks = remembered();
+const marks = remembered();
 let view = "sample";
 let shown = SAMPLE;
 let page = 0;
@@ -20,15 +20,15 @@ let sort = { by: "rank", down: false };
 
 function remembered() {
   try {
-    return JSON.parse(localStorage.getItem(KEY)) || {};
+    return new Map(Object.entries(JSON.parse(localStorage.getItem(KEY)) || {}));
   } catch {
-    return {}; // a browser that keeps nothing: marks last as long as the page
+    return new Map(); // a browser that keeps nothing: marks last as long as the page
   }
 }
 
 function remember() {
   try {
-    localStorage.setItem(KEY, JSON.stringify(marks));
+    localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(marks)));
   } catch {
     get("advice").textContent = "Your browser keeps no marks: export before you close this page.";
   }
@@ -43,7 +43,7 @@ function element(name, properties, ...children) {
 // Words of one text that a longest common subsequence with the other leaves out.
 function differing(mine, other) {
   const [a, b] = [mine.split(/(\s+)/), other.split(/(\s+)/)];
-  if (a.length * b.length > 1e6) return a.map((word) => [word, false]);
+  if (a.length * b.length > 1e6) return [[mine, false]];
   const width = b.length + 1;
   const common = new Uint16Array((a.length + 1) * width);
   for (let i = a.length - 1; i >= 0; i--)
@@ -64,7 +64,9 @@ function differing(mine, other) {
 function response(mine, other) {
   const parts = differing(mine, other).map(([word, differs]) =>
     differs && word.trim() ? element("mark", {}, word) : word);
-  return element("div", { className: "text" }, ...parts);
+  const made = element("div", { className: "text" });
+  for (const part of parts) made.append(part); // there may be more than a call takes arguments
+  return made;
 }
 
 function cell(name, className, ...children) {
@@ -77,7 +79,7 @@ function markButtons(pair) {
   const buttons = MARKS.map((mark) => {
     const button = element("button", { type: "button" }, mark);
     button.dataset.mark = mark;
-    button.setAttribute("aria-pressed", marks[pair[UID]] === mark);
+    button.setAttribute("aria-pressed", marks.get(pair[UID]) === mark);
     button.addEventListener("click", () => setMark(pair, mark));
     return button;
   });
@@ -85,8 +87,8 @@ function markButtons(pair) {
 }
 
 function setMark(pair, mark) {
-  if (marks[pair[UID]] === mark) delete marks[pair[UID]];
-  else marks[pair[UID]] = mark;
+  if (marks.get(pair[UID]) === mark) marks.delete(pair[UID]);
+  else marks.set(pair[UID], mark);
   remember();
   render();
 }
@@ -145,7 +147,7 @@ function choose() {
 }
 
 function count(pairs, mark) {
-  return pairs.filter(({ pair }) => marks[pair[UID]] === mark).length;
+  return pairs.filter(({ pair }) => marks.get(pair[UID]) === mark).length;
 }
 
 function render() {
@@ -189,13 +191,13 @@ function save(name, rows) {
 
 function exportMarks() {
   if (view === "all") {
-    save("marks.jsonl", Object.entries(marks).map(([uid, mark]) => ({ uid, mark })));
+    save("marks.jsonl", [...marks].map(([uid, mark]) => ({ uid, mark })));
     return;
   }
-  const reviewed = SAMPLE.filter(({ pair }) => ["right", "wrong"].includes(marks[pair[UID]]));
+  const reviewed = SAMPLE.filter(({ pair }) => ["right", "wrong"].includes(marks.get(pair[UID])));
   save("clean.jsonl", reviewed.map(({ pair }) => {
     const [better, worse] = DATA.originals[pair[UID]].responses;
-    const turned = marks[pair[UID]] === "wrong";
+    const turned = marks.get(pair[UID]) === "wrong";
     return {
       prompt: DATA.originals[pair[UID]].prompt,
       chosen: turned ? worse : better,
@@ -235,7 +237,7 @@ get("next").addEventListener("click", () => turn(1));
 get("export").addEventListener("click", exportMarks);
 get("forget").addEventListener("click", () => {
   if (!confirm("Forget every mark on this page?")) return;
-  marks = {};
+  marks.clear();
   remember();
   render();
 });

@@ -2,7 +2,9 @@
 
 import os
 import sqlite3
-import tempfile
+import weakref
+
+from softpref.data.temporary import temporary_folder
 
 
 class Books:
@@ -17,8 +19,9 @@ class Books:
     def __init__(self) -> None:
         self.form = ""
         self._sources: list[str] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="softpref-")
-        path = os.path.join(self._folder.name, "books.sqlite")
+        folder, remove = temporary_folder()
+        weakref.finalize(self, remove)
+        path = os.path.join(folder, "books.sqlite")
         self._database = sqlite3.connect(path, isolation_level=None)
         for statement in (
             "PRAGMA journal_mode = OFF",  # nobody reads it after a crash

@@ -144,12 +144,16 @@ def require_new_file(source: str, output: str) -> None:
         raise UsageError(f"--output {path}: unknown ending. Use one of {', '.join(ENDINGS)}.")
     if path.resolve() == Path(source).resolve():
         raise UsageError(f"--output {path} is the input. Give another path.")
-    if path.exists():
-        raise UsageError(f"--output {path} exists. Remove it or give another path.")
+    _refuse_to_write_over(path)
     if not path.parent.is_dir():
         raise UsageError(
             f"--output {path} cannot be written: there is no folder {path.parent}. Make it first."
         )
+
+
+def _refuse_to_write_over(path: Path) -> None:
+    if path.exists():
+        raise UsageError(f"--output {path} exists. Remove it or give another path.")
 
 
 @contextmanager
@@ -160,6 +164,7 @@ def _new_file(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        _refuse_to_write_over(path)  # what another command has written meanwhile
         os.replace(temporary, path)
     except UsageError:
         raise

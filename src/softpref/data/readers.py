@@ -11,8 +11,6 @@ import itertools
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from softpref.data.temporary import temporary_folder
 from softpref.data.text_files import COMPRESSION, TEXT_READERS, refuse_doubled_columns
 from softpref.data.text_files import RowError as RowError
 from softpref.errors import UsageError, refuse_streams
@@ -115,8 +114,8 @@ def store(rows: Iterator[Any], schema: pa.Schema) -> datasets.Dataset:
 def store_batches(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> datasets.Dataset:
     """Stream batches of columns into an Arrow file that lasts as long as the process."""
     # Always a new file: `Dataset.from_generator` has a cache that knows only its arguments.
-    folder = tempfile.mkdtemp(prefix="softpref-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder, remove = temporary_folder()
+    atexit.register(remove)
     path = os.path.join(folder, "rows.arrow")
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:

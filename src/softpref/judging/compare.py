@@ -44,6 +44,10 @@ class CompareOptions:
     second_judge: str | None = option(
         "YAML file with a second judge's options, to measure how far the two agree."
     )
+    second_judge_key: str | None = option(
+        "NAME=ADDRESS for --second_judge: the environment variable whose value is sent, and where "
+        "to, as the file's base_url has it."
+    )
 
 
 def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
@@ -55,7 +59,9 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     for name in ("responses", "baseline", "output"):
         require(getattr(files, name), f"--{name}")
     check_judge(options)
-    second = judge_from_file(files.second_judge, "--second_judge") if files.second_judge else None
+    second = None
+    if files.second_judge:
+        second = judge_from_file(files.second_judge, "--second_judge", files.second_judge_key)
     runs = named_runs(files.responses or [])
     contests = _contests(runs, str(files.baseline), head_to_head=files.head_to_head)
     output, judge = Path(files.output), make_judge(options)
@@ -75,7 +81,7 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
             for contest, comparisons in contests.items():
                 verdicts = put(comparisons, other, second, log, f"second judge, {contest.words}")
                 agreements[contest.words] = agreement(judged[contest].outcomes, verdicts.outcomes)
-    _write(output, judge, options, judged, controls, agreements)
+        _write(output, judge, options, judged, controls, agreements)
 
 
 def named_runs(responses: list[str]) -> dict[str, list[str]]:

@@ -5,15 +5,20 @@ Retries, their backoff and jitter, `Retry-After` and timeouts are the `openai` p
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import logging
 import os
 import queue
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from softpref.errors import UsageError, require_package
+from softpref.judging.bounded import bounded_client
 from softpref.judging.options import JudgeOptions, public_address
 from softpref.judging.questions import Answer, Question
 from softpref.judging.reply import read_completion
@@ -22,10 +27,18 @@ from softpref.judging.template import SCHEMA, render, template_version
 if TYPE_CHECKING:
     from openai import OpenAI
 
+logger = logging.getLogger(__name__)
+
 OPENAI = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
+LONGEST_WAIT = 120.0
+"""Seconds between two tries of a call; `openai` takes no longer `Retry-After`."""
 CHARACTERS_A_TOKEN = 4  # of English; the estimate before the first call
 MILLION = 1e6
+HIDDEN = "[key]"
+REDIRECTS = (301, 302, 303, 307, 308)
+
+_Answered = queue.SimpleQueue[tuple[int, Answer | Exception]]
 
 
 class Endpoint:
@@ -51,13 +64,16 @@ class Endpoint:
     def __init__(self, options: JudgeOptions) -> None:
         self._options = options
         self._client = _client(options)
+        address = public_address(options.base_url or OPENAI)
+        if variable := key_variable(options):
+            logger.info("judge %s: sends $%s to %s", options.judge_model, variable, address)
         self._refused_parameters: set[str] = set()
         self.spent = 0.0
         self.has_answered = False
         self.identity: Mapping[str, Any] = {
             "judge": "endpoint",
             "model": options.judge_model,
-            "base_url": public_address(options.base_url or OPENAI),
+            "base_url": address,
             "structured_output": options.structured_output,
             "max_reply_tokens": options.max_reply_tokens,
             "template": template_version(),
@@ -80,25 +96,34 @@ class Endpoint:
         return (input_tokens * by_input + output_tokens * by_output) / MILLION
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
-        """Yield answers as they come."""
-        asked: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
-        answered: queue.SimpleQueue[tuple[Question, Answer | Exception]] = queue.SimpleQueue()
-        count = min(self._options.concurrency, len(questions))
-        for _ in range(count):
-            # Daemons, since an interrupted command must not wait for calls that hang.
-            threading.Thread(target=self._work, args=(asked, answered), daemon=True).start()
-        left, reserved, in_flight = deque(questions), 0.0, 0
+        """Yield answers as they come; a call that takes too long altogether is given up."""
+        asked: queue.SimpleQueue[tuple[int, Question] | None] = queue.SimpleQueue()
+        answered: _Answered = queue.SimpleQueue()
+        most, workers, given_up = min(self._options.concurrency, len(questions)), 0, 0
+        left, reserved, numbers = deque(questions), 0.0, itertools.count()
+        waiting: dict[int, tuple[Question, float]] = {}  # calls in flight, the oldest first
         try:
             while True:
-                while left and in_flight < count and self._affords(reserved, left[0]):
+                while left and len(waiting) < most and self._affords(reserved, left[0]):
                     reserved += self._worst_cost(left[0])
-                    asked.put(left.popleft())
-                    in_flight += 1
-                if not in_flight:
+                    number, question = next(numbers), left.popleft()
+                    waiting[number] = question, time.monotonic() + self._longest_call()
+                    asked.put((number, question))
+                if not waiting:
                     return
-                question, answer = answered.get()
-                in_flight -= 1
+                while workers < most + given_up:
+                    workers += 1
+                    # Daemons, since an interrupted command must not wait for calls that hang.
+                    work = threading.Thread(target=self._work, args=(asked, answered), daemon=True)
+                    work.start()
+                number, answer = self._next(answered, waiting)
+                if number not in waiting:  # it was given up before
+                    continue
+                question, _ = waiting.pop(number)
                 reserved -= self._worst_cost(question)
+                if answer is None:
+                    answer = self._unmetered("timeout", question)
+                    given_up += 1
                 if isinstance(answer, Exception):
                     raise answer
                 self.spent += (
@@ -106,15 +131,31 @@ class Endpoint:
                 )
                 yield question, answer
         finally:
-            for _ in range(count):
+            for _ in range(workers):
                 asked.put(None)
 
-    def _work(self, asked: Any, answered: Any) -> None:
-        while (question := asked.get()) is not None:
+    def _next(
+        self, answered: _Answered, waiting: Mapping[int, tuple[Question, float]]
+    ) -> tuple[int, Answer | Exception | None]:
+        """Return the next answer, or None for the oldest call once its time is over."""
+        number, (_, end) = next(iter(waiting.items()))
+        try:
+            return answered.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            return number, None
+
+    def _longest_call(self) -> float:
+        """Return seconds that a call takes at most, with all its retries."""
+        tries = 1 + self._options.max_retries
+        return tries * self._options.timeout_s + self._options.max_retries * LONGEST_WAIT
+
+    def _work(self, asked: Any, answered: _Answered) -> None:
+        while (given := asked.get()) is not None:
+            number, question = given
             try:
-                answered.put((question, self._answer(question)))
+                answered.put((number, self._answer(question)))
             except Exception as error:
-                answered.put((question, error))
+                answered.put((number, error))
 
     def _most_tokens(self, question: Question) -> tuple[int, int]:
         """Return a bound of what a call and all its retries take: a token is a byte at least."""
@@ -136,21 +177,27 @@ class Endpoint:
         request = self._request(question)
         try:
             completion = self._client.chat.completions.create(**request)
+            answer = read_completion(completion, self._most_tokens(question))
         except openai.BadRequestError as error:
-            if error.param in {"max_tokens", "temperature"} & request.keys():
-                self._refused_parameters.add(error.param)
+            refused = str(error.param)  # whatever the endpoint's JSON has there
+            if refused in {"max_tokens", "temperature"} & request.keys():
+                self._refused_parameters.add(refused)
                 return self._answer(question)
             return self._of_status(error.status_code)
         except openai.APIStatusError as error:
             return self._of_status(error.status_code)
-        except openai.APITimeoutError:
+        except (openai.APITimeoutError, TimeoutError):
             return self._unmetered("timeout", question)
-        except openai.APIConnectionError:
-            return self._unmetered("no connection", question)
-        except (openai.OpenAIError, ValueError):  # a body that is not JSON, or not a completion
+        except openai.APIConnectionError as error:
+            is_slow = isinstance(error.__cause__, TimeoutError)
+            return self._unmetered("timeout" if is_slow else "no connection", question)
+        except Exception:  # a body of any shape, nested and long without end, and libraries
             return self._unmetered("broken reply", question)
         self.has_answered = True
-        return read_completion(completion, self._most_tokens(question))
+        if key_variable(self._options):  # an endpoint may send back what it was sent
+            said = answer.justification.replace(self._client.api_key, HIDDEN)
+            answer = dataclasses.replace(answer, justification=said)
+        return answer
 
     def _unmetered(self, failure: str, question: Question) -> Answer:
         """Return a failure that may have been paid for all the same."""
@@ -183,7 +230,7 @@ class Endpoint:
             403: f"the key in {key} may not use this model",
             404: "check --base_url (it ends in /v1) and --judge_model",
             422: "try --structured_output words",
-        }
+        } | dict.fromkeys(REDIRECTS, "redirects are not followed: set --base_url to where it leads")
         if status == 401 or (status in remedies and not self.has_answered):
             address = public_address(self._options.base_url or OPENAI)
             raise UsageError(f"{address} answers {status}: {remedies[status]}.")
@@ -205,6 +252,11 @@ def _client(options: JudgeOptions) -> OpenAI:
 
     variable = key_variable(options)
     key = os.environ.get(variable, "").strip() if variable else "none"
+    if not key and options.api_key_env:  # which may be a key, given by mistake
+        raise UsageError(
+            "--api_key_env: no such variable is set; give the name of the variable that holds the "
+            "key, not the key."
+        )
     if not key:
         raise UsageError(
             f"{variable} is not set: put the key there, or name another variable by "
@@ -214,5 +266,5 @@ def _client(options: JudgeOptions) -> OpenAI:
         raise UsageError(f"{variable} holds no key: there are characters in it that none has.")
     return OpenAI(
         api_key=key, base_url=options.base_url or OPENAI, timeout=options.timeout_s,
-        max_retries=options.max_retries,
+        max_retries=options.max_retries, http_client=bounded_client(options.timeout_s),
     )  # fmt: skip

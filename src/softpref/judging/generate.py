@@ -104,7 +104,8 @@ def run_generate(options: GenerateOptions) -> None:
     record = _record(options, fingerprint_weights(policy), ids) | by_model
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Path(f"{output}.progress")
-    with one_writer(progress):
+    with one_writer(output):
+        _require_new(output)  # what another command has written since this one began
         responses = _draw_all(on_accelerator(policy), tokenizer, ids, options, record, progress)
         write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
         write_lines(output, _rows(prompts, responses))
@@ -239,8 +240,7 @@ def _check(options: GenerateOptions) -> None:
         require(getattr(options, name), f"--{name}")
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(f"--output {options.output}: name a .jsonl file.")
-    if Path(options.output).exists():
-        raise UsageError(f"--output {options.output}: exists already; choose a new file.")
+    _require_new(Path(options.output))
     for name in ("samples", "max_new_tokens", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)}: must be at least 1.")
@@ -253,6 +253,11 @@ def _check(options: GenerateOptions) -> None:
         raise UsageError(f"--temperature {temperature}: must be at least 0, and finite.")
     if options.samples > 1 and not temperature and not by_model:
         raise UsageError("--samples: greedy responses are all alike; set --temperature.")
+
+
+def _require_new(output: Path) -> None:
+    if output.exists():
+        raise UsageError(f"--output {output}: exists already; choose a new file.")
 
 
 def _room(

@@ -59,12 +59,14 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
     output = Path(files.output)
     with VerdictLog(output / "verdicts.jsonl") as log:
         judged = put(comparisons, judge, options, log)
-    write_lines(output / "outcomes.jsonl", map(asdict, judged.outcomes))
-    found = (
-        judge_quality(judged) if files.check else judged_rate(judged.outcomes, judged.first_share)
-    )
-    record = who_judged(judge, options) | {"account": account(judged), "found": asdict(found)}
-    write_text(output / "judge.json", json.dumps(record, indent=1) + "\n")
+        write_lines(output / "outcomes.jsonl", map(asdict, judged.outcomes))
+        found = (
+            judge_quality(judged)
+            if files.check
+            else judged_rate(judged.outcomes, judged.first_share)
+        )
+        record = who_judged(judge, options) | {"account": account(judged), "found": asdict(found)}
+        write_text(output / "judge.json", json.dumps(record, indent=1) + "\n")
     about = files.check or f"{files.responses} against {files.baseline}"
     words = quality_words(found) if isinstance(found, JudgeQuality) else rate_words(found)
     logger.info("%s\n%s\n%s\nwritten: %s", about, words, account_words(judged),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -44,7 +44,7 @@ class JudgeOptions:
     )
     order_seed: int = option("Seed of the drawn order.", 0)
     concurrency: int = option("endpoint: most calls in flight; in a study, of each job.", 8)
-    timeout_s: float = option("endpoint: seconds to wait for the next byte of a reply.", 60.0)
+    timeout_s: float = option("endpoint: most seconds of one try of a call.", 60.0)
     max_retries: int = option(
         "endpoint: retries of a call after 429, 5xx, a timeout or a broken connection.", 6
     )
@@ -149,11 +149,17 @@ def _check_address(base_url: str) -> None:
         )
 
 
-def judge_from_file(path: str, flag: str) -> JudgeOptions:
+def judge_from_file(path: str, flag: str, key: str | None = None) -> JudgeOptions:
     """Return a judge's options from a YAML file, as `--config` would have them.
 
+    Args:
+        path: the file.
+        flag: the option that named it.
+        key: NAME=ADDRESS, of that option with `_key` behind it: the variable whose value is sent,
+            and where to. A file alone sends no key but OpenAI's to OpenAI.
+
     Raises:
-        UsageError: it cannot be read, or holds something else.
+        UsageError: the file cannot be read, or holds something else; or has another address.
     """
     try:
         (options,) = parse("judge", ["--config", path], JudgeOptions)
@@ -162,6 +168,19 @@ def judge_from_file(path: str, flag: str) -> JudgeOptions:
         said = str(error).removeprefix(f"--config {path}: ")
         raise UsageError(f"{flag} {path}: {said}") from None
     found: JudgeOptions = options
+    if key:
+        name, _, address = key.partition("=")
+        if not address:
+            raise UsageError(
+                f"{flag}_key: give NAME=ADDRESS, the variable that holds the key and the address "
+                "it is sent to."
+            )
+        if found.base_url not in (None, address):
+            raise UsageError(
+                f"{flag}_key: {flag} {path} has another address, {public_address(found.base_url)}."
+            )
+        found = replace(found, api_key_env=name, base_url=address)
+        check_judge(found)
     return found
 
 

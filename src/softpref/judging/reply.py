@@ -7,6 +7,9 @@ from typing import Any
 from softpref.judging.questions import Answer
 from softpref.judging.template import read_reply
 
+MOST_TOKENS = 10**9
+"""Of one call; a larger number is no count."""
+
 
 def read_completion(completion: Any, most: tuple[int, int]) -> Answer:
     """Return the verdict in a chat completion, or why there is none.
@@ -49,6 +52,7 @@ def _usage(completion: Any) -> tuple[int, int] | None:
     """Return input and output tokens as counted there, or None where that is no count."""
     usage = getattr(completion, "usage", None)
     sent, received = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-    if isinstance(sent, int) and isinstance(received, int) and min(sent, received) >= 0:
-        return sent, received
-    return None
+    if not isinstance(sent, int) or not isinstance(received, int):
+        return None
+    is_count = min(sent, received) >= 0 and max(sent, received) <= MOST_TOKENS
+    return (sent, received) if is_count else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError, require_package
@@ -15,6 +17,8 @@ from softpref.options import option, require
 from softpref.study.grid import Cell, Target
 from softpref.study.paper import DATA, MODELS, PAPER_JUDGE, OnPaper
 from softpref.study.presets import InWorld, OnFiles, Preset
+from softpref.study.real import REAL, OnReal
+from softpref.study.real_pairs import Sizes, parsed_labels, set_name
 from softpref.study.results import code_version
 from softpref.study.scorers import SCORERS
 from softpref.study.targets import TARGETS
@@ -29,9 +33,10 @@ SFT_DATA = ("disjoint", "clean_chosen", "noisy_chosen")
 class StudyOptions:
     """Options of `softpref study TARGET`."""
 
-    preset: Literal["world", "tiny", "paper"] = option(
+    preset: Literal["world", "tiny", "paper", "real"] = option(
         "`world`: the synthetic language; `tiny`: a small model and files of your own; `paper`: "
-        "the paper's models and data, from a hub.",
+        "the paper's models and data, from a hub; `real`: any chat model and files of pairs whose "
+        "right labels are known, a table of its own, without TARGET.",
         "world",
     )
     signal: Literal["informative", "misleading"] = option(
@@ -57,18 +62,47 @@ class StudyOptions:
         "rate; `none`: no one. Default: the checker in the world, no one in `tiny`, and gpt-4-0613 "
         "in one drawn order in `paper`, as there."
     )
+    judge_key: str | None = option(
+        "NAME=ADDRESS for --judge: the environment variable whose value is sent, and where "
+        "to, as the file's base_url has it."
+    )
     jobs: int = option("Worker processes, one thread each; default: one a processor.")
-    model: str | None = option("tiny: the SFT model; paper: llama-2-7b or phi-2.")
+    model: str | None = option(
+        "tiny: the SFT model; paper: llama-2-7b or phi-2; real: a directory or hub id."
+    )
     data: str | None = option("paper: hh (Golden HH) or oasst1.")
-    dry_run: bool = option("paper: say what the grid would take, and run nothing.", False)
+    dry_run: bool = option("paper, real: say what the grid would take, and run nothing.", False)
     train: str | None = option("tiny: training pairs.")
     clean: str | None = option("tiny: trusted pairs.")
     test: str | None = option("tiny: pairs to measure on.")
+    pairs: list[str] | None = option(
+        "real: files of pairs, each a set by itself: right labels, or response_1, response_2, gold "
+        "and judges."
+    )
+    labels: list[str] | None = option(
+        "real: where training labels come from: `flips:RATE`, or `judge:NAME`, the verdicts in the "
+        "column judges; default flips:0 flips:0.2 flips:0.4."
+    )
+    trusted_pairs: int | None = option("real: rightly labelled pairs of a cell; default 140.")
+    train_pairs: int | None = option("real: most training pairs of a cell; default 400.")
+    test_pairs: int | None = option("real: held-out pairs of a cell; default 200.")
+    longest: int | None = option(
+        "real: leave out pairs of more characters, prompt and both responses; default 700."
+    )
+    learning_rate: float | None = option("real: peak learning rate of the adapter; default 2e-4.")
+    epochs: float | None = option("real: passes over the training pairs; default 1.")
+    bf16: bool | None = option("real: run in bfloat16, on a CPU too; default: float32.")
     output: str = option("Directory of the study; an interrupted study resumes there.", "")
 
 
 def asked_cells(target: Target, options: StudyOptions) -> list[Cell]:
     """Return the cells of a target's grid that the options ask for."""
+    if target is REAL:
+        return target.cells(
+            options.seeds or SEEDS, method=options.methods,
+            pairs=[set_name(path) for path in options.pairs or ()],
+            labels=[parsed_labels(labels) for labels in options.labels or ()],
+        )  # fmt: skip
     sft_data = options.sft_data
     if not sft_data and options.recipe == "faithful" and "sft_data" not in target.axes:
         sft_data = ["clean_chosen"]  # as the paper does
@@ -84,7 +118,7 @@ def checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
     Raises:
         UsageError: an option is missing, unknown or at odds with another.
     """
-    if name not in TARGETS:
+    if options.preset != "real" and name not in TARGETS:
         raise UsageError(
             f"no target {name!r}: name one first, softpref study TARGET; there are "
             f"{', '.join(TARGETS)}."
@@ -98,9 +132,11 @@ def checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
             raise UsageError(f"--noise {rate}: give shares of pairs in [0, 1).")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: must be at least 1.")
-    if options.dry_run and options.preset != "paper":
-        raise UsageError("--dry_run is for --preset paper: the others can just be run.")
+    if options.dry_run and options.preset not in ("paper", "real"):
+        raise UsageError("--dry_run is for --preset paper and real: the others can just be run.")
     _refuse_others_files(options)
+    if options.preset == "real":
+        return REAL, _on_real(name, options), Path(options.output)
     target, output = TARGETS[name], Path(options.output)
     _check_scorers(name, target, options.scorers)
     if options.judge and not target.compares_answers:
@@ -125,7 +161,7 @@ def _judge(options: StudyOptions) -> JudgeOptions | None:
     if options.judge == "none":
         return None
     if options.judge:
-        return judge_from_file(options.judge, "--judge")
+        return judge_from_file(options.judge, "--judge", options.judge_key)
     return PAPER_JUDGE if options.preset == "paper" else None
 
 
@@ -142,15 +178,27 @@ def _check_scorers(name: str, target: Target, scorers: Sequence[str] | None) -> 
                         f", or name the others, --scorers {others}")  # fmt: skip
 
 
-FILES = {"tiny": ("model", "train", "clean", "test"), "paper": ("model", "data"), "world": ()}
+FILES = {
+    "tiny": ("model", "train", "clean", "test"),
+    "paper": ("model", "data"),
+    "world": (),
+    "real": ("model", "pairs"),
+}
+SIZES = {"trusted_pairs": 140, "train_pairs": 400, "test_pairs": 200, "longest": 700}
+"""Options of `real` with what they are unless given; learning rate and epochs were tried with a
+model of 135 million parameters on seeds 1000 and up."""
+TRAINING = {"learning_rate": 2e-4, "epochs": 1.0, "bf16": False}
+ONLY_REAL = ("labels", *SIZES, *TRAINING)
+NOT_REAL = {"noise": "--labels", "sft_data": "", "scorers": "", "judge": "--labels judge:NAME"}
 
 
 def _refuse_others_files(options: StudyOptions) -> None:
     own = FILES[options.preset]
     for flag in own:
         require(getattr(options, flag), f"--{flag}")
-    for flag in {flag: None for flags in FILES.values() for flag in flags}:
-        if flag not in own and getattr(options, flag) is not None:
+    optional = ONLY_REAL if options.preset == "real" else ()
+    for flag in {flag: None for flags in (*FILES.values(), ONLY_REAL) for flag in flags}:
+        if flag not in (*own, *optional) and getattr(options, flag) is not None:
             raise UsageError(f"--{flag} is not read by --preset {options.preset}: leave it out.")
 
 
@@ -163,6 +211,38 @@ def _preset(options: StudyOptions, output: Path, judge: JudgeOptions | None) -> 
         _refuse_unknown("data", [str(options.data)], DATA)
         return OnPaper(str(options.model), str(options.data), made_by, judge)
     return InWorld(options.signal, made_by, judge)
+
+
+def _on_real(name: str, options: StudyOptions) -> OnReal:
+    """Return the preset of real pairs, its options checked."""
+    if name:
+        raise UsageError(f"--preset real has a table of its own: leave {name} out.")
+    for flag, instead in NOT_REAL.items():
+        if getattr(options, flag):
+            remedy = f"give {instead} instead" if instead else "leave it out"
+            raise UsageError(f"--{flag} is not read by --preset real: {remedy}.")
+    if options.signal != "informative" or options.recipe != "recommended":
+        raise UsageError("--preset real reads neither --signal nor --recipe: leave them out.")
+    sizes = {flag: _or(getattr(options, flag), default) for flag, default in SIZES.items()}
+    for flag, size in sizes.items():
+        if size < 1:
+            raise UsageError(f"--{flag} {size}: must be at least 1.")
+    given = {flag: _or(getattr(options, flag), default) for flag, default in TRAINING.items()}
+    for flag in ("learning_rate", "epochs"):
+        if not given[flag] > 0:
+            raise UsageError(f"--{flag} {given[flag]}: must be above 0.")
+    training = {("num_train_epochs" if k == "epochs" else k): v for k, v in given.items()}
+    files: dict[str, str] = {}
+    for path in options.pairs or ():
+        if files.setdefault(set_name(path), path) != path:
+            raise UsageError(f"--pairs {path}: is the same as {files[set_name(path)]}: give one.")
+    of = json.dumps([code_version(), options.model, sizes, training])
+    home = Path(options.output) / "splits" / hashlib.sha256(of.encode()).hexdigest()[:16]
+    return OnReal(str(options.model), files, Sizes(*sizes.values()), training, home)
+
+
+def _or(given: Any, default: Any) -> Any:
+    return default if given is None else given
 
 
 def _refuse_unknown(flag: str, given: Sequence[str] | None, known: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
@@ -35,6 +36,9 @@ class Cell:
         measure_every: steps between win rates on the way; None: at the end alone.
         perpcorrect_mode: how perpcorrect finds wrong labels; None: by threshold.
         scorer: a way to tell wrong labels that is measured instead of a method.
+        pairs: of real pairs, the file by name.
+        labels: of real pairs, where training labels come from, instead of noise rate and kind:
+            `flips:RATE` or `judge:NAME`.
     """
 
     method: str
@@ -51,10 +55,15 @@ class Cell:
     measure_every: int | None = None
     perpcorrect_mode: str | None = None
     scorer: str | None = None
+    pairs: str | None = None
+    labels: str | None = None
 
     @property
     def key(self) -> str:
         """The cell's name: method, noise, seed, and whatever else is not the default."""
+        if self.pairs and self.labels:
+            labels = re.sub(r"[^\w.-]", "_", self.labels)
+            return f"{self.method}-{self.pairs}-{labels}-seed{self.seed}"
         special = [
             f"{f.name.replace('_', '')}{_short(getattr(self, f.name))}"
             for f in fields(self)[3:]

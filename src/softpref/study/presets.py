@@ -296,7 +296,7 @@ def align_and_measure(
         everywhere.append(LabelQuality(str(files.train)))
     for evaluate in (*compared, *everywhere):
         numbers |= evaluate(output)
-    _drop_weights(output)
+    drop_weights(output)
     return numbers
 
 
@@ -312,11 +312,11 @@ def _judge_labels(
         return _config(of_method, options(method))
 
     numbers = measure(cell.scorer, Case(files, config))
-    _drop_weights(Path(files.output))
+    drop_weights(Path(files.output))
     return numbers
 
 
-def _drop_weights(run: Path) -> None:
+def drop_weights(run: Path) -> None:
     """Keep records and labels: a grid's models would fill the disk; run.json can repeat them."""
     for weights in run.glob("*.safetensors"):
         if weights.name != META_LEARNER:

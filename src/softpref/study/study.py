@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from softpref.study.claims import claimed
 from softpref.study.grid import Cell, Target
 from softpref.study.paper import estimate
 from softpref.study.presets import Preset
+from softpref.study.real import OnReal
 from softpref.study.results import Results, code_version
 from softpref.study.tables import latex, markdown
 from softpref.training.output import write_text
@@ -49,21 +51,24 @@ def run_study(name: str, options: StudyOptions) -> None:
     """
     target, preset, output = checked(name, options)
     cells = asked_cells(target, options)
+    jobs = options.jobs or os.cpu_count() or 1
     if options.dry_run:
-        logger.info("%s", estimate(str(options.model), cells, preset.judge))
+        logger.info("%s", _dry(preset, options, cells, jobs))
         return
     special = [part for part in (options.signal, options.recipe) if part not in USUAL]
-    path = output / f"{'-'.join([name, *special])}.json"
+    path = output / f"{'-'.join([name or options.preset, *special])}.json"
     version = {"code": code_version(), **preset.version}
     if "scorer" in target.axes:
         version["auditing"] = code_version(["auditing"])
     output.mkdir(parents=True, exist_ok=True)
     results = Results.load(path, version)
     missing = [cell for cell in cells if _is_missing(results.cells.get(cell.key), preset)]
-    logger.info("%s: %d runs, %d of them done", name, len(cells), len(cells) - len(missing))
+    done = len(cells) - len(missing)
+    logger.info("%s: %d runs, %d of them done", path.stem, len(cells), done)
+    if missing and isinstance(preset, OnReal):
+        logger.info("%s", _timed(preset, missing, jobs))
     failed, elsewhere = {}, 0
     home = output / "cells" / results.version_hash
-    jobs = options.jobs or os.cpu_count() or 1
     for cell, outcome in _finished(target, preset, missing, home, jobs):
         if isinstance(outcome, str):
             failed[cell.key] = outcome
@@ -91,6 +96,23 @@ def run_study(name: str, options: StudyOptions) -> None:
             f"{len(failed)} of {len(cells)} runs failed; the same command tries them again. The "
             f"first of them, {first}: {why}"
         )
+
+
+def _dry(preset: Preset, options: StudyOptions, cells: Sequence[Cell], jobs: int) -> str:
+    if isinstance(preset, OnReal):
+        return f"{_timed(preset, cells, jobs)} Nothing was run."
+    return estimate(str(options.model), cells, preset.judge)
+
+
+def _timed(preset: OnReal, cells: Sequence[Cell], jobs: int) -> str:
+    """Return what the cells would take, from steps that are timed in a worker like the cells'."""
+    with (
+        TemporaryDirectory() as logs,
+        ProcessPoolExecutor(
+            1, _context(), initializer=_quiet_worker, initargs=(Path(logs), dict(os.environ))
+        ) as pool,
+    ):
+        return pool.submit(preset.estimate, cells, jobs).result()
 
 
 def _is_missing(numbers: dict[str, Any] | None, preset: Preset) -> bool:

@@ -93,13 +93,13 @@ def markdown(
             about += f" {_length_rule(target, cells, results)}"
         parts.append(f"## {name[0].upper()}{name[1:]}\n\n{about}\n")
         paper = target.paper if metric in WIN_RATES else {}
-        parts.append(_pipes(_grid(target, numbers, paper)))
+        parts.append(pipes(_grid(target, numbers, paper)))
         if bounds := _bounds(target, cells, results, metric):
             parts.append(bounds)
         differences = _differences(target, numbers)
         if differences:
             parts.append(f"MSPO minus each, paired by seed, points, with 95% interval:\n\n"
-                         f"{_pipes(differences)}")  # fmt: skip
+                         f"{pipes(differences)}")  # fmt: skip
     return "\n".join(parts)
 
 
@@ -125,7 +125,7 @@ def _bounds(
         for row in rows
     ]
     head = [target.rows.replace("_", " "), *map(_value, columns)]
-    return f"The judge failed at some; all of them lost to all won:\n\n{_pipes([head, *body])}"
+    return f"The judge failed at some; all of them lost to all won:\n\n{pipes([head, *body])}"
 
 
 def _length_rule(
@@ -194,6 +194,7 @@ def _value(value: Any) -> str:
     return f"{value:.0%}" if isinstance(value, float) else str(value)
 
 
-def _pipes(rows: Sequence[Sequence[str]]) -> str:
+def pipes(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a Markdown table, the first its head."""
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"

@@ -103,12 +103,12 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     """
     for name in ("model", "train", "output"):
         require(getattr(files, name), f"--{name}")
-    output, config.resume_from_checkpoint = run_directory(
-        files.output, config.resume_from_checkpoint, finished=RUN_RECORD
-    )
     if config.output_dir not in (None, "trainer_output"):
         raise UsageError("--output_dir: write --output.")
-    with first_writes(output, config.process_index):
+    with first_writes(Path(files.output), config.process_index):
+        output, config.resume_from_checkpoint = run_directory(
+            files.output, config.resume_from_checkpoint, finished=RUN_RECORD
+        )
         _align_into(output, files, config)
 
 

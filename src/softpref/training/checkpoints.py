@@ -28,16 +28,18 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
+from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.shards import is_sharded
 from softpref.errors import UsageError
+from softpref.training import interrupts
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
-from softpref.training.interrupts import TERMINATED, SaveOnTerm
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
+OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")  # not even by --force
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,10 @@ class SafeCheckpoints(Trainer):
     def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
         """Takes back what `extra_state` gave; called once optimizer and scheduler are restored."""
 
+    def trained_tensors(self) -> list[Tensor]:
+        """All that optimizers move; a run ends where it is not finite after a step."""
+        return [*trainable(cast(nn.Module, self.model))]
+
     def identity(self) -> dict[str, JSON]:
         """What must not change between a run and its resumption: method, beta, data, ..."""
         return {}
@@ -124,7 +130,42 @@ class SafeCheckpoints(Trainer):
                 the model alone, or it has another `identity`.
             SystemExit: SIGTERM came; a checkpoint of the last step was saved.
         """
-        checkpoint = None
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        if checkpoint is not None:
+            self._refuse_other_run(checkpoint)
+        told = json.dumps([str(checkpoint and checkpoint.name), self.identity()], default=str)
+        require_same_start(self.ranks, "the run", told)
+        end = interrupts.SaveOnTerm(self.ranks)
+        callbacks = (
+            end,
+            interrupts.EndAtLastStep(),
+            interrupts.FiniteWeights(self.trained_tensors),
+        )
+        for callback in callbacks:
+            self.add_callback(callback)
+        start = str(checkpoint) if checkpoint else None
+        try:
+            with end.listening():
+                done = super().train(start, trial, ignore_keys_for_eval)
+        except interrupts.NoStepLeft:
+            self._load_rng_state(start)
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            self.is_in_train = False
+            done = TrainOutput(self.state.global_step, 0.0, {})
+        for callback in callbacks:
+            self.remove_callback(callback)
+        if end.was_asked and self.state.global_step < self.state.max_steps:
+            saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            # Where the signal came after this step's own saving.
+            is_unsaved = self.ranks.is_first and bool(_defect(saved))
+            if self.ranks.any(flag=is_unsaved):
+                self._save_checkpoint(cast(nn.Module, self.model), trial)
+            logger.info("ended by SIGTERM after step %d; run the same command to resume",
+                        self.state.global_step)  # fmt: skip
+            raise SystemExit(interrupts.TERMINATED)
+        return done
+
+    def _checkpoint(self, resume_from_checkpoint: str | bool | None) -> Path | None:
         if resume_from_checkpoint is True:
             checkpoint, skipped = newest_complete(str(self.args.output_dir))
             for path, reason in skipped:
@@ -135,34 +176,16 @@ class SafeCheckpoints(Trainer):
                     f"{self.args.output_dir}: no complete checkpoint to resume from{found}. "
                     "Leave resume_from_checkpoint out to start from the beginning."
                 )
-        elif resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
-            if defect := _defect(checkpoint):
-                raise UsageError(
-                    f"{checkpoint}: cannot resume, {defect}. Name a complete checkpoint, or take "
-                    "the newest complete one with resume_from_checkpoint=True."
-                )
-        if checkpoint is not None:
-            self._refuse_other_run(checkpoint)
-        told = json.dumps([str(checkpoint and checkpoint.name), self.identity()], default=str)
-        require_same_start(self.ranks, "the run", told)
-        end = SaveOnTerm(self.ranks)
-        self.add_callback(end)
-        with end.listening():
-            done = super().train(
-                str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval
+            return checkpoint
+        if not resume_from_checkpoint:
+            return None
+        checkpoint = Path(resume_from_checkpoint)
+        if defect := _defect(checkpoint):
+            raise UsageError(
+                f"{checkpoint}: cannot resume, {defect}. Name a complete checkpoint, or take the "
+                "newest complete one with resume_from_checkpoint=True."
             )
-        self.remove_callback(end)
-        if end.was_asked and self.state.global_step < self.state.max_steps:
-            saved = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            # Where the signal came after this step's own saving.
-            is_unsaved = self.ranks.is_first and bool(_defect(saved))
-            if self.ranks.any(flag=is_unsaved):
-                self._save_checkpoint(cast(nn.Module, self.model), trial)
-            logger.info("ended by SIGTERM after step %d; run the same command to resume",
-                        self.state.global_step)  # fmt: skip
-            raise SystemExit(TERMINATED)
-        return done
+        return checkpoint
 
     def _refuse_other_run(self, checkpoint: Path) -> None:
         if not (checkpoint / "optimizer.json").exists():
@@ -172,18 +195,20 @@ class SafeCheckpoints(Trainer):
             )
         _, old = _read(checkpoint, "identity")
         new = json.loads(json.dumps(self.identity()))
-        changes = [
-            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed]
+        told = f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}."
+        if shapes := [key for key in changed if key in OF_WHAT_IS_SAVED]:
+            raise UsageError(
+                f"{told} What was saved does not fit another {shapes[0]}: restore the old value, "
+                "or start a new run with another output_dir."
+            )
         if changes and getattr(self.args, "force", False):
             logger.warning("warning: %s comes from another run: %s", checkpoint, "; ".join(changes))
         elif changes:
             raise UsageError(
-                f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}. Restore "
-                "the old values, start a new run with another output_dir, or resume anyway "
-                "with --force true."
+                f"{told} Restore the old values, start a new run with another output_dir, or "
+                "resume anyway with --force true."
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -333,11 +358,11 @@ def _publish(partial: Path, final: Path) -> None:
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps({"format": 1, "files": files}, indent=2), encoding="utf-8")
     for path in [*paths, manifest, partial]:
-        _fsync(path)
+        fsync(path)
     # A directory cannot be renamed over one that is not empty.
     replaced = _put_aside(final) if final.exists() else None
     partial.rename(final)
-    _fsync(final.parent)
+    fsync(final.parent)
     if replaced is not None:
         shutil.rmtree(replaced)
 
@@ -347,7 +372,8 @@ def _put_aside(checkpoint: Path) -> Path:
     return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file's content, or a directory's names, survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ from softpref.algorithm.engine import KEEP_BUDGET_GIB, Engine
 from softpref.algorithm.methods import METHOD_OPTIONS, METHODS, PERPCORRECT_MODES, Method
 from softpref.algorithm.signals import SIGNALS, Signal
 from softpref.errors import UsageError
-from softpref.options import did_you_mean, option
+from softpref.options import did_you_mean, option, refuse_non_finite
 from softpref.training.layout import Layout
 from softpref.training.recompute import KWARGS, set_both_names
 
@@ -82,6 +82,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "auto_find_batch_size": (False, "set --per_device_train_batch_size"),
 }
 
+LARGEST_RATE = 1e6
 LEAST_VALUES = {
     "lora_r": 1,
     "lora_alpha": 1,
@@ -259,6 +260,7 @@ class MSPOConfig(TrainingArguments):
                 )
 
     def _refuse_impossible_values(self) -> None:
+        refuse_non_finite(self)
         for name, least in LEAST_VALUES.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -273,6 +275,7 @@ class MSPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"--{name} {value}: must be above 0.")
+        refuse_too_large(self, "beta", "learning_rate", "meta_lr", "lookahead_lr")
         if self.noise_rate is not None and not 0 <= self.noise_rate < 0.5:
             raise UsageError(f"--noise_rate {self.noise_rate}: must be at least 0 and below 0.5.")
 
@@ -301,6 +304,18 @@ class MSPOConfig(TrainingArguments):
         if self.meta_lr is not None:
             return self.meta_lr
         return min(LARGEST_META_LR, META_WALK / max(1, meta_updates))
+
+
+def refuse_too_large(options: object, *names: str) -> None:
+    """Refuse rates that no float32 could be multiplied by.
+
+    Raises:
+        UsageError: the message names the option.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value > LARGEST_RATE:
+            raise UsageError(f"--{name} {value}: must be at most {LARGEST_RATE:g}.")
 
 
 def refuse_sharding(args: TrainingArguments) -> None:

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from softpref.options import option
+from softpref.terminal import say
 from softpref.training.align import PACKAGES
 from softpref.training.config import MSPOConfig
 from softpref.training.engines import engine_for
@@ -47,7 +48,7 @@ def run_env(options: EnvOptions) -> None:
         print(accelerate_config(options.accelerate), end="")
         return
     for name, value in (*_versions(), *_devices(), *_ways(), *_trial(options)):
-        print(f"{name:<14} {value}")
+        say(f"{name:<14} {value}")
 
 
 def accelerate_config(name: str) -> str:

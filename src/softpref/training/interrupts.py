@@ -1,4 +1,4 @@
-"""What a run does when it is told to end, or when a step is not finite."""
+"""What a run does when it is told to end, has no step left, or meets one that is not finite."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from softpref.algorithm.bilevel import NonFiniteError, require_finite
 from softpref.algorithm.ranks import Ranks
 from softpref.errors import UsageError
 
@@ -64,6 +66,60 @@ class SaveOnTerm(TrainerCallback):
         if self.was_asked:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+
+
+class NoStepLeft(Exception):  # noqa: N818
+    """The checkpoint is of the last step."""
+
+
+class EndAtLastStep(TrainerCallback):
+    """Keeps a resumed run out of the loop where nothing is left: it would take one step more."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Leave, once all that a checkpoint holds has been restored.
+
+        Raises:
+            NoStepLeft: always where no step is left.
+        """
+        if state.global_step >= state.max_steps:
+            raise NoStepLeft
+
+
+class FiniteWeights(TrainerCallback):
+    """Ends a run whose optimizer made weights that are not finite, before they are saved.
+
+    Args:
+        trained: returns all that optimizers move.
+    """
+
+    def __init__(self, trained: Callable[[], Sequence[Tensor]]) -> None:
+        self._trained = trained
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the weights.
+
+        Raises:
+            UsageError: they are not finite.
+        """
+        try:
+            require_finite("what the optimizer made of the weights", *self._trained())
+        except NonFiniteError as error:
+            raise UsageError(
+                f"step {state.global_step + 1}: {error}. It is not saved; the checkpoints before "
+                "it stand. Lower the learning rates, with a new --output."
+            ) from error
 
 
 class SkippedSteps:

@@ -120,7 +120,9 @@ def load_classifier(source: str, *, option: str) -> nn.Module:
             "save_pretrained)."
         )
     what = "no sequence classifier"
-    return load_whole(AutoModelForSequenceClassification, located(source), place, what)
+    return load_whole(  # transformers would ask on the terminal whether to run a model's code
+        AutoModelForSequenceClassification, located(source), place, what, trust_remote_code=False
+    )
 
 
 def tokenizer_of(

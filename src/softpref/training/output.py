@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from softpref.errors import UsageError
-from softpref.training.checkpoints import PARTIAL, newest_complete
+from softpref.training.checkpoints import PARTIAL, fsync, newest_complete
 
 logger = logging.getLogger(__name__)
+
+TOGETHER = f"{PARTIAL}files"
 
 
 def new_directory(path: str) -> Path:
@@ -82,11 +85,14 @@ def write_text(path: Path, text: str) -> None:
 def one_writer(path: Path) -> Iterator[None]:
     """Take a file or directory for this process alone, by a lock beside it that goes afterwards.
 
+    The lock is the same by whatever symbolic links it is reached.
+
     Raises:
         UsageError: another process has taken it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock")
+    taken = path.resolve()
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{taken}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -101,6 +107,37 @@ def one_writer(path: Path) -> Iterator[None]:
 def first_writes(path: Path, process: int) -> AbstractContextManager[None]:
     """Take a run's directory for the first process, which writes for all, as `one_writer` does."""
     return one_writer(path) if process == 0 else nullcontext()
+
+
+@contextmanager
+def appearing_together(output: Path, last: str) -> Iterator[Path]:
+    """Yield a directory whose files replace those of `output` once all of them are whole.
+
+    They are renamed one by one, the one named `last` at the end and its older version away at the
+    start, so that a directory which holds it holds files of one making. What a kill leaves is
+    told from other contents by `is_unfinished`.
+    """
+    partial = output / TOGETHER
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        files = sorted(partial.iterdir(), key=lambda path: path.name == last)
+        for path in (*files, partial):
+            fsync(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    (output / last).unlink(missing_ok=True)
+    for path in files:
+        os.replace(path, output / path.name)
+    fsync(output)
+    partial.rmdir()
+
+
+def is_unfinished(output: Path) -> bool:
+    """Return whether a directory holds what a kill left of `appearing_together`."""
+    return (output / TOGETHER).is_dir()
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:

@@ -29,9 +29,11 @@ from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
-from softpref.options import option, require
+from softpref.options import option, refuse_non_finite, require
 from softpref.training.checkpoints import SafeCheckpoints
+from softpref.training.config import refuse_too_large
 from softpref.training.fit import require_known_tokens, require_sound
+from softpref.training.identity import SFT_IDENTITY
 from softpref.training.models import context_length, load_policy, load_tokenizer, lora_config
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.recompute import set_both_names
@@ -46,10 +48,6 @@ logger = logging.getLogger(__name__)
 
 STANDSTILL = 0.02
 """Share of the first logged loss by which it falls at least where something is learned."""
-SFT_IDENTITY = (
-    "max_length", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "seed",
-    "num_train_epochs",
-)  # fmt: skip
 
 
 class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
@@ -72,6 +70,7 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
         self._made_of: dict[str, JSON] = {
             "data": data_fingerprint,
             "starting model": start,
+            "lora_r": getattr(kwargs.get("peft_config"), "r", None),
             "chat template": hashlib.sha256(template.encode()).hexdigest()[:16],
         }
 
@@ -81,7 +80,7 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
         responses = args.per_device_train_batch_size * args.gradient_accumulation_steps
         return (
             self._made_of
-            | {name: getattr(args, name) for name in SFT_IDENTITY}
+            | {name: getattr(args, name, None) for name in SFT_IDENTITY}
             | {"responses a step": responses * self.ranks.count}
         )
 
@@ -123,6 +122,8 @@ class SFTOptions(SFTConfig):
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         set_both_names(self)
+        refuse_non_finite(self)
+        refuse_too_large(self, "learning_rate")
         super().__post_init__()
 
 
@@ -149,10 +150,10 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     """
     for name in ("model", "train", "output"):
         require(getattr(files, name), f"--{name}")
-    output, config.resume_from_checkpoint = run_directory(
-        files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
-    )
-    with first_writes(output, config.process_index):
+    with first_writes(Path(files.output), config.process_index):
+        output, config.resume_from_checkpoint = run_directory(
+            files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
+        )
         _fine_tune_into(output, files, config)
 
 

@@ -36,6 +36,7 @@ from softpref.training.drift import require_alike
 from softpref.training.engines import engine_for
 from softpref.training.evidence import with_evidence
 from softpref.training.fit import require_fit
+from softpref.training.identity import IDENTITY
 from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs
 from softpref.training.layout import choose_layout, longest_pairs
@@ -61,14 +62,6 @@ from softpref.training.step import Stepped, Steps
 from softpref.training.teacher import Teacher, make_teacher
 
 logger = logging.getLogger(__name__)
-
-IDENTITY = (
-    "method", "tuning", "beta", "ppl_scope", "max_length", "seed", "data_seed", "bf16",
-    "lookahead", "lookahead_lr", "clean_gradient", "zscore", "warm_start", "noise_rate",
-    "perpcorrect_mode", "signals", "meta_every", "meta_batch_size", "meta_lr", "meta_hidden",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
-    "num_train_epochs", "lora_r", "lora_alpha", "lora_target_modules",
-)  # fmt: skip
 
 
 class MSPOTrainer(SafeCheckpoints):
@@ -336,6 +329,11 @@ class MSPOTrainer(SafeCheckpoints):
             self.teacher.restore(tensors, values)
         if self._refits:
             self._refits.restore(tensors)
+
+    def trained_tensors(self) -> list[Tensor]:
+        """Return the policy's trainable weights and the meta-learner's."""
+        meta_learner = self.teacher.meta_learner.parameters() if self.teacher else ()
+        return [*trainable(self.policy), *meta_learner]
 
     def identity(self) -> dict[str, JSON]:
         """Return what must not change between an interrupted run and its resumption."""

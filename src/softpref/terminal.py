@@ -1,0 +1,49 @@
+"""Text for the terminal: whatever it quotes, it cannot steer the terminal or show a secret."""
+
+import logging
+import os
+import sys
+
+SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+"""Endings of the names of environment variables whose values are never shown."""
+SHORTEST_SECRET = 8
+"""Characters; shorter values are words that a message may hold for other reasons."""
+_STEERING = (
+    *range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A), 0xFEFF, *range(0xD800, 0xE000),
+)  # fmt: skip
+"""Control characters, marks that turn the direction of text round, and halves of characters."""
+_ESCAPES = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in _STEERING
+    if chr(code) not in "\n\t"
+}
+
+
+def printable(text: str) -> str:
+    """Return text with control characters escaped and secrets of the environment hidden.
+
+    Lines and tabs stay.
+    """
+    return without_secrets(text).translate(_ESCAPES)
+
+
+def without_secrets(text: str) -> str:
+    """Return text with the values of variables such as OPENAI_API_KEY replaced by their names."""
+    for name, value in os.environ.items():
+        if name.upper().endswith(SECRET_NAMES) and len(value.strip()) >= SHORTEST_SECRET:
+            text = text.replace(value.strip(), f"[{name}]")
+    return text
+
+
+class PrintableFormatter(logging.Formatter):
+    """A formatter of lines for the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's message as `printable` has it."""
+        return printable(super().format(record))
+
+
+def say(text: str) -> None:
+    """Print a line to stdout."""
+    sys.stdout.write(printable(text) + "\n")
