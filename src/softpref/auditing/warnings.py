@@ -28,7 +28,7 @@ def warnings_about(
         judge: who was asked about the pairs, if anybody.
     """
     doubted_clean = len(beliefs.doubted_clean)
-    pairs, clean = len(scored.pairs), len(scored.clean)
+    clean = len(scored.clean)
     found = []
     if not beliefs.speaks:
         found.append(
@@ -58,10 +58,22 @@ def warnings_about(
             f"{scored.clean_source}: look at them (doubted_clean in summary.json); wrong ones "
             "among them spoil the whole audit"
         )
+    found += _of_data(scored, longer_is_chosen)
+    if judge and judge.without_opinion:
+        found.append(
+            f"the {judge.name} failed on {judge.without_opinion} of {judge.pairs} pairs of "
+            f"{scored.source} and {scored.clean_source}, which go without its opinion: "
+            "--retry_failed true asks again"
+        )
+    return found
+
+
+def _of_data(scored: Scored, longer_is_chosen: float) -> list[str]:
+    found = []
     if scored.sft_targets:
         found.append(
-            f"the model was fine-tuned on responses of {scored.sft_targets} of the {pairs} pairs "
-            f"of {scored.source}: it finds them likely, right or wrong; audit with a model that "
+            f"the model was fine-tuned on responses of {scored.sft_targets} of the "
+            f"{len(scored.pairs)} pairs of {scored.source}: it finds them likely, right or wrong; audit with a model that "
             "has not seen them"
         )
     if max(longer_is_chosen, 1 - longer_is_chosen) >= LENGTH_EXPLAINS:
@@ -75,10 +87,4 @@ def warnings_about(
     if scored.contradicting:
         counts = ", ".join(f"{count} in {files}" for files, count in scored.contradicting.items())
         found.append(f"pairs are labelled both ways, so that one label is wrong: {counts}")
-    if judge and judge.without_opinion:
-        found.append(
-            f"the {judge.name} failed on {judge.without_opinion} of {judge.pairs} pairs of "
-            f"{scored.source} and {scored.clean_source}, which go without its opinion: "
-            "--retry_failed true asks again"
-        )
     return found
