@@ -73,8 +73,8 @@ def _of_data(scored: Scored, longer_is_chosen: float) -> list[str]:
     if scored.sft_targets:
         found.append(
             f"the model was fine-tuned on responses of {scored.sft_targets} of the "
-            f"{len(scored.pairs)} pairs of {scored.source}: it finds them likely, right or wrong; audit with a model that "
-            "has not seen them"
+            f"{len(scored.pairs)} pairs of {scored.source}: it finds them likely, right or wrong; "
+            "audit with a model that has not seen them"
         )
     if max(longer_is_chosen, 1 - longer_is_chosen) >= LENGTH_EXPLAINS:
         which, share = "longer", longer_is_chosen
