@@ -74,7 +74,7 @@ def fit_coefficients(basis: Tensor, weights: Tensor, flip_rate: Tensor) -> Tenso
     Damped Fisher scoring, projected on the bounds; a step that does not gain is retried shorter.
 
     Args:
-        basis: (N, K), the odd functions of each pair's score.
+        basis: (N, K), odd functions of the pairs' scores.
         weights: (N,), how many pairs each row stands for.
         flip_rate: (R, N), the rate e at which each row's label is assumed to be flipped.
 
@@ -208,7 +208,7 @@ def expected_calibration_error(probability: Tensor, is_correct: Tensor, bins: in
 
 
 def share_of_equals(probability: Tensor, is_correct: Tensor) -> Tensor:
-    """Share correct among the pairs of each pair's own probability, (N,) float64."""
+    """For each pair, the share correct among pairs of the same probability, (N,) float64."""
     _, place = probability.unique(return_inverse=True)
     count = torch.bincount(place)
     return (torch.bincount(place, weights=is_correct.double()) / count)[place]

@@ -65,7 +65,7 @@ class EngineChoice:
     Attributes:
         make_jacobian: makes J of a noisy micro-batch.
         make_pullback: makes Jᵀ of a clean micro-batch at θ'.
-        why: what was chosen and why, in words.
+        why: what was chosen and why, for the log.
         by_pair: names of trained tensors that taps do not see, and that go pair by pair.
     """
 

@@ -37,7 +37,7 @@ class FlipRates:
     gain: float
 
     def __call__(self, pairs: PairSignals) -> Tensor:
-        """Return ε of each pair, (N,)."""
+        """Return ε for each pair, (N,)."""
         return _rates(self.weights, _ranks(sizes(pairs), self.quantiles))
 
 

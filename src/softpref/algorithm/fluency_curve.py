@@ -55,7 +55,7 @@ def _bending(t: Tensor, scale: float, knots: Tensor) -> Tensor:
 
 
 def fit_curve(t: Tensor, rate: Tensor, fold: Tensor) -> tuple[Curve, Tensor]:
-    """Return stage A, and g_A of each pair by a fit that left its fold out, (N,).
+    """Return stage A, and out-of-fold g_A for each pair, (N,).
 
     Args:
         t: (N,) fluency, minus PPLDiff.
