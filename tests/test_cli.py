@@ -70,7 +70,8 @@ def test_train_leaves_a_whole_run(files, model, capsys):
     assert not list(run.rglob("*.bin")) + list(run.rglob("*.pt")) + list(run.rglob("*.partial"))
     labels = [json.loads(line) for line in (run / "labels.jsonl").read_text().splitlines()]
     assert len(labels) == 40
-    assert set(labels[0]) == {"uid", "ppl_diff", "soft_label", "p_correct", "margin", "step"}
+    columns = {"uid", "ppl_diff", "soft_label", "p_correct", "evidence", "margin", "step"}
+    assert set(labels[0]) == columns
     history = pq.read_table(run / "label_history.parquet")
     assert history.column_names == ["uid", "step", "ppl_diff", "soft_label", "margin"]
     assert len(history) == 16

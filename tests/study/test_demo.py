@@ -37,16 +37,18 @@ def test_summary_has_its_schema_and_tells_the_papers_story(demo):
     summary = json.loads((demo / "summary.json").read_text())
     assert summary["noise_rate"] == 0.4
     assert summary["seconds"] > 0
-    dpo, mspo = summary["methods"]["dpo"], summary["methods"]["mspo"]
+    dpo, mspo, evidence = (summary["methods"][name] for name in ("dpo", "mspo", "evidence"))
     rates = {"win_rate", "win_rate_low", "win_rate_high", "preference_accuracy"}
     assert rates <= dpo.keys()
     assert rates | {"label_auroc"} <= mspo.keys()
-    for method in (dpo, mspo):
+    for method in (dpo, mspo, evidence):
         assert all(0 <= method[name] <= 1 for name in rates)
         assert method["win_rate_low"] <= method["win_rate"] <= method["win_rate_high"]
     assert mspo["win_rate_low"] > dpo["win_rate_high"]
     assert mspo["preference_accuracy"] > dpo["preference_accuracy"]
     assert mspo["label_auroc"] > 0.85
+    assert evidence["win_rate_low"] > dpo["win_rate_high"]
+    assert evidence["label_auroc"] > 0.95
 
 
 def test_labels_part_right_from_flipped_pairs(demo):
@@ -73,10 +75,10 @@ def test_without_flips_every_label_is_believed(demo, tmp_path):
 
 def test_the_report_stands_alone(demo):
     html = (demo / "report.html").read_text(encoding="utf-8")
-    assert html.count('src="data:image/png;base64,') == 2
+    assert html.count('src="data:image/png;base64,') == 3
     assert "http" not in html.replace("http-equiv", "")
     assert "<script" not in html
-    for name in ("learned_map.png", "label_curves.png"):
+    for name in ("learned_map.png", "learned_plane.png", "label_curves.png"):
         assert (demo / name).read_bytes().startswith(b"\x89PNG")
 
 

@@ -104,6 +104,7 @@ def test_labels_of_a_run_are_probabilities_that_were_trained_with(run):
     trainer, _ = run
     labels, history = trainer.label_pairs(), trainer.history.tensors()
     assert labels["soft_label"] == labels["p_correct"]
+    assert labels["evidence"] == trainer.pairs["evidence"]
     last = dict(zip(history["index"].tolist(), history["soft_label"].tolist(), strict=True))
     assert list(labels["soft_label"]) == [last[i] for i in range(PAIRS)]
     assert len(set(labels["soft_label"])) > PAIRS / 2

@@ -289,7 +289,9 @@ def test_labels_of_every_pair(tmp_path):
     trainer.train()
     labels = trainer.label_pairs()
     assert list(labels["uid"]) == list(trainer.pairs["uid"])
-    assert labels.column_names == ["uid", "ppl_diff", "soft_label", "p_correct", "margin", "step"]
+    columns = ["uid", "ppl_diff", "soft_label", "p_correct", "evidence", "margin", "step"]
+    assert labels.column_names == columns
+    assert labels["evidence"] == [None] * len(labels)  # MSPO reads none
     assert all(0 <= p <= 1 for p in labels["soft_label"])
     assert all(0 <= p <= 1 for p in labels["p_correct"])
     assert sorted(set(labels["step"])) == [1, 2, 3, 4, 5]

@@ -19,7 +19,7 @@ from softpref.data.noise import inject
 from softpref.errors import UsageError
 from softpref.evaluation.evaluator import HeldOutPairs, LabelQuality
 from softpref.options import option
-from softpref.study.figures import draw_label_curves, draw_learned_map
+from softpref.study.figures import draw_label_curves, draw_learned_map, draw_learned_plane
 from softpref.study.readings import truth_of
 from softpref.study.report import figure, page, table
 from softpref.training.align import AlignFiles, align
@@ -32,19 +32,20 @@ from softpref.world.prepare import alignment, prepare_world
 
 logger = logging.getLogger(__name__)
 
-STAGES = 5
-COMPARED = ("dpo", "mspo")
+STAGES = 6
+COMPARED = ("dpo", "mspo", "evidence")
 MARK = ".softpref-demo"
 HEADER = ("method", "win rate against SFT (95%)", "accuracy on clean pairs", "labels")
-WIDTHS = (6, 28, 23, 6)
+WIDTHS = (8, 28, 23, 6)
 
 LEAD = (
     "A tiny language model learned to sort, reverse and shift symbols from faulty answers. It was "
     "then aligned on preference pairs of which {rate} are labelled the wrong way round: by DPO, "
-    "which believes every label, and by MSPO, which learns from 150 trusted pairs how far to "
-    "believe each one. Win rate: share of new prompts on which the aligned model's answer has more "
-    "symbols in place than the SFT model's, ties left out. Accuracy: share of held-out, rightly "
-    "labelled pairs whose right answer the policy has come to prefer."
+    "which believes every label; by MSPO, which learns from 150 trusted pairs how far to believe "
+    "each one by its PPLDiff; and by softpref's `evidence`, which learns from the same pairs what "
+    "more than one signal says. Win rate: share of new prompts on which the aligned model's answer "
+    "has more symbols in place than the SFT model's, without ties. Accuracy: share of held-out, "
+    "rightly labelled pairs whose right answer the policy has come to prefer."
 )
 HOW_TO_READ_MAP = (
     "Above, what the meta-learner makes of a pair's PPLDiff: near 1 the label is believed, near 0 "
@@ -53,9 +54,16 @@ HOW_TO_READ_MAP = (
     "the flipped ones. Where the two overlap no number can tell them apart, and the map is what "
     "the trusted pairs found useful there."
 )
+HOW_TO_READ_PLANE = (
+    "Each point is a pair, coloured by the label that method `evidence` trained it with: blue is "
+    "believed, red is reversed. To the right is what several signals say for the label before "
+    "training, among them fluency, length and what the responses say. Upwards is the margin that "
+    "the policy had reached just before it saw this label. A good model has blue points in the "
+    "left panel and red ones in the right."
+)
 HOW_TO_READ_CURVES = (
-    "The mean label that pairs were trained with, step by step. The warm start parts right and "
-    "flipped labels as well as PPLDiff of the SFT model can. Where the lines keep parting, the "
+    "The mean label that MSPO's pairs were trained with, step by step. The warm start parts right "
+    "and flipped labels as well as PPLDiff of the SFT model can. Where the lines keep parting, the "
     "policy's own progress makes the signal better: that is what the paper calls dynamic. Lines "
     "that run together would mean that PPLDiff says nothing about the labels."
 )
@@ -94,7 +102,7 @@ def run_demo(options: DemoOptions) -> None:
         files = AlignFiles(world.sft, noisy, world.pairs("clean"), world.pairs("eval"),
                            str(home / method))  # fmt: skip
         align(files, MSPOConfig(**alignment(method, options.seed)))
-    _say(5, "sample answers to new prompts and compare")
+    _say(STAGES, "sample answers to new prompts and compare")
     evaluators = (Checker(world), HeldOutPairs(world.pairs("eval")), LabelQuality(noisy))
     outcomes = {
         method: {k: v for evaluate in evaluators for k, v in evaluate(home / method).items()}
@@ -152,13 +160,26 @@ def _report(
     history = read_table(run / "label_history.parquet")
     step, soft_label, is_flipped = _columns(history, truth, "step", "soft_label")
     draw_label_curves(step, soft_label, is_flipped, label_curves)
+    learned_plane = home / "learned_plane.png"
+    evidence, margin, label, is_flipped = _first_labels(home / "evidence", truth)
+    draw_learned_plane(evidence, margin, label, is_flipped, learned_plane)
     figures = [
-        figure(learned_map, "The learned map", HOW_TO_READ_MAP),
+        figure(learned_map, "What MSPO has learned", HOW_TO_READ_MAP),
+        figure(learned_plane, "What evidence has learned", HOW_TO_READ_PLANE),
         figure(label_curves, "The labels over training", HOW_TO_READ_CURVES),
     ]
     lead = LEAD.format(rate=f"{noise_rate:.0%}")
     results = table(HEADER, result_rows(outcomes))
     write_text(home / "report.html", page("softpref demo", lead, results, figures, END))
+
+
+def _first_labels(run: Path, truth: dict[str, bool]) -> list[Tensor]:
+    """Return evidence, margin, first label and truth of each pair of a run, (n,) each."""
+    history = read_table(run / "label_history.parquet").group_by("uid", use_threads=False)
+    first = history.aggregate([("margin", "first"), ("soft_label", "first")])
+    known = read_json(run / "labels.jsonl").select(["uid", "evidence"])
+    names = ("evidence", "margin_first", "soft_label_first")
+    return _columns(first.join(known, "uid"), truth, *names)
 
 
 def _columns(pairs: pa.Table, truth: dict[str, bool], *names: str) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The pictures of a run: the learned map, and the labels as they were trained with."""
+"""The pictures of a run: what it learned of labels, and the labels as they were trained with."""
 
 from __future__ import annotations
 
@@ -42,6 +42,35 @@ def draw_learned_map(
         "the policy contradicts it →",
     )
     below.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def draw_learned_plane(
+    evidence: Tensor, margin: Tensor, soft_label: Tensor, is_flipped: Tensor, path: Path
+) -> None:
+    """Draw p̂ by evidence and margin, for right and for flipped labels.
+
+    Args:
+        evidence: (n,) g of the training pairs before training, nats.
+        margin: (n,) h of each when its label was made, nats.
+        soft_label: (n,) that label.
+        is_flipped: (n,) bool, the truth.
+        path: a PNG.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, which, title in zip(
+        panels, (~is_flipped, is_flipped), ("right labels", "flipped labels"), strict=True
+    ):
+        points = axes.scatter(
+            evidence[which], margin[which], c=soft_label[which], s=5, cmap="coolwarm_r",
+            vmin=0, vmax=1,
+        )  # fmt: skip
+        axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
+        axes.axvline(0, color="grey", linewidth=0.8, linestyle=":")
+        axes.set(title=f"{int(which.sum()):,} {title}", xlabel="evidence before training, nats")
+    panels[0].set(ylabel="margin before the pair's own step, nats")
+    figure.colorbar(points, ax=panels, label="soft label p̂")
     figure.savefig(path, dpi=130)
 
 

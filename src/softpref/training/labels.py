@@ -130,6 +130,7 @@ def beliefs(
         "ppl_diff": scored.ppl_diff.numpy(),
         "soft_label": soft_label,
         "p_correct": p_correct,
+        "evidence": pa.array(scored.evidence.numpy(), from_pandas=True),  # NaN is null
         "margin": scored.margin.numpy(),
         "step": pa.array(steps.numpy(), mask=steps.numpy() < 0),
     }

@@ -296,8 +296,8 @@ class MSPOTrainer(SafeCheckpoints):
 
         Columns: `uid`; `ppl_diff` under the finished policy, nats per token; `soft_label`, the
         final V's (for `mspo_static` of PPLDiff under the starting policy), null without V;
-        `p_correct`, the probability that the label is right, null without clean pairs; `margin`,
-        nats; `step` the pair was last trained on, null if it never was.
+        `p_correct`, the probability that the label is right, null without clean pairs; `evidence`
+        before training and `margin`, nats; `step` the pair was last trained on; null if it was not.
         """
         scored = self._score(self.pairs, "labelling")
         scored = self._refits.seen(scored) if self._refits else scored
