@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -93,7 +94,7 @@ def named_runs(responses: list[str]) -> dict[str, list[str]]:
     runs: dict[str, list[str]] = {}
     for given in responses:
         name, equals, path = given.partition("=")
-        named = bool(equals) and not Path(given).exists()
+        named = bool(equals) and not os.path.exists(given)  # which a name may be too long for
         if not named:
             name, path = Path(given).stem, given
         if path in runs.setdefault(name, []):

@@ -24,6 +24,7 @@ from softpref.data.readers import column, dataset_rows
 from softpref.data.sources import LoadedPairs, load_pairs, names_of, subset
 from softpref.data.splits import hold_out_clean
 from softpref.errors import UsageError
+from softpref.markup import for_markdown, shortened
 from softpref.options import option, require
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
@@ -256,6 +257,10 @@ def _noise_rate_source(trainer: MSPOTrainer) -> str:
     return "perpcorrect's fit" if trainer.correction else "estimated"
 
 
+def _named(source: str) -> str:
+    return for_markdown(shortened(Path(source).name))
+
+
 def model_card(record: dict[str, Any]) -> str:
     """Return the model card of a run, in the hub's format."""
     method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
@@ -266,7 +271,7 @@ def model_card(record: dict[str, Any]) -> str:
         rate = f"{noise['rate']:.1%} ({record['noise_rate_source']})"
     pairs = record["data"]["train"]["pairs"]
     by_source = "".join(
-        f"| of the {of['pairs']:,} from {Path(of['source']).name} | "
+        f"| of the {of['pairs']:,} from {_named(of['source'])} | "
         f"{NoiseRate(**of['noise_rate']) if of['noise_rate'] else NOT_ESTIMATED} |\n"
         for of in record["data"]["train"].get("sources", [])
     )
@@ -277,7 +282,7 @@ library_name: {library}
 tags: [softpref, {method}, preference-alignment]
 ---
 
-# {Path(base).name} aligned with {method}
+# {_named(base)} aligned with {method}
 
 Made by softpref {record["versions"]["softpref"]}: method `{method}` ({record["source"]}), recipe
 `{options["recipe"]}`, {options["tuning"]} tuning, β = {options["beta"]}, {record["steps"]} steps.
