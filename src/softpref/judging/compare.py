@@ -22,6 +22,7 @@ from softpref.judging.rates import Agreement, agreement, judged_rate
 from softpref.judging.report import Contest, draw, latex, markdown
 from softpref.judging.responses import join
 from softpref.options import option, require
+from softpref.plots import save_figure
 from softpref.training.output import write_text
 
 logger = logging.getLogger(__name__)
@@ -154,6 +155,6 @@ def _write(
     write_text(output / "compare.tex", latex(rates))
     figure = draw(rates)
     for kind in ("png", "svg"):
-        figure.savefig(output / f"compare.{kind}", dpi=130)
+        save_figure(figure, output / f"compare.{kind}")
     accounts = "\n".join(f"{c.words}: {account_words(found)}" for c, found in judged.items())
     logger.info("%s\n%s\nwritten: %s", text, accounts, output / "compare.md")

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
+from softpref.plots import save_figure
 from softpref.study.choices import USUAL, StudyOptions, asked_cells, checked
 from softpref.study.claims import claimed
 from softpref.study.grid import Cell, Target
@@ -256,4 +257,4 @@ def _draw(path: Path, target: Target, cells: Sequence[Cell], results: Results) -
     if target.picture and results.cells:
         figure = target.picture(cells, results.cells)
         for kind in ("png", "svg"):
-            figure.savefig(path.with_suffix(f".{kind}"), dpi=130)
+            save_figure(figure, path.with_suffix(f".{kind}"))

@@ -23,6 +23,7 @@ from softpref.data.mixing import MIX, mixed, shares_of
 from softpref.data.readers import column, dataset_rows
 from softpref.data.sources import LoadedPairs, load_pairs, names_of, subset
 from softpref.data.splits import hold_out_clean
+from softpref.data.temporary import fsync_all
 from softpref.errors import UsageError
 from softpref.markup import for_markdown, shortened
 from softpref.options import option, require
@@ -150,6 +151,7 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
         shutil.copy(Path(files.model) / SFT_TARGETS, output)
     record = run_record(trainer, files, provenance, seen) | {"evaluation": evaluation_metrics}
     write_text(output / "README.md", model_card(record))
+    fsync_all(output)
     write_text(output / RUN_RECORD, json.dumps(record, indent=2) + "\n")
     logger.info("written: %s", output)
 

@@ -12,7 +12,6 @@ says why. Beside what `save_pretrained` writes, a checkpoint holds
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 from pathlib import Path
@@ -31,6 +30,7 @@ from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xl
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.shards import is_sharded
+from softpref.data.temporary import fsync
 from softpref.errors import UsageError
 from softpref.training import interrupts
 from softpref.training.config import refuse_sharding
@@ -370,15 +370,6 @@ def _publish(partial: Path, final: Path) -> None:
 def _put_aside(checkpoint: Path) -> Path:
     """Takes a checkpoint's name away before it is deleted: a crash must not leave half of it."""
     return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))
-
-
-def fsync(path: Path) -> None:
-    """Make a file's content, or a directory's names, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _seal(path: Path) -> dict[str, int | str]:

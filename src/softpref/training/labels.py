@@ -6,7 +6,6 @@ Shapes: n training pairs.
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from softpref.algorithm.calibration import (
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
+from softpref.data.temporary import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,8 @@ class LabelHistory:
         columns = {name: values.numpy() for name, values in self.tensors().items()}
         index = columns.pop("index")
         table = pa.table({"uid": uids.take(pa.array(index)), **columns})
-        partial = path.with_suffix(".partial")
-        pq.write_table(table, partial)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            pq.write_table(table, partial)
 
 
 def beliefs(

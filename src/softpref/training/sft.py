@@ -27,6 +27,7 @@ from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sf
 from softpref.data.mixing import MIX, mixed, shares_of
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
+from softpref.data.temporary import fsync_all
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
 from softpref.options import option, refuse_non_finite, require
@@ -229,6 +230,7 @@ def fine_tune(
     trainer.save_model()
     output = Path(str(config.output_dir))
     if trainer.ranks.is_first:
+        fsync_all(output)
         write_sft_targets(output, targets)
     return output
 
