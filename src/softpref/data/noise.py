@@ -17,6 +17,7 @@ from softpref.data.sources import Intake
 from softpref.data.temporary import replacing
 from softpref.data.writers import ENDINGS, Row, write_rows
 from softpref.errors import UsageError
+from softpref.places import file_to_write
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def require_new_file(source: str, output: str) -> None:
     Raises:
         UsageError: If its ending is unknown, it is the source or exists, or its folder is missing.
     """
-    path = Path(output)
+    path = file_to_write(output)
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"--output {path}: unknown ending. Use one of {', '.join(ENDINGS)}.")
     if path.resolve() == Path(source).resolve():

@@ -22,6 +22,7 @@ from softpref.judging.rates import Agreement, agreement, judged_rate
 from softpref.judging.report import Contest, draw, latex, markdown
 from softpref.judging.responses import join
 from softpref.options import option, require
+from softpref.places import directory_to_write
 from softpref.plots import save_figure
 from softpref.training.output import write_text
 
@@ -60,13 +61,14 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     """
     for name in ("responses", "baseline", "output"):
         require(getattr(files, name), f"--{name}")
+    output = directory_to_write(files.output)
     check_judge(options)
     second = None
     if files.second_judge:
         second = judge_from_file(files.second_judge, "--second_judge", files.second_judge_key)
     runs = named_runs(files.responses or [])
     contests = _contests(runs, str(files.baseline), head_to_head=files.head_to_head)
-    output, judge = Path(files.output), make_judge(options)
+    judge = make_judge(options)
     other = make_judge(second) if second else None
     agreements: dict[str, Agreement | None] = {}
     controls = None

@@ -27,6 +27,7 @@ from softpref.evaluation.generate import sample
 from softpref.judging.responses import Prompt, load_prompts, prompt_uid
 from softpref.judging.scored import on_accelerator
 from softpref.options import option, require
+from softpref.places import file_to_write
 from softpref.training.fit import require_known_tokens, require_sound
 from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.output import one_writer, write_lines, write_text
@@ -240,7 +241,7 @@ def _check(options: GenerateOptions) -> None:
         require(getattr(options, name), f"--{name}")
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(f"--output {options.output}: name a .jsonl file.")
-    _require_new(Path(options.output))
+    _require_new(file_to_write(options.output))
     for name in ("samples", "max_new_tokens", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)}: must be at least 1.")

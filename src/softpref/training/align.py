@@ -27,6 +27,7 @@ from softpref.data.temporary import fsync_all
 from softpref.errors import UsageError
 from softpref.markup import for_markdown, shortened
 from softpref.options import option, require
+from softpref.places import directory_to_write
 from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
 from softpref.training.needs import noise_of_sources
@@ -107,7 +108,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
         require(getattr(files, name), f"--{name}")
     if config.output_dir not in (None, "trainer_output"):
         raise UsageError("--output_dir: write --output.")
-    with first_writes(Path(files.output), config.process_index):
+    with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=RUN_RECORD
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from softpref.data.temporary import collect_partials, fsync, replacing
 from softpref.errors import UsageError
+from softpref.places import directory_to_write
 from softpref.training.checkpoints import PARTIAL, newest_complete
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,9 @@ def new_directory(path: str) -> Path:
     """Return an output directory that is not there yet, or empty.
 
     Raises:
-        UsageError: it holds something, or is a file.
+        UsageError: it holds something, or cannot be written.
     """
-    directory = Path(path)
-    if directory.is_file():
-        raise UsageError(f"--output {path}: is a file; give a directory.")
+    directory = directory_to_write(path)
     collect_partials(directory)
     if directory.is_dir() and any(directory.iterdir()):
         raise UsageError(f"--output {path}: is not empty; choose a new directory.")
@@ -51,13 +50,13 @@ def run_directory(path: str, resume: str | None, *, finished: str) -> tuple[Path
         finished: the file that a run writes last.
 
     Raises:
-        UsageError: the directory holds a finished run or something else, or is a file.
+        UsageError: the directory holds a finished run or something else.
     """
     directory = Path(path)
     if resume_point(resume) is True and (directory / finished).exists():
         raise UsageError(f"--output {path}: holds a finished run; choose a new directory.")
     if resume_point(resume) or not directory.is_dir() or not any(directory.iterdir()):
-        return (new_directory(path) if directory.is_file() else directory), resume
+        return directory, resume
     names = [entry.name for entry in directory.iterdir()]
     if resume is None and finished not in names:
         checkpoint, skipped = newest_complete(directory)

@@ -31,6 +31,7 @@ from softpref.data.temporary import fsync_all
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
 from softpref.options import option, refuse_non_finite, require
+from softpref.places import directory_to_write
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import refuse_too_large
 from softpref.training.fit import require_known_tokens, require_sound
@@ -151,7 +152,7 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     """
     for name in ("model", "train", "output"):
         require(getattr(files, name), f"--{name}")
-    with first_writes(Path(files.output), config.process_index):
+    with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
         )
