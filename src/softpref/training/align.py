@@ -29,6 +29,7 @@ from softpref.markup import for_markdown, shortened
 from softpref.options import option, require
 from softpref.places import directory_to_write
 from softpref.training.config import MSPOConfig
+from softpref.training.labels import known_flips
 from softpref.training.metrics import auroc
 from softpref.training.needs import noise_of_sources
 from softpref.training.output import (
@@ -184,9 +185,9 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
                 "from right ones, and this was about DPO at β = %.3g",
                 low, high, beta * abs(low + high - 1),
             )  # fmt: skip
-    if labels["p_correct"][0] is None or "is_flipped" not in pairs.column_names:
+    is_flipped = known_flips(pairs)
+    if labels["p_correct"][0] is None or is_flipped is None:
         return
-    is_flipped = torch.tensor(column(pairs, "is_flipped").to_numpy())
     if 0 < is_flipped.sum() < len(is_flipped):
         found = auroc(torch.tensor(column(labels, "p_correct").to_numpy()), ~is_flipped)
         logger.info("labels: p_correct tells right from flipped labels with AUROC %.3f", found)
