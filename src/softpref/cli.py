@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from softpref.columns import ColumnOptions
 from softpref.errors import UsageError
 from softpref.options import did_you_mean, option, parse, require
-from softpref.terminal import PrintableFormatter, printable, say
+from softpref.terminal import PrintableFormatter, printable, say, unfailing_output
 
 if TYPE_CHECKING:
     from softpref.data.noise import Injected
@@ -250,6 +250,14 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake is one message and exit code 2."""
+    try:
+        with unfailing_output():
+            _run(arguments)
+    except UsageError as error:
+        _fail(f"softpref: {error}")
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("--help", "-h"):
         print(USAGE, end="")
