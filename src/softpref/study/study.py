@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
+from softpref.memory import is_out_of_memory, memory_words
 from softpref.plots import save_figure
 from softpref.study.choices import USUAL, StudyOptions, asked_cells, checked
 from softpref.study.claims import claimed
@@ -173,6 +174,8 @@ def _outcome(done: Future[Any], home: Path) -> Any:
         return done.result()
     if isinstance(error, UsageError):
         return str(error)
+    if is_out_of_memory(error):
+        return memory_words("study", error)
     return f"{type(error).__name__}: {error}; the run's log is in {home}/worker-*.log"
 
 
