@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from datasets import Dataset
@@ -85,6 +85,16 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
             | {name: getattr(args, name, None) for name in SFT_IDENTITY}
             | {"responses a step": responses * self.ranks.count}
         )
+
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+        """Return TRL's count of tokens, and what it noted since the last log line."""
+        noted = {name: [*map(float, values)] for name, values in self._metrics["train"].items()}
+        return {}, {"tokens": int(self._total_train_tokens), "noted": cast(JSON, noted)}
+
+    def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
+        """Go on from `extra_state`; checkpoints of an older version have none."""
+        self._total_train_tokens = cast(int, values.get("tokens", 0))
+        self._metrics["train"].update(cast(dict[str, list[float]], values.get("noted", {})))
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
