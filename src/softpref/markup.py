@@ -8,7 +8,7 @@ from softpref.terminal import printable
 
 LONGEST = 60
 """Characters of a name in a plot or table."""
-_LATEX = {mark: f"\\{mark}" for mark in "&%_#${}"} | {
+_LATEX: dict[str, str | int | None] = {mark: f"\\{mark}" for mark in "&%_#${}"} | {
     "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
     "±": r"$\pm$", "–": "--",

@@ -95,7 +95,7 @@ def unfailing_output() -> Iterator[None]:
     """
     before = sys.stdout, sys.stderr
     out, err = _Unfailing(sys.stdout), _Unfailing(sys.stderr)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     ended = None
     try:
         yield

@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from softpref.training.states import JSON
+
 SUMS = ("_total_loss_scalar", "_tr_loss", "_globalstep_last_logged")
 """The loss up to the last log line and since then, both summed over steps; that line's step."""
 
 
-def running_loss(trainer: Trainer) -> dict[str, float]:
+def running_loss(trainer: Trainer) -> dict[str, JSON]:
     """Return the sums as they are between two steps."""
     return {name: float(getattr(trainer, name, 0.0)) for name in SUMS}
 
@@ -23,7 +25,7 @@ class ResumedLoss(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self.before: dict[str, float] | None = None
+        self.before: Any = None
 
     def mean(self, steps: int) -> float:
         """Return `train_loss` of a run of which no step is left; 0 where the sums are unknown."""
