@@ -133,3 +133,13 @@ def test_numbers_that_are_not_finite_are_refused(value):
         parse("test", [f"--rate={value}"], Numbers)
     with pytest.raises(UsageError, match="--shares .*: must be a finite number"):
         parse("test", [f"--shares={value}"], Numbers)
+
+
+@pytest.mark.parametrize("name", ["bad-\udcff.jsonl", "a\0b"])
+def test_a_name_that_is_no_text_is_refused(name):
+    @dataclass
+    class Named:
+        files: list[str] | None = option("")
+
+    with pytest.raises(UsageError, match=r"--files .*: is not UTF-8 text; rename it"):
+        parse("test", ["--files", "good.jsonl", name], Named)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Literal
 
 from softpref.columns import ColumnOptions
 from softpref.errors import UsageError
+from softpref.memory import is_out_of_memory, memory_words
 from softpref.options import did_you_mean, option, parse, require
-from softpref.terminal import PrintableFormatter, printable, say
+from softpref.terminal import PrintableFormatter, printable, say, unfailing_output
 
 if TYPE_CHECKING:
     from softpref.data.noise import Injected
@@ -250,6 +251,14 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake is one message and exit code 2."""
+    try:
+        with unfailing_output():
+            _run(arguments)
+    except UsageError as error:
+        _fail(f"softpref: {error}")
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("--help", "-h"):
         print(USAGE, end="")
@@ -285,10 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(f"softpref {command}: {str(error).strip().splitlines()[0]}")
     except (OSError, SafetensorError, sqlite3.OperationalError) as error:
-        words = _disk_words(error)
+        words = memory_words(command, error) if is_out_of_memory(error) else _disk_words(error)
         if words is None:
             raise
         _fail(f"softpref {command}: {words}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(f"softpref {command}: {memory_words(command, error)}")
     except KeyboardInterrupt:
         print("interrupted; run the same command to resume, sft and train from their last "
               "checkpoint (--save_steps)", file=sys.stderr)  # fmt: skip
@@ -301,7 +314,14 @@ def _disk_words(error: Exception) -> str | None:
     """Say which disk is full or cannot be written; None where it is something else."""
     numbers = {
         number: os.strerror(number)
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+        for number in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENAMETOOLONG,
+        )
     }
     if isinstance(error, sqlite3.OperationalError):  # of what reading keeps on disk for a while
         return f"{tempfile.gettempdir()}: {error}; make room, or set TMPDIR to a place with more."

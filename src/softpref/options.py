@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -27,6 +28,7 @@ FLAGS_ALONE = {
     "push_to_hub": "it sends the model away",
 }
 """What a --config may not set, and why: who writes the file need not be who runs the command."""
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def option(text: str, default: Any = None) -> Any:
@@ -91,6 +93,7 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
         raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
     for found in parsed:
         refuse_non_finite(found)
+        _refuse_other_encodings(found)
     return tuple(parsed)
 
 
@@ -104,6 +107,18 @@ def refuse_non_finite(options: Any) -> None:
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UsageError(f"--{name} {number}: must be a finite number.")
+
+
+def _refuse_other_encodings(options: Any) -> None:
+    """Refuse names that no file of text can repeat, such as run.json or a report.
+
+    Raises:
+        UsageError: the message names the option.
+    """
+    for name, value in vars(options).items():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and _NO_TEXT.search(text):
+                raise UsageError(f"--{name} {text}: is not UTF-8 text; rename it.")
 
 
 def _help(is_shown: bool, help: str = "", default: Any = None, **_: Any) -> str:

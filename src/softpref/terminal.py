@@ -3,6 +3,11 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from softpref.errors import UsageError
 
 SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 """Endings of the names of environment variables whose values are never shown."""
@@ -47,3 +52,65 @@ class PrintableFormatter(logging.Formatter):
 def say(text: str) -> None:
     """Print a line to stdout."""
     sys.stdout.write(printable(text) + "\n")
+
+
+class _Unfailing:
+    """A stream that drops what it is given once nothing can be written to it any more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self.error = self.error or error
+        # What is buffered would fail again, at the process's end at the latest.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def unfailing_output() -> Iterator[None]:
+    """Let work be done to its end when what it prints can no longer be written.
+
+    Raises:
+        UsageError: at the end, where stdout could not be written; a pipe that its reader has closed
+            is no error.
+    """
+    before = sys.stdout, sys.stderr
+    out, err = _Unfailing(sys.stdout), _Unfailing(sys.stderr)
+    sys.stdout, sys.stderr = out, err
+    ended = None
+    try:
+        yield
+    except SystemExit as end:
+        ended = end
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before
+    if ended and ended.code:
+        raise ended
+    if out.error and not isinstance(out.error, BrokenPipeError):
+        raise UsageError(
+            f"stdout: {out.error.strerror}; what was printed from then on is lost, files that were "
+            "written are complete. Print to a place with more room."
+        )
+    if ended:
+        raise ended

@@ -5,13 +5,23 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from contextlib import suppress
 
 import pyarrow as pa
 import pytest
 
 from softpref.data.books import Books
 from softpref.data.readers import store
-from softpref.data.temporary import OWNER, PREFIX, collect, temporary_folder
+from softpref.data.temporary import (
+    OWNER,
+    PARTIAL,
+    PREFIX,
+    collect,
+    collect_partials,
+    replacing,
+    temporary_folder,
+)
+from softpref.training.output import one_writer, run_directory
 
 
 @pytest.fixture
@@ -79,3 +89,54 @@ def test_books_go_with_their_last_reference(home):
     del books
     gc.collect()
     assert list(home.iterdir()) == []
+
+
+def begun(path):
+    """Begin to write a file, and stop half-way."""
+    writing = replacing(path)
+    writing.__enter__().write_text("half")
+    return writing
+
+
+def test_a_half_written_file_of_a_killed_process_goes_and_that_of_a_living_one_stays(tmp_path):
+    path, kept = tmp_path / "labels.jsonl", []
+    (tmp_path / "own.partial").write_text("a user's")
+    child = in_child(lambda: kept.append(begun(path)))
+    (half,) = tmp_path.glob(PARTIAL)
+    collect_partials(tmp_path)
+    assert half.read_text() == "half"
+    kill(child)
+    with replacing(path) as partial:
+        partial.write_text("whole")
+        assert not half.exists()
+    assert sorted(os.listdir(tmp_path)) == ["labels.jsonl", "own.partial"]
+    assert path.read_text() == "whole"
+
+
+def test_a_start_collects_what_the_last_one_left(tmp_path):
+    output, kept = tmp_path / "run", []
+    output.mkdir()
+    kill(in_child(lambda: kept.append(begun(output / "run.json"))))
+    assert list(output.glob(PARTIAL))
+    with one_writer(output):
+        assert run_directory(str(output), None, finished="run.json") == (output, None)
+        assert list(output.iterdir()) == []
+
+
+def test_a_file_is_on_disk_before_it_has_its_name_and_errors_leave_none(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a", []
+    monkeypatch.setattr(os, "fsync", lambda d: synced.append((os.fstat(d).st_ino, path.exists())))
+    with replacing(path) as partial:
+        partial.write_text("whole")
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    with suppress(KeyboardInterrupt), replacing(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["a"]
+    assert path.read_text() == "whole"
+
+
+def umask():
+    os.umask(mask := os.umask(0))
+    return mask

@@ -84,3 +84,23 @@ def test_history_keeps_every_label_and_the_last_step(tmp_path):
     assert rows["ppl_diff"] == [0.5, -0.5, 0.5, -0.5]
     assert rows["soft_label"] == pytest.approx([0.2, 0.9, 0.2, 0.9])
     assert rows["margin"] == [3.0] * 4
+
+
+def test_auroc_is_over_all_pairs_seen_so_far_by_their_latest_labels():
+    history, is_flipped = LabelHistory(), torch.tensor([False, True, False, True, True])
+
+    def train_on(step, index, soft_label):
+        scored = pairs([0.0] * len(index))
+        move = Move([], torch.tensor(0.0), scored, torch.tensor(soft_label))
+        history.record(step, torch.tensor(index), scored.ppl_diff, move)
+
+    assert history.auroc(is_flipped) == {}
+    train_on(1, [0, 2], [0.3, 0.8])
+    assert history.auroc(is_flipped) == {}  # no flipped pair was seen
+    train_on(2, [1, 3], [0.5, 0.6])
+    assert history.auroc(is_flipped) == {"labels/auroc": 0.5}
+    train_on(3, [0, 1], [0.7, 0.65])  # a second pass: 0.7 and 0.8 against 0.65 and 0.6
+    assert history.auroc(is_flipped) == {"labels/auroc": 1.0}
+    resumed = LabelHistory()
+    resumed.restore(history.tensors())
+    assert resumed.auroc(is_flipped) == {"labels/auroc": 1.0}

@@ -173,6 +173,9 @@ def test_the_loss_is_on_the_response_only(tmp_path, tokenizer, pairs, prompt, an
     assert torch.equal(labels[length:], ids[length:])
 
 
+TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+
+
 class StopAt6(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 6:
@@ -182,9 +185,20 @@ class StopAt6(TrainerCallback):
 @pytest.mark.parametrize("adapter", [None, LoraConfig(r=2, target_modules=["q_proj"])])
 def test_an_interrupted_run_resumes_exactly(tmp_path, tokenizer, adapter, monkeypatch):
     name = "adapter_model.safetensors" if adapter else "model.safetensors"
-    fine_tune(tiny(), tokenizer, TEXT, config(tmp_path / "whole"), adapter)
-
+    logged = []
     train = SoftprefSFTTrainer.train
+
+    def recorded(self, *args, **kwargs):
+        done = train(self, *args, **kwargs)
+        lines = [
+            {k: v for k, v in line.items() if k not in TIMES} for line in self.state.log_history
+        ]
+        logged.append((lines, done.training_loss))
+        return done
+
+    monkeypatch.setattr(SoftprefSFTTrainer, "train", recorded)
+    # Lines are of 3 steps and checkpoints of 4: one saves a line that has begun.
+    fine_tune(tiny(), tokenizer, TEXT, config(tmp_path / "whole", logging_steps=3), adapter)
 
     def interrupted(self, *args, **kwargs):
         self.add_callback(StopAt6())
@@ -193,12 +207,16 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, tokenizer, adapter, monkey
     with monkeypatch.context() as patch:
         patch.setattr(SoftprefSFTTrainer, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            fine_tune(tiny(), tokenizer, TEXT, config(tmp_path / "cut"), adapter)
+            fine_tune(tiny(), tokenizer, TEXT, config(tmp_path / "cut", logging_steps=3), adapter)
     assert newest_complete(tmp_path / "cut")[0] == tmp_path / "cut" / "checkpoint-4"
     assert not (tmp_path / "cut" / "sft_targets.json").exists()
 
-    again = config(tmp_path / "cut", resume_from_checkpoint=True)
+    again = config(tmp_path / "cut", resume_from_checkpoint=True, logging_steps=3)
     fine_tune(tiny(), tokenizer, TEXT, again, adapter)
+    (of_whole, loss), (of_cut, resumed_loss) = logged
+    assert resumed_loss == loss
+    assert [line.get("num_tokens") for line in of_cut] == [60, 120, 180, 240, None]
+    assert of_cut == of_whole
     whole, cut = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[key], cut[key]) for key in whole)

@@ -41,6 +41,9 @@ def test_a_run_moves_the_policy_and_logs_trls_metrics(method, tmp_path):
     before = weights(trainer.policy)
     trainer.train()
     assert not same(weights(trainer.policy), before)
+    *_, last = (line for line in trainer.state.log_history if "loss" in line)
+    so_far = trainer.history.auroc(torch.tensor(trainer.pairs["is_flipped"][:]))
+    assert last["labels/auroc"] == so_far["labels/auroc"]
     line = trainer.state.log_history[0]
     for name in ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
                  "logps/chosen", "logps/rejected", "labels/mean", "labels/below_half",

@@ -31,6 +31,7 @@ from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.options import option, require
+from softpref.places import directory_to_write
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
 from softpref.training.config import MSPOConfig
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
@@ -124,7 +125,7 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             nothing is written but the verdicts that the judge has given by then.
     """
     require(options.output, "--output")
-    output = Path(options.output)
+    output = directory_to_write(options.output)
     _refuse_other_contents(output)
     asked = _asked(options)
     marks = _marks_of(options.marks, asked) if options.marks else {}
@@ -218,6 +219,7 @@ def _audit(options: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
     judge = None
     if judged_by:
         require(options.output, "--output")
+        directory_to_write(options.output)
         check_judge(judged_by)
         judge = make_judge(judged_by)  # what it lacks is said before an hour of scoring
     signals = _signals(options.signals)
@@ -326,8 +328,6 @@ def _of_run(options: AuditOptions) -> AuditOptions:
 
 
 def _refuse_other_contents(output: Path) -> None:
-    if output.is_file():
-        raise UsageError(f"--output {output}: is a file; give a directory.")
     holds = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
     verdicts = {VERDICTS, f"{VERDICTS}.lock"}  # of an audit that was interrupted
     if holds - verdicts and SUMMARY not in holds and not is_unfinished(output):

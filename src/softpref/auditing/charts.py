@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
+
+from softpref.markup import for_html
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 300, 170, 40, 24
 BINS = 40
@@ -34,7 +35,7 @@ def bars(values: Mapping[str, float], title: str, caption: str) -> str:
     most = max(values.values()) or 1.0
     step = max(HEIGHT / len(values), 24)
     drawn = "".join(
-        f'<text x="0" y="{i * step + 14:.0f}">{escape(name)} {value:.2f}</text>'
+        f'<text x="0" y="{i * step + 14:.0f}">{for_html(name)} {value:.2f}</text>'
         f'<rect class="bar" x="0" y="{i * step + 20:.0f}" width="{WIDTH * value / most:.1f}" '
         f'height="{min(step - 22, 16):.1f}"/>'
         for i, (name, value) in enumerate(values.items())
@@ -63,12 +64,12 @@ def _figure(drawn: str, across: Sequence[str], up: Sequence[str], title: str, ca
     base = HEIGHT - BOTTOM
     below = "".join(
         f'<text x="{LEFT + i * (WIDTH - LEFT) / 2:.0f}" y="{HEIGHT - 6}" '
-        f'text-anchor="{anchor}">{escape(label)}</text>'
+        f'text-anchor="{anchor}">{for_html(label)}</text>'
         for i, (label, anchor) in enumerate(zip(across, ("start", "middle", "end"), strict=True))
     )
     beside = "".join(
         f'<text x="{LEFT - 5}" y="{_height(share) + 4:.0f}" text-anchor="end">'
-        f"{escape(label)}</text>"
+        f"{for_html(label)}</text>"
         for label, share in zip(up, (0, 1), strict=True)
     )
     axes = (
@@ -80,7 +81,7 @@ def _figure(drawn: str, across: Sequence[str], up: Sequence[str], title: str, ca
 
 def _framed(drawn: str, read_out: str, title: str, caption: str) -> str:
     return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(read_out)}">'
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{for_html(read_out)}">'
         f"{drawn}</svg>"
-        f"<figcaption><strong>{escape(title)}.</strong> {escape(caption)}</figcaption></figure>"
+        f"<figcaption><strong>{for_html(title)}.</strong> {for_html(caption)}</figcaption></figure>"
     )

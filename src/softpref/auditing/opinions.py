@@ -28,6 +28,7 @@ from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Comparison, Judge, questions_of
 from softpref.judging.responses import comparison_of_pair
 from softpref.judging.scored import RewardModel
+from softpref.progress import Progress
 from softpref.training.evidence import OPINION
 from softpref.training.output import read_columns, write_columns
 from softpref.training.reference import PART, default_cache
@@ -99,11 +100,13 @@ def _opinion(pairs: Dataset, model: RewardModel, name: str) -> Tensor:
     by_uid = questions_of(_comparisons(pairs), "both", 0)
     questions = [as_labelled for as_labelled, _ in by_uid.values()]
     logger.info("%s: %d responses to score", name, 2 * len(questions))
-    numbers = [
-        math.nan if isinstance(answer, Answer) else answer
-        for start in range(0, len(questions), PAIRS_AT_ONCE)
-        for answer in model.differences(questions[start : start + PAIRS_AT_ONCE])
-    ]
+    numbers: list[float] = []
+    with Progress(name, len(questions), "pair") as bar:
+        for start in range(0, len(questions), PAIRS_AT_ONCE):
+            some = questions[start : start + PAIRS_AT_ONCE]
+            answers = model.differences(some)
+            numbers += [math.nan if isinstance(each, Answer) else each for each in answers]
+            bar.update(len(some))
     opinion = torch.tensor(numbers, dtype=torch.float64)
     write_columns(path, {"opinion": opinion})
     return opinion

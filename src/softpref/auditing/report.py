@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from random import Random
@@ -24,6 +23,7 @@ from softpref.auditing.explanations import words_of
 from softpref.auditing.summary import Summary, how_far
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
+from softpref.markup import for_html
 from softpref.training.output import write_text
 
 REPORT = "report.html"
@@ -54,9 +54,9 @@ def write_report(
         (page / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html")
     )
     data = page_data(rows, pairs, fingerprint, seed)
-    warnings = "".join(f'<p class="warning">{escape(words)}</p>' for words in summary.warnings)
+    warnings = "".join(f'<p class="warning">{for_html(words)}</p>' for words in summary.warnings)
     by_source = [str(of).replace("wrong", "Wrong", 1) for of in summary.sources]
-    sources = "".join(f"<p>{escape(words)}.</p>" for words in by_source)
+    sources = "".join(f"<p>{for_html(words)}.</p>" for words in by_source)
     write_text(
         path,
         Template(frame).substitute(
@@ -64,7 +64,7 @@ def write_report(
             script=script,
             style_hash=_hash(style),
             script_hash=_hash(script),
-            headline=escape(headline(summary)),
+            headline=for_html(headline(summary)),
             warnings=sources + warnings,
             charts="\n".join(charts(rows, summary)),
             data=_inert(data),

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from softpref.data.messages import Text
+from softpref.data.temporary import replacing
 from softpref.errors import UsageError
 
 SFT_TARGETS = "sft_targets.json"
@@ -34,7 +35,8 @@ def write_sft_targets(model_directory: str | Path, fingerprints: Iterable[str]) 
     """Records beside a model the fingerprints of its SFT targets."""
     record = {"format": 1, "fingerprints": sorted(fingerprints)}
     path = Path(model_directory) / SFT_TARGETS
-    path.write_text(json.dumps(record, indent=0), encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record, indent=0), encoding="utf-8")
 
 
 def count_sft_targets(model_directory: str, pairs: Dataset) -> int:

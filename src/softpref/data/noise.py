@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,10 @@ from softpref.columns import STANDARD, Columns
 from softpref.data.bad_rows import BadRow, in_words
 from softpref.data.readers import read_rows, schema_of
 from softpref.data.sources import Intake
+from softpref.data.temporary import replacing
 from softpref.data.writers import ENDINGS, Row, write_rows
 from softpref.errors import UsageError
+from softpref.places import file_to_write
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def require_new_file(source: str, output: str) -> None:
     Raises:
         UsageError: If its ending is unknown, it is the source or exists, or its folder is missing.
     """
-    path = Path(output)
+    path = file_to_write(output)
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"--output {path}: unknown ending. Use one of {', '.join(ENDINGS)}.")
     if path.resolve() == Path(source).resolve():
@@ -159,13 +160,10 @@ def _refuse_to_write_over(path: Path) -> None:
 @contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it if all went well and removed if not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        _refuse_to_write_over(path)  # what another command has written meanwhile
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            yield temporary
+            _refuse_to_write_over(path)  # what another command has written meanwhile
     except UsageError:
         raise
     except (OSError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
@@ -173,8 +171,6 @@ def _new_file(path: Path) -> Iterator[Path]:
             f"--output {path} cannot be written: {error}. Give a path in a folder that exists, "
             "with an ending that can hold these columns (.jsonl for messages)."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _flagged_schema(source: str) -> pa.Schema | None:

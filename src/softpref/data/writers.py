@@ -66,7 +66,7 @@ def _in_another_form(value: Any) -> tuple[str, object]:
 
 
 def write_rows(path: Path, rows: Iterator[Row], output: str, schema: pa.Schema | None) -> None:
-    """Write rows to a path that is not there yet.
+    """Write rows to a path.
 
     Args:
         path: The file.
@@ -82,20 +82,20 @@ def write_rows(path: Path, rows: Iterator[Row], output: str, schema: pa.Schema |
 
 
 def _write_jsonl(path: Path, rows: Iterator[Row]) -> None:
-    with path.open("x", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _write_json(path: Path, rows: Iterator[Row]) -> None:
-    with path.open("x", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         for index, row in enumerate(rows):
             file.write((",\n" if index else "[\n") + json.dumps(row, ensure_ascii=False))
         file.write("\n]\n")
 
 
 def _write_csv(path: Path, rows: Iterator[Row]) -> None:
-    with path.open("x", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer: csv.DictWriter[str] | None = None
         for row in rows:
             if writer is None:

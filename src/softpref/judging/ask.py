@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from softpref.errors import UsageError
 from softpref.judging.endpoint import Endpoint
 from softpref.judging.log import VerdictLog
@@ -16,6 +14,7 @@ from softpref.judging.options import JudgeOptions
 from softpref.judging.outcomes import Outcome, leaning, outcomes_of
 from softpref.judging.questions import Answer, Comparison, Judge, Question, judge_hash, questions_of
 from softpref.judging.scored import ImplicitReward, RewardModel, RightAnswers
+from softpref.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +90,7 @@ def put(
         judge.has_answered = is_known
     streak: list[Question] = []
     asked = 0
-    bar = tqdm(total=len(missing), desc=what, unit="call", disable=None, delay=1)
-    with bar:
+    with Progress(what, len(missing), "call") as bar:
         for question, answer in judge.ask(list(missing.values())):
             log.add(question, answer, name)
             bar.update()

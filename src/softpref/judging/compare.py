@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -21,6 +22,8 @@ from softpref.judging.rates import Agreement, agreement, judged_rate
 from softpref.judging.report import Contest, draw, latex, markdown
 from softpref.judging.responses import join
 from softpref.options import option, require
+from softpref.places import directory_to_write
+from softpref.plots import save_figure
 from softpref.training.output import write_text
 
 logger = logging.getLogger(__name__)
@@ -58,13 +61,14 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     """
     for name in ("responses", "baseline", "output"):
         require(getattr(files, name), f"--{name}")
+    output = directory_to_write(files.output)
     check_judge(options)
     second = None
     if files.second_judge:
         second = judge_from_file(files.second_judge, "--second_judge", files.second_judge_key)
     runs = named_runs(files.responses or [])
     contests = _contests(runs, str(files.baseline), head_to_head=files.head_to_head)
-    output, judge = Path(files.output), make_judge(options)
+    judge = make_judge(options)
     other = make_judge(second) if second else None
     agreements: dict[str, Agreement | None] = {}
     controls = None
@@ -93,7 +97,7 @@ def named_runs(responses: list[str]) -> dict[str, list[str]]:
     runs: dict[str, list[str]] = {}
     for given in responses:
         name, equals, path = given.partition("=")
-        named = bool(equals) and not Path(given).exists()
+        named = bool(equals) and not os.path.exists(given)  # which a name may be too long for
         if not named:
             name, path = Path(given).stem, given
         if path in runs.setdefault(name, []):
@@ -153,6 +157,6 @@ def _write(
     write_text(output / "compare.tex", latex(rates))
     figure = draw(rates)
     for kind in ("png", "svg"):
-        figure.savefig(output / f"compare.{kind}", dpi=130)
+        save_figure(figure, output / f"compare.{kind}")
     accounts = "\n".join(f"{c.words}: {account_words(found)}" for c, found in judged.items())
     logger.info("%s\n%s\nwritten: %s", text, accounts, output / "compare.md")

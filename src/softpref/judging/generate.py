@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from softpref.data.bad_rows import place
@@ -27,6 +26,8 @@ from softpref.evaluation.generate import sample
 from softpref.judging.responses import Prompt, load_prompts, prompt_uid
 from softpref.judging.scored import on_accelerator
 from softpref.options import option, require
+from softpref.places import file_to_write
+from softpref.progress import Progress
 from softpref.training.fit import require_known_tokens, require_sound
 from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.output import one_writer, write_lines, write_text
@@ -132,7 +133,9 @@ def _draw_all(
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     turns = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
     batches = [(n, members) for n in range(options.samples) for members in turns]
-    bar = tqdm(desc="generating", total=len(batches), initial=len(done), unit="batch", disable=None)
+    total = options.samples * len(prompts)
+    before = sum(len(members) for _, members in batches[: len(done)])
+    bar = Progress("generating", total, "response", done=before)
     with progress.open("a", encoding="utf-8") as file, bar:
         for number, (_, members) in enumerate(batches[len(done) :], start=len(done)):
             responses = _draw(
@@ -143,7 +146,7 @@ def _draw_all(
             file.write(json.dumps(responses) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            bar.update()
+            bar.update(len(members))
     found = [[""] * len(prompts) for _ in range(options.samples)]
     for (n, members), responses in zip(batches, done, strict=True):
         for i, response in zip(members, responses, strict=True):
@@ -240,7 +243,7 @@ def _check(options: GenerateOptions) -> None:
         require(getattr(options, name), f"--{name}")
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(f"--output {options.output}: name a .jsonl file.")
-    _require_new(Path(options.output))
+    _require_new(file_to_write(options.output))
     for name in ("samples", "max_new_tokens", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)}: must be at least 1.")

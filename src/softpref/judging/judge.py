@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from softpref.errors import UsageError
@@ -19,6 +18,7 @@ from softpref.judging.rates import JudgedRate, judged_rate
 from softpref.judging.responses import join
 from softpref.judging.template import SYSTEM, USER
 from softpref.options import option, require
+from softpref.places import directory_to_write
 from softpref.training.output import write_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
         UsageError: options or files are wrong, or the judge cannot be asked.
     """
     require(files.output, "--output")
+    output = directory_to_write(files.output)
     check_judge(options)
     if files.check:
         if files.responses or files.baseline:
@@ -56,7 +57,6 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
         require(files.baseline, "--baseline")
         comparisons = join(str(files.responses), str(files.baseline))
     judge = make_judge(options)
-    output = Path(files.output)
     with VerdictLog(output / "verdicts.jsonl") as log:
         judged = put(comparisons, judge, options, log)
         write_lines(output / "outcomes.jsonl", map(asdict, judged.outcomes))

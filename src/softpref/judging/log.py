@@ -39,10 +39,7 @@ class VerdictLog:
         self.fresh: set[str] = set()
         self.known: set[str] = set()
         self._billed: Counter[tuple[str, str]] = Counter()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UsageError(f"--output {path.parent}: is a file; give a directory.") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = ExitStack()
         self._lock.enter_context(one_writer(path))
         try:

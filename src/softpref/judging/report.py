@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from softpref.judging.controls import Controls
 from softpref.judging.rates import Agreement, Interval, JudgedRate
+from softpref.markup import for_latex, for_plot, pipes, shortened
 
 COLOUR = "#1f6f8b"
 
@@ -70,11 +71,7 @@ COLUMNS = (
 
 
 def _table(rows: Sequence[_Row]) -> str:
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, runs in rows:
-        shown = name.replace("|", r"\|")
-        lines.append(f"| {shown} | " + " | ".join(_cells(runs)) + " |")
-    return "\n".join(lines) + "\n"
+    return pipes([("", *COLUMNS), *((shortened(name), *_cells(runs)) for name, runs in rows)])
 
 
 def _cells(runs: Sequence[JudgedRate]) -> list[str]:
@@ -111,16 +108,14 @@ def _mean_interval(intervals: Sequence[Interval]) -> str:
 
 
 def _agreement_table(agreements: Mapping[str, Agreement | None]) -> str:
-    lines = ["| | Cohen's κ | by prompts | judged by both |", "|---|---|---|---|"]
+    rows = [("", "Cohen's κ", "by prompts", "judged by both")]
     for words, found in agreements.items():
-        if found is None:
-            lines.append(f"| {words} | – | – | 0 |")
-            continue
-        low, high = found.interval
-        kappa = "–" if found.kappa is None else f"{found.kappa:.2f}"
-        lines.append(f"| {words} | {kappa} | {low:.2f} to {high:.2f} | "
-                     f"{found.comparisons} |")  # fmt: skip
-    return "\n".join(lines) + "\n"
+        kappa, interval, count = "–", "–", 0
+        if found:
+            kappa = "–" if found.kappa is None else f"{found.kappa:.2f}"
+            interval, count = "{:.2f} to {:.2f}".format(*found.interval), found.comparisons
+        rows.append((shortened(words), kappa, interval, str(count)))
+    return pipes(rows)
 
 
 def _fitness(controls: Controls) -> str:
@@ -150,18 +145,9 @@ def latex(rates: Rates) -> str:
             failed = f"{100 * fmean(run.failed / run.asked for run in runs):.1f}"
             ends = [_mean_interval([getattr(run, what) for run in runs])
                     for what in ("interval", "bounds")]  # fmt: skip
-            cells = [name, rate, *ends, failed, controlled]
-            lines.append(" & ".join(map(escaped, cells)) + r" \\")
+            cells = [shortened(name), rate, *ends, failed, controlled]
+            lines.append(" & ".join(map(for_latex, cells)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def escaped(text: str) -> str:
-    """Return text as LaTeX has it."""
-    for mark in "&%_#${}":
-        text = text.replace(mark, rf"\{mark}")
-    for mark, word in (("^", "circum"), ("~", "tilde")):
-        text = text.replace(mark, rf"\textascii{word}{{}}")
-    return text.replace("±", r"$\pm$").replace("–", "--")
 
 
 def draw(rates: Rates) -> Figure:
@@ -177,7 +163,7 @@ def draw(rates: Rates) -> Figure:
         if rate.rate is not None:
             axes.plot(100 * rate.rate, place, "o", color="white", mec=COLOUR, mew=2)
     axes.axvline(50, color="grey", lw=1, ls=":")
-    axes.set_yticks(range(len(rates)), [contest.words for contest in rates])
+    axes.set_yticks(range(len(rates)), [for_plot(contest.words) for contest in rates])
     axes.set_ylim(len(rates) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel(

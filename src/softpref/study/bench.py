@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from softpref.errors import UsageError, require_package
 from softpref.options import option
+from softpref.places import file_to_write
 from softpref.study.bench_contestants import (
     EVERYWHERE,
     NAMES,
@@ -116,7 +117,7 @@ def run_bench(options: BenchOptions) -> None:
     if options.rounds is not None and options.rounds < 1:
         raise UsageError(f"--rounds {options.rounds}: must be at least 1.")
     for flag, path in (("--json", options.json), ("--plot", options.plot)):
-        if path and not Path(path).absolute().parent.is_dir():
+        if path and not file_to_write(path, flag).absolute().parent.is_dir():
             raise UsageError(f"{flag} {path}: there is no directory to write it to.")
     preset = PRESETS[options.preset]
     for groups in measure(replace(preset, rounds=options.rounds or preset.rounds)):

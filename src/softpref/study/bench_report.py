@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from softpref.plots import save_figure
 from softpref.study.bench_contestants import DPOS, M_FEW, MSPO, NAMES, Name
 from softpref.study.bench_timing import Quartiles, paired_ratio, quartiles
 from softpref.study.bench_workload import TUNINGS, Tuning, Workload
@@ -175,7 +176,7 @@ def draw_step_times(groups: Sequence[Group], path: Path) -> None:
     handles, shapes = panels[0].get_legend_handles_labels()
     figure.legend(handles, shapes, loc="outside lower center", ncols=2, frameon=False,
                   title="prompt + response")  # fmt: skip
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def _dtype(group: Group) -> str:

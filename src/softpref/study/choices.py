@@ -14,6 +14,7 @@ from softpref.errors import UsageError, require_package
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, judge_from_file
 from softpref.options import option, require
+from softpref.places import directory_to_write
 from softpref.study.grid import Cell, Target
 from softpref.study.paper import DATA, MODELS, PAPER_JUDGE, OnPaper
 from softpref.study.presets import InWorld, OnFiles, Preset
@@ -125,6 +126,7 @@ def checked(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
         )
     if not options.dry_run:
         require(options.output, "--output")
+        directory_to_write(options.output)
     _refuse_unknown("methods", options.methods, METHODS)
     _refuse_unknown("sft_data", options.sft_data, SFT_DATA)
     for rate in options.noise or ():

@@ -19,6 +19,7 @@ from softpref.data.noise import inject
 from softpref.errors import UsageError
 from softpref.evaluation.evaluator import HeldOutPairs, LabelQuality
 from softpref.options import option
+from softpref.places import directory_to_write
 from softpref.study.figures import draw_label_curves, draw_learned_map, draw_learned_plane
 from softpref.study.readings import truth_of
 from softpref.study.report import figure, page, table
@@ -121,7 +122,7 @@ def run_demo(options: DemoOptions) -> None:
 
 
 def _fresh_directory(path: str) -> Path:
-    home = Path(path)
+    home = directory_to_write(path)
     if (home / MARK).is_file():
         shutil.rmtree(home)
     home = new_directory(path)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from softpref.algorithm.labeller import MetaLearner
+from softpref.plots import save_figure
 
 RIGHT, WRONG = "#1f6f8b", "#c8553d"
 
@@ -42,7 +43,7 @@ def draw_learned_map(
         "the policy contradicts it →",
     )
     below.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def draw_learned_plane(
@@ -98,4 +99,4 @@ def draw_label_curves(step: Tensor, soft_label: Tensor, is_flipped: Tensor, path
         title="The labels the policy was trained with",
     )  # fmt: skip
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from softpref.markup import pipes
 from softpref.study.figures import RIGHT, WRONG
 from softpref.study.grid import Cell, CellNumbers
 
@@ -109,15 +110,17 @@ def describe_examples(cells: Sequence[Cell], results: CellNumbers) -> str:
     parts = []
     for kind, title in titles.items():
         rows = [
-            f"| {cell.seed} | {reading['prompt']} | {reading['chosen']} | {reading['rejected']} "
-            f"| {reading['ppl_diff']:+.2f} | {reading['soft_label']:.3f} |"
+            (
+                str(cell.seed), *(reading[name] for name in ("prompt", "chosen", "rejected")),
+                f"{reading['ppl_diff']:+.2f}", f"{reading['soft_label']:.3f}",
+            )
             for cell, reading in (
                 (cell, results[cell.key]["reading"][kind]) for cell in cells if cell.key in results
             )
-        ]
-        head = ("| seed | prompt | labelled better | labelled worse | PPLDiff, nats per token "
-                "| soft label |\n|---|---|---|---|---|---|")  # fmt: skip
-        parts.append("\n".join([f"## {title}\n", head, *rows]) + "\n")
+        ]  # fmt: skip
+        head = ("seed", "prompt", "labelled better", "labelled worse", "PPLDiff, nats per token",
+                "soft label")  # fmt: skip
+        parts.append(f"## {title}\n\n{pipes([head, *rows])}")
     return "\n".join(parts)
 
 

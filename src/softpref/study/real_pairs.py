@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -87,7 +88,9 @@ def set_name(path: str) -> str:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
     except OSError as error:
         raise UsageError(f"--pairs {path}: {error.strerror}; give files of pairs.") from None
-    return f"{Path(path).resolve().parent.name}.{Path(path).stem}@{digest}"
+    names = Path(path).resolve().parent.name, Path(path).stem
+    folder, stem = (os.fsencode(name)[:80].decode(errors="ignore") for name in names)
+    return f"{folder}.{stem}@{digest}"  # which is a part of a directory's name
 
 
 def parsed_labels(given: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from softpref.markup import for_markdown, for_plot, pipes, shortened
 from softpref.study.grid import Cell, CellNumbers
-from softpref.study.tables import Difference, paired_difference, pipes
+from softpref.study.tables import Difference, paired_difference
 
 POWER = 0.8
 ACCURACY = "preference_accuracy"
@@ -38,7 +39,8 @@ def describe(cells: Sequence[Cell], results: CellNumbers) -> str:
     """Return a table for each file and labels that have a finished cell."""
     parts = [ABOUT]
     for (pairs, labels), runs in _by_set(cells, results).items():
-        parts.append(f"\n## {_short(pairs)}, {labels}\n\n{_about(runs)}\n\n{pipes(_rows(runs))}")
+        title = for_markdown(f"{shortened(_short(pairs))}, {shortened(labels)}")
+        parts.append(f"\n## {title}\n\n{_about(runs)}\n\n{pipes(_rows(runs))}")
     return "".join(parts)
 
 
@@ -60,8 +62,8 @@ def draw(cells: Sequence[Cell], results: CellNumbers) -> Figure:
             half = [100 * (d.high - d.mean) if d.pairs > 1 else 0 for _, d in found]
             axes.errorbar(places, means, half, label=method, marker="o", capsize=3)
         axes.axhline(50, color="grey", linewidth=0.8, linestyle=":")
-        axes.set(title=_short(pairs), ylabel="held-out accuracy, %")
-        axes.set_xticks(range(len(sets)), list(sets))
+        axes.set(title=for_plot(_short(pairs)), ylabel="held-out accuracy, %")
+        axes.set_xticks(range(len(sets)), [for_plot(labels) for labels in sets])
         axes.legend(frameon=False)
     return figure
 

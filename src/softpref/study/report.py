@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+
+from softpref.markup import for_html
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -28,14 +29,14 @@ def page(title: str, lead: str, table: str, figures: Sequence[str], end: str) ->
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
+<title>{for_html(title)}</title>
 <style>{STYLE}</style>
 <main>
-<h1>{escape(title)}</h1>
-<p>{escape(lead)}</p>
+<h1>{for_html(title)}</h1>
+<p>{for_html(lead)}</p>
 {table}
 {"".join(figures)}
-<p>{escape(end)}</p>
+<p>{for_html(end)}</p>
 </main>
 </html>
 """
@@ -43,9 +44,9 @@ def page(title: str, lead: str, table: str, figures: Sequence[str], end: str) ->
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return an HTML table of plain texts."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    head = "".join(f'<th scope="col">{for_html(cell)}</th>' for cell in header)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td>{for_html(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -54,6 +55,7 @@ def figure(path: Path, title: str, how_to_read: str) -> str:
     """Return a picture, inlined, with a paragraph on how to read it."""
     data = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}">'
-        f"<figcaption><strong>{escape(title)}.</strong> {escape(how_to_read)}</figcaption></figure>"
+        f'<figure><img alt="{for_html(title)}" src="data:image/png;base64,{data}">'
+        f"<figcaption><strong>{for_html(title)}.</strong> {for_html(how_to_read)}</figcaption>"
+        "</figure>"
     )

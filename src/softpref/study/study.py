@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
+from softpref.memory import is_out_of_memory, memory_words
+from softpref.plots import save_figure
 from softpref.study.choices import USUAL, StudyOptions, asked_cells, checked
 from softpref.study.claims import claimed
 from softpref.study.grid import Cell, Target
@@ -172,6 +174,8 @@ def _outcome(done: Future[Any], home: Path) -> Any:
         return done.result()
     if isinstance(error, UsageError):
         return str(error)
+    if is_out_of_memory(error):
+        return memory_words("study", error)
     return f"{type(error).__name__}: {error}; the run's log is in {home}/worker-*.log"
 
 
@@ -256,4 +260,4 @@ def _draw(path: Path, target: Target, cells: Sequence[Cell], results: Results) -
     if target.picture and results.cells:
         figure = target.picture(cells, results.cells)
         for kind in ("png", "svg"):
-            figure.savefig(path.with_suffix(f".{kind}"), dpi=130)
+            save_figure(figure, path.with_suffix(f".{kind}"))

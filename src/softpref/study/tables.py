@@ -10,7 +10,8 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from softpref.judging.report import escaped, mean_and_deviation
+from softpref.judging.report import mean_and_deviation
+from softpref.markup import for_latex, pipes, shortened
 from softpref.study.grid import Cell, Target
 
 METRICS = {
@@ -143,7 +144,7 @@ def latex(target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[s
         name, numbers = METRICS[metric], collect(target, cells, results, metric)
         if numbers:
             rows = _grid(target, numbers, target.paper if metric in WIN_RATES else {})
-            body = " \\\\\n".join(" & ".join(map(escaped, row)) for row in rows)
+            body = " \\\\\n".join(" & ".join(map(for_latex, row)) for row in rows)
             spec = "l" + "r" * (len(rows[0]) - 1)
             begin, end = f"\\begin{{tabular}}{{{spec}}}", "\\end{tabular}"
             parts.append(f"% {name}\n{begin}\n{body} \\\\\n{end}\n")
@@ -191,10 +192,4 @@ def _differences(target: Target, numbers: Numbers) -> list[list[str]]:
 
 
 def _value(value: Any) -> str:
-    return f"{value:.0%}" if isinstance(value, float) else str(value)
-
-
-def pipes(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a Markdown table, the first its head."""
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
+    return f"{value:.0%}" if isinstance(value, float) else shortened(str(value))

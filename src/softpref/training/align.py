@@ -23,9 +23,13 @@ from softpref.data.mixing import MIX, mixed, shares_of
 from softpref.data.readers import column, dataset_rows
 from softpref.data.sources import LoadedPairs, load_pairs, names_of, subset
 from softpref.data.splits import hold_out_clean
+from softpref.data.temporary import fsync_all
 from softpref.errors import UsageError
+from softpref.markup import for_markdown, shortened
 from softpref.options import option, require
+from softpref.places import directory_to_write
 from softpref.training.config import MSPOConfig
+from softpref.training.labels import known_flips
 from softpref.training.metrics import auroc
 from softpref.training.needs import noise_of_sources
 from softpref.training.output import (
@@ -105,7 +109,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
         require(getattr(files, name), f"--{name}")
     if config.output_dir not in (None, "trainer_output"):
         raise UsageError("--output_dir: write --output.")
-    with first_writes(Path(files.output), config.process_index):
+    with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=RUN_RECORD
         )
@@ -149,6 +153,7 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
         shutil.copy(Path(files.model) / SFT_TARGETS, output)
     record = run_record(trainer, files, provenance, seen) | {"evaluation": evaluation_metrics}
     write_text(output / "README.md", model_card(record))
+    fsync_all(output)
     write_text(output / RUN_RECORD, json.dumps(record, indent=2) + "\n")
     logger.info("written: %s", output)
 
@@ -180,9 +185,9 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
                 "from right ones, and this was about DPO at β = %.3g",
                 low, high, beta * abs(low + high - 1),
             )  # fmt: skip
-    if labels["p_correct"][0] is None or "is_flipped" not in pairs.column_names:
+    is_flipped = known_flips(pairs)
+    if labels["p_correct"][0] is None or is_flipped is None:
         return
-    is_flipped = torch.tensor(column(pairs, "is_flipped").to_numpy())
     if 0 < is_flipped.sum() < len(is_flipped):
         found = auroc(torch.tensor(column(labels, "p_correct").to_numpy()), ~is_flipped)
         logger.info("labels: p_correct tells right from flipped labels with AUROC %.3f", found)
@@ -256,6 +261,10 @@ def _noise_rate_source(trainer: MSPOTrainer) -> str:
     return "perpcorrect's fit" if trainer.correction else "estimated"
 
 
+def _named(source: str) -> str:
+    return for_markdown(shortened(Path(source).name))
+
+
 def model_card(record: dict[str, Any]) -> str:
     """Return the model card of a run, in the hub's format."""
     method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
@@ -266,7 +275,7 @@ def model_card(record: dict[str, Any]) -> str:
         rate = f"{noise['rate']:.1%} ({record['noise_rate_source']})"
     pairs = record["data"]["train"]["pairs"]
     by_source = "".join(
-        f"| of the {of['pairs']:,} from {Path(of['source']).name} | "
+        f"| of the {of['pairs']:,} from {_named(of['source'])} | "
         f"{NoiseRate(**of['noise_rate']) if of['noise_rate'] else NOT_ESTIMATED} |\n"
         for of in record["data"]["train"].get("sources", [])
     )
@@ -277,7 +286,7 @@ library_name: {library}
 tags: [softpref, {method}, preference-alignment]
 ---
 
-# {Path(base).name} aligned with {method}
+# {_named(base)} aligned with {method}
 
 Made by softpref {record["versions"]["softpref"]}: method `{method}` ({record["source"]}), recipe
 `{options["recipe"]}`, {options["tuning"]} tuning, β = {options["beta"]}, {record["steps"]} steps.

@@ -12,7 +12,6 @@ says why. Beside what `save_pretrained` writes, a checkpoint holds
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 from pathlib import Path
@@ -31,14 +30,17 @@ from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xl
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.shards import is_sharded
+from softpref.data.temporary import fsync
 from softpref.errors import UsageError
 from softpref.training import interrupts
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
+from softpref.training.running_loss import ResumedLoss, running_loss
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
+LOSS = "running loss"
 OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")  # not even by --force
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
@@ -84,6 +86,7 @@ class SafeCheckpoints(Trainer):
         super().__init__(*args, **kwargs)
         refuse_sharding(self.args)
         self.ranks = Ranks.here(self.args.device)
+        self._resumed_loss = ResumedLoss(self)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         pushes = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END
         unsupported = {
@@ -138,6 +141,7 @@ class SafeCheckpoints(Trainer):
         end = interrupts.SaveOnTerm(self.ranks)
         callbacks = (
             end,
+            self._resumed_loss,
             interrupts.EndAtLastStep(),
             interrupts.FiniteWeights(self.trained_tensors),
         )
@@ -149,9 +153,11 @@ class SafeCheckpoints(Trainer):
                 done = super().train(start, trial, ignore_keys_for_eval)
         except interrupts.NoStepLeft:
             self._load_rng_state(start)
+            loss = self._resumed_loss.mean(self.state.global_step)
+            self.log({"train_loss": loss})
             self.callback_handler.on_train_end(self.args, self.state, self.control)
             self.is_in_train = False
-            done = TrainOutput(self.state.global_step, 0.0, {})
+            done = TrainOutput(self.state.global_step, loss, {})
         for callback in callbacks:
             self.remove_callback(callback)
         if end.was_asked and self.state.global_step < self.state.max_steps:
@@ -159,6 +165,7 @@ class SafeCheckpoints(Trainer):
             # Where the signal came after this step's own saving.
             is_unsaved = self.ranks.is_first and bool(_defect(saved))
             if self.ranks.any(flag=is_unsaved):
+                self._total_loss_scalar -= float(self._tr_loss)  # which the end has added
                 self._save_checkpoint(cast(nn.Module, self.model), trial)
             logger.info("ended by SIGTERM after step %d; run the same command to resume",
                         self.state.global_step)  # fmt: skip
@@ -228,7 +235,6 @@ class SafeCheckpoints(Trainer):
         partial = directory / f"{PARTIAL}{final.name}"
         for leftover in directory.glob(f"{PARTIAL}*"):
             shutil.rmtree(leftover)
-
         self.save_model(str(partial), _internal_call=True)
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(partial))
@@ -271,7 +277,8 @@ class SafeCheckpoints(Trainer):
         for name, part in (("optimizer", self.optimizer), ("scheduler", self.lr_scheduler)):
             assert part is not None
             _write(Path(output_dir), name, *state_to_tensors(part.state_dict()))
-        _write(Path(output_dir), "extra", *self.extra_state())
+        tensors, values = self.extra_state()
+        _write(Path(output_dir), "extra", tensors, values | {LOSS: running_loss(self)})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -279,7 +286,9 @@ class SafeCheckpoints(Trainer):
         for name, part in (("optimizer", self.optimizer), ("scheduler", self.lr_scheduler)):
             assert part is not None
             part.load_state_dict(tensors_to_state(*_read(Path(checkpoint), name)))
-        self.load_extra_state(*_read(Path(checkpoint), "extra"))
+        tensors, values = _read(Path(checkpoint), "extra")
+        self._resumed_loss.before = values.pop(LOSS, None)
+        self.load_extra_state(tensors, values)
 
     def _save_scaler(self, output_dir: str) -> None:
         if (scaler := self.accelerator.scaler) is not None:
@@ -370,15 +379,6 @@ def _publish(partial: Path, final: Path) -> None:
 def _put_aside(checkpoint: Path) -> Path:
     """Takes a checkpoint's name away before it is deleted: a crash must not leave half of it."""
     return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))
-
-
-def fsync(path: Path) -> None:
-    """Make a file's content, or a directory's names, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _seal(path: Path) -> dict[str, int | str]:

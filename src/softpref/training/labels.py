@@ -6,7 +6,7 @@ Shapes: n training pairs.
 from __future__ import annotations
 
 import logging
-import os
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,9 @@ from softpref.algorithm.calibration import (
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
+from softpref.data.readers import column
+from softpref.data.temporary import replacing
+from softpref.training.metrics import auroc
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +61,9 @@ class LabelHistory:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the columns, each of shape (records,)."""
-        return {
-            name: torch.cat([torch.empty(0, dtype=HISTORY[name]), *parts])
-            for name, parts in self._parts.items()
-        }
+        for name, parts in self._parts.items():
+            self._parts[name] = [torch.cat([torch.empty(0, dtype=HISTORY[name]), *parts])]
+        return {name: whole for name, (whole,) in self._parts.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go on from the columns of an interrupted run."""
@@ -81,14 +83,39 @@ class LabelHistory:
         columns = self.tensors()
         return torch.full((pairs,), -1).scatter_reduce(0, columns["index"], columns["step"], "amax")
 
+    def auroc(self, is_flipped: Tensor | None) -> dict[str, float]:
+        """Return `labels/auroc` over the pairs seen so far, each by its latest label.
+
+        Args:
+            is_flipped: (n,) bool, the truth, if it is known.
+
+        Returns:
+            Nothing while only pairs of one kind were seen, or where the truth is unknown.
+        """
+        if is_flipped is None:
+            return {}
+        columns = self.tensors()
+        records = torch.arange(len(columns["index"]))
+        last = torch.full((len(is_flipped),), -1)
+        last.scatter_reduce_(0, columns["index"], records, "amax")
+        seen = last >= 0
+        found = auroc(columns["soft_label"][last[seen]], ~is_flipped[seen])
+        return {} if math.isnan(found) else {"labels/auroc": found}
+
     def write(self, path: Path, uids: pa.ChunkedArray) -> None:
         """Write `label_history.parquet`: uid, step, ppl_diff, soft_label, margin."""
         columns = {name: values.numpy() for name, values in self.tensors().items()}
         index = columns.pop("index")
         table = pa.table({"uid": uids.take(pa.array(index)), **columns})
-        partial = path.with_suffix(".partial")
-        pq.write_table(table, partial)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            pq.write_table(table, partial)
+
+
+def known_flips(pairs: Dataset) -> Tensor | None:
+    """Return which labels are known to be flipped, (n,) bool; None where the data do not say."""
+    if "is_flipped" not in pairs.column_names:
+        return None
+    return torch.tensor(column(pairs, "is_flipped").to_numpy())
 
 
 def beliefs(

@@ -83,7 +83,9 @@ def choose_layout(
                 _go_back(policy, collate, probe)
         except Exception as reason:  # whatever a model makes of a mask it does not know
             abandon_pass(policy)
-            turned_down.append(f"{words}: {str(reason).splitlines()[0][:120]}")
+            turned_down.append(
+                f"{words}: {(str(reason) or type(reason).__name__).splitlines()[0][:120]}"
+            )
         else:
             if error <= largest_error:
                 return collate, "; ".join([words, *(f"not {why}" for why in turned_down)])

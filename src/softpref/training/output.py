@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -19,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from softpref.data.temporary import collect_partials, fsync, replacing
 from softpref.errors import UsageError
-from softpref.training.checkpoints import PARTIAL, fsync, newest_complete
+from softpref.places import directory_to_write
+from softpref.training.checkpoints import PARTIAL, newest_complete
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +32,10 @@ def new_directory(path: str) -> Path:
     """Return an output directory that is not there yet, or empty.
 
     Raises:
-        UsageError: it holds something, or is a file.
+        UsageError: it holds something, or cannot be written.
     """
-    directory = Path(path)
-    if directory.is_file():
-        raise UsageError(f"--output {path}: is a file; give a directory.")
+    directory = directory_to_write(path)
+    collect_partials(directory)
     if directory.is_dir() and any(directory.iterdir()):
         raise UsageError(f"--output {path}: is not empty; choose a new directory.")
     return directory
@@ -50,13 +50,13 @@ def run_directory(path: str, resume: str | None, *, finished: str) -> tuple[Path
         finished: the file that a run writes last.
 
     Raises:
-        UsageError: the directory holds a finished run or something else, or is a file.
+        UsageError: the directory holds a finished run or something else.
     """
     directory = Path(path)
     if resume_point(resume) is True and (directory / finished).exists():
         raise UsageError(f"--output {path}: holds a finished run; choose a new directory.")
     if resume_point(resume) or not directory.is_dir() or not any(directory.iterdir()):
-        return (new_directory(path) if directory.is_file() else directory), resume
+        return directory, resume
     names = [entry.name for entry in directory.iterdir()]
     if resume is None and finished not in names:
         checkpoint, skipped = newest_complete(directory)
@@ -85,7 +85,8 @@ def write_text(path: Path, text: str) -> None:
 def one_writer(path: Path) -> Iterator[None]:
     """Take a file or directory for this process alone, by a lock beside it that goes afterwards.
 
-    The lock is the same by whatever symbolic links it is reached.
+    The lock is the same by whatever symbolic links it is reached. What a killed process left
+    half-written there is removed.
 
     Raises:
         UsageError: another process has taken it.
@@ -97,6 +98,7 @@ def one_writer(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(f"{path}: another process is writing it; wait for it.") from None
+    collect_partials(taken if taken.is_dir() else taken.parent)
     try:
         yield
     finally:
@@ -146,10 +148,8 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def _write(path: Path, texts: Iterable[str]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(texts)
-    os.replace(partial, path)
 
 
 def read_columns(path: Path, names: Sequence[str], count: int) -> dict[str, Tensor] | None:
@@ -167,11 +167,9 @@ def read_columns(path: Path, names: Sequence[str], count: int) -> dict[str, Tens
 def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
     """Write a cache's columns; of several processes that write the same one, the last stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
     tensors = {name: values.contiguous() for name, values in columns.items()}
-    save_file(tensors, partial, metadata={"sha256": _seal(tensors)})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={"sha256": _seal(tensors)})
 
 
 def _seal(columns: Mapping[str, Tensor]) -> str:

@@ -32,7 +32,6 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from softpref.algorithm.bilevel import NonFiniteError, require_finite
@@ -42,6 +41,7 @@ from softpref.algorithm.policy import trainable
 from softpref.algorithm.two_gaussians import TwoGaussians
 from softpref.data.batches import Collate
 from softpref.errors import UsageError
+from softpref.progress import Progress
 from softpref.training.config import MSPOConfig
 from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.models import make_trainable, switch_dropout_off
@@ -300,7 +300,7 @@ class _Surrogates:
         surrogate.train()
         with (
             _forward_in_mixed_precision(surrogate, args),
-            tqdm(total=total, desc=what, unit="step", leave=False, disable=None) as bar,
+            Progress(what, total, "step") as bar,
         ):
             for _ in range(EPOCHS):
                 for positions in torch.randperm(len(pairs), generator=generator).split(size):

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import evaluating
@@ -21,6 +20,7 @@ from softpref.algorithm.rows import PairBatch
 from softpref.algorithm.signals import STARTING_PPL_DIFF, Signal
 from softpref.data.batches import PARTS, Collate
 from softpref.data.readers import column
+from softpref.progress import Progress
 
 
 def mixed_precision(device: torch.device, bf16: bool) -> torch.autocast:
@@ -106,9 +106,10 @@ def pass_over(
     batches = order.split(batch_size)
     mine, rounds = ranks.share(batches), ranks.share_evenly(batches)
     parts = []
-    with evaluating(policy), torch.no_grad():
-        bar = tqdm(rounds, what, unit="batch", leave=False, disable=not ranks.is_first or None)
-        for positions in bar:
+    own_pairs = sum(map(len, rounds))
+    bar = Progress(what, own_pairs, "pair", is_silent=not ranks.is_first)
+    with evaluating(policy), torch.no_grad(), bar:
+        for positions in rounds:
             # Not `select`, which hashes what was asked for: a tenth of the whole pass's time.
             columns = pairs[positions.tolist()]
             rows = [
@@ -117,6 +118,7 @@ def pass_over(
             batch = collate(rows).to(device)
             with mixed_precision(device, bf16):
                 parts.append(read(batch))
+            bar.update(len(positions))
     places = torch.cat(list(mine))
     own = parts[: len(mine)]
     values = [torch.cat([part[name] for part in own]) for name in own[0]]

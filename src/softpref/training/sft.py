@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from datasets import Dataset
@@ -27,9 +27,11 @@ from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sf
 from softpref.data.mixing import MIX, mixed, shares_of
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
+from softpref.data.temporary import fsync_all
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
 from softpref.options import option, refuse_non_finite, require
+from softpref.places import directory_to_write
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import refuse_too_large
 from softpref.training.fit import require_known_tokens, require_sound
@@ -83,6 +85,16 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
             | {name: getattr(args, name, None) for name in SFT_IDENTITY}
             | {"responses a step": responses * self.ranks.count}
         )
+
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+        """Return TRL's count of tokens, and what it noted since the last log line."""
+        noted = {name: [*map(float, values)] for name, values in self._metrics["train"].items()}
+        return {}, {"tokens": int(self._total_train_tokens), "noted": cast(JSON, noted)}
+
+    def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
+        """Go on from `extra_state`; checkpoints of an older version have none."""
+        self._total_train_tokens = cast(int, values.get("tokens", 0))
+        self._metrics["train"].update(cast(dict[str, list[float]], values.get("noted", {})))
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
@@ -150,7 +162,7 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     """
     for name in ("model", "train", "output"):
         require(getattr(files, name), f"--{name}")
-    with first_writes(Path(files.output), config.process_index):
+    with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
         )
@@ -229,6 +241,7 @@ def fine_tune(
     trainer.save_model()
     output = Path(str(config.output_dir))
     if trainer.ranks.is_first:
+        fsync_all(output)
         write_sft_targets(output, targets)
     return output
 

@@ -38,7 +38,7 @@ from softpref.training.evidence import with_evidence
 from softpref.training.fit import require_fit
 from softpref.training.identity import IDENTITY
 from softpref.training.interrupts import SkippedSteps
-from softpref.training.labels import LabelHistory, beliefs
+from softpref.training.labels import LabelHistory, beliefs, known_flips
 from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.lookahead import adamw_scales
 from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
@@ -143,6 +143,7 @@ class MSPOTrainer(SafeCheckpoints):
         self._refits = refits_of(self.labeller, self.prepared, self._score)
         self.history = LabelHistory()
         self._steps = Steps(args, self.collate, self.labeller, self.method.loss, self.ranks)
+        self._is_flipped = known_flips(self.pairs)
         self._window: list[list[dict[str, Any]]] = []
         self._drawn: list[dict[str, Any]] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
@@ -245,15 +246,15 @@ class MSPOTrainer(SafeCheckpoints):
             self._refits.keep(index, moved.soft_label)
         metrics = reward_metrics(moved.measured, self.args.beta)
         metrics |= label_metrics(moved.soft_label, ppl_diff)
-        if "is_flipped" in self.pairs.column_names:
-            is_flipped = torch.tensor(self.pairs.select(index.tolist())["is_flipped"])
-            metrics |= truth_metrics(moved.soft_label.cpu(), is_flipped)
+        if self._is_flipped is not None:
+            metrics |= truth_metrics(moved.soft_label.cpu(), self._is_flipped[index.cpu()])
         for name, value in metrics.items():
             self._noted[name].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, a training line with the means of what was noted since the one before.
 
+        `labels/auroc` alone is over all pairs seen since the start of the run.
         Skipped steps are no part of the means, and what they would falsify is left out.
         """
         if self._skipped.count:
@@ -265,6 +266,7 @@ class MSPOTrainer(SafeCheckpoints):
             if self._skipped.last == self.state.global_step:
                 logs.pop("grad_norm", None)
             logs |= {name: sum(values) / len(values) for name, values in self._noted.items()}
+            logs |= self.history.auroc(self._is_flipped)
             self._noted.clear()
         super().log(logs, start_time)
 

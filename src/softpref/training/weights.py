@@ -20,6 +20,7 @@ from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from softpref.errors import UsageError
+from softpref.memory import is_out_of_memory
 from softpref.training.checkpoints import PICKLED
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,8 @@ def in_one_sentence(place: str, what: str, source: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:  # a KeyError for an adapter's type, a SafetensorError, ...
+        if is_out_of_memory(error):
+            raise
         if damage := _damage(Path(source)):
             raise UsageError(f"{place}: {damage}") from None
         name = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "

@@ -1,0 +1,36 @@
+"""What to do where memory was not enough, by command."""
+
+import re
+
+_SAID = re.compile("out of memory|(can't|cannot) allocate memory|not enough memory", re.I)
+_BATCH = (
+    "--per_device_train_batch_size (with as much more --gradient_accumulation_steps a step stays "
+    "the same)"
+)
+LOWER = {
+    "train": f"lower {_BATCH}, --per_device_eval_batch_size, --keep_budget_gib or --max_length; or "
+    "set --activation_checkpointing true, --bf16 true or --tuning lora",
+    "sft": f"lower {_BATCH} or --max_length; or set --activation_checkpointing true, --bf16 true "
+    "or --lora_r 16",
+    "audit": "lower --batch_size or --max_length; or set --bf16 true",
+    "generate": "lower --batch_size or --max_new_tokens; or set --bf16 true",
+    "judge": "lower --judge_batch_size",
+    "compare": "lower --judge_batch_size",
+    "study": "lower --jobs, the number of runs at once",
+    "inject": "lower --max_length, or give a smaller --model",
+}
+"""Options that take less, of each command that has such."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory was not enough, a device's or the machine's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError | OSError) and bool(_SAID.search(str(error)))
+
+
+def memory_words(command: str, error: BaseException) -> str:
+    """Return what was not enough, and which options to lower."""
+    what = "GPU memory" if re.search("CUDA|HIP|MPS|XPU", str(error)) else "memory"
+    remedy = LOWER.get(command, "close other programs, or use a machine with more")
+    return f"not enough {what}: {remedy}. What was complete before is kept."
