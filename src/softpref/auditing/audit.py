@@ -32,6 +32,7 @@ from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.options import option, require
 from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
+from softpref.training.column_cache import REFERENCE_CACHE, ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
 from softpref.training.needs import noise_by_source
@@ -92,6 +93,7 @@ class AuditOptions(ColumnOptions):
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
     mix: list[float] | None = option(MIX)
+    reference_cache: str | None = option(REFERENCE_CACHE)
 
 
 @dataclass(frozen=True)
@@ -243,9 +245,10 @@ def _audit(options: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
     if clean.source != options.clean:
         logger.info("clean: %s pairs held out of --data, %s; they are not audited", options.clean,
                     provenance)  # fmt: skip
-    loaded, clean = with_opinions((loaded, clean), asked_too)
+    cache = ColumnCache(options.reference_cache)
+    loaded, clean = with_opinions((loaded, clean), asked_too, cache)
     named_by = "--run" if options.run else "--model"
-    scored = score(str(options.model), loaded, clean, config, named_by)
+    scored = score(str(options.model), loaded, clean, config, cache, named_by)
     asked_judge = None
     if judge and judged_by:
         scored, asked_judge = with_verdicts(scored, judge, judged_by, Path(options.output))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from softpref.data.fingerprints import count_sft_targets
 from softpref.data.sources import LoadedPairs
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.fit import require_fit
 from softpref.training.layout import choose_layout, longest_pairs
@@ -51,7 +52,12 @@ class Scored:
 
 
 def score(
-    model: str, loaded: LoadedPairs, clean: LoadedPairs, args: MSPOConfig, option: str = "--model"
+    model: str,
+    loaded: LoadedPairs,
+    clean: LoadedPairs,
+    args: MSPOConfig,
+    cache: ColumnCache,
+    option: str = "--model",
 ) -> Scored:
     """Score both sets, once and for all: an interrupted audit resumes where it was.
 
@@ -60,6 +66,7 @@ def score(
         loaded: the pairs to audit.
         clean: the trusted pairs.
         args: of its options scoring reads lengths, precision and the like.
+        cache: where scores are kept.
         option: what named the model, for messages.
 
     Raises:
@@ -79,7 +86,7 @@ def score(
     logger.info("layout: %s", why)
     weights = fingerprint_weights(policy)
     scored, trusted = (
-        with_reference(policy, pairs, args, weights, collate, what)
+        with_reference(policy, pairs, args, weights, collate, what, cache)
         for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))
     )
     return Scored(

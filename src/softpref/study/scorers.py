@@ -50,7 +50,7 @@ class Case:
         config = self.config("dpo")
         return audit(
             self.files.model, self.files.train, self.files.clean, max_length=config.max_length,
-            batch_size=config.per_device_eval_batch_size,
+            batch_size=config.per_device_eval_batch_size, reference_cache=config.reference_cache,
         )  # fmt: skip
 
 
@@ -118,7 +118,10 @@ def _audit(case: Case) -> Judged:
 def _audit_run(case: Case) -> Judged:
     run = case.align("mspo")
     config = case.config("mspo")
-    return _of_audit(audit(run=str(run), batch_size=config.per_device_eval_batch_size))
+    return _of_audit(audit(
+        run=str(run), batch_size=config.per_device_eval_batch_size,
+        reference_cache=config.reference_cache,
+    ))  # fmt: skip
 
 
 def _of_audit(done: Audit) -> Judged:

@@ -31,6 +31,7 @@ from softpref.algorithm.taps import NotTappedError
 from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.training.checkpoints import SafeCheckpoints
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.drift import require_alike
 from softpref.training.engines import engine_for
@@ -113,9 +114,10 @@ class MSPOTrainer(SafeCheckpoints):
         switch_dropout_off(policy)
         probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
         collate, _ = choose_layout(args.resolved_layout(), policy, probe)
-        prepared = sets_with_reference(policy, prepared, args, start, collate)
+        cache = ColumnCache(args.reference_cache)
+        prepared = sets_with_reference(policy, prepared, args, start, collate, cache)
         prepared, self.evidence = with_evidence(prepared, args)
-        self.correction = correct(policy, prepared, args, peft_config, start)
+        self.correction = correct(policy, prepared, args, peft_config, start, cache)
         self.pairs = with_given_labels(prepared.train, self.method, self.correction)
         self.prepared, self.clean = dataclasses.replace(prepared, train=self.pairs), prepared.clean
         policy = make_trainable(policy, args, peft_config)
