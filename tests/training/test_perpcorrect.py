@@ -256,8 +256,8 @@ def test_the_policy_is_left_as_it_was(tuning, tmp_path):
     trains = [(name, p.requires_grad, p.grad) for name, p in policy.named_parameters()]
     modes = [(name, type(m), m.training) for name, m in policy.named_modules()]
     adapter_before, random = adapter.to_dict(), torch.get_rng_state()
-    adapter, cache = (adapter if tuning == "lora" else None), ColumnCache(args.reference_cache)
-    found = correct(policy, plain.prepared, args, adapter, "", cache)
+    trained, cache = (adapter if tuning == "lora" else None), ColumnCache(args.reference_cache)
+    found = correct(policy, plain.prepared, args, trained, "", cache)
     assert found is not None
     assert same(weights(policy), before)
     assert str(policy.config) == config

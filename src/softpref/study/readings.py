@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow.json import read_json
 from pyarrow.parquet import read_table
 from torch import Tensor
 
 from softpref.algorithm.objective import loss_by_margin, strength
 from softpref.data.sources import load_pairs
+from softpref.training.labels import read_labels
 from softpref.training.teacher import load_meta_learner
 
 BINS = 40
@@ -73,7 +73,7 @@ def examples(cell: Path) -> dict[str, Any]:
     labels, is_flipped = _labels(cell)
     pairs = load_pairs(str(cell / "noisy.jsonl")).pairs
     of_uid = {uid: i for i, uid in enumerate(pairs["uid"])}
-    uids = read_json(cell / "run" / "labels.jsonl")["uid"].to_pylist()
+    uids = read_labels(cell / "run" / "labels.jsonl")["uid"].to_pylist()
 
     def lowest(part: Tensor) -> dict[str, Any]:
         at = int(labels["soft_label"].masked_fill(~part, 2.0).argmin())
@@ -113,7 +113,7 @@ def implicit_weights(cell: Path) -> dict[str, Any]:
 
 def _labels(cell: Path) -> tuple[dict[str, Tensor], Tensor]:
     """Return the columns of `labels.jsonl`, each (n,), and which labels are flipped."""
-    labels = read_json(cell / "run" / "labels.jsonl")
+    labels = read_labels(cell / "run" / "labels.jsonl")
     columns = {name: torch.tensor(labels[name].to_pylist()) for name in ("ppl_diff", "soft_label")}
     return columns, _truth(cell, labels["uid"].to_pylist())
 

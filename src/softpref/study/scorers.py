@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from pyarrow.json import read_json
 from pyarrow.parquet import read_table
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from softpref.study.confident import label_quality
 from softpref.study.readings import truth_of
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
+from softpref.training.labels import read_labels
 from softpref.training.metrics import auroc
 from softpref.training.models import load_tokenizer
 
@@ -131,7 +131,7 @@ def _of_audit(done: Audit) -> Judged:
 
 
 def _dpo_margin(case: Case) -> Judged:
-    labels = read_json(case.align("dpo") / "labels.jsonl")
+    labels = read_labels(case.align("dpo") / "labels.jsonl")
     return Judged(labels["uid"].to_pylist(), torch.tensor(labels["margin"].to_pylist()))
 
 

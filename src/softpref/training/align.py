@@ -29,12 +29,14 @@ from softpref.training.config import MSPOConfig
 from softpref.training.metrics import auroc
 from softpref.training.needs import noise_of_sources
 from softpref.training.output import (
+    appearing_together,
     first_writes,
     resume_point,
     run_directory,
     write_lines,
     write_text,
 )
+from softpref.training.seals import MANIFEST, write_manifest
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
 from softpref.training.weights import located
@@ -96,7 +98,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
 
     The output directory gets the model or adapter with its tokenizer, `labels.jsonl`,
     `label_history.parquet`, `meta_learner.safetensors`, `metrics.jsonl`, `run.json` (options,
-    versions, seeds, data) and a model card.
+    versions, seeds, data), a model card and `manifest.json`, which seals the rest.
 
     Raises:
         UsageError: something is wrong with data, model or options; nothing was written.
@@ -148,9 +150,18 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     if (Path(files.model) / SFT_TARGETS).is_file():
         shutil.copy(Path(files.model) / SFT_TARGETS, output)
     record = run_record(trainer, files, provenance, seen) | {"evaluation": evaluation_metrics}
-    write_text(output / "README.md", model_card(record))
-    write_text(output / RUN_RECORD, json.dumps(record, indent=2) + "\n")
+    with appearing_together(output, RUN_RECORD) as home:
+        write_text(home / "README.md", model_card(record))
+        write_text(home / RUN_RECORD, json.dumps(record, indent=2) + "\n")
+        write_manifest(home, _to_seal(output) | {RUN_RECORD: home / RUN_RECORD})
     logger.info("written: %s", output)
+
+
+def _to_seal(output: Path) -> dict[str, Path]:
+    """Return a run's files; a model card is there to be edited."""
+    files = {path.name: path for path in output.iterdir() if path.is_file()}
+    others = {"README.md", MANIFEST} | {name for name in files if name.endswith(".partial")}
+    return {name: path for name, path in files.items() if name not in others}
 
 
 def _count_sft_targets(model: str, train: LoadedPairs, clean: LoadedPairs | None) -> dict[str, int]:

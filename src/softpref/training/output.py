@@ -14,7 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from softpref.errors import UsageError
-from softpref.training.checkpoints import PARTIAL, fsync, newest_complete
+from softpref.training.checkpoints import PARTIAL, newest_complete
+from softpref.training.seals import fsync
 
 logger = logging.getLogger(__name__)
 
