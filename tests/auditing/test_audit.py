@@ -175,7 +175,8 @@ def test_what_each_export_makes_of_suspects(files, tmp_path, export, monkeypatch
         return replace(believe(*found), p_correct=doubted)
 
     monkeypatch.setattr(audit, "believe", doubting)
-    run_audit(AuditOptions(**files, output=str(tmp_path / "out"), export=export))
+    given = files | {"export": export, "force": True}  # they say nothing of toy pairs
+    run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
     labels = lines(tmp_path / "out" / "labels.jsonl")
     data, cleaned = lines(tmp_path / "data.jsonl"), lines(tmp_path / "out" / "cleaned.jsonl")
     suspect = {row["row"] - 1 for row in labels if row["flag"] == "suspect"}
@@ -395,13 +396,28 @@ def test_evidence_that_says_nothing_claims_nothing(files, tmp_path, caplog):
     assert summary["suspect"] == 0
     assert summary["doubted_clean"] == []
     assert "nothing in the data tells right labels from wrong, so nothing is claimed" in caplog.text
+    skill = f"(AUROC {summary['trusted_auroc']:.3f} on trusted pairs that its fit left out, "
+    assert f"{skill}{summary['length_auroc']:.3f} by length alone)" in caplog.text
+    unknown = ("noise_rate", "expected_wrong_labels", "ece")
+    assert [summary[name] for name in unknown] == [None] * 3
+    assert (summary["noise_rate_low"], summary["noise_rate_high"]) == (0, 0.5)
+    assert summary["reliability"] == []
+    assert "calibration error" not in caplog.text
+    assert "cleaned.jsonl marks suspects by `is_suspect` and changes no label" in caplog.text
     assert "more likely wrong than right" not in caplog.text
     labels = lines(tmp_path / "out" / "labels.jsonl")
     assert len({row["p_correct"] for row in labels}) == 1
     assert {row["why"] for row in labels} == {"nothing in the data tells right labels from wrong"}
     assert {nats for row in labels for nats in row["evidence"].values()} == {0}
     report = (tmp_path / "out" / "report.html").read_text()
-    assert "Unknown: nothing in the data tells right labels from wrong" in report
+    assert "Unknown for these 40 labels: nothing in the data tells right labels from" in report
+    for name in ("soft", "drop", "flip"):
+        other = AuditOptions(**files, output=str(tmp_path / "other"), export=name)
+        with pytest.raises(UsageError, match=f"--export {name}: nothing .* with --force true"):
+            run_audit(other)
+    assert not (tmp_path / "other").exists()
+    run_audit(replace(other, force=True))
+    assert len(lines(tmp_path / "other" / "cleaned.jsonl")) == 40
 
 
 def test_the_same_pair_labelled_both_ways_is_noticed():

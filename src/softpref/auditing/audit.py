@@ -13,10 +13,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from softpref.algorithm.noise_rate import NoiseRate
+from softpref.algorithm.noise_rate import in_words
 from softpref.auditing.beliefs import believe
 from softpref.auditing.explanations import explain
-from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, write_cleaned
+from softpref.auditing.export import CLEANED, EXPORTS, LeftOut, Trusted, read_marks, write_cleaned
 from softpref.auditing.of_run import labels_of_run, of_run, require_same_pairs
 from softpref.auditing.opinions import VERDICTS, with_opinions, with_verdicts
 from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, AuditOptions
@@ -24,6 +24,7 @@ from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import score
 from softpref.auditing.summary import Summary, how_far, summarise
+from softpref.data.bad_rows import BadRow
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
@@ -61,6 +62,7 @@ class Audit:
         texts: the same pairs' prompts and responses.
         trusted: the trusted pairs.
         fingerprint: of the data.
+        unused: rows of the data that could not be used, with reasons.
     """
 
     pairs: Dataset
@@ -68,6 +70,7 @@ class Audit:
     texts: Dataset
     trusted: Trusted
     fingerprint: str
+    unused: tuple[BadRow, ...]
 
 
 def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
@@ -84,15 +87,17 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     marks = _marks_of(options.marks, asked) if options.marks else {}
     with one_writer(output):
         done = _audit(asked, judge)
+        export = _export_of(options, done.summary)
         with appearing_together(output, SUMMARY) as home:
             write_lines(home / LABELS, dataset_rows(done.pairs))
             write_text(home / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
             write_report(
                 home / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
             )
-            write_cleaned(
-                asked.data, home, done.pairs, done.trusted, options.export, marks, asked.columns()
-            )
+            left_out = write_cleaned(
+                asked.data, home, done.pairs, done.trusted, export, marks, asked.columns(),
+                done.unused,
+            )  # fmt: skip
     if marks:
         certain = sum(marks.get(uid) is not None for uid in done.pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
@@ -100,7 +105,23 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             "--marks %s: %d applied, %d unsure and left as the audit has them, %d on trusted pairs "
             "and not needed", options.marks, certain, unsure, len(marks) - certain - unsure,
         )  # fmt: skip
-    _say(done.summary, names_of(asked.data), output, options.export)
+    _say(done.summary, names_of(asked.data), output, export, left_out)
+
+
+def _export_of(options: AuditOptions, summary: Summary) -> str:
+    """Return what to make of suspects: as asked, or what the evidence allows.
+
+    Raises:
+        UsageError: it was asked to act on suspects, and the evidence knows of none.
+    """
+    if summary.evidence_speaks or options.force:
+        return options.export or "soft"
+    if options.export not in (None, "keep"):
+        raise UsageError(
+            f"--export {options.export}: {how_far(summary)}; choose --export keep, or write it all "
+            "the same with --force true."
+        )
+    return "keep"
 
 
 def _marks_of(path: str, asked: AuditOptions) -> dict[str, float | None]:
@@ -221,6 +242,7 @@ def _audit(options: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
         loaded.fingerprint,
+        scored.unused,
     )  # fmt: skip
 
 
@@ -251,15 +273,17 @@ def _refuse_other_contents(output: Path) -> None:
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
 
 
-def _say(summary: Summary, sources: Sequence[str], output: Path, export: str) -> None:
+def _say(
+    summary: Summary, sources: Sequence[str], output: Path, export: str, left_out: LeftOut
+) -> None:
     for warning in summary.warnings:
         logger.warning("warning: %s", warning)
-    rate = NoiseRate(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high, 0.0)
+    rate = in_words(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high)
     logger.info("evidence by %s: %s", ", ".join(summary.signals), how_far(summary))
     logger.info("wrong labels: %s", rate)
     for of in summary.sources:
         logger.info("%s", of)
-    if summary.evidence_speaks:
+    if summary.ece is not None:
         logger.info(
             "%d pairs of %s: %d suspect (more likely wrong than right), %d unsure; calibration "
             "error %.1f%%", summary.pairs, ", ".join(sources), summary.suspect, summary.unsure,
@@ -267,6 +291,7 @@ def _say(summary: Summary, sources: Sequence[str], output: Path, export: str) ->
         )  # fmt: skip
     if summary.auroc is not None:
         logger.info("suspicion tells right from flipped labels with AUROC %.3f", summary.auroc)
+    logger.info("%s", left_out)
     logger.info("%s", EXPORTS[export])
     logger.info("written: %s, %s, %s, %s; open the last", *(output / name for name in
                 (LABELS, SUMMARY, CLEANED, REPORT)))  # fmt: skip

@@ -39,10 +39,13 @@ class AuditOptions(ColumnOptions):
         "Reward models whose opinions are weighed with the other signals: sequence classifiers of "
         "one output, directories or hub ids. Each scores every response once."
     )
-    export: Literal["keep", "soft", "drop", "flip"] = option(
-        "What cleaned.jsonl makes of suspects: `soft` adds their probability as `soft_label` "
-        "(default), `keep` marks them, `drop` leaves them out, `flip` turns them round.",
-        "soft",
+    export: Literal["keep", "soft", "drop", "flip"] | None = option(
+        "What cleaned.jsonl makes of suspects: `soft` adds their probability as `soft_label`, "
+        "`keep` marks them, `drop` leaves them out, `flip` turns them round; default soft, or keep "
+        "where nothing tells right labels from wrong."
+    )
+    force: bool = option(
+        "Write the --export that was asked for though nothing tells right labels from wrong.", False
     )
     marks: str | None = option("Marks on suspects that report.html exported, for cleaned.jsonl.")
     max_length: int = option("Longest prompt plus response, tokens; default 1024.")

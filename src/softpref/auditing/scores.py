@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from softpref.data.bad_rows import BadRow
 from softpref.data.fingerprints import count_sft_targets
 from softpref.data.sources import LoadedPairs
 from softpref.training.column_cache import ColumnCache
@@ -40,6 +41,7 @@ class Scored:
         sft_targets: how many pairs SFT has seen a response of.
         source: the file or files of `pairs`.
         clean_source: that of the trusted pairs.
+        unused: rows of `source` that could not be used, with reasons.
     """
 
     pairs: Dataset
@@ -49,6 +51,7 @@ class Scored:
     sft_targets: int
     source: str
     clean_source: str
+    unused: tuple[BadRow, ...] = ()
 
 
 def score(
@@ -79,6 +82,7 @@ def score(
     limits = (args.max_length, context_length(policy))
     prepared = prepare(loaded, clean, None, tokenizer, *limits, args.on_bad_row)
     assert prepared.clean is not None
+    unused = prepared.record["train"]["bad_rows"]
     policy.to(args.device)
     require_fit(policy, tokenizer, prepared)
     probe = longest_pairs(prepared.train, prepared.clean)
@@ -97,4 +101,5 @@ def score(
         count_sft_targets(model, scored) if Path(model).is_dir() else 0,
         loaded.source,
         clean.source,
+        tuple(BadRow(**{"source": loaded.source} | bad) for bad in unused),
     )

@@ -9,6 +9,7 @@ Shapes: n training pairs; r labels that were trained with.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,9 @@ def truth_of(noisy: str) -> dict[str, bool]:
     """Return whether each pair of a file, by uid, is flipped."""
     pairs = load_pairs(noisy).pairs
     return dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
+
+
+def noise_rate_estimate(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return a run's estimate of the share of wrong labels by its name; nothing if unknown."""
+    noise = record["noise_rate"]
+    return {} if noise is None or noise["rate"] is None else {"noise_rate_estimate": noise["rate"]}

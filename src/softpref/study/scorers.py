@@ -127,7 +127,7 @@ def _audit_run(case: Case) -> Judged:
 def _of_audit(done: Audit) -> Judged:
     p_correct = torch.tensor(done.pairs["p_correct"], dtype=torch.float64)
     belief = torch.tensor(done.pairs["rank"]).double()
-    return Judged(list(done.pairs["uid"]), belief, p_correct, done.summary.noise_rate)
+    return Judged(list(done.pairs["uid"]), belief, p_correct, float((1 - p_correct).mean()))
 
 
 def _dpo_margin(case: Case) -> Judged:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from softpref.algorithm.noise_rate import NoiseRate
+from softpref.algorithm.noise_rate import in_words
 from softpref.columns import ColumnOptions
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
 from softpref.data.mixing import MIX, mixed, shares_of
@@ -222,7 +222,7 @@ def run_record(
         },
         "clean_pairs": provenance,
         "sft_targets_among_pairs": sft_targets,
-        "noise_rate": dataclasses.asdict(noise) if noise else None,
+        "noise_rate": noise.record() if noise else None,
         "noise_rate_source": _noise_rate_source(trainer),
         "evidence_speaks": trainer.evidence.speaks if trainer.evidence else None,
         "perpcorrect": correction.record() if correction else None,
@@ -242,7 +242,7 @@ def _sources(told: dict[str, Any], trainer: MSPOTrainer) -> dict[str, Any]:
     recorded = []
     for of in told["sources"]:
         rate = rates.get(of["source"])
-        noise = dataclasses.asdict(rate) if rate else None
+        noise = rate.record() if rate else None
         recorded.append(of | {"source": located(of["source"]), "noise_rate": noise})
     return {"sources": recorded}
 
@@ -267,18 +267,22 @@ def _noise_rate_source(trainer: MSPOTrainer) -> str:
     return "perpcorrect's fit" if trainer.correction else "estimated"
 
 
+def _rate_in_words(noise: dict[str, Any] | None) -> str:
+    return in_words(noise["rate"], noise["low"], noise["high"]) if noise else NOT_ESTIMATED
+
+
 def model_card(record: dict[str, Any]) -> str:
     """Return the model card of a run, in the hub's format."""
     method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
     options = record["options"]
     library = "peft" if options["tuning"] == "lora" else "transformers"
-    rate = str(NoiseRate(**noise)) if noise else NOT_ESTIMATED
+    rate = _rate_in_words(noise)
     if record["noise_rate_source"] != "estimated":
         rate = f"{noise['rate']:.1%} ({record['noise_rate_source']})"
     pairs = record["data"]["train"]["pairs"]
     by_source = "".join(
         f"| of the {of['pairs']:,} from {Path(of['source']).name} | "
-        f"{NoiseRate(**of['noise_rate']) if of['noise_rate'] else NOT_ESTIMATED} |\n"
+        f"{_rate_in_words(of['noise_rate'])} |\n"
         for of in record["data"]["train"].get("sources", [])
     )
     clean = record["data"].get("clean", {}).get("pairs", 0)
