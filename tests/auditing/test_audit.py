@@ -43,6 +43,10 @@ def files(tmp_path, monkeypatch):
             (("model", "sft"), ("data", "data.jsonl"), ("clean", "clean.jsonl"))}  # fmt: skip
 
 
+SOFT = {"export": "soft", "force": True}
+"""Evidence says nothing of toy pairs."""
+
+
 def run_config(method):
     return MSPOConfig(method=method, tuning="full", learning_rate=1e-3, use_cpu=True,
                       save_strategy="no", disable_tqdm=True)  # fmt: skip
@@ -53,7 +57,7 @@ def lines(path):
 
 
 def test_files_say_the_same_of_every_pair(files, tmp_path):
-    run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
+    run_audit(AuditOptions(**files, **SOFT, output=str(tmp_path / "out")))
     labels = lines(tmp_path / "out" / "labels.jsonl")
     cleaned = lines(tmp_path / "out" / "cleaned.jsonl")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -64,8 +68,6 @@ def test_files_say_the_same_of_every_pair(files, tmp_path):
     for label, row in zip(labels, cleaned, strict=True):
         assert row["is_suspect"] == (label["flag"] == "suspect") == (label["p_correct"] < 0.5)
     assert summary["suspect"] == sum(row["is_suspect"] for row in cleaned)
-    wrong = sum(1 - row["p_correct"] for row in labels)
-    assert summary["expected_wrong_labels"] == pytest.approx(wrong)
     assert (summary["pairs"], summary["clean_pairs"]) == (40, 16)
     assert 0 <= summary["noise_rate_low"] <= summary["noise_rate_high"] <= 0.5
     assert 0 <= summary["auroc"] <= 1
@@ -148,7 +150,7 @@ def test_trusted_pairs_among_the_data_are_certain(files, tmp_path):
                 for i, row in enumerate(data[:12])]  # fmt: skip
     write_lines(tmp_path / "reviewed.jsonl", reviewed)
     given = files | {"clean": str(tmp_path / "reviewed.jsonl")}
-    run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
+    run_audit(AuditOptions(**given, **SOFT, output=str(tmp_path / "out")))
     cleaned = lines(tmp_path / "out" / "cleaned.jsonl")
     assert [row["soft_label"] for row in cleaned[:12]] == [0.0, 1.0] * 6
     assert [row["is_suspect"] for row in cleaned[:12]] == [True, False] * 6
@@ -157,7 +159,7 @@ def test_trusted_pairs_among_the_data_are_certain(files, tmp_path):
 
 
 def test_pairs_held_out_by_number(files, tmp_path):
-    run_audit(AuditOptions(**files | {"clean": "12"}, output=str(tmp_path / "out")))
+    run_audit(AuditOptions(**files | {"clean": "12"}, **SOFT, output=str(tmp_path / "out")))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["pairs"], summary["clean_pairs"]) == (28, 12)
     assert summary["clean_provenance"] == "truth restored"
@@ -175,7 +177,7 @@ def test_what_each_export_makes_of_suspects(files, tmp_path, export, monkeypatch
         return replace(believe(*found), p_correct=doubted)
 
     monkeypatch.setattr(audit, "believe", doubting)
-    given = files | {"export": export, "force": True}  # they say nothing of toy pairs
+    given = files | SOFT | {"export": export}
     run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
     labels = lines(tmp_path / "out" / "labels.jsonl")
     data, cleaned = lines(tmp_path / "data.jsonl"), lines(tmp_path / "out" / "cleaned.jsonl")
@@ -198,7 +200,7 @@ def test_marks_of_a_reviewer_are_the_last_word(files, tmp_path):
              zip(uids, ("right", "wrong", "unsure"), strict=False)]  # fmt: skip
     write_lines(tmp_path / "marks.jsonl", marks)
     given = files | {"marks": str(tmp_path / "marks.jsonl")}
-    run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
+    run_audit(AuditOptions(**given, **SOFT, output=str(tmp_path / "out")))
     cleaned = lines(tmp_path / "out" / "cleaned.jsonl")
     unsure = audited[2]["p_correct"]  # as if it had no mark
     assert [row["soft_label"] for row in cleaned[:3]] == [1.0, 0.0, unsure]
@@ -365,6 +367,9 @@ def test_evidence_that_speaks_is_told_beside_the_length_rule(files, tmp_path, ca
         run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["evidence_speaks"]
+    wrong = summary["noise_rate"] and summary["noise_rate"] * summary["pairs"]
+    assert summary["expected_wrong_labels"] == wrong
+    assert "calibration error" in caplog.text
     assert summary["length_auroc"] == 1
     assert summary["trusted_auroc"] > 0.9
     assert "evidence by ppl_diff, length, content: AUROC" in caplog.text
