@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from softpref.algorithm.policy import evaluating
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.models import load_policy
@@ -75,16 +76,17 @@ def main() -> None:
     collate, why = choose_layout("auto", policy, longest_pairs(pairs))
     weights = fingerprint_weights(policy)
     scored, bare = [], []
-    with tempfile.TemporaryDirectory() as cache:
-        args = MSPOConfig(
-            method="dpo", reference_cache=cache, per_device_eval_batch_size=options.batch_size
-        )
+    with tempfile.TemporaryDirectory() as directory:
+        cache = ColumnCache(directory)
+        args = MSPOConfig(method="dpo", per_device_eval_batch_size=options.batch_size)
         for start in tqdm(range(0, len(pairs), BLOCK), unit=f"{BLOCK} pairs"):
             block = pairs.select(range(start, min(start + BLOCK, len(pairs))))
             bare.append(seconds(lambda b=block: bare_forward(policy, b, options.batch_size)))
             scored.append(
                 seconds(
-                    lambda b=block: with_reference(policy, b, args, weights, collate, "scoring")
+                    lambda b=block: with_reference(
+                        policy, b, args, weights, collate, "scoring", cache
+                    )
                 )
             )
     print(f"layout: {why}")

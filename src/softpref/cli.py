@@ -175,7 +175,8 @@ def train(arguments: list[str]) -> None:
 
 def audit(arguments: list[str]) -> None:
     """Say which labels are wrong."""
-    from softpref.auditing.audit import AuditOptions, run_audit
+    from softpref.auditing.audit import run_audit
+    from softpref.auditing.options import AuditOptions
     from softpref.judging.options import OptionalJudge
 
     options, judge = parse("audit", arguments, AuditOptions, OptionalJudge)

@@ -189,3 +189,19 @@ def test_expected_is_what_to_act_on():
     blind = estimate_noise_rate(torch.randn(5000, generator=generator), clean - clean.mean())
     assert 0.1 < blind.expected < 0.4
     assert NoiseRate.given(0.2).expected == 0.2
+
+
+@pytest.mark.parametrize(
+    ("found", "told", "words"),
+    [
+        (NoiseRate(0.1, 0.05, 0.18, 0.11), 0.11, "11.0% (95% interval 5.0% to 18.0%)"),
+        (NoiseRate(0.0, 0.0, 0.38, 0.14), None, "at most 38%, with 95% confidence"),
+        (NoiseRate(0.2, 0.12, 0.4, 0.2), None, "between 12% and 40%, with 95% confidence"),
+        (NoiseRate.unknown(), None, "unknown, the signals say too little about the labels "
+         "(95% interval 0.0% to 50.0%)"),
+        (NoiseRate.given(0.2), 0.2, "20.0% (95% interval 20.0% to 20.0%)"),
+    ],
+)  # fmt: skip
+def test_a_wide_interval_is_told_without_a_number(found, told, words):
+    assert str(found) == words
+    assert found.record()["rate"] == found.told == told

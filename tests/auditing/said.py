@@ -10,9 +10,9 @@ class Said:
     """As much of a summary as the report reads."""
 
     pairs: int = 1200
-    noise_rate: float = 0.2
-    noise_rate_low: float = 0.1
-    noise_rate_high: float = 0.3
+    noise_rate: float | None = 0.2
+    noise_rate_low: float = 0.15
+    noise_rate_high: float = 0.25
     suspect: int = 80
     unsure: int = 40
     evidence_speaks: bool = True

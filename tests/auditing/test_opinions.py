@@ -17,6 +17,7 @@ from softpref.cli import main
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
+from softpref.training.column_cache import ColumnCache
 from softpref.training.evidence import OPINION
 from softpref.training.output import write_lines
 from softpref.world.build import tiny_llama
@@ -62,14 +63,14 @@ class Knowing:
 
 def test_the_difference_of_rewards_is_kept_by_content(files, tmp_path, monkeypatch):
     data, reward = load_pairs(files["data"]), str(tmp_path / "reward")
-    (found,) = with_opinions([data], [reward, reward])
+    (found,) = with_opinions([data], [reward, reward], ColumnCache(None))
     opinion = torch.tensor(found.pairs[OPINION + reward])
     assert opinion.std() > 0
     turned = data.pairs.rename_columns({"chosen": "rejected", "rejected": "chosen"})
-    (other,) = with_opinions([replace(data, pairs=turned)], [reward])
+    (other,) = with_opinions([replace(data, pairs=turned)], [reward], ColumnCache(None))
     assert torch.allclose(torch.tensor(other.pairs[OPINION + reward]), -opinion, atol=1e-5)
     monkeypatch.setattr(opinions.RewardModel, "differences", None)  # nobody is asked again
-    (again,) = with_opinions([data], [reward])
+    (again,) = with_opinions([data], [reward], ColumnCache(None))
     assert again.pairs[OPINION + reward][:] == found.pairs[OPINION + reward][:]
 
 
@@ -107,13 +108,13 @@ def test_a_pair_that_cannot_be_scored_has_no_opinion(files, monkeypatch, caplog)
     monkeypatch.setattr(opinions, "RewardModel", Silent)
     data = load_pairs(files["data"])
     few = replace(data, pairs=data.pairs.select(range(3)))
-    (found,) = with_opinions([few], ["rm"])
+    (found,) = with_opinions([few], ["rm"], ColumnCache(None))
     assert found.pairs["opinion of rm"][:] == [0.0, 0.0, 2.0]
     said = f"rm, {files['data']}: no opinion of 2 pairs"
     assert said in caplog.text
     caplog.clear()
     monkeypatch.setattr(Silent, "differences", None)
-    (again,) = with_opinions([few], ["rm"])
+    (again,) = with_opinions([few], ["rm"], ColumnCache(None))
     assert again.pairs["opinion of rm"][:] == [0.0, 0.0, 2.0]
     assert said in caplog.text  # of rewards from disk too
 
@@ -135,7 +136,7 @@ def test_a_reward_model_reads_messages_as_its_template_has_them(files, monkeypat
         "prompt": [{"role": "user", "content": "a"}], "chosen": [call], "tools": tools,
         "rejected": [{"role": "assistant", "content": "b"}],
     }])  # fmt: skip
-    with_opinions([load_pairs(path)], ["rm"])
+    with_opinions([load_pairs(path)], ["rm"], ColumnCache(None))
     assert [(q.first, q.second, q.context) for q in asked] == [([call], "b", {"tools": tools})]
 
 

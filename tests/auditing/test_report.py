@@ -26,7 +26,7 @@ PAIRS = Dataset.from_dict({"prompt": ["p", "q"], "chosen": ["c", "d"], "rejected
 
 def test_the_headline_says_how_many_how_sure_and_what_to_do():
     said = headline(Said())
-    assert said.startswith("About 20% of the 1,200 labels are wrong, between 10% and 30%")
+    assert said.startswith("About 20% of the 1,200 labels are wrong, between 15% and 25%")
     assert "80 are suspect" in said
     assert said.endswith(
         "AUROC 0.812 on trusted pairs that its fit left out, 0.700 by length alone."
@@ -34,14 +34,26 @@ def test_the_headline_says_how_many_how_sure_and_what_to_do():
 
 
 def test_a_rate_that_is_unknown_is_not_told_though_evidence_speaks():
-    said = headline(replace(Said(), noise_rate_low=0.0, noise_rate_high=0.5))
+    said = headline(replace(Said(), noise_rate=None, noise_rate_low=0.0, noise_rate_high=0.5))
     assert said.startswith("How many of the 1,200 labels are wrong is unknown. 80 are suspect")
     assert "20%" not in said
 
 
+@pytest.mark.parametrize(
+    ("low", "words"),
+    [(0.0, "At most 38% of the 1,200"), (0.12, "Between 12% and 38% of the 1,200")],
+)
+def test_of_a_wide_interval_only_the_ends_are_told(low, words):
+    said = headline(replace(Said(), noise_rate=None, noise_rate_low=low, noise_rate_high=0.38))
+    assert said.startswith(f"{words} labels are wrong, with 95% confidence. 80 are suspect")
+    assert "About" not in said
+
+
 def test_the_headline_claims_nothing_where_evidence_does_not_speak():
     said = headline(replace(Said(), evidence_speaks=False, suspect=0))
-    assert said.startswith("Unknown: nothing in the data tells right labels from wrong")
+    assert said.startswith("Unknown for these 1,200 labels: nothing in the data tells right labels")
+    assert "(AUROC 0.812 on trusted pairs that its fit left out, 0.700 by length alone)" in said
+    assert charts(ROWS, replace(Said(), evidence_speaks=False)) == []
     assert "%" not in said
     assert "suspect" not in said
 

@@ -11,7 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from softpref.algorithm.labeller import MetaLearner
-from softpref.study.readings import examples, implicit_weights, label_curves, learned_map
+from softpref.study.readings import (
+    examples,
+    implicit_weights,
+    label_curves,
+    learned_map,
+    noise_rate_estimate,
+)
 from softpref.study.targets import TARGETS
 from softpref.training.teacher import save_meta_learner
 
@@ -128,3 +134,11 @@ def test_examples_are_told_in_words(cell):
     text = target.text([one], {one.key: {"reading": examples(cell)}})
     assert "| 0 | say | yes c | no | +2.00 | 0.100 |" in text
     assert text.index("Best correction") < text.index("yes c") < text.index("Worst failure")
+
+
+@pytest.mark.parametrize(
+    ("noise", "found"),
+    [(None, {}), ({"rate": None}, {}), ({"rate": 0.2}, {"noise_rate_estimate": 0.2})],
+)
+def test_a_rate_that_is_unknown_is_no_number(noise, found):
+    assert noise_rate_estimate({"noise_rate": noise}) == found

@@ -17,6 +17,7 @@ from softpref.data import make_batch
 from softpref.errors import UsageError
 from softpref.training import config, perpcorrect
 from softpref.training.align import AlignFiles, model_card, run_record
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect import ROUNDS, Correction, Round, correct, extremes
 from softpref.training.scoring import score_pairs
@@ -148,11 +149,16 @@ def test_surrogates_see_clean_pairs_low_ones_as_given_and_high_ones_reversed(tra
     assert reversed_in_all
 
 
+def surrogates_of(trainer, args, adapter=None):
+    cache = ColumnCache(args.reference_cache)
+    return perpcorrect._Surrogates(trainer.policy, trainer.prepared, args, adapter, "", cache)
+
+
 def surrogate_after(output, rows, make=exact_trainer, **options):
     """A surrogate trained on rows, the first clean pairs with other labels or texts, say."""
     trainer = make(output, method="dpo", **options)
     args = toy_config(output, **OFFICIAL, **options)
-    surrogates = perpcorrect._Surrogates(trainer.policy, trainer.prepared, args, None, "")
+    surrogates = surrogates_of(trainer, args)
     surrogate, collate = surrogates._fresh()
     surrogates._train(surrogate, rows(trainer.clean.to_list()), collate, "")
     return trainer, surrogate, collate
@@ -218,7 +224,7 @@ def test_a_surrogate_starts_the_same_at_any_time_and_has_no_dropout(tmp_path):
     trainer = toy_trainer(tmp_path, method="dpo")
     args = toy_config(tmp_path, **OFFICIAL, tuning="lora")
     adapter = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
-    surrogates = perpcorrect._Surrogates(trainer.policy, trainer.prepared, args, adapter, "")
+    surrogates = surrogates_of(trainer, args, adapter)
     starts = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -250,7 +256,8 @@ def test_the_policy_is_left_as_it_was(tuning, tmp_path):
     trains = [(name, p.requires_grad, p.grad) for name, p in policy.named_parameters()]
     modes = [(name, type(m), m.training) for name, m in policy.named_modules()]
     adapter_before, random = adapter.to_dict(), torch.get_rng_state()
-    found = correct(policy, plain.prepared, args, adapter if tuning == "lora" else None, "")
+    trained, cache = (adapter if tuning == "lora" else None), ColumnCache(args.reference_cache)
+    found = correct(policy, plain.prepared, args, trained, "", cache)
     assert found is not None
     assert same(weights(policy), before)
     assert str(policy.config) == config
@@ -308,7 +315,7 @@ def test_what_is_kept_belongs_to_all_that_it_follows_from(tmp_path):
     def path(prepared=prepared, adapter=None, fingerprint="", **options):
         args = toy_config(tmp_path, **(OFFICIAL | options))
         return perpcorrect._Surrogates(
-            trainer.policy, prepared, args, adapter, fingerprint
+            trainer.policy, prepared, args, adapter, fingerprint, ColumnCache(None)
         )._kept_as
 
     fewer = [

@@ -13,6 +13,7 @@ from softpref.algorithm.policy import trainable
 from softpref.data import make_batch
 from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import tokenize_pairs
+from softpref.training.column_cache import ColumnCache
 from softpref.training.reference import with_reference
 from softpref.world.language import make_tokenizer
 from tests.models import tiny_model
@@ -62,7 +63,8 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, method, loss_type, r
         pairs_from_dataset(pairs, "pairs").pairs, tokenizer, 64, name="pairs"
     ).pairs
     config = toy_config(tmp_path, method="dpo")
-    ours = with_reference(reference, ours, config, "reference", make_batch, "reference")
+    cache = ColumnCache(config.reference_cache)
+    ours = with_reference(reference, ours, config, "reference", make_batch, "reference", cache)
     trl = DPOTrainer(
         policy,
         reference,

@@ -22,6 +22,8 @@ _MIN_CLEAN = 10
 _BINS = 512
 _GRID = 51
 _CHI2_95 = 3.8415  # 95% quantile of chi-squared with one degree of freedom
+_SHARP, KNOWN = 0.15, 0.4
+"""Widths of the 95% interval up to which a single number, or the interval, is worth telling."""
 _MIN_DOUBT = 0.01  # no pair's order is taken as surer than 1 - this
 
 
@@ -42,16 +44,42 @@ class NoiseRate:
     high: float
     expected: float
 
+    @property
+    def told(self) -> float | None:
+        """The number to tell: `expected`, or None where the interval is wider than 15 points."""
+        return self.expected if self.high - self.low <= _SHARP else None
+
+    def record(self) -> dict[str, float | None]:
+        """Return what is written of it: a `rate` of None is unknown."""
+        return {"rate": self.told, "low": self.low, "high": self.high, "expected": self.expected}
+
     def __str__(self) -> str:
-        interval = f"95% interval {self.low:.1%} to {self.high:.1%}"
-        if self.high - self.low > 0.4:
-            return f"unknown, the signals say too little about the labels ({interval})"
-        return f"{self.rate:.1%} ({interval})"
+        return in_words(self.told, self.low, self.high)
 
     @staticmethod
     def given(rate: float) -> NoiseRate:
         """Return a rate that is known."""
         return NoiseRate(rate, rate, rate, rate)
+
+    @staticmethod
+    def unknown() -> NoiseRate:
+        """Return what is known where nothing is."""
+        return NoiseRate(0.25, 0.0, 0.5, 0.25)
+
+
+def in_words(rate: float | None, low: float, high: float) -> str:
+    """Return a noise rate in words: the interval alone where no single number is known."""
+    interval = f"95% interval {low:.1%} to {high:.1%}"
+    if rate is not None:
+        return f"{rate:.1%} ({interval})"
+    if high - low > KNOWN:
+        return f"unknown, the signals say too little about the labels ({interval})"
+    return f"{bounds(low, high)}, with 95% confidence"
+
+
+def bounds(low: float, high: float) -> str:
+    """Return an interval in words, one-sided where it begins at 0."""
+    return f"at most {high:.0%}" if low < 0.005 else f"between {low:.0%} and {high:.0%}"
 
 
 def estimate_noise_rate(ppl_diff_noisy: Tensor, ppl_diff_clean: Tensor) -> NoiseRate:

@@ -9,30 +9,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
-from softpref.algorithm.methods import METHODS
-from softpref.algorithm.noise_rate import NoiseRate
+from softpref.algorithm.noise_rate import in_words
 from softpref.auditing.beliefs import believe
 from softpref.auditing.explanations import explain
-from softpref.auditing.export import CLEANED, EXPORTS, Trusted, read_marks, write_cleaned
+from softpref.auditing.export import CLEANED, EXPORTS, LeftOut, Trusted, read_marks, write_cleaned
+from softpref.auditing.of_run import labels_of_run, of_run, require_same_pairs
 from softpref.auditing.opinions import VERDICTS, with_opinions, with_verdicts
-from softpref.auditing.pair_rows import LABELS, labels_of_run, pair_rows
+from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, AuditOptions
+from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import score
 from softpref.auditing.summary import Summary, how_far, summarise
-from softpref.columns import ColumnOptions
-from softpref.data.mixing import MIX
+from softpref.data.bad_rows import BadRow
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
-from softpref.options import option, require
+from softpref.options import require
 from softpref.places import directory_to_write
-from softpref.training.align import RUN_RECORD, AlignFiles, load_sets
+from softpref.training.align import AlignFiles, load_sets
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
 from softpref.training.needs import noise_by_source
@@ -47,52 +48,6 @@ from softpref.training.output import (
 logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
-OF_RUN: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
-"""What a run has its own of, and what it is without one."""
-DEFAULTS: dict[str, Any] = OF_RUN | {"on_bad_row": "stop"}
-COLUMN_OPTIONS = [field.name for field in dataclasses.fields(ColumnOptions)]
-
-
-@dataclass
-class AuditOptions(ColumnOptions):
-    """Options of `softpref audit`."""
-
-    model: str | None = option("The model that scores the pairs: a directory or hub id.")
-    data: list[str] | str = option(
-        "Pairs to audit: JSONL, JSON, Parquet, CSV or hub id; several files are one set.", ""
-    )
-    clean: str | None = option("Trusted pairs: a file, or a number of pairs to hold out.")
-    run: str | None = option(
-        "A finished run of mspo or evidence, in the place of --model: its labels, its policy; "
-        "--data and --clean are the run's own unless given."
-    )
-    output: str = option("Directory for the audit; an earlier audit in it is replaced.", "")
-    signals: list[str] | None = option(
-        "What is read of each pair in the one pass: ppl_diff (always), length, content, what the "
-        "responses say; default: all."
-    )
-    reward_model: list[str] | None = option(
-        "Reward models whose opinions are weighed with the other signals: sequence classifiers of "
-        "one output, directories or hub ids. Each scores every response once."
-    )
-    export: Literal["keep", "soft", "drop", "flip"] = option(
-        "What cleaned.jsonl makes of suspects: `soft` adds their probability as `soft_label` "
-        "(default), `keep` marks them, `drop` leaves them out, `flip` turns them round.",
-        "soft",
-    )
-    marks: str | None = option("Marks on suspects that report.html exported, for cleaned.jsonl.")
-    max_length: int = option("Longest prompt plus response, tokens; default 1024.")
-    batch_size: int = option("Pairs in one forward pass.", 8)
-    ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
-        "Which tokens count in PPLDiff; default `response`."
-    )
-    bf16: bool = option("Score in bfloat16.", False)
-    seed: int = option("Seed of what --clean N holds out; default 42.")
-    on_bad_row: Literal["stop", "skip"] = option(
-        "Stop at a bad row, or leave it out; default `stop`, or as the run did."
-    )
-    trust_remote_code: bool = option("Run code that comes with the model.", False)
-    mix: list[float] | None = option(MIX)
 
 
 @dataclass(frozen=True)
@@ -108,6 +63,7 @@ class Audit:
         texts: the same pairs' prompts and responses.
         trusted: the trusted pairs.
         fingerprint: of the data.
+        unused: rows of the data that could not be used, with reasons.
     """
 
     pairs: Dataset
@@ -115,6 +71,7 @@ class Audit:
     texts: Dataset
     trusted: Trusted
     fingerprint: str
+    unused: tuple[BadRow, ...]
 
 
 def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
@@ -131,15 +88,17 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     marks = _marks_of(options.marks, asked) if options.marks else {}
     with one_writer(output):
         done = _audit(asked, judge)
+        export = _export_of(options, done.summary)
         with appearing_together(output, SUMMARY) as home:
             write_lines(home / LABELS, dataset_rows(done.pairs))
             write_text(home / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
             write_report(
                 home / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
             )
-            write_cleaned(
-                asked.data, home, done.pairs, done.trusted, options.export, marks, asked.columns()
-            )
+            left_out = write_cleaned(
+                asked.data, home, done.pairs, done.trusted, export, marks, asked.columns(),
+                done.unused,
+            )  # fmt: skip
     if marks:
         certain = sum(marks.get(uid) is not None for uid in done.pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
@@ -147,7 +106,23 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             "--marks %s: %d applied, %d unsure and left as the audit has them, %d on trusted pairs "
             "and not needed", options.marks, certain, unsure, len(marks) - certain - unsure,
         )  # fmt: skip
-    _say(done.summary, names_of(asked.data), output, options.export)
+    _say(done.summary, names_of(asked.data), output, export, left_out)
+
+
+def _export_of(options: AuditOptions, summary: Summary) -> str:
+    """Return what to make of suspects: as asked, or what the evidence allows.
+
+    Raises:
+        UsageError: it was asked to act on suspects, and the evidence knows of none.
+    """
+    if summary.evidence_speaks or options.force:
+        return options.export or "soft"
+    if options.export not in (None, "keep"):
+        raise UsageError(
+            f"--export {options.export}: {how_far(summary)}; choose --export keep, or write it all "
+            "the same with --force true."
+        )
+    return "keep"
 
 
 def _marks_of(path: str, asked: AuditOptions) -> dict[str, float | None]:
@@ -205,7 +180,7 @@ def audit(
 
 def _asked(options: AuditOptions) -> AuditOptions:
     """Return the options with a run's own filled in; nothing that is needed is missing."""
-    asked = _of_run(options) if options.run else options
+    asked = of_run(options) if options.run else options
     given = {name: getattr(asked, name) for name in DEFAULTS}
     asked = dataclasses.replace(
         asked, **{name: DEFAULTS[name] if value is None else value for name, value in given.items()}
@@ -241,13 +216,17 @@ def _audit(options: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
     )  # fmt: skip
     loaded, clean, _, provenance = load_sets(files, config)
     assert clean is not None
-    labels = labels_of_run(options.run) if options.run else None
+    labels = None
+    if options.run:
+        require_same_pairs(options, loaded, clean)
+        labels = labels_of_run(options.run)
     if clean.source != options.clean:
         logger.info("clean: %s pairs held out of --data, %s; they are not audited", options.clean,
                     provenance)  # fmt: skip
-    loaded, clean = with_opinions((loaded, clean), asked_too)
+    cache = ColumnCache(options.reference_cache)
+    loaded, clean = with_opinions((loaded, clean), asked_too, cache)
     named_by = "--run" if options.run else "--model"
-    scored = score(str(options.model), loaded, clean, config, named_by)
+    scored = score(str(options.model), loaded, clean, config, cache, named_by)
     asked_judge = None
     if judge and judged_by:
         scored, asked_judge = with_verdicts(scored, judge, judged_by, Path(options.output))
@@ -265,6 +244,7 @@ def _audit(options: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         Trusted.of(scored.clean),
         loaded.fingerprint,
+        scored.unused,
     )  # fmt: skip
 
 
@@ -286,47 +266,6 @@ def _listed(names: Sequence[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
 
-def _of_run(options: AuditOptions) -> AuditOptions:
-    """Return the options with what a finished run says of itself.
-
-    Raises:
-        UsageError: there is no such run, it cannot judge its labels, or its files are gone.
-    """
-    if options.model:
-        raise UsageError("--model and --run: give one of them; a run has its own policy.")
-    own_mix = [] if options.data else ["mix"]
-    for name in (*OF_RUN, *own_mix):
-        if getattr(options, name) is not None:
-            raise UsageError(f"--{name}: a run is audited by its own; leave it out.")
-    path = Path(str(options.run)) / RUN_RECORD
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        method, files, said = record["method"], record["files"], record["options"]
-        own = {name: said[name] for name in DEFAULTS}
-        given = {"data": files["train"], "clean": files["clean"]}
-        own |= {name: files[name] for name in COLUMN_OPTIONS}
-        own |= {name: files.get(name) for name in own_mix}
-        needed = [(name, file) for name in given for file in names_of(given[name] or [])]
-        doubts = METHODS[method].doubts and record.get("evidence_speaks") is not False
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"--run {options.run}: no finished run ({path.name}: {error}); give the --output of "
-            "softpref train."
-        ) from None
-    if not doubts:
-        raise UsageError(
-            f"--run {options.run} was trained by {method}, which takes labels at their word, so "
-            "its policy repeats them: audit by the model it started from, --model "
-            f"{files['model']}."
-        )
-    asked = {name: getattr(options, name) for name in ("data", "clean", "on_bad_row")}
-    for name, file in needed:
-        if not asked[name] and Path(file).is_absolute() and not Path(file).exists():
-            raise UsageError(f"--run {options.run}: its file {file} is not there; give --{name}.")
-    asked = {name: value for name, value in asked.items() if value}
-    return dataclasses.replace(options, **{"model": options.run, **own, **given, **asked})
-
-
 def _refuse_other_contents(output: Path) -> None:
     holds = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
     verdicts = {VERDICTS, f"{VERDICTS}.lock"}  # of an audit that was interrupted
@@ -334,15 +273,17 @@ def _refuse_other_contents(output: Path) -> None:
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
 
 
-def _say(summary: Summary, sources: Sequence[str], output: Path, export: str) -> None:
+def _say(
+    summary: Summary, sources: Sequence[str], output: Path, export: str, left_out: LeftOut
+) -> None:
     for warning in summary.warnings:
         logger.warning("warning: %s", warning)
-    rate = NoiseRate(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high, 0.0)
+    rate = in_words(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high)
     logger.info("evidence by %s: %s", ", ".join(summary.signals), how_far(summary))
     logger.info("wrong labels: %s", rate)
     for of in summary.sources:
         logger.info("%s", of)
-    if summary.evidence_speaks:
+    if summary.ece is not None:
         logger.info(
             "%d pairs of %s: %d suspect (more likely wrong than right), %d unsure; calibration "
             "error %.1f%%", summary.pairs, ", ".join(sources), summary.suspect, summary.unsure,
@@ -350,6 +291,7 @@ def _say(summary: Summary, sources: Sequence[str], output: Path, export: str) ->
         )  # fmt: skip
     if summary.auroc is not None:
         logger.info("suspicion tells right from flipped labels with AUROC %.3f", summary.auroc)
+    logger.info("%s", left_out)
     logger.info("%s", EXPORTS[export])
     logger.info("written: %s, %s, %s, %s; open the last", *(output / name for name in
                 (LABELS, SUMMARY, CLEANED, REPORT)))  # fmt: skip

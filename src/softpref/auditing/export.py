@@ -6,8 +6,9 @@ Rows keep their order and every column that they had.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from datasets import Dataset
 
 from softpref.auditing.beliefs import SUSPECT
 from softpref.columns import STANDARD, Columns
-from softpref.data.bad_rows import place
+from softpref.data.bad_rows import BadRow, in_words, place
 from softpref.data.books import Books
 from softpref.data.readers import column, dataset_rows, read_rows
 from softpref.data.sources import CONTENT, Intake, by_source, content_key, contents, names_of
@@ -32,6 +33,34 @@ EXPORTS = {
     "flip": "cleaned.jsonl flips the suspects; review some of them before you train on it",
 }
 """What is said of each way to write it."""
+
+
+SUSPECTED, MARKED = "suspect", "marked wrong by --marks"
+OTHERWISE = "trusted pairs that the data label the other way"
+NOT_DRAWN = "not drawn by --mix"
+
+
+@dataclass
+class LeftOut:
+    """Which rows of the data are not in `cleaned.jsonl`.
+
+    Attributes:
+        rows: how many rows the data have.
+        why: how many of them were left out for which reason.
+        unused: those that the audit could not use.
+    """
+
+    rows: int = 0
+    why: Counter[str] = field(default_factory=Counter)
+    unused: tuple[BadRow, ...] = ()
+
+    def __str__(self) -> str:
+        reasons = [f"{count} {why}" for why, count in self.why.items() if count]
+        if self.unused:
+            reasons.append(f"{len(self.unused)} not usable ({in_words(self.unused)})")
+        count = self.why.total() + len(self.unused)
+        told = f"{CLEANED}: {self.rows - count} of {self.rows} rows"
+        return told + (f"; {count} are left out: {', '.join(reasons)}" if count else "")
 
 
 @dataclass(frozen=True)
@@ -87,12 +116,12 @@ def write_cleaned(
     export: str,
     marks: Mapping[str, float | None],
     columns: Columns = STANDARD,
-) -> Path:
-    """Write the data's rows with `soft_label` and `is_suspect`, and return the file's path.
+    unused: Sequence[BadRow] = (),
+) -> LeftOut:
+    """Write the data's rows with `soft_label` and `is_suspect`; return which are not among them.
 
     `soft_label` holds `p_correct` and is written under `soft` alone. Trusted pairs among the data
-    are certain, and so is what a reviewer has marked. Rows that the audit could not use are left
-    out.
+    are certain, and so is what a reviewer has marked. Rows that the audit did not use are left out.
 
     Args:
         data: what was audited, or all of it in order.
@@ -102,6 +131,7 @@ def write_cleaned(
         export: one of `EXPORTS`.
         marks: a reviewer's, by uid.
         columns: what the data's columns are called.
+        unused: rows that the audit could not use, with reasons.
     """
     names = names_of(data)
     of_source = {
@@ -109,41 +139,44 @@ def write_cleaned(
         for name, part in by_source(audited, names[0])
     }
 
-    def p_correct(source: str, number: int, pair: dict[str, Any]) -> float | None:
-        certain = trusted.p_correct(pair)
-        if certain is None:
-            certain = marks.get(pair["uid"])
-        if certain is not None:
-            return certain
+    def belief(source: str, number: int, pair: dict[str, Any]) -> tuple[float | None, str]:
+        by = ((trusted.p_correct(pair), OTHERWISE), (marks.get(pair["uid"]), MARKED))
+        for certain, why in by:
+            if certain is not None:
+                return certain, why
         if source not in of_source:  # all its pairs are trusted
-            return None
+            return None, NOT_DRAWN
         rows, believed = of_source[source]
         at = rows.searchsorted(number)  # an audit's rows are in the data's order
-        return float(believed[at]) if at < len(rows) and rows[at] == number else None
+        is_there = at < len(rows) and rows[at] == number
+        return (float(believed[at]), SUSPECTED) if is_there else (None, NOT_DRAWN)
 
-    path = output / CLEANED
-    write_lines(path, json_rows(_cleaned(names, p_correct, export, columns), CLEANED))
-    return path
+    left_out = LeftOut(unused=tuple(unused))
+    rows = _cleaned(names, belief, export, columns, left_out)
+    write_lines(output / CLEANED, json_rows(rows, CLEANED))
+    return left_out
 
 
 def _cleaned(
     sources: Sequence[str],
-    p_correct: Callable[[str, int, dict[str, Any]], float | None],
+    belief: Callable[[str, int, dict[str, Any]], tuple[float | None, str]],
     export: str,
     columns: Columns,
+    left_out: LeftOut,
 ) -> Iterator[dict[str, Any]]:
     books = Books()
     intakes = {name: Intake(name, "skip", columns, books) for name in sources}
     rows = ((name, *row) for name in sources for row in read_rows(name))
+    unused = {(bad.source, bad.row) for bad in left_out.unused}
     for name, number, raw in rows:
+        left_out.rows += 1
         pair = intakes[name].admit(number, raw)
-        if pair is None or not isinstance(raw, dict):
+        if pair is None or not isinstance(raw, dict):  # it is in `unused`
             continue
-        p = p_correct(name, number, pair)
-        if p is None:
-            continue
-        is_suspect = p < SUSPECT
-        if is_suspect and export == "drop":
+        p, why = belief(name, number, pair)
+        is_suspect = p is not None and p < SUSPECT
+        if p is None or (is_suspect and export == "drop"):
+            left_out.why[why] += (name, number) not in unused
             continue
         row: dict[str, Any] = {**raw, "is_suspect": is_suspect}
         if export == "soft":

@@ -29,9 +29,9 @@ from softpref.judging.questions import Answer, Comparison, Judge, questions_of
 from softpref.judging.responses import comparison_of_pair
 from softpref.judging.scored import RewardModel
 from softpref.progress import Progress
+from softpref.training.column_cache import ColumnCache
 from softpref.training.evidence import OPINION
-from softpref.training.output import read_columns, write_columns
-from softpref.training.reference import PART, default_cache
+from softpref.training.reference import PART
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class AskedJudge:
 
 
 def with_opinions(
-    sets: Sequence[LoadedPairs], reward_models: Iterable[str]
+    sets: Sequence[LoadedPairs], reward_models: Iterable[str], cache: ColumnCache
 ) -> tuple[LoadedPairs, ...]:
     """Add a column for each reward model to every set: the reward of chosen less that of rejected.
 
@@ -72,14 +72,18 @@ def with_opinions(
     found = tuple(sets)
     for source in dict.fromkeys(reward_models):
         model = RewardModel(source, PAIRS_AT_ONCE, "--reward_model")
-        found = tuple(replace(each, pairs=_with_opinion(each, model, source)) for each in found)
+        found = tuple(
+            replace(each, pairs=_with_opinion(each, model, source, cache)) for each in found
+        )
     return found
 
 
-def _with_opinion(loaded: LoadedPairs, model: RewardModel, source: str) -> Dataset:
+def _with_opinion(
+    loaded: LoadedPairs, model: RewardModel, source: str, cache: ColumnCache
+) -> Dataset:
     pairs, name = loaded.pairs, f"{source}, {loaded.source}"
     parts = [
-        _opinion(pairs.select(range(start, min(start + PART, len(pairs)))), model, name)
+        _opinion(pairs.select(range(start, min(start + PART, len(pairs)))), model, name, cache)
         for start in range(0, len(pairs), PART)
     ]
     opinion = torch.cat(parts)
@@ -88,13 +92,12 @@ def _with_opinion(loaded: LoadedPairs, model: RewardModel, source: str) -> Datas
     return pairs.add_column(OPINION + source, opinion.nan_to_num(0.0, 0.0, 0.0).numpy())
 
 
-def _opinion(pairs: Dataset, model: RewardModel, name: str) -> Tensor:
+def _opinion(pairs: Dataset, model: RewardModel, name: str, cache: ColumnCache) -> Tensor:
     """Return the differences of rewards, (n,), from disk or by asking; NaN is no opinion."""
     rows = list(dataset_rows(contents(pairs)))
     asked = json.dumps([model.identity["weights"], rows, FORMAT], sort_keys=True)
-    key = hashlib.sha256(asked.encode()).hexdigest()[:32]
-    path = default_cache().parent / "opinions" / f"{key}.safetensors"
-    kept = read_columns(path, ["opinion"], len(pairs))
+    key = f"opinion-{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
+    kept = cache.read(key, ["opinion"], len(pairs))
     if kept:
         return kept["opinion"]
     by_uid = questions_of(_comparisons(pairs), "both", 0)
@@ -108,7 +111,7 @@ def _opinion(pairs: Dataset, model: RewardModel, name: str) -> Tensor:
             numbers += [math.nan if isinstance(each, Answer) else each for each in answers]
             bar.update(len(some))
     opinion = torch.tensor(numbers, dtype=torch.float64)
-    write_columns(path, {"opinion": opinion})
+    cache.write(key, {"opinion": opinion})
     return opinion
 
 

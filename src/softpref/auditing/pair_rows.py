@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
-from pyarrow.json import read_json
 
 from softpref.auditing.beliefs import Beliefs, flag
 from softpref.auditing.explanations import Explained, labelled_otherwise, reason
 from softpref.auditing.scores import Scored
 from softpref.data.readers import column, dataset_rows, store
-from softpref.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 LABELS = "labels.jsonl"
 RUN_COLUMNS = ("soft_label", "margin", "step")
@@ -65,24 +65,13 @@ def pair_rows(
     return concatenate_datasets([places, numbers, words], axis=1)
 
 
-def labels_of_run(run: str) -> pa.Table:
-    """Return the labels that a finished run left.
-
-    Raises:
-        UsageError: they cannot be read.
-    """
-    path = Path(run) / LABELS
-    try:
-        return read_json(path).select(["uid", *RUN_COLUMNS])
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"--run {run}: its {path} cannot be read ({error}); give the --output of softpref "
-            "train, with all that it holds."
-        ) from None
-
-
 def _labels_by_uid(labels: pa.Table | None, uids: pa.ChunkedArray) -> dict[str, pa.Array]:
     if labels is None:
         return {name: pa.nulls(len(uids)) for name in RUN_COLUMNS}
     places = pc.index_in(uids, value_set=labels["uid"])
+    if places.null_count:
+        logger.warning(
+            "%d of %d pairs are not among those that the run trained on, and have no soft_label, "
+            "margin and step", places.null_count, len(uids),
+        )  # fmt: skip
     return {name: labels[name].take(places) for name in RUN_COLUMNS}

@@ -17,6 +17,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from softpref.algorithm.noise_rate import KNOWN, bounds
 from softpref.auditing.beliefs import UNSURE
 from softpref.auditing.charts import bars, histogram, reliability_curve
 from softpref.auditing.explanations import words_of
@@ -73,7 +74,9 @@ def write_report(
 
 
 def charts(rows: Dataset, summary: Summary) -> list[str]:
-    """Return the figures."""
+    """Return the figures; none where evidence does not speak, for they would show nothing."""
+    if not summary.evidence_speaks:
+        return []
     found = column(rows, "evidence").combine_chunks()
     evidence = {field.name: found.field(field.name).to_numpy() for field in found.type}
     return [
@@ -106,18 +109,20 @@ def headline(summary: Summary) -> str:
     low, high = summary.noise_rate_low, summary.noise_rate_high
     if not summary.evidence_speaks:
         return (
-            f"Unknown: nothing in the data tells right labels from wrong, so of these "
-            f"{summary.pairs:,} labels nothing is claimed. Check the trusted pairs, give more of "
-            "them, or try another model."
+            f"Unknown for these {summary.pairs:,} labels: {how_far(summary)}. Check the trusted "
+            "pairs, give more of them, or try another model."
         )
-    if high - low > 0.4:
+    if high - low > KNOWN:
         how_many = f"How many of the {summary.pairs:,} labels are wrong is unknown."
         what = "Try the model that you will align, or more trusted pairs, before you act."
     else:
-        how_many = (
-            f"About {summary.noise_rate:.0%} of the {summary.pairs:,} labels are wrong, between "
-            f"{low:.0%} and {high:.0%} with 95% confidence."
-        )
+        of_all = f"of the {summary.pairs:,} labels are wrong"
+        how_many = f"{bounds(low, high)} {of_all}, with 95% confidence.".capitalize()
+        if summary.noise_rate is not None:
+            how_many = (
+                f"About {summary.noise_rate:.0%} {of_all}, between {low:.0%} and {high:.0%} with "
+                "95% confidence."
+            )
         what = "Review the random sample below: that makes a clean set."
         if summary.suspect:
             what += " Then look at the first of the suspects."

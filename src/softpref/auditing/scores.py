@@ -14,8 +14,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from softpref.data.bad_rows import BadRow
 from softpref.data.fingerprints import count_sft_targets
 from softpref.data.sources import LoadedPairs
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.fit import require_fit
 from softpref.training.layout import choose_layout, longest_pairs
@@ -39,6 +41,7 @@ class Scored:
         sft_targets: how many pairs SFT has seen a response of.
         source: the file or files of `pairs`.
         clean_source: that of the trusted pairs.
+        unused: rows of `source` that could not be used, with reasons.
     """
 
     pairs: Dataset
@@ -48,10 +51,16 @@ class Scored:
     sft_targets: int
     source: str
     clean_source: str
+    unused: tuple[BadRow, ...] = ()
 
 
 def score(
-    model: str, loaded: LoadedPairs, clean: LoadedPairs, args: MSPOConfig, option: str = "--model"
+    model: str,
+    loaded: LoadedPairs,
+    clean: LoadedPairs,
+    args: MSPOConfig,
+    cache: ColumnCache,
+    option: str = "--model",
 ) -> Scored:
     """Score both sets, once and for all: an interrupted audit resumes where it was.
 
@@ -60,6 +69,7 @@ def score(
         loaded: the pairs to audit.
         clean: the trusted pairs.
         args: of its options scoring reads lengths, precision and the like.
+        cache: where scores are kept.
         option: what named the model, for messages.
 
     Raises:
@@ -72,6 +82,7 @@ def score(
     limits = (args.max_length, context_length(policy))
     prepared = prepare(loaded, clean, None, tokenizer, *limits, args.on_bad_row)
     assert prepared.clean is not None
+    unused = prepared.record["train"]["bad_rows"]
     policy.to(args.device)
     require_fit(policy, tokenizer, prepared)
     probe = longest_pairs(prepared.train, prepared.clean)
@@ -79,7 +90,7 @@ def score(
     logger.info("layout: %s", why)
     weights = fingerprint_weights(policy)
     scored, trusted = (
-        with_reference(policy, pairs, args, weights, collate, what)
+        with_reference(policy, pairs, args, weights, collate, what, cache)
         for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))
     )
     return Scored(
@@ -90,4 +101,5 @@ def score(
         count_sft_targets(model, scored) if Path(model).is_dir() else 0,
         loaded.source,
         clean.source,
+        tuple(BadRow(**{"source": loaded.source} | bad) for bad in unused),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.noise_rate import NoiseRate
+from softpref.algorithm.noise_rate import NoiseRate, in_words
 from softpref.auditing.beliefs import SUSPECT, UNSURE, Beliefs, length_auroc, longer_is_chosen
 from softpref.auditing.opinions import AskedJudge
 from softpref.auditing.scores import Scored
@@ -35,12 +34,12 @@ class SourceNoise:
 
     source: str
     pairs: int
-    noise_rate: float
+    noise_rate: float | None
     noise_rate_low: float
     noise_rate_high: float
 
     def __str__(self) -> str:
-        rate = NoiseRate(self.noise_rate, self.noise_rate_low, self.noise_rate_high, math.nan)
+        rate = in_words(self.noise_rate, self.noise_rate_low, self.noise_rate_high)
         return f"wrong labels among the {self.pairs:,} pairs of {self.source}: {rate}"
 
 
@@ -52,9 +51,9 @@ class Summary:
         pairs: audited pairs, the trusted ones not among them.
         clean_pairs: trusted pairs.
         clean_provenance: where the trust is from.
-        noise_rate: share of wrong labels, with its 95% interval `noise_rate_low` to
-            `noise_rate_high`.
-        expected_wrong_labels: sum of 1 − `p_correct`.
+        noise_rate: share of wrong labels; None where its 95% interval, `noise_rate_low` to
+            `noise_rate_high`, is wider than 15 points, or evidence does not speak.
+        expected_wrong_labels: so many of the pairs; likewise.
         suspect: pairs more likely labelled wrong than right.
         unsure: others that are worth a look.
         signals: what the evidence is made of.
@@ -63,8 +62,9 @@ class Summary:
         trusted_auroc: how often a trusted pair as given has more evidence than one swapped, by
             fits that left it out; 1/2 where evidence says nothing.
         length_auroc: the same by length alone, longer or shorter, whichever does better.
-        ece: calibration error of `p_correct`, on trusted pairs that its fit left out.
-        reliability: the curve behind it.
+        ece: calibration error of `p_correct`, on trusted pairs that its fit left out; None where
+            evidence does not speak.
+        reliability: the curve behind it; likewise empty.
         auroc: of `p_correct` against the truth; null where `is_flipped` is not known.
         longer_is_chosen: share of pairs whose longer response is the one labelled better.
         doubted_clean: uids of trusted pairs that look wrong.
@@ -77,17 +77,17 @@ class Summary:
     pairs: int
     clean_pairs: int
     clean_provenance: str
-    noise_rate: float
+    noise_rate: float | None
     noise_rate_low: float
     noise_rate_high: float
-    expected_wrong_labels: float
+    expected_wrong_labels: float | None
     suspect: int
     unsure: int
     signals: list[str]
     evidence_speaks: bool
     trusted_auroc: float
     length_auroc: float
-    ece: float
+    ece: float | None
     reliability: list[dict[str, float]]
     auroc: float | None
     longer_is_chosen: float
@@ -118,22 +118,24 @@ def summarise(
     """Return what an audit says of the whole set."""
     longer = longer_is_chosen(scored.pairs)
     suspect = int((beliefs.p_correct < SUSPECT).sum())
+    if not beliefs.speaks:
+        noise, of_sources = NoiseRate.unknown(), dict.fromkeys(of_sources, NoiseRate.unknown())
     return Summary(
         pairs=len(scored.pairs),
         clean_pairs=len(scored.clean),
         clean_provenance=provenance,
-        noise_rate=noise.rate,
+        noise_rate=noise.told,
         noise_rate_low=noise.low,
         noise_rate_high=noise.high,
-        expected_wrong_labels=float((1 - beliefs.p_correct).sum()),
+        expected_wrong_labels=None if noise.told is None else noise.told * len(scored.pairs),
         suspect=suspect,
         unsure=int((beliefs.p_correct < UNSURE).sum()) - suspect,
         signals=list(signals),
         evidence_speaks=beliefs.speaks,
         trusted_auroc=beliefs.trusted_auroc,
         length_auroc=length_auroc(scored.clean),
-        ece=beliefs.ece,
-        reliability=beliefs.reliability,
+        ece=beliefs.ece if beliefs.speaks else None,
+        reliability=beliefs.reliability if beliefs.speaks else [],
         auroc=_auroc(scored.pairs, beliefs.rank),
         longer_is_chosen=longer,
         doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
@@ -144,21 +146,23 @@ def summarise(
 
 
 def how_far(summary: Summary) -> str:
-    """Return in words how well evidence tells right labels from wrong ones."""
-    if not summary.evidence_speaks:
-        return (
-            "nothing in the data tells right labels from wrong, so nothing is claimed of any pair"
-        )
-    return (
+    """Return in words how well evidence tells right labels from wrong ones, beside length alone."""
+    skill = (
         f"AUROC {summary.trusted_auroc:.3f} on trusted pairs that its fit left out, "
         f"{summary.length_auroc:.3f} by length alone"
+    )
+    if summary.evidence_speaks:
+        return skill
+    return (
+        "nothing in the data tells right labels from wrong, so nothing is claimed of any pair "
+        f"({skill})"
     )
 
 
 def _sources(pairs: Dataset, rates: Mapping[str, NoiseRate]) -> list[SourceNoise]:
     sizes = {name: len(part) for name, part in by_source(pairs, "")}
     return [
-        SourceNoise(name, sizes[name], rate.rate, rate.low, rate.high)
+        SourceNoise(name, sizes[name], rate.told, rate.low, rate.high)
         for name, rate in rates.items()
     ]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from pyarrow.json import read_json
 from pyarrow.parquet import read_table
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from softpref.study.readings import truth_of
 from softpref.study.report import figure, page, table
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
+from softpref.training.labels import read_labels
 from softpref.training.output import new_directory, write_text
 from softpref.training.teacher import load_meta_learner
 from softpref.world.build import INFORMATIVE
@@ -156,7 +156,7 @@ def _report(
 ) -> None:
     run = home / "mspo"
     learned_map, label_curves = home / "learned_map.png", home / "label_curves.png"
-    ppl_diff, is_flipped = _columns(read_json(run / "labels.jsonl"), truth, "ppl_diff")
+    ppl_diff, is_flipped = _columns(read_labels(run / "labels.jsonl"), truth, "ppl_diff")
     draw_learned_map(load_meta_learner(run), ppl_diff, is_flipped, learned_map)
     history = read_table(run / "label_history.parquet")
     step, soft_label, is_flipped = _columns(history, truth, "step", "soft_label")
@@ -178,7 +178,7 @@ def _first_labels(run: Path, truth: dict[str, bool]) -> list[Tensor]:
     """Return evidence, margin, first label and truth of each pair of a run, (n,) each."""
     history = read_table(run / "label_history.parquet").group_by("uid", use_threads=False)
     first = history.aggregate([("margin", "first"), ("soft_label", "first")])
-    known = read_json(run / "labels.jsonl").select(["uid", "evidence"])
+    known = read_labels(run / "labels.jsonl").select(["uid", "evidence"])
     names = ("evidence", "margin_first", "soft_label_first")
     return _columns(first.join(known, "uid"), truth, *names)
 

@@ -18,6 +18,7 @@ from softpref.evaluation.evaluator import CleanLoss, Evaluator, HeldOutPairs, La
 from softpref.judging.options import JudgeOptions, described
 from softpref.judging.responses import Prompt
 from softpref.study.grid import Cell
+from softpref.study.readings import noise_rate_estimate
 from softpref.study.referees import (
     ByChecker,
     ByJudge,
@@ -286,8 +287,7 @@ def align_and_measure(
     run(cell, files)
     output = Path(files.output)
     record = json.loads((output / RUN_RECORD).read_text(encoding="utf-8"))
-    noise = record["noise_rate"]
-    numbers = {"noise_rate_estimate": noise["rate"]} if noise else {}
+    numbers = noise_rate_estimate(record)
     everywhere: list[Evaluator] = [
         HeldOutPairs(str(files.eval)),
         CleanLoss(str(files.clean), files.model),

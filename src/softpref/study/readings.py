@@ -9,16 +9,17 @@ Shapes: n training pairs; r labels that were trained with.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow.json import read_json
 from pyarrow.parquet import read_table
 from torch import Tensor
 
 from softpref.algorithm.objective import loss_by_margin, strength
 from softpref.data.sources import load_pairs
+from softpref.training.labels import read_labels
 from softpref.training.teacher import load_meta_learner
 
 BINS = 40
@@ -73,7 +74,7 @@ def examples(cell: Path) -> dict[str, Any]:
     labels, is_flipped = _labels(cell)
     pairs = load_pairs(str(cell / "noisy.jsonl")).pairs
     of_uid = {uid: i for i, uid in enumerate(pairs["uid"])}
-    uids = read_json(cell / "run" / "labels.jsonl")["uid"].to_pylist()
+    uids = read_labels(cell / "run" / "labels.jsonl")["uid"].to_pylist()
 
     def lowest(part: Tensor) -> dict[str, Any]:
         at = int(labels["soft_label"].masked_fill(~part, 2.0).argmin())
@@ -113,7 +114,7 @@ def implicit_weights(cell: Path) -> dict[str, Any]:
 
 def _labels(cell: Path) -> tuple[dict[str, Tensor], Tensor]:
     """Return the columns of `labels.jsonl`, each (n,), and which labels are flipped."""
-    labels = read_json(cell / "run" / "labels.jsonl")
+    labels = read_labels(cell / "run" / "labels.jsonl")
     columns = {name: torch.tensor(labels[name].to_pylist()) for name in ("ppl_diff", "soft_label")}
     return columns, _truth(cell, labels["uid"].to_pylist())
 
@@ -127,3 +128,9 @@ def truth_of(noisy: str) -> dict[str, bool]:
     """Return whether each pair of a file, by uid, is flipped."""
     pairs = load_pairs(noisy).pairs
     return dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
+
+
+def noise_rate_estimate(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return a run's estimate of the share of wrong labels by its name; nothing if unknown."""
+    noise = record["noise_rate"]
+    return {} if noise is None or noise["rate"] is None else {"noise_rate_estimate": noise["rate"]}

@@ -26,7 +26,7 @@ from softpref.judging.options import JudgeOptions
 from softpref.judging.rates import RESAMPLES, bootstrap_interval
 from softpref.study.grid import Cell, Target
 from softpref.study.presets import drop_weights
-from softpref.study.readings import truth_of
+from softpref.study.readings import noise_rate_estimate, truth_of
 from softpref.study.real_pairs import (
     Sizes,
     Split,
@@ -280,8 +280,7 @@ def label_numbers(method: str, noisy: str, run: Path) -> dict[str, float]:
     truth = truth_of(noisy)
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
     numbers = {"train_pairs": len(truth), "noise_rate": sum(truth.values()) / len(truth)}
-    if record["noise_rate"]:
-        numbers["noise_rate_estimate"] = record["noise_rate"]["rate"]
+    numbers |= noise_rate_estimate(record)
     history = read_table(run / "label_history.parquet", columns=["uid", "soft_label"])
     by_pair = history.group_by("uid").aggregate([("soft_label", "mean")])
     labels = torch.tensor(by_pair["soft_label_mean"].to_pylist())

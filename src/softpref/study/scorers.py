@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from pyarrow.json import read_json
 from pyarrow.parquet import read_table
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from softpref.study.confident import label_quality
 from softpref.study.readings import truth_of
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
+from softpref.training.labels import read_labels
 from softpref.training.metrics import auroc
 from softpref.training.models import load_tokenizer
 
@@ -50,7 +50,7 @@ class Case:
         config = self.config("dpo")
         return audit(
             self.files.model, self.files.train, self.files.clean, max_length=config.max_length,
-            batch_size=config.per_device_eval_batch_size,
+            batch_size=config.per_device_eval_batch_size, reference_cache=config.reference_cache,
         )  # fmt: skip
 
 
@@ -118,17 +118,20 @@ def _audit(case: Case) -> Judged:
 def _audit_run(case: Case) -> Judged:
     run = case.align("mspo")
     config = case.config("mspo")
-    return _of_audit(audit(run=str(run), batch_size=config.per_device_eval_batch_size))
+    return _of_audit(audit(
+        run=str(run), batch_size=config.per_device_eval_batch_size,
+        reference_cache=config.reference_cache,
+    ))  # fmt: skip
 
 
 def _of_audit(done: Audit) -> Judged:
     p_correct = torch.tensor(done.pairs["p_correct"], dtype=torch.float64)
     belief = torch.tensor(done.pairs["rank"]).double()
-    return Judged(list(done.pairs["uid"]), belief, p_correct, done.summary.noise_rate)
+    return Judged(list(done.pairs["uid"]), belief, p_correct, float((1 - p_correct).mean()))
 
 
 def _dpo_margin(case: Case) -> Judged:
-    labels = read_json(case.align("dpo") / "labels.jsonl")
+    labels = read_labels(case.align("dpo") / "labels.jsonl")
     return Judged(labels["uid"].to_pylist(), torch.tensor(labels["margin"].to_pylist()))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from softpref.algorithm.noise_rate import NoiseRate
+from softpref.algorithm.noise_rate import in_words
 from softpref.columns import ColumnOptions
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
 from softpref.data.mixing import MIX, mixed, shares_of
@@ -33,12 +33,14 @@ from softpref.training.labels import known_flips
 from softpref.training.metrics import auroc
 from softpref.training.needs import noise_of_sources
 from softpref.training.output import (
+    appearing_together,
     first_writes,
     resume_point,
     run_directory,
     write_lines,
     write_text,
 )
+from softpref.training.seals import MANIFEST, write_manifest
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
 from softpref.training.weights import located
@@ -100,7 +102,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
 
     The output directory gets the model or adapter with its tokenizer, `labels.jsonl`,
     `label_history.parquet`, `meta_learner.safetensors`, `metrics.jsonl`, `run.json` (options,
-    versions, seeds, data) and a model card.
+    versions, seeds, data), a model card and `manifest.json`, which seals the rest.
 
     Raises:
         UsageError: something is wrong with data, model or options; nothing was written.
@@ -152,10 +154,19 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     if (Path(files.model) / SFT_TARGETS).is_file():
         shutil.copy(Path(files.model) / SFT_TARGETS, output)
     record = run_record(trainer, files, provenance, seen) | {"evaluation": evaluation_metrics}
-    write_text(output / "README.md", model_card(record))
     fsync_all(output)
-    write_text(output / RUN_RECORD, json.dumps(record, indent=2) + "\n")
+    with appearing_together(output, RUN_RECORD) as home:
+        write_text(home / "README.md", model_card(record))
+        write_text(home / RUN_RECORD, json.dumps(record, indent=2) + "\n")
+        write_manifest(home, _to_seal(output) | {RUN_RECORD: home / RUN_RECORD})
     logger.info("written: %s", output)
+
+
+def _to_seal(output: Path) -> dict[str, Path]:
+    """Return a run's files; a model card is there to be edited."""
+    files = {path.name: path for path in output.iterdir() if path.is_file()}
+    others = {"README.md", MANIFEST} | {name for name in files if name.endswith(".partial")}
+    return {name: path for name, path in files.items() if name not in others}
 
 
 def _count_sft_targets(model: str, train: LoadedPairs, clean: LoadedPairs | None) -> dict[str, int]:
@@ -216,7 +227,7 @@ def run_record(
         },
         "clean_pairs": provenance,
         "sft_targets_among_pairs": sft_targets,
-        "noise_rate": dataclasses.asdict(noise) if noise else None,
+        "noise_rate": noise.record() if noise else None,
         "noise_rate_source": _noise_rate_source(trainer),
         "evidence_speaks": trainer.evidence.speaks if trainer.evidence else None,
         "perpcorrect": correction.record() if correction else None,
@@ -236,7 +247,7 @@ def _sources(told: dict[str, Any], trainer: MSPOTrainer) -> dict[str, Any]:
     recorded = []
     for of in told["sources"]:
         rate = rates.get(of["source"])
-        noise = dataclasses.asdict(rate) if rate else None
+        noise = rate.record() if rate else None
         recorded.append(of | {"source": located(of["source"]), "noise_rate": noise})
     return {"sources": recorded}
 
@@ -265,18 +276,22 @@ def _named(source: str) -> str:
     return for_markdown(shortened(Path(source).name))
 
 
+def _rate_in_words(noise: dict[str, Any] | None) -> str:
+    return in_words(noise["rate"], noise["low"], noise["high"]) if noise else NOT_ESTIMATED
+
+
 def model_card(record: dict[str, Any]) -> str:
     """Return the model card of a run, in the hub's format."""
     method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
     options = record["options"]
     library = "peft" if options["tuning"] == "lora" else "transformers"
-    rate = str(NoiseRate(**noise)) if noise else NOT_ESTIMATED
+    rate = _rate_in_words(noise)
     if record["noise_rate_source"] != "estimated":
         rate = f"{noise['rate']:.1%} ({record['noise_rate_source']})"
     pairs = record["data"]["train"]["pairs"]
     by_source = "".join(
         f"| of the {of['pairs']:,} from {_named(of['source'])} | "
-        f"{NoiseRate(**of['noise_rate']) if of['noise_rate'] else NOT_ESTIMATED} |\n"
+        f"{_rate_in_words(of['noise_rate'])} |\n"
         for of in record["data"]["train"].get("sources", [])
     )
     clean = record["data"].get("clean", {}).get("pairs", 0)

@@ -9,7 +9,6 @@ says why. Beside what `save_pretrained` writes, a checkpoint holds
     manifest.json                                        size and sha256 of all the other files
 """
 
-import hashlib
 import json
 import logging
 import random
@@ -36,9 +35,9 @@ from softpref.training import interrupts
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
 from softpref.training.running_loss import ResumedLoss, running_loss
+from softpref.training.seals import MANIFEST, defect, write_manifest
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
-MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 LOSS = "running loss"
 OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")  # not even by --force
@@ -342,31 +341,20 @@ def _defect(checkpoint: Path) -> str | None:
     """Says what keeps a directory from being a complete checkpoint; None if nothing does."""
     if not checkpoint.is_dir():
         return "it is not a directory"
-    try:
-        files = dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"])
-        paths = [path for path in checkpoint.rglob("*") if path.is_file()]
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}, so it was not written to the end, or not by softpref"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return f"its {MANIFEST} is damaged"
+    if reason := defect(checkpoint):
+        return reason
+    paths = (path for path in checkpoint.rglob("*") if path.is_file())
     if pickled := [path.name for path in paths if path.suffix in PICKLED]:
         return f"it holds {pickled[0]}, which may be a pickle and is never read"
-    present = {path.relative_to(checkpoint).as_posix() for path in paths}
-    for name, recorded in files.items():
-        if name not in present:  # no path in a manifest is followed
-            return f"{name} is missing"
-        if (found := _seal(checkpoint / name)) != recorded:
-            return f"{name} is damaged: {found} instead of {recorded}"
     return None
 
 
 def _publish(partial: Path, final: Path) -> None:
     """Makes a directory durable, then visible under its final name."""
     paths = sorted(partial.rglob("*"))
-    files = {path.relative_to(partial).as_posix(): _seal(path) for path in paths if path.is_file()}
-    manifest = partial / MANIFEST
-    manifest.write_text(json.dumps({"format": 1, "files": files}, indent=2), encoding="utf-8")
-    for path in [*paths, manifest, partial]:
+    files = {path.relative_to(partial).as_posix(): path for path in paths if path.is_file()}
+    write_manifest(partial, files)
+    for path in [*paths, partial / MANIFEST, partial]:
         fsync(path)
     # A directory cannot be renamed over one that is not empty.
     replaced = _put_aside(final) if final.exists() else None
@@ -379,12 +367,6 @@ def _publish(partial: Path, final: Path) -> None:
 def _put_aside(checkpoint: Path) -> Path:
     """Takes a checkpoint's name away before it is deleted: a crash must not leave half of it."""
     return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))
-
-
-def _seal(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
 
 
 def _write(directory: Path, name: str, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:

@@ -17,6 +17,7 @@ from softpref.algorithm.methods import METHOD_OPTIONS, METHODS, PERPCORRECT_MODE
 from softpref.algorithm.signals import SIGNALS, Signal
 from softpref.errors import UsageError
 from softpref.options import did_you_mean, option, refuse_non_finite
+from softpref.training.column_cache import REFERENCE_CACHE
 from softpref.training.layout import Layout
 from softpref.training.recompute import KWARGS, set_both_names
 
@@ -141,9 +142,7 @@ class MSPOConfig(TrainingArguments):
     force: bool = option("Resume though the checkpoint is of another run; what differs is said.",
                          False)  # fmt: skip
     trust_remote_code: bool = option("Run code that comes with the model.", False)
-    reference_cache: str | None = option(
-        "Directory that keeps reference log-probs between runs; default: softpref's user cache."
-    )
+    reference_cache: str | None = option(REFERENCE_CACHE)
 
     meta_lr: float | None = option("The meta-learner's learning rate; default: set by run length.")
     meta_batch_size: int = option("Clean pairs per meta-update.")

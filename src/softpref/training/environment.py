@@ -19,7 +19,7 @@ from softpref.training.align import PACKAGES
 from softpref.training.config import MSPOConfig
 from softpref.training.engines import engine_for
 from softpref.training.layout import choose_layout
-from softpref.training.models import load_start, make_trainable, switch_dropout_off
+from softpref.training.models import load_start, make_trainable
 
 PROBE = {"prompt_ids": 24, "chosen_ids": 12, "rejected_ids": 9}
 PAIRS = 4
@@ -98,7 +98,6 @@ def _trial(options: EnvOptions) -> Iterator[tuple[str, str]]:
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     policy = make_trainable(load_start(options.model, args), args, None)
-    switch_dropout_off(policy)
     policy.to(args.device)
     draw = torch.Generator().manual_seed(0)
     vocabulary = cast(Any, policy).get_input_embeddings().num_embeddings

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
+from pyarrow.json import ParseOptions, read_json
 from torch import Tensor
 
 from softpref.algorithm.bilevel import Move
@@ -39,6 +40,11 @@ HISTORY = {
     "soft_label": torch.float32,
     "margin": torch.float32,
 }
+
+NUMBERS = ("ppl_diff", "soft_label", "p_correct", "evidence", "margin")
+LABELS = pa.schema(
+    [("uid", pa.string()), *((name, pa.float64()) for name in NUMBERS), ("step", pa.int64())]
+)
 
 
 @dataclass
@@ -162,6 +168,11 @@ def beliefs(
         "step": pa.array(steps.numpy(), mask=steps.numpy() < 0),
     }
     return Dataset(pa.table(table))
+
+
+def read_labels(path: Path) -> pa.Table:
+    """Return the `labels.jsonl` of a run; a uid that looks like a date stays text."""
+    return read_json(path, parse_options=ParseOptions(explicit_schema=LABELS))
 
 
 def _say_calibration(trusted: Tensor) -> None:

@@ -171,11 +171,12 @@ def lora_config(
 
 
 def make_trainable(policy: nn.Module, args: MSPOConfig, adapter: PeftConfig | None) -> nn.Module:
-    """Put a fresh adapter on the policy if it is to train one and has none yet.
+    """Put a fresh adapter on the policy if it is to train one and has none yet; without dropout.
 
     Raises:
         UsageError: policy, tuning and adapter contradict each other.
     """
+    switch_dropout_off(policy)
     if args.tuning == "full":
         if adapter is not None or isinstance(policy, PeftModel):
             raise UsageError(
@@ -203,9 +204,11 @@ def make_trainable(policy: nn.Module, args: MSPOConfig, adapter: PeftConfig | No
         return policy
     fresh = lora_config(args.lora_r, args.lora_alpha, args.lora_target_modules)
     try:
-        return get_peft_model(policy, adapter or fresh)
+        adapted = get_peft_model(policy, adapter or fresh)
     except ValueError as error:
         raise UsageError(f"--lora_target_modules: {first_line(error)}.") from None
+    switch_dropout_off(adapted)
+    return adapted
 
 
 def _has_16_bit_weights(policy: nn.Module) -> bool:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from softpref.data.temporary import collect_partials, fsync, replacing
 from softpref.errors import UsageError
@@ -150,31 +145,3 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 def _write(path: Path, texts: Iterable[str]) -> None:
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(texts)
-
-
-def read_columns(path: Path, names: Sequence[str], count: int) -> dict[str, Tensor] | None:
-    """Return a cache's columns, (count,) each, or None where the file is missing or damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            seal = (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
-        return None
-    whole = all(name in columns and len(columns[name]) == count for name in names)
-    return columns if whole and seal == _seal(columns) else None
-
-
-def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
-    """Write a cache's columns; of several processes that write the same one, the last stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: values.contiguous() for name, values in columns.items()}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"sha256": _seal(tensors)})
-
-
-def _seal(columns: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, values in sorted(columns.items()):
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -25,7 +25,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -42,13 +41,13 @@ from softpref.algorithm.two_gaussians import TwoGaussians
 from softpref.data.batches import Collate
 from softpref.errors import UsageError
 from softpref.progress import Progress
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.layout import choose_layout, longest_pairs
-from softpref.training.models import make_trainable, switch_dropout_off
-from softpref.training.output import read_columns, write_columns
+from softpref.training.models import make_trainable
 from softpref.training.preparation import Prepared
 from softpref.training.recompute import checkpoint_activations
-from softpref.training.reference import default_cache, fingerprint_tokens
+from softpref.training.reference import fingerprint_tokens
 from softpref.training.scoring import mixed_precision, score_pairs
 from softpref.training.step import Steps
 
@@ -127,6 +126,7 @@ def correct(
     args: MSPOConfig,
     adapter: PeftConfig | None,
     policy_fingerprint: str,
+    cache: ColumnCache,
 ) -> Correction | None:
     """Return labels for the noisy pairs, made in six rounds; None for methods that ask for none.
 
@@ -142,13 +142,14 @@ def correct(
         args: the run's options.
         adapter: what a surrogate trains, where the run trains an adapter of its own.
         policy_fingerprint: `fingerprint_weights(policy)`.
+        cache: where PPLDiff of every round is kept.
 
     Raises:
         UsageError: a surrogate's loss or PPLDiff is not finite, or its PPLDiff is the same for all.
     """
     if "corrected_labels" not in args.resolved_method().needs:
         return None
-    surrogates = _Surrogates(policy, prepared, args, adapter, policy_fingerprint)
+    surrogates = _Surrogates(policy, prepared, args, adapter, policy_fingerprint, cache)
     count = round(MORE_EACH_ROUND * len(prepared.train))
     rounds: list[Round] = []
     scores: list[Tensor] = []
@@ -219,6 +220,7 @@ class _Surrogates:
         args: MSPOConfig,
         adapter: PeftConfig | None,
         policy_fingerprint: str,
+        cache: ColumnCache,
     ) -> None:
         self._policy, self._args, self._adapter = policy, args, adapter
         self._noisy, self._clean = prepared.train, cast(Dataset, prepared.clean)
@@ -232,8 +234,8 @@ class _Surrogates:
             [ROUNDS, MORE_EACH_ROUND, EPOCHS],
         ]
         text = json.dumps(made_from, sort_keys=True, default=_plain)
-        cache = Path(args.reference_cache) if args.reference_cache else default_cache()
-        self._kept_as = cache / f"perpcorrect-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        self._kept_as = f"perpcorrect-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        self._cache = cache
 
     def ppl_diff(self, number: int, believed: list[int], doubted: list[int]) -> Tensor:
         """Return the noisy pairs' PPLDiff under this round's surrogate, (n,), nats per token.
@@ -246,8 +248,8 @@ class _Surrogates:
         Raises:
             NonFiniteError: the surrogate's loss, gradient or PPLDiff is not finite.
         """
-        path = self._kept_as.with_name(f"{self._kept_as.name}-{number}.safetensors")
-        known = read_columns(path, ["ppl_diff"], len(self._noisy))
+        name = f"{self._kept_as}-{number}"
+        known = self._cache.read(name, ["ppl_diff"], len(self._noisy))
         if known is not None:
             return known["ppl_diff"]
         surrogate, collate = self._fresh()
@@ -268,7 +270,7 @@ class _Surrogates:
             what=f"PPLDiff under surrogate {number}",
         ).ppl_diff
         require_finite("its PPLDiff", ppl_diff)
-        write_columns(path, {"ppl_diff": ppl_diff})
+        self._cache.write(name, {"ppl_diff": ppl_diff})
         return ppl_diff
 
     def _fresh(self) -> tuple[nn.Module, Collate]:
@@ -280,7 +282,6 @@ class _Surrogates:
             surrogate = make_trainable(
                 copy.deepcopy(self._policy), args, copy.deepcopy(self._adapter)
             )
-        switch_dropout_off(surrogate)
         if args.activation_checkpointing:
             checkpoint_activations(surrogate)
         return surrogate, choose_layout(args.resolved_layout(), surrogate, self._probe)[0]

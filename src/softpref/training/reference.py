@@ -8,10 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
@@ -27,9 +25,9 @@ from softpref.algorithm.shards import whole
 from softpref.data.batches import PARTS, Collate
 from softpref.data.readers import store_batches
 from softpref.errors import UsageError
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.drift import require_same_start
-from softpref.training.output import read_columns, write_columns
 from softpref.training.preparation import Prepared
 from softpref.training.reading import half_depth, read_pairs
 from softpref.training.scoring import pass_over
@@ -44,18 +42,13 @@ PART = 2000
 """Pairs that are kept together: an interrupted pass repeats at most this many."""
 
 
-def default_cache() -> Path:
-    """Return softpref's directory in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "softpref" / "reference"
-
-
 def sets_with_reference(
     policy: nn.Module,
     prepared: Prepared,
     args: MSPOConfig,
     policy_fingerprint: str,
     collate: Collate,
+    cache: ColumnCache,
 ) -> Prepared:
     """Put every set through `with_reference`, and say who the reference is."""
     name = getattr(policy.config, "name_or_path", "") or "the model"
@@ -68,7 +61,7 @@ def sets_with_reference(
     logger.info("reference: %s %s, before the first step", name, adapter)
     return prepared.map(
         lambda pairs, which: with_reference(
-            policy, pairs, args, policy_fingerprint, collate, f"reference, {which}"
+            policy, pairs, args, policy_fingerprint, collate, f"reference, {which}", cache
         )
     )
 
@@ -80,6 +73,7 @@ def with_reference(
     policy_fingerprint: str,
     collate: Collate,
     what: str,
+    cache: ColumnCache,
 ) -> Dataset:
     """Add `ref_chosen_logp`, `ref_rejected_logp`, `starting_ppl_diff` and `SIGNALS` to every pair.
 
@@ -94,6 +88,7 @@ def with_reference(
         policy_fingerprint: `fingerprint_weights(policy)`.
         collate: how pairs become batches.
         what: what the progress bar says.
+        cache: where parts are kept.
     """
     starts = range(0, len(pairs), PART)
 
@@ -102,7 +97,7 @@ def with_reference(
             columns = _part(
                 policy, pairs.select(range(start, min(start + PART, len(pairs)))), args,
                 policy_fingerprint, collate,
-                f"{what}, part {i} of {len(starts)}" if len(starts) > 1 else what,
+                f"{what}, part {i} of {len(starts)}" if len(starts) > 1 else what, cache,
             )  # fmt: skip
             yield as_arrow(columns)
 
@@ -130,15 +125,14 @@ def _part(
     policy_fingerprint: str,
     collate: Collate,
     what: str,
+    cache: ColumnCache,
 ) -> dict[str, Tensor]:
     """Return the columns of one part, (n, ...) each, from disk or by a pass over its pairs."""
     tokens, precision = fingerprint_tokens(pairs), str(args.bf16)
     made_of = [FORMAT, tokens, policy_fingerprint, precision, args.ppl_scope]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
-    cache = Path(args.reference_cache) if args.reference_cache else default_cache()
-    path = cache / f"{key}.safetensors"
     names = (*COLUMNS, *SIGNALS)
-    columns = read_columns(path, names, len(pairs))
+    columns = cache.read(key, names, len(pairs))
     ranks = Ranks.here(args.device)
     if ranks.any(flag=columns is None):  # then all score, for each has its share of the batches
         with half_depth(policy) as states:
@@ -159,7 +153,7 @@ def _part(
                 ranks=ranks,
             )
         _require_finite(columns, pairs, what)
-        write_columns(path, columns)
+        cache.write(key, columns)
     assert columns is not None
     return {name: columns[name] for name in names}
 

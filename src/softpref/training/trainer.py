@@ -31,6 +31,7 @@ from softpref.algorithm.taps import NotTappedError
 from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.training.checkpoints import SafeCheckpoints
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.drift import require_alike
 from softpref.training.engines import engine_for
@@ -104,7 +105,7 @@ class MSPOTrainer(SafeCheckpoints):
         set_seed(args.seed)
         policy = load_start(model, args) if isinstance(model, str) else model
         tokenizer = processing_class or tokenizer_of(model, policy, args)
-        limits = (args.max_length, context_length(policy))
+        limits = args.max_length, context_length(policy)
         prepared = prepare(*sets, tokenizer, *limits, args.on_bad_row)
         require_needs(args, prepared)
         settle(policy, args)
@@ -113,13 +114,13 @@ class MSPOTrainer(SafeCheckpoints):
         switch_dropout_off(policy)
         probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
         collate, _ = choose_layout(args.resolved_layout(), policy, probe)
-        prepared = sets_with_reference(policy, prepared, args, start, collate)
+        cache = ColumnCache(args.reference_cache)
+        prepared = sets_with_reference(policy, prepared, args, start, collate, cache)
         prepared, self.evidence = with_evidence(prepared, args)
-        self.correction = correct(policy, prepared, args, peft_config, start)
+        self.correction = correct(policy, prepared, args, peft_config, start, cache)
         self.pairs = with_given_labels(prepared.train, self.method, self.correction)
         self.prepared, self.clean = dataclasses.replace(prepared, train=self.pairs), prepared.clean
         policy = make_trainable(policy, args, peft_config)
-        switch_dropout_off(policy)  # the adapter's
         self.collate, self._layout_why = choose_layout(args.resolved_layout(), policy, probe)
         with made_to_save_all(policy, args):
             super().__init__(
@@ -132,10 +133,8 @@ class MSPOTrainer(SafeCheckpoints):
                 callbacks=callbacks,
             )
         self.policy = cast(nn.Module, self.model)
-        self._token_fingerprints = {
-            "training pairs": fingerprint_tokens(self.pairs),
-            "clean pairs": fingerprint_tokens(self.clean) if self.clean else None,
-        }
+        given = {"training pairs": self.pairs, "clean pairs": self.clean}
+        self._token_fingerprints = {name: s and fingerprint_tokens(s) for name, s in given.items()}
         self.noise = noise_of(args, self.prepared, self.correction, self.evidence)
         self.teacher = self._make_teacher()
         self._engine = self._make_engine()
@@ -296,10 +295,9 @@ class MSPOTrainer(SafeCheckpoints):
     def label_pairs(self) -> Dataset:
         """Return what the run believes of every training pair, after one pass over them.
 
-        Columns: `uid`; `ppl_diff` under the finished policy, nats per token; `soft_label`, the
-        final V's (for `mspo_static` of PPLDiff under the starting policy), null without V;
-        `p_correct`, the probability that the label is right, null without clean pairs; `evidence`
-        before training and `margin`, nats; `step` the pair was last trained on; null if it was not.
+        Columns: `uid`; `ppl_diff` under the finished policy, nats per token; `soft_label`, by the
+        final labeller, null where none is learned; `p_correct`, the probability that the label is
+        right; `evidence` before training and `margin`, nats; `step` it was last trained on, if any.
         """
         scored = self._score(self.pairs, "labelling")
         scored = self._refits.seen(scored) if self._refits else scored

@@ -1,0 +1,63 @@
+"""Options of `softpref audit`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from softpref.columns import ColumnOptions
+from softpref.data.mixing import MIX
+from softpref.options import option
+from softpref.training.column_cache import REFERENCE_CACHE
+
+OF_RUN: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
+"""What a run has its own of, and what it is without one."""
+DEFAULTS: dict[str, Any] = OF_RUN | {"on_bad_row": "stop"}
+COLUMN_OPTIONS = [field.name for field in dataclasses.fields(ColumnOptions)]
+
+
+@dataclass
+class AuditOptions(ColumnOptions):
+    """Options of `softpref audit`."""
+
+    model: str | None = option("The model that scores the pairs: a directory or hub id.")
+    data: list[str] | str = option(
+        "Pairs to audit: JSONL, JSON, Parquet, CSV or hub id; several files are one set.", ""
+    )
+    clean: str | None = option("Trusted pairs: a file, or a number of pairs to hold out.")
+    run: str | None = option(
+        "A finished run of mspo or evidence, in the place of --model: its labels, its policy; "
+        "--data and --clean are the run's own unless given."
+    )
+    output: str = option("Directory for the audit; an earlier audit in it is replaced.", "")
+    signals: list[str] | None = option(
+        "What is read of each pair in the one pass: ppl_diff (always), length, content, what the "
+        "responses say; default: all."
+    )
+    reward_model: list[str] | None = option(
+        "Reward models whose opinions are weighed with the other signals: sequence classifiers of "
+        "one output, directories or hub ids. Each scores every response once."
+    )
+    export: Literal["keep", "soft", "drop", "flip"] | None = option(
+        "What cleaned.jsonl makes of suspects: `soft` adds their probability as `soft_label`, "
+        "`keep` marks them, `drop` leaves them out, `flip` turns them round; default soft, or keep "
+        "where nothing tells right labels from wrong."
+    )
+    force: bool = option(
+        "Write the --export that was asked for though nothing tells right labels from wrong.", False
+    )
+    marks: str | None = option("Marks on suspects that report.html exported, for cleaned.jsonl.")
+    max_length: int = option("Longest prompt plus response, tokens; default 1024.")
+    batch_size: int = option("Pairs in one forward pass.", 8)
+    ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
+        "Which tokens count in PPLDiff; default `response`."
+    )
+    bf16: bool = option("Score in bfloat16.", False)
+    seed: int = option("Seed of what --clean N holds out; default 42.")
+    on_bad_row: Literal["stop", "skip"] = option(
+        "Stop at a bad row, or leave it out; default `stop`, or as the run did."
+    )
+    trust_remote_code: bool = option("Run code that comes with the model.", False)
+    mix: list[float] | None = option(MIX)
+    reference_cache: str | None = option(REFERENCE_CACHE)

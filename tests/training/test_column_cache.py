@@ -1,0 +1,102 @@
+"""A cache that cannot be written costs time on the next run, and never this one."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+import softpref
+from softpref.auditing import opinions
+from softpref.training import column_cache, reference
+from softpref.training.column_cache import ColumnCache
+from softpref.training.output import write_lines
+from softpref.world.build import tiny_llama
+from softpref.world.language import make_tokenizer
+from tests.toy import toy_pairs, toy_trainer
+
+COLUMNS = {"a": torch.arange(3.0)}
+FULL = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def is_full(*_, **__):
+    raise FULL
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    ColumnCache(str(tmp_path / "new" / "cache")).write("x", COLUMNS)
+    found = ColumnCache(str(tmp_path / "new" / "cache")).read("x", ["a"], 3)
+    assert torch.equal(found["a"], COLUMNS["a"])
+
+
+def no_directory(home, _):
+    (home / "cache").write_text("a file in its place")
+
+
+def read_only(_, monkeypatch):
+    def refuse(dir, **_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), dir)
+
+    monkeypatch.setattr(column_cache.tempfile, "mkstemp", refuse)
+
+
+def full(_, monkeypatch):
+    monkeypatch.setattr(column_cache, "save_file", is_full)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(no_directory, "File exists"), (read_only, "Read-only"), (full, "No space left")],
+)
+def test_a_cache_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, caplog, spoil, reason):
+    spoil(tmp_path, monkeypatch)
+    cache = ColumnCache(str(tmp_path / "cache"))
+    for _ in range(2):
+        cache.write("x", COLUMNS)
+        assert cache.read("x", ["a"], 3) is None
+    (told,) = caplog.messages
+    assert told.startswith(f"warning: the cache {tmp_path}/cache cannot be written (")
+    assert reason in told
+    assert "--reference_cache" in told
+    assert list(tmp_path.rglob("*.partial")) == []
+
+
+def test_a_run_trains_as_it_would_with_its_cache(tmp_path, monkeypatch, caplog):
+    options = {"method": "dpo", "max_steps": 1}
+    whole = toy_trainer(tmp_path / "whole", **options).pairs["ref_chosen_logp"][:]
+    monkeypatch.setattr(column_cache, "save_file", is_full)
+    monkeypatch.setattr(reference, "PART", 16)
+    without = toy_trainer(tmp_path / "other", **options).pairs["ref_chosen_logp"][:]
+    assert without == pytest.approx(whole, abs=1e-4)
+    assert sum("cannot be written" in told for told in caplog.messages) == 1
+
+
+class Fixed:
+    """A reward model for which the longer response is the better."""
+
+    def __init__(self, *_):
+        self.identity = {"weights": "w"}
+
+    def differences(self, batch):
+        return [float(len(q.first) - len(q.second)) for q in batch]
+
+
+def test_an_audit_has_one_cache_for_scores_and_opinions(tmp_path, monkeypatch, caplog):
+    tiny_llama(make_tokenizer(), 0).save_pretrained(tmp_path / "sft")
+    make_tokenizer().save_pretrained(tmp_path / "sft")
+    write_lines(tmp_path / "data.jsonl", toy_pairs(20, flip_every=3))
+    write_lines(tmp_path / "clean.jsonl", toy_pairs(12, seed=1))
+    monkeypatch.setattr(opinions, "RewardModel", Fixed)
+    home = [str(tmp_path / name) for name in ("sft", "data.jsonl", "clean.jsonl")]
+    options = {"reward_model": "rm", "reference_cache": str(tmp_path / "mine")}
+    softpref.audit(*home, **options)
+    names = [path.name for path in (tmp_path / "mine").iterdir()]
+    assert sorted(name.startswith("opinion-") for name in names) == [False, False, True, True]
+    monkeypatch.setattr(column_cache, "save_file", is_full)
+    options["reference_cache"] = str(tmp_path / "full")
+    assert softpref.audit(*home, **options).pairs.num_rows == 20
+    assert sum("cannot be written" in told for told in caplog.messages) == 1
+    assert f"the cache {tmp_path}/full cannot" in caplog.text
