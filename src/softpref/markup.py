@@ -8,7 +8,7 @@ from softpref.terminal import printable
 
 LONGEST = 60
 """Characters of a name in a plot or table."""
-_LATEX: dict[str, str | int | None] = {mark: f"\\{mark}" for mark in "&%_#${}"} | {
+_LATEX = {mark: f"\\{mark}" for mark in "&%_#${}"} | {
     "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
     "±": r"$\pm$", "–": "--",
@@ -30,7 +30,7 @@ def for_plot(name: str) -> str:
 
 def for_latex(text: str) -> str:
     """Return text as LaTeX has it."""
-    return _in_one_line(text).translate(str.maketrans(_LATEX))
+    return _in_one_line(text).translate({ord(mark): words for mark, words in _LATEX.items()})
 
 
 def for_markdown(text: str) -> str:
