@@ -27,10 +27,9 @@ def render(
     """
     if isinstance(text, str):
         return text
-    name = tokenizer.name_or_path or "the model"
     if tokenizer.chat_template is None:
         raise UsageError(
-            f"{name}: its tokenizer has no chat template, but there are "
+            f"{tokenizer.name_or_path}: its tokenizer has no chat template, but there are "
             "conversations. Use a chat model, or give prompts and responses as text."
         )
     try:
@@ -41,6 +40,7 @@ def render(
         )
     except Exception as error:  # a template is a program of the model's author: it may raise all
         first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        name = tokenizer.name_or_path or "the model"
         if _is_no_template(tokenizer.chat_template, error):
             raise UsageError(
                 f"{name}: its chat template cannot be read ({first}); repair chat_template.jinja, or "

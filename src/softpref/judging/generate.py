@@ -102,8 +102,9 @@ def run_generate(options: GenerateOptions) -> None:
         max_new_tokens=_room(ids, prompts, policy, options),
         temperature=None if by_model else options.temperature or 0.0,
     )
-    # What cannot generate is refused before anything is written.
-    _draw(policy, tokenizer, [ids[0][:1]], replace(options, max_new_tokens=1), options.seed)
+    # What cannot generate, or not in batches, is refused before anything is written.
+    short = [of_one[:1] for of_one in ids[: min(2, options.batch_size)]]
+    _draw(policy, tokenizer, short, replace(options, max_new_tokens=1), options.seed)
     record = _record(options, fingerprint_weights(policy), ids) | by_model
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Path(f"{output}.progress")
