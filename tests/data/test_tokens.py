@@ -205,8 +205,17 @@ def test_pairs_without_room_or_difference_are_bad_rows():
     with pytest.raises(RowError, match="template leaves no token"):
         tokenize_pair(CHAT_PAIR, silent, 64)
     strict = bpe(chat="{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(RowError, match="refuses the conversation: roles must alternate"):
+    with pytest.raises(RowError, match="refuses the conversation: roles must alternate$"):
         tokenize_pair(CHAT_PAIR, strict, 64)
+
+
+@pytest.mark.parametrize("template", ["{% for", "{{ messages | nofilter }}", "{% x %}", 7])
+def test_what_is_no_chat_template_is_not_the_rows_fault(template, tmp_path):
+    tokenizer = bpe(chat=template)
+    tokenizer.name_or_path = str(tmp_path)
+    message = f"^{tmp_path}: its chat template cannot be read .*; repair chat_template.jinja"
+    with pytest.raises(UsageError, match=message):
+        tokenize_pairs(rows_of(CHAT_PAIR), tokenizer, 64, name="pairs", on_bad_row="skip")
 
 
 def test_tokenizers_that_cannot_serve():

@@ -92,7 +92,7 @@ def test_an_interrupted_command_gives_what_an_undisturbed_one_does(
 
     def dying(*arguments, **options):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 5:  # the first is of one token, to see whether the model generates
             raise MemoryError
         return sample(*arguments, **options)
 
@@ -107,7 +107,7 @@ def test_an_interrupted_command_gives_what_an_undisturbed_one_does(
     calls.clear()
     calls.extend([1] * 10)  # never dies again
     resumed = run(model, prompts, output, *drawn)
-    assert len(calls) - 10 == 8 - 3 + bool(tear)
+    assert len(calls) - 10 == 1 + 8 - 3 + bool(tear)
     assert [row["response"] for row in resumed] == [row["response"] for row in whole]
     assert not progress.exists()
 
@@ -186,7 +186,7 @@ def test_tools_and_every_field_of_a_message_reach_the_template(model, tmp_path, 
     output = tmp_path / "out.jsonl"
     written = run(str(home), str(prompts), output, "--batch_size", "4")
     texts = ["a b c =", "reverse a b c =", "reverse a b c =", "reverse a b c shift ="]
-    assert asked == [[tokenizer(text)["input_ids"] for text in texts]]
+    assert asked[1:] == [[tokenizer(text)["input_ids"] for text in texts]]
     assert [row.get("tools") for row in written] == [None, tools, tools, tools]
     assert written[1]["chat_template_kwargs"] == {"thinking": True}
     names = [row["uid"].rsplit("-") for row in written]
@@ -209,7 +209,7 @@ def test_tools_and_every_field_of_a_message_reach_the_template(model, tmp_path, 
         ({"prompt": [{"content": "a"}]}, "a message whose role is not text"),
         ({"prompt": [{"role": "user", "content": None}]}, "a message without content"),
         ({"prompt": [{"role": "user", "content": None, "tool_calls": [{}]}]},
-         "line 1: the chat template refuses"),
+         "line 1: the chat template of"),
         (
             {"prompt": [{"role": "user", "content": "a"}],
              "chat_template_kwargs": {"add_generation_prompt": False}},
@@ -259,8 +259,9 @@ def test_settings_that_do_not_work_are_named(steered, prompts, tmp_path, capsys)
     path = Path(steered) / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt_lookup_num_tokens": 2}))
     with pytest.raises(SystemExit):
-        run(steered, prompts, tmp_path / "own.jsonl", "--generation_config", "model")
-    assert "own settings do not work here" in capsys.readouterr().err
+        run(steered, prompts, tmp_path / "out" / "own.jsonl", "--generation_config", "model")
+    assert f"--model {steered}: its own settings do not work here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

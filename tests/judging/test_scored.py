@@ -13,7 +13,7 @@ from softpref.errors import UsageError
 from softpref.judging.ask import make_judge, put
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge
-from softpref.judging.questions import Comparison, questions_of
+from softpref.judging.questions import Comparison, Question, questions_of
 from softpref.judging.responses import join
 from softpref.world.language import make_tokenizer
 
@@ -194,6 +194,33 @@ def test_a_reward_model_names_the_comparison_beyond_its_embedding(tmp_path):
     with pytest.raises(UsageError, match="comparison u: the token 'zebra' has the id"):
         results(JudgeOptions("reward_model", judge_model=path), tmp_path,
                 [Comparison("u", "sort : b a =", "zebra", "a b")])  # fmt: skip
+
+
+def test_a_reward_model_needs_no_embedding_of_padding(tmp_path):
+    path, _, tokenizer = saved(tmp_path / "rm", LlamaForSequenceClassification, 0, num_labels=1)
+    options = JudgeOptions("reward_model", judge_model=path)
+    (tmp_path / "before").mkdir()
+    before = results(options, tmp_path / "before")
+    tokenizer.add_special_tokens({"pad_token": "<new pad>"})
+    tokenizer.save_pretrained(path)
+    assert results(options, tmp_path) == before
+
+
+def test_a_response_without_a_token_has_no_reward(tmp_path):
+    path, _, tokenizer = saved(tmp_path / "rm", LlamaForSequenceClassification, 0, num_labels=1)
+    tokenizer.chat_template = "{% if false %}x{% endif %}"
+    tokenizer.save_pretrained(path)
+    judged = make_judge(JudgeOptions("reward_model", judge_model=path))
+    question = Question("u", "a", "b", "c", False)
+    assert [answer.failure for _, answer in judged.ask([question])] == ["cannot be tokenized"]
+
+
+def test_a_reward_model_that_cannot_be_run_is_named(tmp_path):
+    path, *_ = saved(tmp_path / "rm", LlamaForSequenceClassification, 0, num_labels=1)
+    config = tmp_path / "rm" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"output_hidden_states": "x"}))
+    with pytest.raises(UsageError, match=f"--judge_model {path}: the model cannot be run"):
+        make_judge(JudgeOptions("reward_model", judge_model=path))
 
 
 def test_each_model_is_named_by_its_option(tmp_path):

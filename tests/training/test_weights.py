@@ -11,9 +11,13 @@ import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.trainer_utils import align_special_tokens
 
 from softpref.errors import UsageError
+from softpref.training.fit import require_sound
+from softpref.training.library_errors import in_one_sentence
 from softpref.training.models import load_classifier, load_policy, load_tokenizer
+from softpref.training.saving import save_model
 from softpref.world.language import make_tokenizer
 from tests.models import tiny_model, with_lora
 
@@ -232,6 +236,69 @@ def test_no_tokenizer_is_made_out_of_nothing(model):
     (model / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=f"--model {model}: no tokenizer"):
         tokenizer_of(model)
+
+
+def test_odd_settings_of_a_tokenizer_are_noticed_as_it_is_loaded(model):
+    change_json(model / "tokenizer_config.json", model_max_length={"x": 1})
+    with pytest.raises(UsageError, match=f"--model {model}: no tokenizer .TypeError: '>' not"):
+        tokenizer_of(model)
+
+
+@pytest.mark.parametrize("ids", ["</s>", ["</s>"], 2.5, True])
+def test_an_eos_token_of_generation_is_an_id(model, ids):
+    change_json(model / "generation_config.json", eos_token_id=ids)
+    with pytest.raises(UsageError, match=f"{model}: eos_token_id is .*generation_config.json"):
+        load(model)
+
+
+def test_a_model_that_cannot_be_run_is_named(model):
+    change_json(model / "config.json", output_hidden_states="x")
+    with pytest.raises(UsageError, match=f"^{model}: the model cannot be run .TypeError: "):
+        require_sound(load(model))
+
+
+def test_weights_of_an_adapter_that_are_not_finite_are_named_by_its_directory(adapter):
+    change_tensors(adapter / ADAPTER, lambda t: t | {ADAPTED: t[ADAPTED] * float("inf")})
+    with pytest.raises(UsageError, match=f"^{adapter}: the tensor .*lora_B.* NaN or infinite"):
+        require_sound(load(adapter))
+
+
+def test_an_adapter_of_more_modules_than_its_config_names_is_refused(adapter):
+    change_json(adapter / "adapter_config.json", target_modules=["q_proj"])
+    with pytest.raises(UsageError, match=r"hold base_model.* for which the adapter .* no place"):
+        load(adapter)
+
+
+class PanicException(BaseException):
+    """As Rust's panics come through to Python: no Exception."""
+
+
+@pytest.mark.parametrize("error", [PanicException("index out of bounds"), OSError("no\nsuch")])
+def test_whatever_a_library_raises_is_one_sentence(model, error):
+    with pytest.raises(UsageError, match="^--model x: unread .*; give a directory .*[.]$") as told:
+        with in_one_sentence("--model x", "unread", str(model)):
+            raise error
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_an_interrupt_or_a_full_memory_is_no_fault_of_the_model(model, error):
+    with pytest.raises(error), in_one_sentence("--model x", "unread", str(model)):
+        raise error
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.6}, {"top_p": 0.9}])
+def test_settings_of_generation_are_saved_as_they_came(model, tmp_path, settings):
+    change_json(model / "generation_config.json", pad_token_id=None, **settings)
+    policy = load(model)
+    align_special_tokens(policy, make_tokenizer())  # as the trainer does
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):
+        policy.save_pretrained(tmp_path / "theirs")
+    save_model(policy, tmp_path / "ours")
+    saved = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
+    assert settings.items() <= saved.items()
+    assert saved["pad_token_id"] == 0  # what was aligned is saved too
+    load(tmp_path / "ours")
 
 
 def test_a_file_is_no_model(model):

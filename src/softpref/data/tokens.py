@@ -23,6 +23,7 @@ from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, in_words
 from softpref.data.messages import Text, template_context, texts_of
 from softpref.data.readers import RowError, dataset_rows, store
 from softpref.data.remarks import Remarks
+from softpref.data.templates import render
 from softpref.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def prompt_ids(
         UsageError: The tokenizer lacks a chat template that is needed.
         RowError: The chat template refuses the messages.
     """
-    text = _render(prompt, tokenizer, context or {}, open_turn=True)
+    text = render(prompt, tokenizer, context or {}, open_turn=True)
     return _prompt_alone(_encode([text], tokenizer, prompt)[0], tokenizer, prompt)
 
 
@@ -345,29 +346,9 @@ def _render_pair(
     if isinstance(prompt, str):
         return [prompt, *(f"{prompt}{pair[side]}{tokenizer.eos_token or ''}" for side in sides)]
     return [
-        _render(prompt, tokenizer, context, open_turn=True),
-        *(_render(prompt + pair[side], tokenizer, context, open_turn=False) for side in sides),
+        render(prompt, tokenizer, context, open_turn=True),
+        *(render(prompt + pair[side], tokenizer, context, open_turn=False) for side in sides),
     ]
-
-
-def _render(
-    text: Text, tokenizer: PreTrainedTokenizerBase, context: Mapping[str, Any], *, open_turn: bool
-) -> str:
-    if isinstance(text, str):
-        return text
-    if tokenizer.chat_template is None:
-        raise UsageError(
-            f"{tokenizer.name_or_path}: its tokenizer has no chat template, but there are "
-            "conversations. Use a chat model, or give prompts and responses as text."
-        )
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                text, add_generation_prompt=open_turn, tokenize=False, **context
-            )
-        )
-    except Exception as error:  # a template is a program of the model's author: it may raise all
-        raise RowError(f"the chat template refuses the conversation: {error}") from error
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[list[int]]:

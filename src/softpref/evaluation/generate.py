@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from softpref.algorithm.policy import evaluating
+from softpref.training.fit import embedding_rows
 
 
 def sample(
@@ -83,11 +84,16 @@ def _generation_config(
         num_return_sequences=1,
         return_dict_in_generate=False,
         eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
-        pad_token_id=(
-            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        ),
+        pad_token_id=padding_id(policy, tokenizer),
     )
     return config
+
+
+def padding_id(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return an id to pad with that the policy can read: padding is often beyond its embedding."""
+    known = embedding_rows(policy)
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((one for one in ids if one is not None and one < known), 0)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from softpref.options import option, require
 from softpref.places import file_to_write
 from softpref.progress import Progress
 from softpref.training.fit import require_known_tokens, require_sound
+from softpref.training.library_errors import COMPLETE, in_one_sentence
 from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.output import one_writer, write_lines, write_text
 from softpref.training.reference import fingerprint_weights
@@ -102,6 +103,9 @@ def run_generate(options: GenerateOptions) -> None:
         max_new_tokens=_room(ids, prompts, policy, options),
         temperature=None if by_model else options.temperature or 0.0,
     )
+    # What cannot generate, or not in batches, is refused before anything is written.
+    short = [of_one[:1] for of_one in ids[: min(2, options.batch_size)]]
+    _draw(policy, tokenizer, short, replace(options, max_new_tokens=1), options.seed)
     record = _record(options, fingerprint_weights(policy), ids) | by_model
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Path(f"{output}.progress")
@@ -161,19 +165,14 @@ def _draw(
     options: GenerateOptions,
     seed: int,
 ) -> list[str]:
-    try:
+    by_model = options.generation_config == "model"
+    what = "its own settings do not work here" if by_model else "it generates nothing"
+    remedy = "take --generation_config plain" if by_model else COMPLETE
+    with in_one_sentence(f"--model {options.model}", what, options.model, remedy):
         return sample(
             policy, tokenizer, prompts, max_new_tokens=cast(int, options.max_new_tokens),
             temperature=options.temperature, seed=seed, batch_size=options.batch_size,
         )  # fmt: skip
-    except ValueError as error:
-        if options.generation_config == "plain":
-            raise
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"--generation_config model: {options.model}'s own settings do not work here "
-            f"({first}); take plain."
-        ) from error
 
 
 def _rows(prompts: Sequence[Prompt], samples: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

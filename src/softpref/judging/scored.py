@@ -20,7 +20,13 @@ from softpref.data.tokens import TokenizedPair, TooLongError, sequence_ids, toke
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
-from softpref.training.fit import require_finite_weights, require_known_tokens, require_sound
+from softpref.training.fit import (
+    embedding_rows,
+    require_finite_weights,
+    require_known_tokens,
+    require_sound,
+)
+from softpref.training.library_errors import in_one_sentence
 from softpref.training.models import (
     context_length,
     load_classifier,
@@ -111,10 +117,13 @@ class RewardModel(_Scored):
             )
         # The reward is read at the last token that is not padding, which EOS must not be taken for.
         pad = self._tokenizer.pad_token_id
-        self._pads = pad is not None and pad != self._tokenizer.eos_token_id
+        known = pad is not None and pad < embedding_rows(model)
+        self._pads = known and pad != self._tokenizer.eos_token_id
         model.config.pad_token_id = pad if self._pads else None
         self._model = on_accelerator(model.eval())
         self._longest = context_length(model)
+        with in_one_sentence(place, "the model cannot be run", source):
+            self._rewards([[0]])
         self.batch_size = batch_size
         self.identity: Mapping[str, Any] = {
             "judge": "reward_model",
@@ -161,7 +170,10 @@ class RewardModel(_Scored):
         if not isinstance(prompt, str) or self._tokenizer.chat_template is not None:
             prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             answer = _reply(response)
-        return sequence_ids(prompt, answer, self._tokenizer, question.context)
+        ids = sequence_ids(prompt, answer, self._tokenizer, question.context)
+        if not ids:
+            raise RowError("prompt and response have no token")
+        return ids
 
 
 class ImplicitReward(_Scored):

@@ -35,6 +35,7 @@ from softpref.training import interrupts
 from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
 from softpref.training.running_loss import ResumedLoss, running_loss
+from softpref.training.saving import save_model
 from softpref.training.seals import MANIFEST, defect, write_manifest
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
@@ -262,11 +263,10 @@ class SafeCheckpoints(Trainer):
         if not self.args.should_save:
             return
         directory = Path(output_dir or str(self.args.output_dir))
-        directory.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if is_sharded(model):  # else PEFT would gather the base, and wait for the other processes
             state_dict = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        model.save_pretrained(directory, state_dict=state_dict)
+        save_model(model, directory, state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
         arguments = json.dumps(self.args.to_dict(), indent=2, default=str)

@@ -20,6 +20,7 @@ from softpref.data.batches import PARTS
 from softpref.data.readers import column, dataset_rows
 from softpref.data.sources import by_source
 from softpref.errors import UsageError
+from softpref.training.library_errors import in_one_sentence
 from softpref.training.models import context_length
 from softpref.training.preparation import Prepared
 
@@ -51,14 +52,18 @@ def require_sound(policy: nn.Module) -> None:
     """Refuse weights that are not finite, and a model that reads ahead.
 
     Raises:
-        UsageError: the message names the tensor, or the kind of model that is needed.
+        UsageError: the message names the tensor, or the kind of model that is needed; or the model
+            cannot be run at all.
     """
     require_finite_weights(policy)
     if is_sharded(policy):  # a trial would leave its weights gathered; those with a plan are causal
         return
-    if (change := prefix_change(policy)) > _largest_change(policy):
+    name = _name(policy)
+    with in_one_sentence(name, "the model cannot be run", name):
+        change, largest = prefix_change(policy), _largest_change(policy)
+    if change > largest:
         raise UsageError(
-            f"{_name(policy)}: what it predicts after a prefix changes with the tokens that come "
+            f"{name}: what it predicts after a prefix changes with the tokens that come "
             f"later, by {change:.2g} of what one token more changes: it reads ahead, as an encoder "
             "such as BERT does, and gives no log-probabilities of responses. Give a causal "
             "language model."
@@ -183,5 +188,8 @@ def _require_known(
 
 
 def _name(policy: nn.Module) -> str:
+    """Return where the policy was loaded from: an adapter's own place where it is known."""
+    if own := vars(policy).get("name_or_path"):
+        return str(own)
     name = getattr(cast(Any, policy).config, "name_or_path", "") or "the model"
     return f"{name} with its adapter" if isinstance(policy, PeftModel) else name

@@ -22,12 +22,11 @@ from transformers.utils.hub import has_file
 from softpref.algorithm.policy import trainable
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.library_errors import first_line, in_one_sentence
 from softpref.training.sharding import shards_for
 from softpref.training.weights import (
     HUB_ID,
     base_model,
-    first_line,
-    in_one_sentence,
     load_whole,
     located,
     of_base,
@@ -70,7 +69,11 @@ def read_tokenizer(source: str, place: str, *, trust_remote_code: bool) -> PreTr
             base = base_model(source, place)
     what = f"no tokenizer, nor one of {of_base(base, source)}" if base else "no tokenizer"
     with in_one_sentence(place, what, base or source):
-        return AutoTokenizer.from_pretrained(base or source, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            base or source, trust_remote_code=trust_remote_code
+        )
+        tokenizer(["a"], verbose=False)  # some settings are first read here
+        return tokenizer
 
 
 def load_policy(
@@ -104,7 +107,18 @@ def load_policy(
         AutoModelForCausalLM, base or located(source), place, what, dtype=dtype,
         trust_remote_code=trust_remote_code, distributed_config=sharding,
     )  # fmt: skip
+    _refuse_odd_ids(policy, base or source, place)
     return with_adapter(policy, located(source), base, place) if base else policy
+
+
+def _refuse_odd_ids(policy: nn.Module, source: str, place: str) -> None:
+    """Refuse an EOS token of generation that is no id, which only a run's end would notice."""
+    ids = getattr(policy.generation_config, "eos_token_id", None)
+    if not all(type(one) is int for one in (ids if isinstance(ids, list) else [ids or 0])):
+        raise UsageError(
+            f"{place}: eos_token_id is {ids!r} in {Path(source) / 'generation_config.json'}, or in "
+            "config.json where there is none; give a token id or a list of them."
+        )
 
 
 def load_classifier(source: str, *, option: str) -> nn.Module:
@@ -154,7 +168,9 @@ def load_start(source: str, args: MSPOConfig) -> nn.Module:
         sharding=shards_for(args),
     )
     if isinstance(policy, PeftModel) and not lora:
-        return policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it
+        merged = policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it
+        merged.name_or_path = source
+        return merged
     return policy
 
 

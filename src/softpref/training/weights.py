@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from safetensors import safe_open
 from torch import nn
 from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from softpref.errors import UsageError
-from softpref.memory import is_out_of_memory
 from softpref.training.checkpoints import PICKLED
+from softpref.training.library_errors import in_one_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +149,13 @@ def with_adapter(policy: nn.Module, source: str, base: str, place: str) -> PeftM
             parameter.data.fill_(torch.nan)
         told = model.load_adapter(source, "default", is_trainable=True)
     _refuse_missing([name for name, p in finite if p.isnan().any()], source, place)
-    _refuse_left_out(told.unexpected_keys, model, source, place)
+    if extra := sorted(told.unexpected_keys):
+        raise UsageError(
+            f"{place}: the weights in {source} hold {_some(extra)}, for which the adapter that its "
+            f"{ADAPTER_CONFIG} describes has no place: give the one that belongs to them."
+        )
     model.peft_config["default"].base_model_name_or_path = base
+    model.name_or_path = source  # PEFT answers with the base model's
     return model
 
 
@@ -181,51 +185,6 @@ def _refuse_pickles(source: str, weights: str, place: str, what: str) -> None:
         )
 
 
-@contextmanager
-def in_one_sentence(place: str, what: str, source: str) -> Iterator[None]:
-    """Turn whatever a library raises while it reads `source` into one message.
-
-    Raises:
-        UsageError: it names the file where one is damaged.
-    """
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:  # a KeyError for an adapter's type, a SafetensorError, ...
-        if is_out_of_memory(error):
-            raise
-        if damage := _damage(Path(source)):
-            raise UsageError(f"{place}: {damage}") from None
-        name = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise UsageError(
-            f"{place}: {what} ({name}{first_line(error)}); give a directory with config.json, "
-            "tokenizer and safetensors weights as save_pretrained writes it, or a hub id."
-        ) from None
-
-
-def _damage(directory: Path) -> str | None:
-    """Say which file of a model's directory cannot be read at all, None where all can."""
-    if directory.is_file():
-        return f"{directory} is a file; give the directory that holds it."
-    for path in sorted(directory.iterdir() if directory.is_dir() else ()):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            elif path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
-        except Exception as error:
-            return f"{path} is damaged ({first_line(error)}); copy or download it again."
-    return None
-
-
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def first_line(error: Exception) -> str:
-    """Return what an exception says, in one line without a full stop."""
-    first, *more = (str(error).strip() or type(error).__name__).splitlines()
-    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first.rstrip(".")

@@ -1,0 +1,28 @@
+"""A model saved with the generation config that it came with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import GenerationConfig
+
+
+def save_model(model: nn.Module, directory: Path, state_dict: dict[str, Any] | None = None) -> None:
+    """Save a model or adapter, its generation config as it is.
+
+    transformers refuses one that sets, say, a temperature without do_sample, as many published
+    models have it. It does so at the end of a run, once the trainer has aligned a token id in it.
+    """
+    model_with_saving: Any = model
+    own = vars(model).get("generation_config")  # an adapter has none of its own, and saves none
+    if own is None:
+        model_with_saving.save_pretrained(directory, state_dict=state_dict)
+        return
+    try:
+        model_with_saving.generation_config = GenerationConfig()
+        model_with_saving.save_pretrained(directory, state_dict=state_dict)
+    finally:
+        model_with_saving.generation_config = own
+    own.to_json_file(directory / "generation_config.json", use_diff=True)
