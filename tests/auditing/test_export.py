@@ -53,6 +53,7 @@ def test_rows_that_are_left_out_are_counted_by_reason(tmp_path):
     assert len((tmp_path / "cleaned.jsonl").read_text().splitlines()) == 1
     assert str(left_out) == (
         "cleaned.jsonl: 1 of 7 rows; 6 are left out: 1 trusted pairs that the data label the other "
-        "way, 1 suspect, 1 marked wrong by --marks, 1 not drawn by --mix, 2 not usable ("
+        "way, 1 suspect, 1 marked wrong by --marks, 1 not audited (not drawn by --mix, "
+        "or held out and not usable), 2 not usable ("
         f"{source}, line 1: chosen and rejected are identical; line 6: longer than --max_length)"
     )

@@ -37,7 +37,7 @@ EXPORTS = {
 
 SUSPECTED, MARKED = "suspect", "marked wrong by --marks"
 OTHERWISE = "trusted pairs that the data label the other way"
-NOT_DRAWN = "not drawn by --mix"
+NOT_DRAWN = "not audited (not drawn by --mix, or held out and not usable)"
 
 
 @dataclass
