@@ -15,6 +15,7 @@ def save_model(model: nn.Module, directory: Path, state_dict: dict[str, Any] | N
     transformers refuses one that sets, say, a temperature without do_sample, as many published
     models have it. It does so at the end of a run, once the trainer has aligned a token id in it.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     model_with_saving: Any = model
     own = vars(model).get("generation_config")  # an adapter has none of its own, and saves none
     if own is None:
