@@ -31,6 +31,7 @@ from softpref.judging.questions import Question
 from softpref.judging.scored import RewardModel
 from softpref.training.fit import require_known_tokens_of_pairs, require_sound
 from softpref.training.models import load_policy, load_tokenizer
+from softpref.training.saving import save_model
 from softpref.training.scoring import score_pairs
 from softpref.world.language import make_tokenizer
 from tests.models import tiny_model, with_lora
@@ -256,7 +257,7 @@ def use(home: Path) -> None:
     by_model = GenerateOptions(source, generation_config="model", max_new_tokens=2)
     for options in (by_model, replace(by_model, generation_config="plain", temperature=0.0)):
         _draw(policy, tokenizer, ids, options, 0)
-    policy.save_pretrained(home / "saved")
+    save_model(policy, home / "saved")
     tokenizer.save_pretrained(home / "saved")
 
 
