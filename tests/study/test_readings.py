@@ -136,9 +136,9 @@ def test_examples_are_told_in_words(cell):
     assert text.index("Best correction") < text.index("yes c") < text.index("Worst failure")
 
 
-@pytest.mark.parametrize(
-    ("noise", "found"),
-    [(None, {}), ({"rate": None}, {}), ({"rate": 0.2}, {"noise_rate_estimate": 0.2})],
-)
-def test_a_rate_that_is_unknown_is_no_number(noise, found):
-    assert noise_rate_estimate({"noise_rate": noise}) == found
+@pytest.mark.parametrize("rate", [None, 0.21])
+def test_a_rates_expectation_is_averaged_however_sure_it_is(rate):
+    """A table over seeds that took the sure ones alone would be biased."""
+    noise = {"rate": rate, "low": 0.1, "high": 0.4, "expected": 0.2}
+    assert noise_rate_estimate({"noise_rate": noise}) == {"noise_rate_estimate": 0.2}
+    assert noise_rate_estimate({"noise_rate": None}) == {}

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import json
 import subprocess
@@ -331,3 +332,13 @@ def test_a_model_that_says_nan_is_named_in_one_message(tmp_path, tokenizer, caps
     assert "Traceback" not in said.err
     assert "'loss'" not in said.out
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_padding_beyond_the_embedding_is_refused_before_training(tokenizer, tmp_path):
+    padded = copy.deepcopy(tokenizer)
+    padded.add_special_tokens({"pad_token": "<new>"})
+    pairs = Dataset.from_list([{"prompt": "a", "chosen": " b"}])
+    config = SFTConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, report_to=[])
+    with pytest.raises(UsageError, match="'<new>' has the id 13, but the embedding has 13 rows"):
+        fine_tune(tiny(), padded, pairs, config)
+    assert not (tmp_path / "run").exists()

@@ -646,3 +646,18 @@ def test_the_other_two_sets_are_named_by_their_arguments(tmp_path):
     for name, argument in (("clean", "clean_dataset"), ("evaluation", "eval_dataset")):
         with pytest.raises(UsageError, match=f"{argument} is a DatasetDict"):
             toy_trainer(tmp_path, **{name: splits})
+
+
+def test_padding_beyond_the_embedding_is_refused_where_all_weights_are_saved(tmp_path):
+    tokenizer = make_tokenizer()
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+
+    def make(**options):
+        options = toy_config(tmp_path, method="dpo", max_steps=1, **options)
+        model = tiny_model(dtype=torch.float32, attention="sdpa", vocab_size=rows)
+        return MSPOTrainer(model, options, toy_pairs(8), processing_class=tokenizer)
+
+    with pytest.raises(UsageError, match="the padding token '<new>' has the id"):
+        make()
+    make(tuning="lora").train()

@@ -232,6 +232,14 @@ def test_unknown_kinds_are_one_sentence(model, adapter):
         load(model)
 
 
+def test_code_that_comes_with_a_model_is_not_run_unasked(model, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks on the terminal"))
+    auto = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    change_json(model / "config.json", model_type="own", auto_map=auto)
+    with pytest.raises(UsageError, match=f"{model}: .*then give --trust_remote_code true"):
+        load(model)
+
+
 def test_no_tokenizer_is_made_out_of_nothing(model):
     (model / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=f"--model {model}: no tokenizer"):
@@ -275,9 +283,12 @@ class PanicException(BaseException):
 
 @pytest.mark.parametrize("error", [PanicException("index out of bounds"), OSError("no\nsuch")])
 def test_whatever_a_library_raises_is_one_sentence(model, error):
-    with pytest.raises(UsageError, match="^--model x: unread .*; give a directory .*[.]$") as told:
-        with in_one_sentence("--model x", "unread", str(model)):
-            raise error
+    match = "^--model x: unread .*; give a directory .*[.]$"
+    with (
+        pytest.raises(UsageError, match=match) as told,
+        in_one_sentence("--model x", "unread", str(model)),
+    ):
+        raise error
     assert "\n" not in str(told.value)
 
 

@@ -43,8 +43,8 @@ def render(
         name = tokenizer.name_or_path or "the model"
         if _is_no_template(tokenizer.chat_template, error):
             raise UsageError(
-                f"{name}: its chat template cannot be read ({first}); repair chat_template.jinja, or "
-                "chat_template in tokenizer_config.json."
+                f"{name}: its chat template cannot be read ({first}); repair chat_template.jinja, "
+                "or chat_template in tokenizer_config.json."
             ) from None
         raise RowError(f"the chat template of {name} refuses the conversation: {first}") from error
 

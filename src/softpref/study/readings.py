@@ -131,6 +131,6 @@ def truth_of(noisy: str) -> dict[str, bool]:
 
 
 def noise_rate_estimate(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return a run's estimate of the share of wrong labels by its name; nothing if unknown."""
+    """Return the share of wrong labels that a run expects, by its name; nothing if it has none."""
     noise = record["noise_rate"]
-    return {} if noise is None or noise["rate"] is None else {"noise_rate_estimate": noise["rate"]}
+    return {"noise_rate_estimate": noise["expected"]} if noise else {}

@@ -130,6 +130,22 @@ def embedding_rows(policy: nn.Module) -> int:
     return min(end.weight.shape[0] for end in ends if end is not None)
 
 
+def require_known_padding(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a padding token beyond the embedding: trained and saved, such a model never loads.
+
+    Raises:
+        UsageError: the message names token, id, embedding and remedy.
+    """
+    if (tokenizer.pad_token_id or 0) >= (rows := embedding_rows(policy)):
+        raise UsageError(
+            f"{_name(policy)}: the padding token {tokenizer.pad_token!r} has the id "
+            f"{tokenizer.pad_token_id}, but the embedding has {rows} rows: set pad_token in "
+            f"tokenizer_config.json to a token with a row, such as {tokenizer.eos_token!r}, or "
+            f"give the model the rows (model.resize_token_embeddings({len(tokenizer)}), then "
+            "save_pretrained)."
+        )
+
+
 def require_known_tokens_of_pairs(
     policy: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, source: str
 ) -> None:

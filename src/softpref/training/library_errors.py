@@ -1,4 +1,4 @@
-"""Whatever a library raises over a user's model, as one message: path, fault, remedy."""
+"""Whatever a library raises over a user's model, as one message: path, fault and remedy."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def in_one_sentence(place: str, what: str, source: str, remedy: str = COMPLETE) 
             raise
         if damage := _damage(Path(source)):
             raise UsageError(f"{place}: {damage}") from None
+        if "trust_remote_code" in str(error):
+            remedy = "read it, then give --trust_remote_code true, if the command has it"
         speaks = isinstance(error, OSError | ValueError) or type(error) is Exception
         name = "" if speaks else f"{type(error).__name__}: "
         raise UsageError(f"{place}: {what} ({name}{first_line(error)}); {remedy}.") from None

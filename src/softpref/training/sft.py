@@ -34,7 +34,7 @@ from softpref.options import option, refuse_non_finite, require
 from softpref.places import directory_to_write
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import refuse_too_large
-from softpref.training.fit import require_known_tokens, require_sound
+from softpref.training.fit import require_known_padding, require_known_tokens, require_sound
 from softpref.training.identity import SFT_IDENTITY
 from softpref.training.models import context_length, load_policy, load_tokenizer, lora_config
 from softpref.training.output import first_writes, resume_point, run_directory
@@ -224,6 +224,7 @@ def fine_tune(
         context_length=context_length(model),
     )  # fmt: skip
     require_sound(model)
+    require_known_padding(model, tokenizer)
     require_known_tokens(model, tokenizer, _placed(rows, pairs, name))
     kept = pairs.select_columns(["prompt", "chosen"]).select(rows["index"][:])
     targets = [target_fingerprint(row["prompt"], row["chosen"]) for row in kept]

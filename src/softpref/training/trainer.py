@@ -36,7 +36,7 @@ from softpref.training.config import MSPOConfig
 from softpref.training.drift import require_alike
 from softpref.training.engines import engine_for
 from softpref.training.evidence import with_evidence
-from softpref.training.fit import require_fit
+from softpref.training.fit import require_fit, require_known_padding
 from softpref.training.identity import IDENTITY
 from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs, known_flips
@@ -110,6 +110,8 @@ class MSPOTrainer(SafeCheckpoints):
         require_needs(args, prepared)
         settle(policy, args)
         require_fit(policy, tokenizer, prepared)
+        if args.tuning == "full":
+            require_known_padding(policy, tokenizer)
         start = self.start_fingerprint = fingerprint_weights(policy)
         switch_dropout_off(policy)
         probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -155,7 +155,7 @@ def with_adapter(policy: nn.Module, source: str, base: str, place: str) -> PeftM
             f"{ADAPTER_CONFIG} describes has no place: give the one that belongs to them."
         )
     model.peft_config["default"].base_model_name_or_path = base
-    model.name_or_path = source  # PEFT answers with the base model's
+    cast(Any, model).name_or_path = source  # PEFT answers with the base model's
     return model
 
 
