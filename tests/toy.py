@@ -38,6 +38,7 @@ def toy_config(output: Path, **options) -> MSPOConfig:
         "learning_rate": 1e-3,
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
+        "num_train_epochs": 1,
         "logging_steps": 1,
         "save_strategy": "no",
         "use_cpu": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,6 +21,9 @@ from softpref.options import did_you_mean, option, refuse_non_finite
 from softpref.training.column_cache import REFERENCE_CACHE
 from softpref.training.layout import Layout
 from softpref.training.recompute import KWARGS, set_both_names
+from softpref.training.run_length import MOST_MICRO_BATCHES, choose_meta_lr, choose_steps
+
+logger = logging.getLogger(__name__)
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Table 5 and Appendix C, to the letter; 64 pairs a step are 8 micro-batches of 8. The paper is
@@ -43,7 +47,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr_scheduler_type": "linear",
         "warmup_steps": 0.1,
         "weight_decay": 0.0,
-        "gradient_accumulation_steps": 4,
+        "gradient_accumulation_steps": MOST_MICRO_BATCHES,
         # More clean pairs, or more often, was no better over five seeds (docs/performance.md).
         "meta_batch_size": 8,
         "meta_every": 4,
@@ -55,6 +59,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 # What both recipes share.
 COMMON = {
+    "num_train_epochs": 1.0,
     "meta_hidden": 128,
     "signals": ["ppl_diff"],
     "lookahead": "sgd",
@@ -64,12 +69,6 @@ COMMON = {
     "keep_budget_gib": KEEP_BUDGET_GIB,
     "perpcorrect_mode": "threshold",
 }
-
-# AdamW moves a weight by about its learning rate an update, so this is how far φ's weights may walk
-# in one run: the paper's 1e-4 over its 80,000 / 64 updates. Never faster than the largest rate:
-# in short runs a larger one tore warm-started labels down before clean pairs had said much.
-META_WALK = 0.125
-LARGEST_META_LR = 1e-3
 
 # Options of transformers that must keep this value here, and why.
 FIXED: dict[str, tuple[Any, str]] = {
@@ -83,6 +82,8 @@ FIXED: dict[str, tuple[Any, str]] = {
     "auto_find_batch_size": (False, "set --per_device_train_batch_size"),
 }
 
+STEP_OPTIONS = ("gradient_accumulation_steps", "num_train_epochs")
+"""What depends on the number of pairs, where the recommended recipe chooses it."""
 LARGEST_RATE = 1e6
 LEAST_VALUES = {
     "lora_r": 1,
@@ -178,9 +179,13 @@ class MSPOConfig(TrainingArguments):
     lr_scheduler_type: str = option("Learning-rate schedule, by transformers' names.")
     warmup_steps: float = option("Warm-up steps; below 1, a share of all steps.")
     weight_decay: float = option("AdamW's weight decay of the policy.")
-    num_train_epochs: float = option("Passes over the training pairs.", 1.0)
+    num_train_epochs: float = option(
+        "Passes over the training pairs; default 1, recommended: up to 3 where pairs are few."
+    )
     per_device_train_batch_size: int = option("Pairs per micro-batch.", 8)
-    gradient_accumulation_steps: int = option("Micro-batches per step.")
+    gradient_accumulation_steps: int = option(
+        "Micro-batches per step; default 8 if faithful, recommended: 4, fewer where pairs are few."
+    )
     activation_checkpointing: bool = option("Recompute activations to save memory.", False)
     logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", 10)
     remove_unused_columns: bool = option("Unused: batches are made from pairs.", False)
@@ -192,6 +197,7 @@ class MSPOConfig(TrainingArguments):
         refuse_sharding(self)
         self._refuse_unknown_choices()
         self._refuse_ignored_options()
+        self._open = {name for name in STEP_OPTIONS if getattr(self, name) is None}
         method = METHODS[self.method]
         for name, value in (COMMON | RECIPES[self.recipe]).items():
             read = name not in METHOD_OPTIONS or name in method.options
@@ -298,11 +304,25 @@ class MSPOConfig(TrainingArguments):
         goes_back_again = self.engine in ("double_backward", "graph")
         return "padded" if goes_back_again and self.device.type == "cuda" else self.layout
 
+    def choose_steps(self, pairs: int) -> None:
+        """Set what the recommended recipe leaves to the number of training pairs, and log it.
+
+        Options that were set stay as they are; with `max_steps` there is nothing to choose.
+        """
+        if self.recipe != "recommended" or self.max_steps > 0 or not self._open:
+            return
+        given = [None if name in self._open else getattr(self, name) for name in STEP_OPTIONS]
+        chosen = choose_steps(pairs, self.per_device_train_batch_size * self.world_size, *given)
+        for name, value in zip(STEP_OPTIONS, chosen, strict=True):
+            setattr(self, name, value)
+        logger.info("steps: of %d micro-batches, in passes over the pairs: %g; recommended for %d "
+                    "pairs", *chosen, pairs)  # fmt: skip
+
     def resolved_meta_lr(self, meta_updates: int) -> float:
         """Return the meta-learner's learning rate for a run of `meta_updates` updates of φ."""
         if self.meta_lr is not None:
             return self.meta_lr
-        return min(LARGEST_META_LR, META_WALK / max(1, meta_updates))
+        return choose_meta_lr(meta_updates)
 
 
 def refuse_too_large(options: object, *names: str) -> None:

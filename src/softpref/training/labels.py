@@ -176,12 +176,14 @@ def read_labels(path: Path) -> pa.Table:
 
 
 def _say_calibration(trusted: Tensor) -> None:
-    """Say how far off p_correct is on clean pairs that its fit left out, as given and swapped."""
+    """Log what p_correct is worth on clean pairs left out of its fit, as given and swapped."""
     right = cross_fit(trusted, FOLDS, torch.Generator().manual_seed(0))
     is_right = torch.arange(2 * len(right)) < len(right)
-    error = expected_calibration_error(torch.cat([right, 1 - right]), is_right)
-    logger.info("labels: calibration error of p_correct %.1f%% (clean pairs left out of its fit, "
-                "%d-fold; 0%% is perfect)", 100 * error, FOLDS)  # fmt: skip
+    both = torch.cat([right, 1 - right])
+    skill, error = auroc(both, is_right), expected_calibration_error(both, is_right)
+    logger.info("labels: p_correct ranks clean pairs above swapped ones in %.0f%% of cases (50%%: "
+                "it knows nothing), calibration error %.1f%% (pairs left out of its fit, %d-fold)",
+                100 * skill, 100 * error, FOLDS)  # fmt: skip
 
 
 def evidence(labeller: Labeller, measured: Measured) -> Tensor:

@@ -108,6 +108,7 @@ class MSPOTrainer(SafeCheckpoints):
         limits = args.max_length, context_length(policy)
         prepared = prepare(*sets, tokenizer, *limits, args.on_bad_row)
         require_needs(args, prepared)
+        args.choose_steps(len(prepared.train))
         settle(policy, args)
         require_fit(policy, tokenizer, prepared)
         if args.tuning == "full":
@@ -126,14 +127,10 @@ class MSPOTrainer(SafeCheckpoints):
         self.collate, self._layout_why = choose_layout(args.resolved_layout(), policy, probe)
         with made_to_save_all(policy, args):
             super().__init__(
-                model=policy,
-                args=args,
-                data_collator=list,
-                train_dataset=self.pairs,
-                eval_dataset=self.prepared.evaluation,
-                processing_class=tokenizer,
+                model=policy, args=args, data_collator=list, train_dataset=self.pairs,
+                eval_dataset=self.prepared.evaluation, processing_class=tokenizer,
                 callbacks=callbacks,
-            )
+            )  # fmt: skip
         self.policy = cast(nn.Module, self.model)
         given = {"training pairs": self.pairs, "clean pairs": self.clean}
         self._token_fingerprints = {name: s and fingerprint_tokens(s) for name, s in given.items()}

@@ -105,6 +105,7 @@ def alignment(method: str, seed: int) -> dict[str, Any]:
         "per_device_train_batch_size": 64,
         "per_device_eval_batch_size": 250,
         "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
         "max_length": 64,
         "seed": seed,
         "logging_strategy": "no",

@@ -1,0 +1,40 @@
+"""What the recommended recipe makes of a run's length: steps, passes, the meta-learner's rate."""
+
+from __future__ import annotations
+
+ENOUGH_STEPS = 100
+"""In far fewer steps a policy hardly moves (docs/performance.md)."""
+MOST_MICRO_BATCHES, MOST_EPOCHS = 4, 3
+
+# AdamW moves a weight by about its learning rate an update, so this is how far φ's weights may walk
+# in one run: the paper's 1e-4 over its 80,000 / 64 updates. Never faster than the largest rate:
+# in short runs a larger one tore warm-started labels down before clean pairs had said much.
+META_WALK = 0.125
+LARGEST_META_LR = 1e-3
+
+
+def choose_steps(
+    pairs: int, micro_batch: int, micro_batches: int | None, epochs: float | None
+) -> tuple[int, float]:
+    """Return micro-batches a step and passes that give about `ENOUGH_STEPS`.
+
+    Few pairs take small steps, 1 to 4 micro-batches, and then more passes, 1 to 3.
+
+    Args:
+        pairs: training pairs.
+        micro_batch: pairs in one micro-batch of all processes.
+        micro_batches: of a step; None to choose them.
+        epochs: passes over the pairs; None to choose them.
+    """
+    enough = ENOUGH_STEPS * micro_batch
+    if micro_batches is None:
+        most = int(pairs * (1 if epochs is None else epochs) / enough)
+        micro_batches = min(max(most, 1), MOST_MICRO_BATCHES)
+    if epochs is None:
+        epochs = min(max(round(enough * micro_batches / pairs), 1), MOST_EPOCHS)
+    return micro_batches, epochs
+
+
+def choose_meta_lr(meta_updates: int) -> float:
+    """Return the meta-learner's learning rate for a run of `meta_updates` updates of φ."""
+    return min(LARGEST_META_LR, META_WALK / max(1, meta_updates))
