@@ -9,9 +9,16 @@ from tests.toy import toy_pairs, toy_trainer
 
 @pytest.mark.parametrize(
     ("pairs", "expected"),
-    [(50, (1, 3)), (300, (1, 3)), (500, (1, 2)), (1000, (1, 1)), (2000, (2, 1)), (100_000, (4, 1))],
+    [
+        (50, (1, 3)),
+        (300, (1, 3)),
+        (1000, (3, 3)),
+        (1600, (4, 2)),
+        (3000, (3, 1)),
+        (100_000, (4, 1)),
+    ],
 )
-def test_few_pairs_take_small_steps_and_then_more_passes(pairs, expected):
+def test_few_pairs_take_more_passes_and_then_smaller_steps(pairs, expected):
     assert choose_steps(pairs, 8, None, None) == expected
 
 
@@ -20,18 +27,19 @@ def test_steps_are_about_enough_wherever_the_pairs_allow_it(pairs):
     micro_batches, epochs = choose_steps(pairs, 8, None, None)
     steps = pairs / (8 * micro_batches) * epochs
     assert steps > 0.66 * ENOUGH_STEPS or (micro_batches, epochs) == (1, 3)
-    assert steps < 2 * ENOUGH_STEPS or epochs == 1
+    assert steps < 1.5 * ENOUGH_STEPS or (micro_batches, epochs) == (4, 1)
 
 
 def test_what_was_given_stays():
     assert choose_steps(300, 8, 4, None) == (4, 3)
+    assert choose_steps(1000, 8, None, 1.0) == (1, 1.0)
     assert choose_steps(3000, 8, None, 2.0) == (4, 2.0)
     assert choose_steps(300, 8, 2, 0.5) == (2, 0.5)
 
 
 def test_several_processes_count_as_larger_micro_batches():
     assert choose_steps(3200, 8, None, None) == (4, 1)
-    assert choose_steps(3200, 8 * 4, None, None) == (1, 1)
+    assert choose_steps(3200, 8 * 4, None, None) == (3, 3)
 
 
 @pytest.mark.parametrize(

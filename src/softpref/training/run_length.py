@@ -18,7 +18,8 @@ def choose_steps(
 ) -> tuple[int, float]:
     """Return micro-batches a step and passes that give about `ENOUGH_STEPS`.
 
-    Few pairs take small steps, 1 to 4 micro-batches, and then more passes, 1 to 3.
+    Few pairs take more passes, 1 to 3, and then smaller steps, 4 micro-batches to 1: small steps
+    follow single wrong labels further.
 
     Args:
         pairs: training pairs.
@@ -27,11 +28,11 @@ def choose_steps(
         epochs: passes over the pairs; None to choose them.
     """
     enough = ENOUGH_STEPS * micro_batch
-    if micro_batches is None:
-        most = int(pairs * (1 if epochs is None else epochs) / enough)
-        micro_batches = min(max(most, 1), MOST_MICRO_BATCHES)
     if epochs is None:
-        epochs = min(max(round(enough * micro_batches / pairs), 1), MOST_EPOCHS)
+        needed = round(enough * (micro_batches or MOST_MICRO_BATCHES) / pairs)
+        epochs = min(max(needed, 1), MOST_EPOCHS)
+    if micro_batches is None:
+        micro_batches = min(max(int(pairs * epochs / enough), 1), MOST_MICRO_BATCHES)
     return micro_batches, epochs
 
 
