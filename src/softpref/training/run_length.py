@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ENOUGH_STEPS = 100
-"""In far fewer steps a policy hardly moves (docs/performance.md)."""
+"""In far fewer steps a policy hardly moves (docs/methods.md)."""
 MOST_MICRO_BATCHES, MOST_EPOCHS = 4, 3
 
 # AdamW moves a weight by about its learning rate an update, so this is how far φ's weights may walk
