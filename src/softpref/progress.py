@@ -55,7 +55,7 @@ class Progress:
         if self._is_silent or now - self._last < EVERY:
             return
         self._last = now
-        each = (now - self._start) / (self._done - self._before)
+        each = (now - self._start) / max(self._done - self._before, 1)
         logger.info(
             "%s: %d of %d %ss, about %.0f seconds left", self._what, self._done, self._total,
             self._unit, each * (self._total - self._done),
