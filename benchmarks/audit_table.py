@@ -7,11 +7,13 @@ from statistics import fmean, median
 
 from matplotlib.figure import Figure
 
-from softpref.markup import for_plot, pipes
+from softpref.markup import for_markdown, for_plot, pipes
 from softpref.study.real_tables import mean_interval
 from softpref.study.tables import paired_difference
 
 OURS, SECOND = "evidence", "confident learning"
+MOST_NOISE = 50.0
+"""Percent: more cannot be estimated, see softpref.algorithm.noise_rate."""
 MARKS = (
     ("#000000", "o"), ("#0072b2", "D"), ("#d55e00", "s"),
     ("#009e73", "^"), ("#cc79a7", "v"), ("#999999", "x"),
@@ -19,15 +21,18 @@ MARKS = (
 """Of ways in the order of the results; colours after Okabe and Ito."""
 ABOUT = """# Finding wrong labels on real pairs
 
-`python -m benchmarks.evidence`. Means over splits, each its own trusted pairs and flips, with
-Student's 95% interval. Splits share a file's pairs, so an interval says how much the draw of a
-split matters, not what another file would give.
+Made by `python -m benchmarks.evidence`: {settings}.
+
+Means over splits, each its own trusted pairs and flips, with Student's 95% interval. Splits share a
+file's pairs, so an interval says how much the draw of a split matters, not what another file would
+give. {coverage}
 """
 
 Results = Mapping[str, Mapping]
+"""By set: `noisy_pairs`, `true_rate` by split, and `ways`, each metric a list over splits."""
 
 
-def tables(results: Results) -> str:
+def tables(results: Results, settings: Mapping[str, object]) -> str:
     """Return the page."""
     parts = [
         ("AUROC of distinguishing right labels from wrong, × 100", _by_way(results, "auroc")),
@@ -40,7 +45,9 @@ def tables(results: Results) -> str:
         (f"What {SECOND} says of the set", _second_claims(results)),
         ("CPU seconds of a fit, median, without the model's pass", _seconds(results)),
     ]
-    return ABOUT + "".join(f"\n## {title}\n\n{pipes(rows)}" for title, rows in parts)
+    named = ", ".join(f"{name} {value}" for name, value in settings.items())
+    about = ABOUT.format(settings=for_markdown(named), coverage=_coverage(results))
+    return about + "".join(f"\n## {title}\n\n{pipes(rows)}" for title, rows in parts)
 
 
 def _ways(results: Results) -> list[str]:
@@ -88,15 +95,28 @@ def _claims(results: Results) -> list[Sequence[str]]:
     return rows
 
 
+def _coverage(results: Results) -> str:
+    """Return how often the interval holds the true rate, with and without a majority of errors."""
+    few, many = [], []
+    for of_set in results.values():
+        covered = of_set["ways"][OURS]["covered"]
+        for true, hit in zip(of_set["true_rate"], covered, strict=True):
+            (few if true <= MOST_NOISE else many).append(hit)
+    return (
+        f"The interval covers the true share in {_count(few)} splits in which at most half of the "
+        f"labels are wrong, and in {_count(many)} in which more are: no estimate exceeds 50%."
+    )
+
+
 def _second_claims(results: Results) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [
-        ("set", "wrong, %", "estimate, %", "suspects", "of them wrong, %", "calibration error")
+        ("set", "wrong, %", "suspects", "of them wrong, %", "calibration error")
     ]
     for what, of_set in results.items():
         said = of_set["ways"][SECOND]
         rows.append((
-            what, f"{fmean(of_set['true_rate']):.1f}", interval(said["rate"]),
-            f"{fmean(said['suspects']):.0f}", interval(said["precision"]), interval(said["ece"]),
+            what, f"{fmean(of_set['true_rate']):.1f}", f"{fmean(said['suspects']):.0f}",
+            interval(said["precision"]), interval(said["ece"]),
         ))  # fmt: skip
     return rows
 
@@ -127,6 +147,7 @@ def draw(results: Results) -> Figure:
     """Draw AUROC by set, one mark with its interval for each way."""
     ways = _ways(results)
     figure = Figure(figsize=(9, 1.6 + 0.68 * len(results)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
     axes = figure.subplots()
     for at, (way, (colour, marker)) in enumerate(zip(ways, MARKS, strict=True)):
         over = [mean_interval(dict(enumerate(s["ways"][way]["auroc"]))) for s in results.values()]
@@ -140,7 +161,7 @@ def draw(results: Results) -> Figure:
         axes.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
     axes.axvline(50, color="grey", linewidth=1, linestyle=":")
     names = [
-        f"{for_plot(what)}\n{s['noisy_pairs']} pairs, {fmean(s['true_rate']):.0f}% wrong"
+        f"{for_plot(what)}\n{s['noisy_pairs']} noisy pairs, {fmean(s['true_rate']):.0f}% wrong"
         for what, s in results.items()
     ]
     axes.set_yticks(range(len(results)), names)

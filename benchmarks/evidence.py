@@ -32,6 +32,7 @@ from softpref.training.evidence import SIGNAL_NAMES, signals_of
 from softpref.training.output import write_lines, write_text
 
 LEAST_AUDITED = 80
+SETTINGS = ("first", "splits", "trusted", "trusted_errors", "rate", "longest", "max_length", "bf16")
 
 
 def swapped(pairs: PairSignals, these: Tensor) -> PairSignals:
@@ -145,11 +146,12 @@ def measured(splits: Iterator[tuple[Split, Tensor]]) -> dict:
     return {"noisy_pairs": pairs, "true_rate": true_rate, "ways": ways}
 
 
-def write(results: Mapping[str, dict], table: Path) -> None:
+def write(results: Mapping[str, dict], settings: Mapping[str, object], table: Path) -> None:
     """Write results, tables and pictures under one name."""
     table.parent.mkdir(parents=True, exist_ok=True)
-    write_text(table.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
-    write_text(table.with_suffix(".md"), tables(results))
+    record = {"settings": settings, "sets": results}
+    write_text(table.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_text(table.with_suffix(".md"), tables(results, settings))
     for ending in (".png", ".svg"):
         save_figure(draw(results), table.with_suffix(ending))
 
@@ -179,7 +181,8 @@ def main() -> None:
             ways = results[what]["ways"].items()
             means = (f"{way} {fmean(numbers['auroc']):.1f}" for way, numbers in ways)
             print(f"{what} ({len(signals)} pairs): {', '.join(means)}", flush=True)
-    write(results, Path(args.table or Path(args.output) / "real-audit"))
+    settings = {"model": Path(args.model).name} | {name: getattr(args, name) for name in SETTINGS}
+    write(results, settings, Path(args.table or Path(args.output) / "real-audit"))
 
 
 if __name__ == "__main__":

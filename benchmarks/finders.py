@@ -53,14 +53,12 @@ class Found:
     Attributes:
         belief: (n,) higher where the label looks more right.
         p_correct: (n,) the probability that it is right; None where the way knows none.
-        rate: share of wrong labels; likewise.
-        noise: the same with its interval; likewise.
+        noise: share of wrong labels; likewise.
         speaks: whether the way claims anything.
     """
 
     belief: Tensor
     p_correct: Tensor | None = None
-    rate: float | None = None
     noise: NoiseRate | None = None
     speaks: bool = True
 
@@ -69,8 +67,7 @@ def by_evidence(split: Split) -> Found:
     """Fit the audit's evidence as it is by default."""
     evidence = fit_evidence(split.noisy, split.trusted, split.seed)
     p_correct = evidence.probability_correct(evidence.noisy, evidence.rates(split.noisy))
-    noise = evidence.noise
-    return Found(evidence.noisy, p_correct, noise.expected, noise, evidence.speaks)
+    return Found(evidence.noisy, p_correct, evidence.noise, evidence.speaks)
 
 
 def by_ppl_diff(split: Split) -> Found:
@@ -96,10 +93,10 @@ def by_states(split: Split) -> Found:
 
 def by_confident_learning(split: Split) -> Found:
     """Ask cleanlab about the same hidden states; trusted pairs are more labels to it."""
-    n, m = len(split.noisy), len(split.trusted)
+    n = len(split.noisy)
     states = torch.cat([split.noisy.odd["content"], split.trusted.odd["content"]])
-    quality, rate = quality_of(states)
-    return Found(quality[:n], quality[:n], rate * (n + m) / n)
+    quality, _ = quality_of(states)
+    return Found(quality[:n], quality[:n])
 
 
 WAYS: dict[str, Callable[[Split], Found]] = {
@@ -150,9 +147,9 @@ def measure(way: str, split: Split, is_wrong: Tensor) -> dict[str, float | None]
     """Return how well a way does on a split whose wrong labels (n,) are known.
 
     `auroc` and `average_precision`; of ways with probabilities `ece`, `suspects` (how many have
-    p < 1/2) and `precision` of these (None without any); of ways that say so `rate`, and with an
-    interval `low`, `high`, `covered`, and `told` (1 where the audit gives a number, not only an
-    interval). Shares are x 100.
+    p < 1/2) and `precision` of these (None without any); of ways that estimate the noise `rate`,
+    its interval's `low` and `high`, `covered`, and `told` (1 where the audit gives a number, not
+    only an interval). Shares are x 100.
     """
     start = process_time()
     found = WAYS[way](split)
@@ -169,11 +166,10 @@ def measure(way: str, split: Split, is_wrong: Tensor) -> dict[str, float | None]
             "suspects": float(suspect.sum()),
             "precision": 100 * float(is_wrong[suspect].double().mean()) if suspect.any() else None,
         }
-    if found.rate is not None:
-        numbers["rate"] = 100 * found.rate
     if found.noise:
         true = float(is_wrong.double().mean())
         numbers |= {
+            "rate": 100 * found.noise.expected,
             "low": 100 * found.noise.low,
             "high": 100 * found.noise.high,
             "covered": float(found.noise.low <= true <= found.noise.high),
