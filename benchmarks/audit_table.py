@@ -74,7 +74,8 @@ def _differences(results: Results) -> list[Sequence[str]]:
         cells = []
         for way in others:
             d = paired_difference(ours, dict(enumerate(of_set["ways"][way]["auroc"])))
-            cells.append(f"{d.mean:+.1f} ({d.low:+.1f} to {d.high:+.1f})")
+            ends = f" ({d.low:+.1f} to {d.high:+.1f})" if d.pairs > 1 else ""
+            cells.append(f"{d.mean:+.1f}{ends}")
         rows.append((what, *cells))
     return rows
 
@@ -136,7 +137,8 @@ def interval(values: Sequence[float | None]) -> str:
         return ""
     over = mean_interval(known)
     missing = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
-    return f"{over.mean:.1f} ± {over.high - over.mean:.1f}{missing}"
+    half = f" ± {over.high - over.mean:.1f}" if over.pairs > 1 else ""
+    return f"{over.mean:.1f}{half}{missing}"
 
 
 def _count(values: Sequence[float]) -> str:
@@ -153,8 +155,8 @@ def draw(results: Results) -> Figure:
         over = [mean_interval(dict(enumerate(s["ways"][way]["auroc"]))) for s in results.values()]
         places = [row + 0.12 * (at - (len(ways) - 1) / 2) for row in range(len(over))]
         axes.errorbar(
-            [d.mean for d in over], places, xerr=[d.high - d.mean for d in over], label=way,
-            color=colour, marker=marker, markersize=8 if way == OURS else 6, linestyle="none",
+            [d.mean for d in over], places, label=way,
+            xerr=[d.high - d.mean if d.pairs > 1 else 0 for d in over], color=colour, marker=marker, markersize=8 if way == OURS else 6, linestyle="none",
             elinewidth=1.2, capsize=2, zorder=3 if way == OURS else 2,
         )  # fmt: skip
     for row in range(0, len(results), 2):
