@@ -156,8 +156,9 @@ def draw(results: Results) -> Figure:
         places = [row + 0.12 * (at - (len(ways) - 1) / 2) for row in range(len(over))]
         axes.errorbar(
             [d.mean for d in over], places, label=way,
-            xerr=[d.high - d.mean if d.pairs > 1 else 0 for d in over], color=colour, marker=marker, markersize=8 if way == OURS else 6, linestyle="none",
-            elinewidth=1.2, capsize=2, zorder=3 if way == OURS else 2,
+            xerr=[d.high - d.mean if d.pairs > 1 else 0 for d in over], color=colour,
+            marker=marker, markersize=8 if way == OURS else 6, linestyle="none", elinewidth=1.2,
+            capsize=2, zorder=3 if way == OURS else 2,
         )  # fmt: skip
     for row in range(0, len(results), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)

@@ -6,11 +6,11 @@ import argparse
 
 import pytest
 import torch
-
 from benchmarks import finders
 from benchmarks.audit_table import draw, tables
 from benchmarks.evidence import splits
 from benchmarks.finders import PENALTIES, Found, measure, ridge, word_differences
+
 from softpref.algorithm.noise_rate import NoiseRate
 from softpref.algorithm.pair_signals import PairSignals
 

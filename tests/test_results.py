@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-
 from benchmarks.audit_table import tables
+
 from softpref.study.choices import StudyOptions, asked_cells
 from softpref.study.tables import markdown
 from softpref.study.targets import TARGETS
