@@ -1,38 +1,38 @@
-"""Which labels of real pairs are wrong? The audit's evidence on sets whose truth is known.
+"""Which labels of real pairs are wrong? Ways to find them on sets whose truth is known.
 
 Every file is scored once, in its true order. Of every split some pairs are trusted; of the others a
 share is flipped, or, where rows have `gold` and `judges` as LLMBar's, those that a judge got wrong.
-AUROC of telling right labels from wrong, x 100, mean and 95% interval over splits, of PPLDiff, of
-the token-length difference with the sign that fits the trusted pairs, and of evidence; beside it
-the noise rate, estimated and true, and the calibration error of `p_correct`.
+Every way of finders.py sees the same splits. Results go to TABLE.json, tables to TABLE.md, and a
+picture to TABLE.png and TABLE.svg.
 
-    python benchmarks/evidence.py --model MODEL --pairs a.jsonl b.jsonl --output runs/evidence
+    python -m benchmarks.evidence --model MODEL --pairs a.jsonl b.jsonl --output runs/evidence
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import torch
+from benchmarks.audit_table import draw, tables
+from benchmarks.finders import WAYS, Split, measure, word_differences
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.calibration import expected_calibration_error
-from softpref.algorithm.evidence import fit_evidence
 from softpref.algorithm.pair_signals import PairSignals
 from softpref.auditing.scores import score
 from softpref.data.sources import load_pairs, subset
+from softpref.plots import save_figure
+from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.evidence import SIGNAL_NAMES, signals_of
-from softpref.training.metrics import auroc
 from softpref.training.output import write_lines, write_text
 
-JUDGES = ("GPT-4", "PaLM2")
 LEAST_AUDITED = 80
+SETTINGS = ("first", "splits", "trusted", "trusted_errors", "rate", "longest", "max_length", "bf16")
 
 
 def swapped(pairs: PairSignals, these: Tensor) -> PairSignals:
@@ -83,50 +83,86 @@ def scored(model: str, rows: list[dict], home: Path, args: argparse.Namespace) -
     rest = subset(loaded, loaded.pairs.select(range(10, len(loaded.pairs))), str(path))
     config = MSPOConfig(
         output_dir=str(home), method="dpo", max_length=args.max_length, bf16=args.bf16,
-        on_bad_row="skip", reference_cache=str(home / "cache"), use_cpu=args.use_cpu,
-        per_device_eval_batch_size=4,
+        on_bad_row="skip", use_cpu=args.use_cpu, per_device_eval_batch_size=4,
     )  # fmt: skip
-    both = score(model, rest, trusted, config)
-    return both.pairs
+    return score(model, rest, trusted, config, ColumnCache(str(home / "cache"))).pairs
 
 
-def splits(pairs: PairSignals, wrong: Tensor | None, args: argparse.Namespace) -> Iterator[dict]:
-    """Yield what each split comes to."""
-    for split in range(args.first, args.first + args.splits):
-        draw = torch.Generator().manual_seed(split)
+def splits(
+    pairs: PairSignals, words: Tensor, wrong: Tensor | None, args: argparse.Namespace
+) -> Iterator[tuple[Split, Tensor]]:
+    """Yield splits, and which of their noisy labels are wrong, (n,)."""
+    for seed in range(args.first, args.first + args.splits):
+        draw = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(pairs), generator=draw)
         count = min(args.trusted, len(pairs) - LEAST_AUDITED)
         trusted, noisy = order[:count], order[count:]
-        flips = torch.zeros(len(noisy), dtype=torch.bool)
         if wrong is None:
+            flips = torch.zeros(len(noisy), dtype=torch.bool)
             flips[torch.randperm(len(noisy), generator=draw)[: round(args.rate * len(noisy))]] = 1
         else:
             flips = wrong[noisy]
         errors = torch.zeros(count, dtype=torch.bool)
         errors[: round(args.trusted_errors * count)] = True
-        given = swapped(of(pairs, noisy), flips)
-        clean = swapped(of(pairs, trusted), errors)
-        evidence = fit_evidence(given, clean, split)
-        p_correct = evidence.probability_correct(evidence.noisy, evidence.rates(given))
-        sign = 1 if clean.odd["length"].sign().sum() >= 0 else -1
-        yield {
-            "ppl_diff": 100 * auroc(given.fluency, ~flips),
-            "length": 100 * auroc(sign * given.odd["length"], ~flips),
-            "evidence": 100 * auroc(evidence.noisy, ~flips),
-            "ece": 100 * expected_calibration_error(p_correct, ~flips),
-            "rate": 100 * evidence.noise.rate,
-            "covered": float(evidence.noise.low <= flips.double().mean() <= evidence.noise.high),
-            "true_rate": 100 * float(flips.double().mean()),
-            "speaks": float(evidence.speaks),
-        }
+        split = Split(
+            swapped(of(pairs, noisy), flips),
+            swapped(of(pairs, trusted), errors),
+            words[noisy] * (1 - 2 * flips.double())[:, None],
+            words[trusted] * (1 - 2 * errors.double())[:, None],
+            seed,
+        )
+        yield split, flips
+
+
+def sets_of(
+    path: Path, label: str, args: argparse.Namespace
+) -> Iterator[tuple[str, PairSignals, Tensor, Tensor | None]]:
+    """Yield sets of a file: name, signals, words, and which labels are wrong if that is given."""
+    rows, verdicts = truly_ordered(path, args.longest)
+    pairs = scored(args.model, rows, Path(args.output) / label.replace("/", "-"), args)
+    signals = signals_of(pairs, SIGNAL_NAMES)
+    kept = [int(uid) for uid in pairs["uid"]]
+    texts = [tuple(rows[i][part][0]["content"] for part in ("chosen", "rejected")) for i in kept]
+    words = word_differences(texts)
+    yield f"{label}, {args.rate:.0%} flips", signals, words, None
+    for judge in dict.fromkeys(name for one in verdicts for name in one):
+        judged = [at for at, i in enumerate(kept) if verdicts[i].get(judge) is not None]
+        if len(judged) >= 2 * LEAST_AUDITED:
+            these = torch.tensor(judged)
+            wrong = torch.tensor([bool(verdicts[kept[at]][judge]) for at in judged])
+            yield f"{label}, {judge}", of(signals, these), words[these], wrong
+
+
+def measured(splits: Iterator[tuple[Split, Tensor]]) -> dict:
+    """Return a set's size, true rates and numbers of every way, lists over splits."""
+    ways: dict[str, dict[str, list]] = {way: {} for way in WAYS}
+    true_rate, pairs = [], 0
+    for split, flips in splits:
+        pairs = len(flips)
+        true_rate.append(100 * float(flips.double().mean()))
+        for way, lists in ways.items():
+            for name, value in measure(way, split, flips).items():
+                lists.setdefault(name, []).append(value)
+    return {"noisy_pairs": pairs, "true_rate": true_rate, "ways": ways}
+
+
+def write(results: Mapping[str, dict], settings: Mapping[str, object], table: Path) -> None:
+    """Write results, tables and pictures under one name."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    record = {"settings": settings, "sets": results}
+    write_text(table.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_text(table.with_suffix(".md"), tables(results, settings))
+    for ending in (".png", ".svg"):
+        save_figure(draw(results), table.with_suffix(ending))
 
 
 def main() -> None:
-    """Score, split, and write `evidence.json`, printing a line for each set."""
+    """Score, split, measure and write, printing a line for each set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--pairs", nargs="+", required=True)
-    parser.add_argument("--output", required=True)
+    parser.add_argument("--output", required=True, help="where scores are kept")
+    parser.add_argument("--table", help="name of the results, no ending; OUTPUT/real-audit")
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="number of the first split")
     parser.add_argument("--trusted", type=int, default=140)
@@ -137,32 +173,16 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--use_cpu", action="store_true")
     args = parser.parse_args()
-    results: dict[str, dict[str, list[float]]] = {}
+    results: dict[str, dict] = {}
     for name in args.pairs:
         path = Path(name)
-        rows, verdicts = truly_ordered(path, args.longest)
-        label = f"{path.parent.name}/{path.stem}"
-        pairs = scored(args.model, rows, Path(args.output) / label.replace("/", "-"), args)
-        signals = signals_of(pairs, SIGNAL_NAMES)
-        said = [verdicts[int(uid)] for uid in pairs["uid"]]
-        sets: dict[str, tuple[PairSignals, Tensor | None]] = {
-            f"{label}, {args.rate:.0%} flips": (signals, None)
-        }
-        for judge in JUDGES:
-            judged = [i for i, one in enumerate(said) if one.get(judge) is not None]
-            if judged:
-                wrong = torch.tensor([bool(said[i][judge]) for i in judged])
-                sets[f"{label}, {judge}"] = (of(signals, torch.tensor(judged)), wrong)
-        for what, (some, wrong) in sets.items():
-            runs = list(splits(some, wrong, args))
-            results[what] = {key: [run[key] for run in runs] for key in runs[0]}
-            print(f"{what} ({len(some)} pairs): " + ", ".join(
-                f"{key} {fmean(values):.1f} ± {2.26 * stdev(values) / len(values) ** 0.5:.1f}"
-                for key, values in results[what].items()), flush=True)  # fmt: skip
-    for key in ("ppl_diff", "length", "evidence"):
-        means = [fmean(of_set[key]) for of_set in results.values()]
-        print(f"{key}: mean of sets {fmean(means):.1f}, worst {min(means):.1f}")
-    write_text(Path(args.output) / "evidence.json", json.dumps(results, indent=1) + "\n")
+        for what, signals, words, wrong in sets_of(path, f"{path.parent.name}/{path.stem}", args):
+            results[what] = measured(splits(signals, words, wrong, args))
+            ways = results[what]["ways"].items()
+            means = (f"{way} {fmean(numbers['auroc']):.1f}" for way, numbers in ways)
+            print(f"{what} ({len(signals)} pairs): {', '.join(means)}", flush=True)
+    settings = {"model": Path(args.model).name} | {name: getattr(args, name) for name in SETTINGS}
+    write(results, settings, Path(args.table or Path(args.output) / "real-audit"))
 
 
 if __name__ == "__main__":

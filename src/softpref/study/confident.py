@@ -18,17 +18,25 @@ BATCH_SIZE = 16  # pairs in one forward pass
 
 
 def label_quality(model: str, pairs: Dataset) -> tuple[Tensor, float]:
-    """Return how far each label is supported by pairs that it had no part in, and a noise rate.
-
-        p_i = σ(w · (f(x, y1) − f(x, y2))),   w from the other folds (Bradley and Terry 1952)
-
-    with f the mean of the last hidden states over the response, under the model as it is. The pairs
-    are given to cleanlab in an order drawn by a fixed seed, since "the first is better" must be
-    wrong of some; w has no intercept, so what it says does not depend on the order.
+    """Return `quality_of` the mean last hidden states over the responses, under the model as it is.
 
     Args:
         model: a directory or hub id.
         pairs: tokenized.
+    """
+    return quality_of(response_features(model, pairs))
+
+
+def quality_of(features: Tensor) -> tuple[Tensor, float]:
+    """Return how far each label is supported by pairs that it had no part in, and a noise rate.
+
+        p_i = σ(w · (f(x, y1) − f(x, y2))),   w from the other folds (Bradley and Terry 1952)
+
+    The pairs are given to cleanlab in an order drawn by a fixed seed, since "the first is better"
+    must be wrong of some; w has no intercept, so what it says does not depend on the order.
+
+    Args:
+        features: (n, D) f(x, y1) − f(x, y2).
 
     Returns:
         cleanlab's self-confidence, (n,), in [0, 1]; the share of its estimated joint of given and
@@ -41,7 +49,7 @@ def label_quality(model: str, pairs: Dataset) -> tuple[Tensor, float]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    features = response_features(model, pairs).double()
+    features = features.double()
     drawn = torch.rand(len(features), generator=torch.Generator().manual_seed(0))
     first_is_chosen = drawn < 0.5
     oriented = torch.where(first_is_chosen[:, None], features, -features).numpy()
