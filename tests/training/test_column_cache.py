@@ -37,10 +37,10 @@ def no_directory(home, _):
 
 
 def read_only(_, monkeypatch):
-    def refuse(dir, **_):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), dir)
+    def refuse(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
 
-    monkeypatch.setattr(column_cache.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(column_cache, "replacing", refuse)
 
 
 def full(_, monkeypatch):
