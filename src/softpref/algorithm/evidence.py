@@ -125,7 +125,7 @@ class Evidence:
 def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evidence:
     """Fit both stages, without the noisy labels and, at the noise rate that these say, with them.
 
-    Noisy labels are kept only if left-out trusted pairs are foretold better for it: where wrong
+    Noisy labels are not read where left-out trusted pairs are foretold worse for it: where wrong
     labels depend on the signals, as judges' do, they teach the judge's mistakes.
 
     Args:
@@ -140,7 +140,7 @@ def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evi
     both = _choose(_Model.of(pairs, _rates(pairs, n, noise_alone.expected), fold), fold)
     noise = estimate_noise_rate(-both.g[:n], -both.g[n:])
     model, flip_rates = _vary(both, noisy, fold)
-    if _value(model.g[n:]) <= _value(alone.g[n:]) + LEAST_GAIN:
+    if _value(alone.g[n:]) > _value(model.g[n:]) + LEAST_GAIN:
         model, found = alone, fit_flip_rates(noisy, alone.g[:n])
         noise = noise_alone
         flip_rates = found if found.gain > FLIP_RATES_GATE else None
