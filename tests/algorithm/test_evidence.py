@@ -231,7 +231,7 @@ def judged(noisy: int, *, by_fluency: bool) -> tuple[PairSignals, PairSignals, T
     draw = torch.Generator().manual_seed(0)
     n = noisy + 140
     content = 0.2 + torch.randn(n, 30, generator=draw, dtype=torch.float64)
-    fluency = torch.randn(n, generator=draw, dtype=torch.float64) - 0.3
+    fluency = 0.3 + torch.randn(n, generator=draw, dtype=torch.float64)
     toss = torch.rand(n, generator=draw, dtype=torch.float64)
     wrong = toss < (torch.sigmoid(-4 * fluency) if by_fluency else 0.4)
     wrong[noisy:] = False
@@ -245,9 +245,7 @@ def test_noisy_labels_are_read_only_where_they_help(monkeypatch, noisy, by_fluen
     *pairs, wrong = judged(noisy, by_fluency=bool(by_fluency))
     chosen, values = fit_evidence(*pairs).noisy, {}
     for reads_labels in (0, 1):
-        sizes = iter(
-            [reads_labels, 1 - reads_labels]
-        )  # of the model of both sets, and of the other
+        sizes = iter([1 - reads_labels, reads_labels])  # of trusted pairs alone, of both sets
         monkeypatch.setattr(evidence_module, "_value", lambda _, sizes=sizes: 1e9 * next(sizes))
         values[reads_labels] = fit_evidence(*pairs).noisy
     assert torch.equal(chosen, values[labels_help])
