@@ -10,13 +10,16 @@ import pytest
 from benchmarks.audit_table import tables
 
 from softpref.study.choices import StudyOptions, asked_cells
+from softpref.study.grid import Cell
+from softpref.study.real_tables import describe
 from softpref.study.tables import markdown
 from softpref.study.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent / "docs"
 RESULTS = sorted((ROOT / "results").glob("*.json"))
 REAL_AUDIT = ROOT / "results" / "real-audit.json"  # benchmarks/evidence.py, not a study
-STUDIES = [path for path in RESULTS if path != REAL_AUDIT]
+REAL_RUNS = ROOT / "results" / "real-pku.json"
+STUDIES = [path for path in RESULTS if path not in (REAL_AUDIT, REAL_RUNS)]
 TEXT = (ROOT / "results.md").read_text(encoding="utf-8")
 QUOTED = re.compile(r"\d+\.\d ± \d+\.\d|[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\)")
 
@@ -43,6 +46,18 @@ def test_tables_are_made_from_the_results_beside_them(path):
     cells = [cell for cell in asked_cells(TARGETS[name], options) if cell.key in held]
     assert len(cells) == len(held)
     assert path.with_suffix(".md").read_text().startswith(markdown(TARGETS[name], cells, held))
+
+
+def test_the_real_runs_table_is_made_from_the_results_beside_it():
+    held = json.loads(REAL_RUNS.read_text())["cells"]
+    pairs, labels = "pku_safety.train@513c478c", "flips:0.4"
+    cells = [
+        Cell(method, seed, pairs=pairs, labels=labels)
+        for method in ("dpo", "evidence", "oracle")
+        for seed in (0, 1, 2)
+    ]
+    assert {cell.key for cell in cells} == held.keys()
+    assert describe(cells, held) in REAL_RUNS.with_suffix(".md").read_text()
 
 
 def test_the_audit_s_tables_are_made_from_the_results_beside_them():
