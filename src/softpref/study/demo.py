@@ -43,7 +43,7 @@ LEAD = (
     "A tiny language model learned to sort, reverse and shift symbols from faulty answers. It was "
     "then aligned on preference pairs of which {rate} are labelled the wrong way round: by DPO, "
     "which believes every label; by MSPO, which learns from 150 trusted pairs how far to believe "
-    "each one by its PPLDiff; and by softpref's `evidence`, which learns from the same pairs what "
+    "each one by its PPLDiff; and by softpref's method evidence, which learns from the same pairs what "
     "more than one signal says. Win rate: share of new prompts on which the aligned model's answer "
     "has more symbols in place than the SFT model's, without ties. Accuracy: share of held-out, "
     "rightly labelled pairs whose right answer the policy has come to prefer."
@@ -56,7 +56,7 @@ HOW_TO_READ_MAP = (
     "the trusted pairs found useful there."
 )
 HOW_TO_READ_PLANE = (
-    "Each point is a pair, coloured by the label that method `evidence` trained it with: blue is "
+    "Each point is a pair, coloured by the label that method evidence trained it with: blue is "
     "believed, red is reversed. To the right is what several signals say for the label before "
     "training, among them fluency, length and what the responses say. Upwards is the margin that "
     "the policy had reached just before it saw this label. A good model has blue points in the "
