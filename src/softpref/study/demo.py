@@ -43,8 +43,8 @@ LEAD = (
     "A tiny language model learned to sort, reverse and shift symbols from faulty answers. It was "
     "then aligned on preference pairs of which {rate} are labelled the wrong way round: by DPO, "
     "which believes every label; by MSPO, which learns from 150 trusted pairs how far to believe "
-    "each one by its PPLDiff; and by softpref's method evidence, which learns from the same pairs what "
-    "more than one signal says. Win rate: share of new prompts on which the aligned model's answer "
+    "each one by its PPLDiff; and by softpref's method evidence, which learns from the same pairs "
+    "what more than one signal says. Win rate: share of new prompts on which the aligned model's answer "
     "has more symbols in place than the SFT model's, without ties. Accuracy: share of held-out, "
     "rightly labelled pairs whose right answer the policy has come to prefer."
 )
