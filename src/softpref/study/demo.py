@@ -44,9 +44,9 @@ LEAD = (
     "then aligned on preference pairs of which {rate} are labelled the wrong way round: by DPO, "
     "which believes every label; by MSPO, which learns from 150 trusted pairs how far to believe "
     "each one by its PPLDiff; and by softpref's method evidence, which learns from the same pairs "
-    "what more than one signal says. Win rate: share of new prompts on which the aligned model's answer "
-    "has more symbols in place than the SFT model's, without ties. Accuracy: share of held-out, "
-    "rightly labelled pairs whose right answer the policy has come to prefer."
+    "what more than one signal says. Win rate: share of new prompts on which the aligned model's "
+    "answer has more symbols in place than the SFT model's, without ties. Accuracy: share of "
+    "held-out, rightly labelled pairs whose right answer the policy has come to prefer."
 )
 HOW_TO_READ_MAP = (
     "Above, what the meta-learner makes of a pair's PPLDiff: near 1 the label is believed, near 0 "
