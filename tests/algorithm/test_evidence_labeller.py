@@ -26,7 +26,7 @@ def fitted(noise_rate: float) -> EvidenceLabeller:
 
 
 def by_hand(g: float, h: float, a: float, b: float, c: float, s: float, rate: float) -> float:
-    known = 3 * math.tanh(g / 3)
+    known = 2 * math.tanh(g / 2)
     log_odds = (1 + a) * known + b * h / s + c * math.tanh(2 * h / s)
     return 1 / (1 + math.exp(-(log_odds + math.log((1 - rate) / rate))))
 
@@ -86,7 +86,7 @@ def test_a_refit_is_where_scipy_ends(rate):
     def objective(at):
         a, b, c = at
         unit = h.double() / size
-        log_odds = (1 + a) * 3 * torch.tanh(g.double() / 3) + b * unit + c * torch.tanh(2 * unit)
+        log_odds = (1 + a) * 2 * torch.tanh(g.double() / 2) + b * unit + c * torch.tanh(2 * unit)
         q = log_odds.sigmoid()
         likelihood = torch.log((1 - rates) * q + rates * (1 - q)).sum()
         return float((a * a + b * b + c * c) / 2 - likelihood)

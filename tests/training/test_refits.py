@@ -89,12 +89,12 @@ def test_a_label_is_made_of_evidence_and_margin_once(run):
     labeller = EvidenceLabeller(trainer.noise.expected)
     prior = torch.logit(torch.tensor(1 - trainer.noise.expected)).item()
     for index, label in records[: 8 * 4]:  # before the first fit the margin says nothing
-        known = 3 * torch.tanh(torch.tensor(g[index]) / 3)
+        known = 2 * torch.tanh(torch.tensor(g[index]) / 2)
         assert label == pytest.approx(float((known + prior).sigmoid()), abs=1e-5)
     late = history["step"] > 8
     late[4 * A_PASS :] = False
     labeller.coefficients, labeller.size = trainer.labeller.coefficients, trainer.labeller.size
-    known = 3 * torch.tanh(torch.tensor([g[i] for i in history["index"][late].tolist()]) / 3)
+    known = 2 * torch.tanh(torch.tensor([g[i] for i in history["index"][late].tolist()]) / 2)
     columns = labeller._columns(known.double(), history["margin"][late].double())
     label = (known + columns @ labeller.coefficients + prior).sigmoid()
     torch.testing.assert_close(history["soft_label"][late].double(), label, rtol=1e-5, atol=1e-6)
@@ -168,7 +168,7 @@ def test_a_given_noise_rate_is_the_labels_prior(tmp_path):
     trainer.train()
     history = trainer.history.tensors()
     g = torch.tensor(trainer.pairs["evidence"])[history["index"]].double()
-    expected = (3 * torch.tanh(g / 3) + torch.tensor(4.0).log()).sigmoid()
+    expected = (2 * torch.tanh(g / 2) + torch.tensor(4.0).log()).sigmoid()
     torch.testing.assert_close(history["soft_label"].double(), expected, rtol=1e-5, atol=1e-6)
 
 

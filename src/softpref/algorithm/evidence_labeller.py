@@ -12,7 +12,7 @@ from softpref.algorithm.calibration import odd_basis, robust_scale
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.noisy_logistic import LEAST_RATE, fit
 
-SUREST = 3.0
+SUREST = 2.0
 """Nats beyond which evidence from before training is not taken at its word."""
 PENALTY = 1.0
 
@@ -20,7 +20,7 @@ PENALTY = 1.0
 class EvidenceLabeller:
     """Labels by supervised evidence: no look-ahead, no Jacobian.
 
-        g = (1 + a) G + b h/s + c tanh(2 h/s),    G = 3 tanh(g_0 / 3)
+        g = (1 + a) G + b h/s + c tanh(2 h/s),    G = 2 tanh(g_0 / 2)
         p̂ = σ(g + log((1 − ε) / ε))
 
     g_0 is the evidence from before training, h the margin just before the pair's own update, when
