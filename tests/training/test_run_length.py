@@ -58,9 +58,12 @@ def test_a_run_takes_what_is_recommended_for_its_pairs(tmp_path, given, expected
     assert (config.gradient_accumulation_steps, config.num_train_epochs) == expected
 
 
-def test_a_config_that_is_used_twice_is_chosen_for_anew(tmp_path):
+def test_a_config_that_is_used_twice_is_chosen_for_anew(tmp_path, caplog):
+    caplog.set_level("INFO")
     config = MSPOConfig(output_dir=str(tmp_path))
     config.choose_steps(48)
+    chosen = "recommended for 48 pairs: gradient_accumulation_steps 1, num_train_epochs 3"
+    assert chosen in caplog.text
     config.choose_steps(100_000)
     assert (config.gradient_accumulation_steps, config.num_train_epochs) == (4, 1)
 

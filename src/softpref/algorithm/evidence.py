@@ -136,14 +136,13 @@ def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evi
     n, pairs = len(noisy), noisy + trusted
     fold = deal(n, len(trusted), seed)
     alone = _choose(_Model.of(pairs, _rates(pairs, n, NO_LABEL), fold), fold)
-    noise_alone = estimate_noise_rate(-alone.g[:n], -alone.g[n:])
-    both = _choose(_Model.of(pairs, _rates(pairs, n, noise_alone.expected), fold), fold)
-    noise = estimate_noise_rate(-both.g[:n], -both.g[n:])
+    rate = estimate_noise_rate(-alone.g[:n], -alone.g[n:]).expected
+    both = _choose(_Model.of(pairs, _rates(pairs, n, rate), fold), fold)
     model, flip_rates = _vary(both, noisy, fold)
     if _value(alone.g[n:]) > _value(model.g[n:]) + LEAST_GAIN:
         model, found = alone, fit_flip_rates(noisy, alone.g[:n])
-        noise = noise_alone
         flip_rates = found if found.gain > FLIP_RATES_GATE else None
+    noise = estimate_noise_rate(-model.g[:n], -model.g[n:])
     if flip_rates:
         mean = float(flip_rates(noisy).mean())
         low, high = mean - noise.rate + noise.low, mean - noise.rate + noise.high

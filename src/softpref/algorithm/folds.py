@@ -25,9 +25,9 @@ def deal(noisy: int, trusted: int, seed: int) -> Tensor:
 
 
 def left_out(fold: Tensor, fit_on: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return what is said of each pair, (N, ...), by the fit that left its fold out.
+    """Return each pair's predictions, (N, ...), by the fit that left its fold out.
 
-    `fit_on` says it of all pairs, by a fit on those that it is given.
+    `fit_on` predicts for all pairs, by a fit on those that it is given.
     """
     by_fold = torch.stack([fit_on(fold != part) for part in range(int(fold.max()) + 1)])
     return by_fold[fold, torch.arange(len(fold))]

@@ -124,7 +124,7 @@ class Spans:
         self._place_of_pair = torch.tensor(in_place, device=device).argsort()
 
     def products(self, delta: Tensor, a: Tensor) -> Tensor:
-        """Return Σ_t δ_t a_tᵀ of each pair, (B, out, in), for δ (R · N, out) and a (R · N, in)."""
+        """Return Σ_t δ_t a_tᵀ by pair, (B, out, in), for δ (R · N, out) and a (R · N, in)."""
         entry = delta.element_size()
         aligned = all(entry * width % 16 == 0 for width in (delta.shape[1], a.shape[1]))
         if aligned and delta.dtype != torch.float64:  # what grouped_mm can do
@@ -133,7 +133,7 @@ class Spans:
         return torch.stack([delta[start:stop].T @ a[start:stop] for start, stop in self._spans])
 
     def sums(self, delta: Tensor) -> Tensor:
-        """Return Σ_t δ_t of each pair, (B, ...), for δ (R · N, ...)."""
+        """Return Σ_t δ_t by pair, (B, ...), for δ (R · N, ...)."""
         return torch.stack([delta[start:stop].sum(0) for start, stop in self._spans])
 
 

@@ -331,7 +331,7 @@ class PartJacobian:
 def gradients_by_pair(
     policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, parameters: Set[nn.Parameter]
 ) -> Iterator[tuple[Measured, Gradient]]:
-    """Yield what is measured of each pair and its ∇h_i, by an ordinary backward pass of its own.
+    """Yield each pair's measurements and its ∇h_i, by an ordinary backward pass of its own.
 
     The gradients are of `parameters`, in the order of `policy.parameters()`.
     """

@@ -54,7 +54,7 @@ class NoiseRate:
         return {"rate": self.told, "low": self.low, "high": self.high, "expected": self.expected}
 
     def __str__(self) -> str:
-        return in_words(self.told, self.low, self.high)
+        return rate_text(self.told, self.low, self.high)
 
     @staticmethod
     def given(rate: float) -> NoiseRate:
@@ -67,8 +67,8 @@ class NoiseRate:
         return NoiseRate(0.25, 0.0, 0.5, 0.25)
 
 
-def in_words(rate: float | None, low: float, high: float) -> str:
-    """Return a noise rate in words: the interval alone where no single number is known."""
+def rate_text(rate: float | None, low: float, high: float) -> str:
+    """Return a noise rate as text: the interval alone where no single number is known."""
     interval = f"95% interval {low:.1%} to {high:.1%}"
     if rate is not None:
         return f"{rate:.1%} ({interval})"
@@ -78,7 +78,7 @@ def in_words(rate: float | None, low: float, high: float) -> str:
 
 
 def bounds(low: float, high: float) -> str:
-    """Return an interval in words, one-sided where it begins at 0."""
+    """Return an interval as text, one-sided where it begins at 0."""
     return f"at most {high:.0%}" if low < 0.005 else f"between {low:.0%} and {high:.0%}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from softpref.algorithm.noise_rate import in_words
+from softpref.algorithm.noise_rate import rate_text
 from softpref.auditing.beliefs import believe
 from softpref.auditing.explanations import explain
 from softpref.auditing.export import CLEANED, EXPORTS, LeftOut, Trusted, read_marks, write_cleaned
@@ -278,7 +278,7 @@ def _say(
 ) -> None:
     for warning in summary.warnings:
         logger.warning("warning: %s", warning)
-    rate = in_words(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high)
+    rate = rate_text(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high)
     logger.info("evidence by %s: %s", ", ".join(summary.signals), how_far(summary))
     logger.info("wrong labels: %s", rate)
     for of in summary.sources:

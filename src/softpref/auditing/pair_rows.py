@@ -47,7 +47,7 @@ def pair_rows(
         )
     )
     trusted_rows = column(scored.clean, "row").to_numpy()
-    in_words = (
+    sentences = (
         {
             "flag": flag(row["p_correct"]),
             "why": reason(
@@ -61,7 +61,7 @@ def pair_rows(
             strict=True,
         )
     )
-    words = store(in_words, pa.schema([("flag", pa.string()), ("why", pa.string())]))
+    words = store(sentences, pa.schema([("flag", pa.string()), ("why", pa.string())]))
     return concatenate_datasets([places, numbers, words], axis=1)
 
 

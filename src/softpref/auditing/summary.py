@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.noise_rate import NoiseRate, in_words
+from softpref.algorithm.noise_rate import NoiseRate, rate_text
 from softpref.auditing.beliefs import SUSPECT, UNSURE, Beliefs, length_auroc, longer_is_chosen
 from softpref.auditing.opinions import AskedJudge
 from softpref.auditing.scores import Scored
@@ -39,7 +39,7 @@ class SourceNoise:
     noise_rate_high: float
 
     def __str__(self) -> str:
-        rate = in_words(self.noise_rate, self.noise_rate_low, self.noise_rate_high)
+        rate = rate_text(self.noise_rate, self.noise_rate_low, self.noise_rate_high)
         return f"wrong labels among the {self.pairs:,} pairs of {self.source}: {rate}"
 
 

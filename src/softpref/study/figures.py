@@ -72,7 +72,7 @@ def draw_learned_plane(
         axes.set(title=f"{int(which.sum()):,} {title}", xlabel="evidence before training, nats")
     panels[0].set(ylabel="margin before the pair's own step, nats")
     figure.colorbar(points, ax=panels, label="soft label p̂")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def draw_label_curves(step: Tensor, soft_label: Tensor, is_flipped: Tensor, path: Path) -> None:

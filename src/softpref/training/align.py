@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from softpref.algorithm.noise_rate import in_words
+from softpref.algorithm.noise_rate import rate_text
 from softpref.columns import ColumnOptions
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
 from softpref.data.mixing import MIX, mixed, shares_of
@@ -276,8 +276,8 @@ def _named(source: str) -> str:
     return for_markdown(shortened(Path(source).name))
 
 
-def _rate_in_words(noise: dict[str, Any] | None) -> str:
-    return in_words(noise["rate"], noise["low"], noise["high"]) if noise else NOT_ESTIMATED
+def _rate_text(noise: dict[str, Any] | None) -> str:
+    return rate_text(noise["rate"], noise["low"], noise["high"]) if noise else NOT_ESTIMATED
 
 
 def model_card(record: dict[str, Any]) -> str:
@@ -285,13 +285,12 @@ def model_card(record: dict[str, Any]) -> str:
     method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
     options = record["options"]
     library = "peft" if options["tuning"] == "lora" else "transformers"
-    rate = _rate_in_words(noise)
+    rate = _rate_text(noise)
     if record["noise_rate_source"] != "estimated":
         rate = f"{noise['rate']:.1%} ({record['noise_rate_source']})"
     pairs = record["data"]["train"]["pairs"]
     by_source = "".join(
-        f"| of the {of['pairs']:,} from {_named(of['source'])} | "
-        f"{_rate_in_words(of['noise_rate'])} |\n"
+        f"| of the {of['pairs']:,} from {_named(of['source'])} | {_rate_text(of['noise_rate'])} |\n"
         for of in record["data"]["train"].get("sources", [])
     )
     clean = record["data"].get("clean", {}).get("pairs", 0)

@@ -197,7 +197,7 @@ class MSPOConfig(TrainingArguments):
         refuse_sharding(self)
         self._refuse_unknown_choices()
         self._refuse_ignored_options()
-        self._open = {name for name in STEP_OPTIONS if getattr(self, name) is None}
+        self._left_open = {name for name in STEP_OPTIONS if getattr(self, name) is None}
         method = METHODS[self.method]
         for name, value in (COMMON | RECIPES[self.recipe]).items():
             read = name not in METHOD_OPTIONS or name in method.options
@@ -309,14 +309,15 @@ class MSPOConfig(TrainingArguments):
 
         Options that were set stay as they are; with `max_steps` there is nothing to choose.
         """
-        if self.recipe != "recommended" or self.max_steps > 0 or not self._open:
+        if self.recipe != "recommended" or self.max_steps > 0 or not self._left_open:
             return
-        given = [None if name in self._open else getattr(self, name) for name in STEP_OPTIONS]
+        given = [None if name in self._left_open else getattr(self, name) for name in STEP_OPTIONS]
         chosen = choose_steps(pairs, self.per_device_train_batch_size * self.world_size, *given)
         for name, value in zip(STEP_OPTIONS, chosen, strict=True):
             setattr(self, name, value)
-        logger.info("steps: of %d micro-batches, in passes over the pairs: %g; recommended for %d "
-                    "pairs", *chosen, pairs)  # fmt: skip
+        named = zip(STEP_OPTIONS, chosen, strict=True)
+        logger.info("recommended for %d pairs: %s", pairs,
+                    ", ".join(f"{name} {value:g}" for name, value in named))  # fmt: skip
 
     def resolved_meta_lr(self, meta_updates: int) -> float:
         """Return the meta-learner's learning rate for a run of `meta_updates` updates of φ."""

@@ -42,7 +42,7 @@ HISTORY = {
 }
 
 NUMBERS = ("ppl_diff", "soft_label", "p_correct", "evidence", "margin")
-LABELS = pa.schema(
+_SCHEMA = pa.schema(
     [("uid", pa.string()), *((name, pa.float64()) for name in NUMBERS), ("step", pa.int64())]
 )
 
@@ -172,7 +172,7 @@ def beliefs(
 
 def read_labels(path: Path) -> pa.Table:
     """Return the `labels.jsonl` of a run; a uid that looks like a date stays text."""
-    return read_json(path, parse_options=ParseOptions(explicit_schema=LABELS))
+    return read_json(path, parse_options=ParseOptions(explicit_schema=_SCHEMA))
 
 
 def _say_calibration(trusted: Tensor) -> None:

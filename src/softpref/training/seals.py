@@ -33,8 +33,8 @@ def defect(directory: Path) -> str | None:
     for name, recorded in files.items():
         if name not in present:  # no path in a manifest is followed
             return f"{name} is missing"
-        if (found := seal(directory / name)) != recorded:
-            return f"{name} is damaged: {found} instead of {recorded}"
+        if seal(directory / name) != recorded:
+            return f"{name} is damaged, or was changed after softpref wrote it"
     return None
 
 
