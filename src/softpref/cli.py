@@ -337,7 +337,7 @@ def _disk_words(error: Exception) -> str | None:
     remedy = "make room, then run the same command to resume"
     if number not in (errno.ENOSPC, errno.EDQUOT):
         remedy = "choose a writable location"
-    return f"{where}: {numbers[number]}; {remedy}. What was complete before is kept."
+    return f"{where}: {numbers[number]}; {remedy}. Completed work is kept."
 
 
 def _fail(message: str) -> None:

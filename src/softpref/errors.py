@@ -12,6 +12,12 @@ class UsageError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an exception says, in one line without a full stop."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first.rstrip(".")
+
+
 def require_package(package: str, extra: str, what: str, otherwise: str = "") -> None:
     """Refuse what needs an optional package that is not installed.
 

@@ -4,8 +4,8 @@ import re
 
 _SAID = re.compile("out of memory|(can't|cannot) allocate memory|not enough memory", re.I)
 _BATCH = (
-    "--per_device_train_batch_size (with as much more --gradient_accumulation_steps a step stays "
-    "the same)"
+    "--per_device_train_batch_size (raise --gradient_accumulation_steps by the same factor to keep "
+    "the step size)"
 )
 LOWER = {
     "train": f"lower {_BATCH}, --per_device_eval_batch_size, --keep_budget_gib or --max_length; or "
@@ -33,4 +33,4 @@ def memory_words(command: str, error: BaseException) -> str:
     """Return what was not enough, and which options to lower."""
     what = "GPU memory" if re.search("CUDA|HIP|MPS|XPU", str(error)) else "memory"
     remedy = LOWER.get(command, "close other programs, or use a machine with more")
-    return f"not enough {what}: {remedy}. What was complete before is kept."
+    return f"not enough {what}: {remedy}. Completed work is kept."

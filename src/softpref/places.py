@@ -30,7 +30,8 @@ def file_to_write(output: str, flag: str = "--output") -> Path:
         UsageError: it cannot; the message names the flag that gave it.
     """
     path = Path(output)
-    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    new = [part for part in (path, *path.parents) if not os.path.lexists(part)]
+    longest = max((len(os.fsencode(part.name)) for part in new), default=0)
     if longest > LONGEST_NAME or len(os.fsencode(path.absolute())) > LONGEST_PATH:
         raise UsageError(f"{flag} {output}: the name is too long; give a shorter one.")
     there = next(each for each in (path, *path.parents, Path.cwd()) if os.path.lexists(each))

@@ -109,8 +109,8 @@ def unfailing_output() -> Iterator[None]:
         raise ended
     if out.error and not isinstance(out.error, BrokenPipeError):
         raise UsageError(
-            f"stdout: {out.error.strerror}; what was printed from then on is lost, files that were "
-            "written are complete. Print to a place with more room."
+            f"stdout: {out.error.strerror}; later output was lost; all files are complete. "
+            "Redirect the output to a disk with free space."
         )
     if ended:
         raise ended

@@ -418,9 +418,10 @@ def test_evidence_that_says_nothing_claims_nothing(files, tmp_path, caplog):
     assert "Unknown for these 40 labels: nothing in the data tells right labels from" in report
     for name in ("soft", "drop", "flip"):
         other = AuditOptions(**files, output=str(tmp_path / "other"), export=name)
-        with pytest.raises(UsageError, match=f"--export {name}: nothing .* with --force true"):
+        refused = f"--export {name} is not applied: nothing .* add --force true"
+        with pytest.raises(UsageError, match=refused):
             run_audit(other)
-    assert not (tmp_path / "other").exists()
+        assert lines(tmp_path / "other" / "cleaned.jsonl") == lines(tmp_path / "out/cleaned.jsonl")
     run_audit(replace(other, force=True))
     assert len(lines(tmp_path / "other" / "cleaned.jsonl")) == 40
 
@@ -445,7 +446,7 @@ def test_the_same_pair_labelled_both_ways_is_noticed():
         ({"run": "nowhere"}, "--model and --run: give one of them"),
         (
             {"run": "nowhere", "model": None},
-            "--run nowhere: no finished run: it has no manifest.json",
+            "--run nowhere: not a finished run: it has no manifest.json",
         ),
         ({"run": "nowhere", "model": None, "seed": 1}, "--seed: a run is audited by its own"),
         ({"model": "no/such/model/here"}, "--model no/such/model/here: no tokenizer"),

@@ -88,16 +88,16 @@ def of_another_run(path):
         ("labels.jsonl", Path.unlink, "is missing"),
         ("labels.jsonl", not_a_number, "is damaged"),
         ("labels.jsonl", of_another_run, "is damaged"),
-        ("manifest.json", Path.unlink, "it has no manifest.json"),
+        ("manifest.json", Path.unlink, "has no manifest.json: it was removed"),
         ("manifest.json", lambda path: path.write_text("{"), "its manifest.json is damaged"),
     ],
 )
 def test_what_is_not_as_the_run_left_it_is_refused(run, name, spoil, fault):
     spoil(run / name)
-    with pytest.raises(UsageError, match=f"--run {run}: no finished run: .*{fault}") as told:
+    with pytest.raises(UsageError, match=f"--run {run}: .*{fault}") as told:
         run_audit(options(run))
     assert name in str(told.value)
-    assert "audit by --model, --data and --clean" in str(told.value)
+    assert "udit by --model, --data and --clean" in str(told.value)
     assert not (run.parent / "out").exists()
 
 
@@ -109,6 +109,19 @@ def test_pairs_that_have_changed_since_are_refused(made, run, name):
     try:
         with pytest.raises(UsageError, match=f"{path} has changed since .* or give --{name}"):
             run_audit(options(run))
+        with pytest.raises(NameError, match="score"):  # given by the user, it is read
+            run_audit(options(run, **{name: str(path)}))
+    finally:
+        path.write_text(before)
+
+
+def test_the_file_that_was_not_given_must_be_as_it_was(made, run):
+    path = made / "data.jsonl"
+    before = path.read_text()
+    path.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    try:
+        with pytest.raises(UsageError, match=f"{path} has changed since"):
+            run_audit(options(run, clean=str(made / "clean.jsonl")))
     finally:
         path.write_text(before)
 

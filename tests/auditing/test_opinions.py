@@ -110,7 +110,7 @@ def test_a_pair_that_cannot_be_scored_has_no_opinion(files, monkeypatch, caplog)
     few = replace(data, pairs=data.pairs.select(range(3)))
     (found,) = with_opinions([few], ["rm"], ColumnCache(None))
     assert found.pairs["opinion of rm"][:] == [0.0, 0.0, 2.0]
-    said = f"rm, {files['data']}: no opinion of 2 pairs"
+    said = f"rm, {files['data']}: could not score 2 pairs"
     assert said in caplog.text
     caplog.clear()
     monkeypatch.setattr(Silent, "differences", None)
@@ -242,7 +242,7 @@ def test_pairs_on_which_a_judge_fails_have_no_opinion_and_are_counted(files, tmp
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--judge_model", "m"], "--judge_model: there is no judge that reads it; name one by"),
+        (["--judge_model", "m"], "--judge_model: has no effect without a judge; add"),
         (["--judge", "endpoint"], "--judge_model is missing"),
         (["--judge", "endpoint", "--judge_model", "m"], "OPENAI_API_KEY is not set"),
         (["--judge", "checker", "--max_retries", "2"], "--judge checker does not read it"),

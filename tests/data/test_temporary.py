@@ -14,7 +14,7 @@ from softpref.data.books import Books
 from softpref.data.readers import store
 from softpref.data.temporary import (
     OWNER,
-    PARTIAL,
+    PARTIAL_FILE,
     PREFIX,
     collect,
     collect_partials,
@@ -102,7 +102,7 @@ def test_a_half_written_file_of_a_killed_process_goes_and_that_of_a_living_one_s
     path, kept = tmp_path / "labels.jsonl", []
     (tmp_path / "own.partial").write_text("a user's")
     child = in_child(lambda: kept.append(begun(path)))
-    (half,) = tmp_path.glob(PARTIAL)
+    (half,) = tmp_path.glob(PARTIAL_FILE)
     collect_partials(tmp_path)
     assert half.read_text() == "half"
     kill(child)
@@ -117,7 +117,7 @@ def test_a_start_collects_what_the_last_one_left(tmp_path):
     output, kept = tmp_path / "run", []
     output.mkdir()
     kill(in_child(lambda: kept.append(begun(output / "run.json"))))
-    assert list(output.glob(PARTIAL))
+    assert list(output.glob(PARTIAL_FILE))
     with one_writer(output):
         assert run_directory(str(output), None, finished="run.json") == (output, None)
         assert list(output.iterdir()) == []

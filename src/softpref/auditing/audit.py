@@ -18,7 +18,7 @@ from softpref.auditing.beliefs import believe
 from softpref.auditing.explanations import explain
 from softpref.auditing.export import CLEANED, EXPORTS, LeftOut, Trusted, read_marks, write_cleaned
 from softpref.auditing.of_run import labels_of_run, of_run, require_same_pairs
-from softpref.auditing.opinions import VERDICTS, with_opinions, with_verdicts
+from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdicts
 from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
@@ -79,7 +79,8 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
 
     Raises:
         UsageError: an option is wrong or missing, or data, model or judge cannot be used; then
-            nothing is written but the verdicts that the judge has given by then.
+            nothing is written but the verdicts that the judge has given by then. Or the audit is
+            written, and `export` acts on suspects that evidence does not know.
     """
     require(options.output, "--output")
     output = directory_to_write(options.output)
@@ -87,8 +88,9 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     asked = _asked(options)
     marks = _marks_of(options.marks, asked) if options.marks else {}
     with one_writer(output):
-        done = _audit(asked, judge)
-        export = _export_of(options, done.summary)
+        done = _audit(asked, options, judge)
+        acts = done.summary.evidence_speaks or options.force
+        export = (options.export or "soft") if acts else "keep"
         with appearing_together(output, SUMMARY) as home:
             write_lines(home / LABELS, dataset_rows(done.pairs))
             write_text(home / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
@@ -107,22 +109,11 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             "and not needed", options.marks, certain, unsure, len(marks) - certain - unsure,
         )  # fmt: skip
     _say(done.summary, names_of(asked.data), output, export, left_out)
-
-
-def _export_of(options: AuditOptions, summary: Summary) -> str:
-    """Return what to make of suspects: as asked, or what the evidence allows.
-
-    Raises:
-        UsageError: it was asked to act on suspects, and the evidence knows of none.
-    """
-    if summary.evidence_speaks or options.force:
-        return options.export or "soft"
-    if options.export not in (None, "keep"):
+    if options.export not in (None, export):
         raise UsageError(
-            f"--export {options.export}: {how_far(summary)}; choose --export keep, or write it all "
-            "the same with --force true."
+            f"--export {options.export} is not applied: {how_far(done.summary)}. {CLEANED} is that "
+            "of --export keep; add --force true to apply it anyway."
         )
-    return "keep"
 
 
 def _marks_of(path: str, asked: AuditOptions) -> dict[str, float | None]:
@@ -175,7 +166,8 @@ def audit(
         name: None if given is None else str(given) for name, given in paths.items()
     }
     asked["data"] = [str(each) for each in several]
-    return _audit(_asked(AuditOptions(**asked | options)), judge)
+    given_options = AuditOptions(**asked | options)
+    return _audit(_asked(given_options), given_options, judge)
 
 
 def _asked(options: AuditOptions) -> AuditOptions:
@@ -190,7 +182,8 @@ def _asked(options: AuditOptions) -> AuditOptions:
     return asked
 
 
-def _audit(options: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
+def _audit(options: AuditOptions, given: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
+    """Audit by complete options; `given` are the user's own, nothing of a run filled in."""
     judge = None
     if judged_by:
         require(options.output, "--output")
@@ -218,7 +211,7 @@ def _audit(options: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
     assert clean is not None
     labels = None
     if options.run:
-        require_same_pairs(options, loaded, clean)
+        require_same_pairs(given, loaded, clean)
         labels = labels_of_run(options.run)
     if clean.source != options.clean:
         logger.info("clean: %s pairs held out of --data, %s; they are not audited", options.clean,
@@ -268,7 +261,7 @@ def _listed(names: Sequence[str] | None) -> list[str]:
 
 def _refuse_other_contents(output: Path) -> None:
     holds = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    verdicts = {VERDICTS, f"{VERDICTS}.lock"}  # of an audit that was interrupted
+    verdicts = {VERDICT_FILE, f"{VERDICT_FILE}.lock"}  # of an audit that was interrupted
     if holds - verdicts and SUMMARY not in holds and not is_unfinished(output):
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
 

@@ -16,7 +16,7 @@ from softpref.data.sources import LoadedPairs, names_of
 from softpref.errors import UsageError
 from softpref.training.align import RUN_RECORD
 from softpref.training.labels import read_labels
-from softpref.training.seals import defect
+from softpref.training.seals import MANIFEST, defect
 
 
 def of_run(options: AuditOptions) -> AuditOptions:
@@ -31,12 +31,17 @@ def of_run(options: AuditOptions) -> AuditOptions:
     own_mix = [] if options.data else ["mix"]
     for name in (*OF_RUN, *own_mix):
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name}: a run is audited by its own; leave it out.")
+            raise UsageError(f"--{name}: taken from the run; leave this option out.")
     directory = Path(str(options.run))
+    if (directory / RUN_RECORD).exists() and not (directory / MANIFEST).exists():
+        raise UsageError(
+            f"--run {options.run}: has no {MANIFEST}: it was removed, or the run is of a softpref "
+            "that wrote none. Audit by --model, --data and --clean."
+        )
     if reason := defect(directory):
         raise UsageError(
-            f"--run {options.run}: no finished run: {reason}. Give the --output of softpref train "
-            "as it was written; without it, audit by --model, --data and --clean."
+            f"--run {options.run}: not a finished run: {reason}. Give the --output of softpref "
+            "train as it was written; without it, audit by --model, --data and --clean."
         )
     try:
         record = _record(directory)
@@ -49,8 +54,8 @@ def of_run(options: AuditOptions) -> AuditOptions:
         doubts = METHODS[method].doubts and record.get("evidence_speaks") is not False
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"--run {options.run}: no finished run ({RUN_RECORD}: {error}); give the --output of "
-            "softpref train."
+            f"--run {options.run}: not a finished run ({RUN_RECORD}: {error}); give the --output "
+            "of softpref train."
         ) from None
     if not doubts:
         raise UsageError(
@@ -66,20 +71,25 @@ def of_run(options: AuditOptions) -> AuditOptions:
     return dataclasses.replace(options, **{"model": options.run, **own, **given, **asked})
 
 
-def require_same_pairs(options: AuditOptions, loaded: LoadedPairs, clean: LoadedPairs) -> None:
+def require_same_pairs(given: AuditOptions, loaded: LoadedPairs, clean: LoadedPairs) -> None:
     """Refuse files of a run that have changed since; files that the user gave may be others.
+
+    Args:
+        given: the user's own options, nothing of the run filled in.
+        loaded: the pairs to audit.
+        clean: the trusted pairs.
 
     Raises:
         UsageError: one has.
     """
-    record = _record(Path(str(options.run)))
-    files, data = record["files"], record["data"]
-    if (options.data, options.clean) != (files["train"], files["clean"]):
+    record = _record(Path(str(given.run)))
+    held_out = any(str(n).isdigit() for n in (given.clean, record["files"]["clean"]))
+    if held_out and (given.data or given.clean):  # other pairs are held out, so others remain
         return
     for option, now, then in (("data", loaded, "train"), ("clean", clean, "clean")):
-        if now.fingerprint != data[then]["fingerprint"]:
+        if not getattr(given, option) and now.fingerprint != record["data"][then]["fingerprint"]:
             raise UsageError(
-                f"--run {options.run}: {now.source} has changed since the run read it: restore it, "
+                f"--run {given.run}: {now.source} has changed since the run read it: restore it, "
                 f"or give --{option} to audit by the pairs that it holds now."
             )
 

@@ -36,9 +36,9 @@ from softpref.training.reference import PART
 logger = logging.getLogger(__name__)
 
 PAIRS_AT_ONCE = 8
-FORMAT = 2
+OPINION_FORMAT = 2
 """Of the rewards kept on disk; those of format 1 were of messages read as text."""
-VERDICTS = "verdicts.jsonl"
+VERDICT_FILE = "verdicts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ def _with_opinion(
     ]
     opinion = torch.cat(parts)
     if silent := int((~opinion.isfinite()).sum()):
-        logger.warning("%s: no opinion of %d pairs, too long or unreadable for it", name, silent)
+        logger.warning("%s: could not score %d pairs (too long or unreadable)", name, silent)
     return pairs.add_column(OPINION + source, opinion.nan_to_num(0.0, 0.0, 0.0).numpy())
 
 
 def _opinion(pairs: Dataset, model: RewardModel, name: str, cache: ColumnCache) -> Tensor:
     """Return the differences of rewards, (n,), from disk or by asking; NaN is no opinion."""
     rows = list(dataset_rows(contents(pairs)))
-    asked = json.dumps([model.identity["weights"], rows, FORMAT], sort_keys=True)
+    asked = json.dumps([model.identity["weights"], rows, OPINION_FORMAT], sort_keys=True)
     key = f"opinion-{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
     kept = cache.read(key, ["opinion"], len(pairs))
     if kept:
@@ -128,7 +128,7 @@ def with_verdicts(
     """
     sets = {"audited": scored.pairs, "trusted": scored.clean}
     comparisons = [each for name, pairs in sets.items() for each in _comparisons(pairs, f"{name} ")]
-    with VerdictLog(output / VERDICTS) as log:
+    with VerdictLog(output / VERDICT_FILE) as log:
         judged = put(comparisons, judge, options, log, f"judging pairs of {scored.source} and "
                      f"{scored.clean_source}")  # fmt: skip
     name = f"judge {options.judge_model or options.judge}"

@@ -45,7 +45,7 @@ class AuditOptions(ColumnOptions):
         "where nothing tells right labels from wrong."
     )
     force: bool = option(
-        "Write the --export that was asked for though nothing tells right labels from wrong.", False
+        "Apply --export even if no signal distinguishes right labels from wrong ones.", False
     )
     marks: str | None = option("Marks on suspects that report.html exported, for cleaned.jsonl.")
     max_length: int = option("Longest prompt plus response, tokens; default 1024.")

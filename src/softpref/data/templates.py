@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from softpref.data.messages import Text
 from softpref.data.readers import RowError
-from softpref.errors import UsageError
+from softpref.errors import UsageError, first_line
 
 
 def render(
@@ -39,7 +39,7 @@ def render(
             )
         )
     except Exception as error:  # a template is a program of the model's author: it may raise all
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        first = first_line(error)
         name = tokenizer.name_or_path or "the model"
         if _is_no_template(tokenizer.chat_template, error):
             raise UsageError(

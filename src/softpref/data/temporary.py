@@ -12,7 +12,7 @@ from pathlib import Path
 PREFIX = "softpref-"
 OWNER = "owner"
 """A file that its process keeps locked: the system unlocks it with the process's end."""
-PARTIAL = ".softpref-*.partial"
+PARTIAL_FILE = ".softpref-*.partial"
 """A file that its process keeps locked until it is whole and has its own name."""
 
 
@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _locked_partial(directory: Path) -> tuple[Path, int]:
     while True:
-        partial = directory / PARTIAL.replace("*", os.urandom(8).hex())
+        partial = directory / PARTIAL_FILE.replace("*", os.urandom(8).hex())
         lock = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks: it is never collected
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -76,7 +76,7 @@ def _locked_partial(directory: Path) -> tuple[Path, int]:
 
 def collect_partials(directory: Path) -> None:
     """Remove the files that dead processes left half-written in a directory."""
-    for partial in directory.glob(PARTIAL):
+    for partial in directory.glob(PARTIAL_FILE):
         with contextlib.suppress(OSError):  # another process writes it, or it has just gone
             owner = os.open(partial, os.O_RDWR | os.O_NOFOLLOW)
             try:

@@ -50,7 +50,9 @@ def sample(
     starts = range(0, len(prompts), batch_size)
     with evaluating(policy), _steered_by(config, policy), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in tqdm(starts, desc="generating", unit="batch", leave=False, delay=3):
+        for start in tqdm(
+            starts, desc="generating", unit="batch", leave=False, delay=3, disable=None
+        ):
             members = order[start : start + batch_size]
             ids, mask = _left_padded([prompts[i] for i in members], config.pad_token_id)
             output = generate(

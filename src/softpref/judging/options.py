@@ -80,7 +80,7 @@ class OptionalJudge(JudgeOptions):
             return JudgeOptions(**given)
         for name, value in given.items():
             if name != "judge" and value != _default(name):
-                raise UsageError(f"--{name}: there is no judge that reads it; name one by --judge.")
+                raise UsageError(f"--{name}: has no effect without a judge; add --judge.")
         return None
 
 

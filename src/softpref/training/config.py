@@ -315,9 +315,9 @@ class MSPOConfig(TrainingArguments):
         chosen = choose_steps(pairs, self.per_device_train_batch_size * self.world_size, *given)
         for name, value in zip(STEP_OPTIONS, chosen, strict=True):
             setattr(self, name, value)
-        named = zip(STEP_OPTIONS, chosen, strict=True)
+        open_ones = (name for name in STEP_OPTIONS if name in self._left_open)
         logger.info("recommended for %d pairs: %s", pairs,
-                    ", ".join(f"{name} {value:g}" for name, value in named))  # fmt: skip
+                    ", ".join(f"{name} {getattr(self, name):g}" for name in open_ones))  # fmt: skip
 
     def resolved_meta_lr(self, meta_updates: int) -> float:
         """Return the meta-learner's learning rate for a run of `meta_updates` updates of φ."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from softpref.errors import UsageError
+from softpref.errors import UsageError, first_line
 from softpref.memory import is_out_of_memory
 
 COMPLETE = (
@@ -62,9 +62,3 @@ def _damage(directory: Path) -> str | None:
         except Exception as error:
             return f"{path} is damaged ({first_line(error)}); copy or download it again."
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line without a full stop."""
-    first, *more = (str(error).strip() or type(error).__name__).splitlines()
-    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first.rstrip(".")

@@ -20,9 +20,9 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.hub import has_file
 
 from softpref.algorithm.policy import trainable
-from softpref.errors import UsageError
+from softpref.errors import UsageError, first_line
 from softpref.training.config import MSPOConfig
-from softpref.training.library_errors import first_line, in_one_sentence
+from softpref.training.library_errors import in_one_sentence
 from softpref.training.sharding import shards_for
 from softpref.training.weights import (
     HUB_ID,
