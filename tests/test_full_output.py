@@ -41,7 +41,7 @@ def test_a_full_disk_behind_stdout_is_one_message_and_no_work_is_lost(
     assert stop.value.code == 2
     said = capsys.readouterr().err
     last = said.splitlines()[-1]
-    assert last.startswith("softpref: stdout: No space left on device; what was printed")
+    assert last.startswith("softpref: stdout: No space left on device; later output was lost")
     assert "Traceback" not in said
     assert_harmless(last)
     if command == INJECT:

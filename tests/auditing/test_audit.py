@@ -448,7 +448,7 @@ def test_the_same_pair_labelled_both_ways_is_noticed():
             {"run": "nowhere", "model": None},
             "--run nowhere: not a finished run: it has no manifest.json",
         ),
-        ({"run": "nowhere", "model": None, "seed": 1}, "--seed: a run is audited by its own"),
+        ({"run": "nowhere", "model": None, "seed": 1}, "--seed: taken from the run"),
         ({"model": "no/such/model/here"}, "--model no/such/model/here: no tokenizer"),
         ({"clean": "40"}, "give a number from 1 to 39"),
         ({"clean": "5"}, "at least 10 are needed"),
