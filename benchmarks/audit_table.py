@@ -13,7 +13,7 @@ from softpref.study.tables import paired_difference
 
 OURS, SECOND = "evidence", "confident learning"
 MOST_NOISE = 50.0
-"""Percent: more cannot be estimated, see softpref.algorithm.noise_rate."""
+"""Percent: more cannot be estimated, see softpref.statistics.noise_rate."""
 MARKS = (
     ("#000000", "o"), ("#0072b2", "D"), ("#d55e00", "s"),
     ("#009e73", "^"), ("#cc79a7", "v"), ("#999999", "x"),

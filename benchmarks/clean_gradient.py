@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from softpref.algorithm.bilevel import clean_gradient, label_gradient, look_ahead
-from softpref.algorithm.jacobian import GraphPullback, kept
+from softpref.algorithm.gradients.jacobian import GraphPullback, kept
 from softpref.algorithm.objective import GEOMETRIC
-from softpref.study.bench import SHAPES, SMALL
-from softpref.study.bench_contestants import make_contestant
-from softpref.study.bench_workload import TUNINGS, Tuning, Workload
+from softpref.bench.benchmark import SHAPES, SMALL
+from softpref.bench.contestants import make_contestant
+from softpref.bench.workload import TUNINGS, Tuning, Workload
 from softpref.training.trainer import MSPOTrainer
 
 LOOKAHEAD_LRS = (5e-7, 5e-6, 1e-4, 1e-3)
@@ -38,7 +38,7 @@ def errors(tuning: Tuning, home: Path) -> list[float]:
         if parameter.requires_grad:
             parameter.data += SPREAD * torch.randn_like(parameter)
     noisy, clean = (
-        trainer.collate(pairs.select(range(workload.pairs)).to_list())
+        trainer.start.layout.collate(pairs.select(range(workload.pairs)).to_list())
         for pairs in (trainer.pairs, trainer.clean)
     )
     jacobians = [kept(policy, noisy, "response")]

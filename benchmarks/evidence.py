@@ -22,11 +22,11 @@ from benchmarks.finders import WAYS, Split, measure, word_differences
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.pair_signals import PairSignals
 from softpref.auditing.scores import score
+from softpref.data.column_cache import ColumnCache
 from softpref.data.sources import load_pairs, subset
 from softpref.plots import save_figure
-from softpref.training.column_cache import ColumnCache
+from softpref.statistics.pair_signals import PairSignals
 from softpref.training.config import MSPOConfig
 from softpref.training.evidence import SIGNAL_NAMES, signals_of
 from softpref.training.output import write_lines, write_text

@@ -14,10 +14,10 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from softpref.algorithm.calibration import expected_calibration_error
-from softpref.algorithm.evidence import fit_evidence
-from softpref.algorithm.noise_rate import NoiseRate
-from softpref.algorithm.pair_signals import PairSignals
+from softpref.statistics.calibration import expected_calibration_error
+from softpref.statistics.evidence import fit_evidence
+from softpref.statistics.noise_rate import NoiseRate
+from softpref.statistics.pair_signals import PairSignals
 from softpref.study.confident import quality_of
 from softpref.study.scorers import average_precision
 from softpref.training.metrics import auroc

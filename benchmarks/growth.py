@@ -29,13 +29,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import move, mspo_step
-from softpref.algorithm.head import response_head
-from softpref.algorithm.jacobian import FactoredPullback, GraphPullback, kept
+from softpref.algorithm.gradients.head import response_head
+from softpref.algorithm.gradients.jacobian import FactoredPullback, GraphPullback, kept
 from softpref.algorithm.labeller import Constant
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import make_shared_batch
-from softpref.training.models import lora_config
+from softpref.models.loading import lora_config
 
 ROUNDS = 5
 BETA, LOOKAHEAD_LR = 0.1, 1e-6

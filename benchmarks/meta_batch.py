@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from softpref.data.noise import inject
-from softpref.evaluation.evaluator import LabelQuality
+from softpref.study.evaluators import LabelQuality
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.world.build import INFORMATIVE

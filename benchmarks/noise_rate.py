@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.statistics.noise_rate import NoiseRate, estimate_noise_rate
 
 NOISY_PAIRS = 2000
 CLEAN_SIZES = (50, 100, 150, 200)

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from softpref.algorithm.policy import evaluating
-from softpref.training.column_cache import ColumnCache
-from softpref.training.config import MSPOConfig
-from softpref.training.layout import choose_layout, longest_pairs
-from softpref.training.models import load_policy
-from softpref.training.reference import fingerprint_weights, with_reference
+from softpref.data.column_cache import ColumnCache
+from softpref.models.layout import choose_layout, longest_pairs
+from softpref.models.loading import load_policy
+from softpref.models.reference import fingerprint_weights, with_reference
+from softpref.models.scoring import Scorer
 
 PROMPT, RESPONSE = 64, 96  # tokens
 LENGTH = PROMPT + 2 * RESPONSE
@@ -73,23 +73,19 @@ def main() -> None:
     torch.set_num_threads(1)
     policy = load_policy(options.model, trust_remote_code=False)
     pairs = random_pairs(options.pairs, policy.config.vocab_size)
-    collate, why = choose_layout("auto", policy, longest_pairs(pairs))
+    layout = choose_layout("auto", policy, longest_pairs(pairs))
+    scorer = Scorer(policy, layout.apply(policy), batch_size=options.batch_size)
     weights = fingerprint_weights(policy)
     scored, bare = [], []
     with tempfile.TemporaryDirectory() as directory:
         cache = ColumnCache(directory)
-        args = MSPOConfig(method="dpo", per_device_eval_batch_size=options.batch_size)
         for start in tqdm(range(0, len(pairs), BLOCK), unit=f"{BLOCK} pairs"):
             block = pairs.select(range(start, min(start + BLOCK, len(pairs))))
             bare.append(seconds(lambda b=block: bare_forward(policy, b, options.batch_size)))
             scored.append(
-                seconds(
-                    lambda b=block: with_reference(
-                        policy, b, args, weights, collate, "scoring", cache
-                    )
-                )
+                seconds(lambda b=block: with_reference(scorer, b, weights, cache, "scoring"))
             )
-    print(f"layout: {why}")
+    print(f"layout: {layout.why}")
     rates = {"bare forward": bare, "scoring": scored}
     for name, times in rates.items():
         low, middle, high = statistics.quantiles([BLOCK / t for t in times], n=4)

@@ -11,8 +11,8 @@ from benchmarks.audit_table import draw, tables
 from benchmarks.evidence import splits
 from benchmarks.finders import PENALTIES, Found, measure, ridge, word_differences
 
-from softpref.algorithm.noise_rate import NoiseRate
-from softpref.algorithm.pair_signals import PairSignals
+from softpref.statistics.noise_rate import NoiseRate
+from softpref.statistics.pair_signals import PairSignals
 
 PAIRS = 120
 

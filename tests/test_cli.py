@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from softpref.cli import main
 from softpref.world.language import make_tokenizer
 from tests.forked import Forked
-from tests.models import tiny_model
 from tests.progress import finished, wait_for
+from tests.tiny import tiny_model
 from tests.toy import toy_pairs
 
 
@@ -218,7 +218,7 @@ def test_inject_writes_over_nothing_that_came_meanwhile(files, monkeypatch, caps
 
 
 def test_inject_by_difficulty(files, model, capsys):
-    from softpref.training.difficulty import inject_by_difficulty
+    from softpref.models.difficulty import inject_by_difficulty
 
     main(inject_arguments(input="clean.jsonl", kind="difficulty", model=model, seed=1))
     said = re.fullmatch(

@@ -11,8 +11,8 @@ import torch
 from softpref import cli
 from softpref.errors import UsageError
 from softpref.memory import LOWER, is_out_of_memory
+from softpref.models.weights import in_one_sentence
 from softpref.study.study import _outcome
-from softpref.training.weights import in_one_sentence
 from tests.test_cli import fails
 
 ERRORS = (

@@ -8,8 +8,8 @@ import tempfile
 import pytest
 
 from softpref.errors import UsageError
+from softpref.models import loading
 from softpref.places import directory_to_write, file_to_write
-from softpref.training import models
 from tests.test_cli import fails
 from tests.toy import toy_pairs
 
@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch):
     def too_late(*args, **options):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "load_policy", too_late)
+    monkeypatch.setattr(loading, "load_policy", too_late)
     return tmp_path
 
 

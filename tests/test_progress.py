@@ -7,10 +7,9 @@ import logging
 import pytest
 
 from softpref import progress
-from softpref.algorithm.ranks import ALONE
 from softpref.data import make_batch
+from softpref.models.scoring import Scorer
 from softpref.progress import Progress
-from softpref.training.scoring import score_pairs
 from tests.toy import toy_trainer
 
 
@@ -62,11 +61,8 @@ def test_scoring_counts_pairs(clock, caplog, tmp_path):
         clock(31)
         return make_batch(rows)
 
-    score_pairs(
-        trainer.policy, trainer.pairs, ppl_scope="response", batch_size=len(trainer.pairs) - 1,
-        bf16=False, collate=slow, what="labelling", ranks=ALONE,
-    )  # fmt: skip
     count = len(trainer.pairs)
+    Scorer(trainer.policy, slow, batch_size=count - 1).measure(trainer.pairs, "labelling")
     assert caplog.messages == [
         f"labelling: {count - 1} of {count} pairs, about {31 / (count - 1):.0f} seconds left",
         f"labelling: {count} of {count} pairs, about 0 seconds left",

@@ -11,8 +11,8 @@ import torch
 from softpref.cli import main
 from softpref.world.language import make_tokenizer
 from tests.judging.server import Script, serving
-from tests.models import tiny_model
 from tests.safe_files import assert_safe_files
+from tests.tiny import tiny_model
 from tests.toy import toy_pairs
 
 SETTINGS = ["--disable-tqdm", "true", "--use-cpu", "true", "--save-steps", "1"]

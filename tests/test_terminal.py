@@ -11,7 +11,7 @@ import pytest
 from softpref.cli import main
 from softpref.terminal import printable
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 from tests.toy import toy_pairs
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202egnp\ud800"

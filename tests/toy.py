@@ -13,7 +13,7 @@ from softpref.algorithm.methods import METHODS
 from softpref.training.config import MSPOConfig
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import corrupt, make_tokenizer, prompts, right_answer
-from tests.models import tiny_model, without_float32
+from tests.tiny import tiny_model, without_float32
 
 
 def toy_pairs(count: int, seed: int = 0, flip_every: int = 0) -> Dataset:
@@ -60,7 +60,7 @@ def exact_trainer(output: Path, **options) -> MSPOTrainer:
     model = without_float32(tiny_model(dtype=torch.float64, attention="sdpa"))
     trainer = toy_trainer(output, model=model, **options)
     if trainer.teacher:
-        trainer.labeller.double()
+        trainer.start.labeller.double()
     return trainer
 
 

@@ -12,17 +12,15 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from softpref.columns import ColumnOptions
 from softpref.errors import UsageError
 from softpref.memory import is_out_of_memory, memory_words
-from softpref.options import did_you_mean, option, parse, require
-from softpref.terminal import PrintableFormatter, printable, say, unfailing_output
+from softpref.options import did_you_mean, parse
+from softpref.terminal import PrintableFormatter, printable, unfailing_output
 
 if TYPE_CHECKING:
-    from softpref.data.noise import Injected
+    pass
 
 FIRST_SPEAKS = 5.0
 """Seconds that the other processes leave to the first for its message."""
@@ -60,102 +58,11 @@ def demo(arguments: list[str]) -> None:
     run_demo(options)
 
 
-@dataclass
-class InjectOptions(ColumnOptions):
-    """Options of `softpref inject`."""
-
-    input: str = option("Pairs: JSONL, JSON, Parquet, CSV or hub id.", "")
-    output: str = option("New file; its ending says the format.", "")
-    kind: Literal["random", "difficulty"] = option(
-        "`random`: every label with one probability; `difficulty`: hard pairs more often, those "
-        "whose responses a surrogate model finds nearly as likely as each other.",
-        "random",
-    )
-    rate: float | None = option("Of random: probability of a flip, at least 0 and below 1.")
-    seed: int = option("Seed of the draws.", 0)
-    model: str | None = option("Of difficulty: the surrogate, a directory or hub id.")
-    hard_rate: float | None = option("Of difficulty: flips of the harder half; default 0.4.")
-    easy_rate: float | None = option("Of difficulty: flips of the other half; default 0.1.")
-    max_length: int | None = option(
-        "Of difficulty: longest prompt plus response the surrogate reads, tokens; default 1024."
-    )
-    trust_remote_code: bool = option("Of difficulty: run code that comes with the model.", False)
-
-
-INJECT_OPTIONS_OF = {
-    "random": ("rate",),
-    "difficulty": ("model", "hard_rate", "easy_rate", "max_length", "trust_remote_code"),
-}
-
-
 def inject(arguments: list[str]) -> None:
     """Flip labels."""
-    from softpref.data.noise import inject as inject_flips
-    from softpref.data.noise import require_new_file
+    from softpref.models.inject import InjectOptions, run_inject
 
-    (options,) = parse("inject", arguments, InjectOptions)
-    _check_inject(options)
-    require_new_file(options.input, options.output)  # before a surrogate reads for an hour
-    if options.kind == "difficulty":
-        done, drawn = _inject_by_difficulty(options)
-    else:
-        done = inject_flips(
-            options.input, options.output, options.rate, options.seed, options.columns()
-        )
-        drawn = f"rate {done.rate:.1%}"
-    say(
-        f"{done.output}: {done.flipped} of {done.pairs} labels flipped ({done.realised_rate:.1%}; "
-        f"{drawn}, seed {options.seed}); the truth is in is_flipped"
-    )
-
-
-def _inject_by_difficulty(options: InjectOptions) -> tuple[Injected, str]:
-    """Flip hard pairs more often than easy ones; also say in words how many of each."""
-    from softpref.training import difficulty
-
-    given = {name: getattr(options, name) for name in ("hard_rate", "easy_rate", "max_length")}
-    found = difficulty.inject_by_difficulty(
-        options.input,
-        options.output,
-        str(options.model),
-        options.seed,
-        trust_remote_code=options.trust_remote_code,
-        columns=options.columns(),
-        **{name: value for name, value in given.items() if value is not None},
-    )
-    drawn = "; ".join(
-        f"{done.flipped} of {done.pairs} {name} pairs, {done.realised_rate:.1%}, at rate "
-        f"{done.rate:.1%}"
-        for name, done in (("hard", found.hard), ("easy", found.easy))
-    )
-    return found.every, f"{drawn}; hard is an absolute log-ratio below {found.median:.2f} nats"
-
-
-def _check_inject(options: InjectOptions) -> None:
-    from softpref.data.noise import require_rate
-
-    for name in ("input", "output"):
-        require(getattr(options, name), f"--{name}")
-    for kind, names in INJECT_OPTIONS_OF.items():
-        for name in names:
-            value = getattr(options, name)
-            if kind != options.kind and value is not None and value is not False:
-                raise UsageError(
-                    f"--{name}: --kind {options.kind} does not read it; leave it out, or choose "
-                    f"--kind {kind}."
-                )
-    if options.kind == "random" and options.rate is None:
-        raise UsageError("--rate is missing: give a share of pairs in [0, 1), such as 0.4.")
-    if options.kind == "difficulty" and not options.model:
-        raise UsageError(
-            "--model is missing: give the surrogate that tells hard pairs from easy ones, a "
-            "directory or hub id; the SFT model can be one."
-        )
-    for name in ("rate", "hard_rate", "easy_rate"):
-        if getattr(options, name) is not None:
-            require_rate(f"--{name}", getattr(options, name))
-    if options.max_length is not None and options.max_length < 2:
-        raise UsageError(f"--max_length {options.max_length}: must be at least 2.")
+    run_inject(*parse("inject", arguments, InjectOptions))
 
 
 def sft(arguments: list[str]) -> None:
@@ -221,7 +128,7 @@ def bench(arguments: list[str]) -> None:
     """Time a training step."""
     import torch
 
-    from softpref.study.bench import BenchOptions, run_bench
+    from softpref.bench.benchmark import BenchOptions, run_bench
 
     torch.set_num_threads(1)  # one thread's times can be compared between machines
     (options,) = parse("bench", arguments, BenchOptions)

@@ -7,10 +7,10 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from softpref.errors import UsageError, refuse_streams
 
@@ -31,9 +31,17 @@ FLAGS_ALONE = {
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
-def option(text: str, default: Any = None) -> Any:
-    """Declare an option with its help text."""
-    return field(default=default, metadata={"help": text})
+def option(text: str, default: Any = None, **facts: Any) -> Any:
+    """Declare an option with its help text and whatever else is known about it.
+
+    `least` is its smallest allowed value; a command may read further facts by `facts_of`.
+    """
+    return field(default=default, metadata={"help": text} | facts)
+
+
+def facts_of(options: type) -> dict[str, Mapping[str, Any]]:
+    """Return what is known about each option of a command, by name."""
+    return {option.name: option.metadata for option in fields(options)}
 
 
 def require(value: Any, flag: str) -> None:
@@ -107,6 +115,35 @@ def refuse_non_finite(options: Any) -> None:
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UsageError(f"--{name} {number}: must be a finite number.")
+
+
+def refuse_too_small(options: Any) -> None:
+    """Refuse values below an option's `least`.
+
+    Raises:
+        UsageError: the message names the option.
+    """
+    for name, facts in facts_of(type(options)).items():
+        value = getattr(options, name)
+        if "least" in facts and value is not None and value < facts["least"]:
+            raise UsageError(f"--{name} {value}: must be at least {facts['least']}.")
+
+
+def refuse_unknown_choices(options: Any) -> None:
+    """Refuse values that are none of an option's choices, which only Python can give.
+
+    Raises:
+        UsageError: the message names the option and its choices.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        choices = [choice for part in (hint, *get_args(hint)) for choice in _choices(part)]
+        value = getattr(options, name, None)
+        if choices and value is not None and value not in choices:
+            raise UsageError(f"--{name} {value}: choose one of {', '.join(choices)}.")
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def _refuse_other_encodings(options: Any) -> None:

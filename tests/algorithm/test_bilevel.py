@@ -14,8 +14,8 @@ from softpref.algorithm.bilevel import (
     mspo_step,
     non_finite_pairs,
 )
-from softpref.algorithm.engine import Engine, find_untapped
-from softpref.algorithm.jacobian import (
+from softpref.algorithm.gradients.engine import Engine, find_untapped
+from softpref.algorithm.gradients.jacobian import (
     DoubleBackwardJacobian,
     GraphJacobian,
     GraphPullback,
@@ -27,7 +27,7 @@ from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
 from softpref.algorithm.policy import moved, trainable
 from softpref.algorithm.signals import MARGIN, PPL_DIFF, STARTING_PPL_DIFF
 from softpref.data import make_batch
-from tests.models import dpo_gradient, random_pairs, tiny_model, with_lora
+from tests.tiny import dpo_gradient, random_pairs, tiny_model, with_lora
 
 BETA = 0.1
 

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize
 
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
-from tests.models import measured
+from tests.tiny import measured
 
 G = [-5.0, -0.4, 0.0, 1.3, 20.0]
 H = [3.0, -0.2, 1.0, -8.0, 0.5]

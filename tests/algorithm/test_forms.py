@@ -10,11 +10,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from softpref.algorithm import forms
-from softpref.algorithm.forms import Factors, FewRows, Outer, Read, Rows, Spans, Whole, dense, plus
-from softpref.algorithm.head import linear_logps
+from softpref.algorithm.gradients import forms
+from softpref.algorithm.gradients.forms import (
+    Factors,
+    FewRows,
+    Outer,
+    Read,
+    Rows,
+    Spans,
+    Whole,
+    dense,
+    plus,
+)
+from softpref.algorithm.gradients.head import linear_logps
 from softpref.data.batches import make_shared_batch
-from tests.models import random_pairs
+from tests.tiny import random_pairs
 
 M, N, WORDS = 6, 10, 32
 
@@ -115,7 +125,7 @@ def test_products_by_hand(held):
 def test_chunks_change_nothing(held, monkeypatch):
     form, slow = held
     monkeypatch.setattr(forms, "CHUNK_ENTRIES", 7)
-    monkeypatch.setattr("softpref.algorithm.head.CHUNK_ENTRIES", 5 * WORDS)
+    monkeypatch.setattr("softpref.algorithm.gradients.head.CHUNK_ENTRIES", 5 * WORDS)
     test_products_by_hand((form, slow))
 
 

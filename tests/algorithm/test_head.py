@@ -6,11 +6,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softpref.algorithm import head as heads
-from softpref.algorithm.head import all_logits, linear_logps, refuse_response_head, response_head
+from softpref.algorithm.gradients import head as heads
+from softpref.algorithm.gradients.head import (
+    all_logits,
+    linear_logps,
+    refuse_response_head,
+    response_head,
+)
 from softpref.algorithm.likelihood import measure
 from softpref.data.batches import make_shared_batch
-from tests.models import random_pairs, tiny_model, with_lora
+from tests.tiny import random_pairs, tiny_model, with_lora
 
 TOKENS, HIDDEN, WORDS = 23, 6, 11
 

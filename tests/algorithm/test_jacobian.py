@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 from peft import LoHaConfig, get_peft_model
 from torch import nn
 
-from softpref.algorithm.engine import StepSize, choose_engine, find_untapped, graph_gib, kept_gib
-from softpref.algorithm.forms import Factors, FewRows, Outer, dense
-from softpref.algorithm.head import all_logits, response_head
-from softpref.algorithm.jacobian import (
+from softpref.algorithm.gradients.engine import (
+    StepSize,
+    choose_engine,
+    find_untapped,
+    graph_gib,
+    kept_gib,
+)
+from softpref.algorithm.gradients.forms import Factors, FewRows, Outer, dense
+from softpref.algorithm.gradients.head import all_logits, response_head
+from softpref.algorithm.gradients.jacobian import (
     DoubleBackwardJacobian,
     FactoredPullback,
     GraphJacobian,
@@ -23,12 +29,12 @@ from softpref.algorithm.jacobian import (
     RecomputedJacobian,
     kept,
 )
+from softpref.algorithm.gradients.taps import NotTappedError, Taps
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.policy import moved, nudge, trainable
-from softpref.algorithm.taps import NotTappedError, Taps
 from softpref.data.batches import make_batch, make_shared_batch
-from softpref.training.models import switch_dropout_off
-from tests.models import (
+from softpref.models.loading import switch_dropout_off
+from tests.tiny import (
     ARCHITECTURES,
     VOCABULARY,
     random_pairs,

@@ -11,7 +11,7 @@ from torch import nn
 
 from softpref.algorithm.likelihood import measure
 from softpref.data import make_batch
-from tests.models import ARCHITECTURES, VOCABULARY, random_pairs, slow_logp, tiny_model
+from tests.tiny import ARCHITECTURES, VOCABULARY, random_pairs, slow_logp, tiny_model
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

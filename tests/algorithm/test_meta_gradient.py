@@ -17,10 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from softpref.algorithm import MetaLearner, meta_gradient
 from softpref.algorithm.bilevel import clean_gradient, label_gradient, look_ahead, mspo_step
-from softpref.algorithm.engine import Engine, find_untapped
-from softpref.algorithm.forms import Factors
-from softpref.algorithm.head import response_head
-from softpref.algorithm.jacobian import (
+from softpref.algorithm.gradients.engine import Engine, find_untapped
+from softpref.algorithm.gradients.forms import Factors
+from softpref.algorithm.gradients.head import response_head
+from softpref.algorithm.gradients.jacobian import (
     DoubleBackwardJacobian,
     FactoredPullback,
     GraphJacobian,
@@ -34,7 +34,7 @@ from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, PairLoss
 from softpref.algorithm.policy import moved, trainable
 from softpref.algorithm.signals import MARGIN, PPL_DIFF
 from softpref.data.batches import make_batch, make_shared_batch
-from tests.models import (
+from tests.tiny import (
     ARCHITECTURES,
     dpo_gradient,
     random_pairs,

@@ -8,21 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softpref.algorithm.bilevel import move
-from softpref.algorithm.jacobian import GraphPullback
+from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.labeller import AsGiven, Constant, Threshold
 from softpref.algorithm.methods import (
-    METHOD_OPTIONS,
     METHODS,
     PERPCORRECT_MODES,
-    Beginning,
+    KnownBeforeTraining,
     Method,
 )
 from softpref.data import make_batch
-from tests.models import measured, random_pairs, tiny_model
+from tests.tiny import measured, random_pairs, tiny_model
 
 
 def labeller_of(method, noise_rate=0.3, clean=(-1.0, -0.5, 0.2)):
-    return METHODS[method].make_labeller(Beginning(noise_rate, torch.tensor(clean)))
+    return METHODS[method].make_labeller(KnownBeforeTraining(noise_rate, torch.tensor(clean)))
 
 
 def test_labels_by_hand():
@@ -41,15 +40,14 @@ def test_labels_by_hand():
 def test_evidence_that_says_nothing_leaves_dpo():
     make, clean = METHODS["evidence"].make_labeller, torch.zeros(3)
     pairs = measured(evidence=[1.0, -2.0], margin=[0.0, 0.0], given_label=[float("nan")] * 2)
-    assert make(Beginning(0.3, clean)).label(pairs).tolist() == [1.0, 1.0]
-    strong, weak = make(Beginning(0.3, clean, evidence_speaks=True)).label(pairs).tolist()
+    assert make(KnownBeforeTraining(0.3, clean)).label(pairs).tolist() == [1.0, 1.0]
+    strong, weak = make(KnownBeforeTraining(0.3, clean, evidence_speaks=True)).label(pairs).tolist()
     assert strong > 0.7 > weak
 
 
-def test_what_methods_read_and_need_is_named():
+def test_what_methods_need_is_named():
     for name, method in (METHODS | PERPCORRECT_MODES).items():
         assert isinstance(method, Method)
-        assert method.options <= METHOD_OPTIONS
         assert method.needs <= {"noise_rate", "clean", "corrected_labels", "evidence"}
         assert method.source
         assert method.teaches == name.startswith("mspo")

@@ -12,7 +12,7 @@ from softpref.algorithm.labeller import warm_start
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.signals import PPL_DIFF, SIGNALS, Signal
 from softpref.data import make_batch
-from tests.models import measured, random_pairs, tiny_model
+from tests.tiny import measured, random_pairs, tiny_model
 
 OF_THE_PROMPT = Signal("difficulty", attrgetter("given_label"), None, parity=1)
 

@@ -11,7 +11,6 @@ import torch
 from datasets import load_dataset
 
 import softpref
-from softpref.algorithm.evidence import Evidence
 from softpref.auditing import audit
 from softpref.auditing.audit import run_audit
 from softpref.auditing.beliefs import believe
@@ -20,8 +19,11 @@ from softpref.auditing.export import EXPORTS
 from softpref.auditing.options import AuditOptions
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
+from softpref.models import reference
+from softpref.models.scoring import Scorer
 from softpref.options import parse
-from softpref.training import output, reference
+from softpref.statistics.evidence import Evidence
+from softpref.training import output
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
@@ -87,15 +89,15 @@ def test_two_audits_are_alike_to_the_byte(files, tmp_path):
 
 def test_an_interrupted_audit_scores_only_what_is_missing(files, tmp_path, monkeypatch):
     scored = []
-    pass_over = reference.pass_over
+    read = Scorer.read
 
-    def interrupted(policy, pairs, read, **options):
+    def interrupted(self, pairs, *what):
         scored.append(len(pairs))
         if len(scored) == 2:
             raise KeyboardInterrupt
-        return pass_over(policy, pairs, read, **options)
+        return read(self, pairs, *what)
 
-    monkeypatch.setattr(reference, "pass_over", interrupted)
+    monkeypatch.setattr(Scorer, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()

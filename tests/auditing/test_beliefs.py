@@ -10,9 +10,6 @@ import pytest
 import torch
 from datasets import Dataset
 
-from softpref.algorithm.calibration import expected_calibration_error
-from softpref.algorithm.evidence import LEAST_NOISE, Evidence, fit_evidence
-from softpref.algorithm.pair_signals import PairSignals
 from softpref.auditing.beliefs import (
     Beliefs,
     believe,
@@ -21,6 +18,9 @@ from softpref.auditing.beliefs import (
     longer_is_chosen,
     reliability,
 )
+from softpref.statistics.calibration import expected_calibration_error
+from softpref.statistics.evidence import LEAST_NOISE, Evidence, fit_evidence
+from softpref.statistics.pair_signals import PairSignals
 from softpref.training.metrics import auroc
 
 SHIFT = 1.2

@@ -14,10 +14,10 @@ import softpref
 from softpref.auditing import audit, opinions
 from softpref.auditing.opinions import with_opinions
 from softpref.cli import main
+from softpref.data.column_cache import ColumnCache
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
-from softpref.training.column_cache import ColumnCache
 from softpref.training.evidence import OPINION
 from softpref.training.output import write_lines
 from softpref.world.build import tiny_llama

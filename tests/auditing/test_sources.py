@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from softpref.algorithm.evidence import Evidence
-from softpref.algorithm.noise_rate import estimate_noise_rate
 from softpref.auditing import audit
 from softpref.auditing.audit import AuditOptions, run_audit
 from softpref.cli import main
 from softpref.data.mixing import mixed, shares_of
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
+from softpref.statistics.evidence import Evidence
+from softpref.statistics.noise_rate import estimate_noise_rate
 from softpref.training.align import AlignFiles, align, load_sets
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
@@ -127,7 +127,7 @@ def test_one_file_in_a_list_is_written_as_one_file(home):
 def test_clean_pairs_leave_a_mix_before_its_draw(home):
     write_lines(home / "clean.jsonl", lines(home / "a.jsonl")[:12])
     files = AlignFiles("sft", ["a.jsonl", "b.jsonl"], "clean.jsonl", mix=[1, 1])
-    train, clean, _, _ = load_sets(files, config())
+    train, clean, _, _ = load_sets(files, "stop", 0)
     assert train.pairs["source"][:] == ["a.jsonl"] * 18 + ["b.jsonl"] * 18
     assert train.also_clean == 12
     assert train.where["also_clean"] == {"a.jsonl and clean.jsonl": 12}
@@ -146,7 +146,7 @@ def test_every_count_names_the_files_that_it_speaks_of(home, caplog):
     write_lines(home / "a.jsonl", of_a)
     write_lines(home / "b.jsonl", [*of_b, turned, *trusted[:2], of_b[3], *bad])
     files = AlignFiles("sft", ["a.jsonl", "b.jsonl"], "clean.jsonl")
-    sets = load_sets(files, config(on_bad_row="skip"))[:3]
+    sets = load_sets(files, "skip", 0)[:3]
     prepare(*sets, make_tokenizer(), 11, 64, "skip")
     said = {record.getMessage().strip() for record in caplog.records}
     assert said >= {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.ranks import Ranks
 from softpref.data.batches import length_buckets, make_batch, make_shared_batch, pack
-from tests.models import ARCHITECTURES, random_pairs, tiny_model
+from tests.tiny import ARCHITECTURES, random_pairs, tiny_model
 
 PAIR = {"prompt_ids": [1, 5, 6], "chosen_ids": [7, 8], "rejected_ids": [9]}
 

@@ -13,12 +13,12 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from softpref.algorithm.head import all_logits, response_head
+from softpref.algorithm.gradients.head import all_logits, response_head
 from softpref.algorithm.likelihood import measure
 from softpref.data.batches import make_batch, make_shared_batch
 from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import tokenize_pairs
-from tests.models import slow_logp, tiny_model, without_float32
+from tests.tiny import slow_logp, tiny_model, without_float32
 
 WORDS = ["first", "<s>", "</s>", "b", "c", "d", "last"]
 FIRST, EOS, LAST = 0, 2, len(WORDS) - 1

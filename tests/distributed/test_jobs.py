@@ -19,8 +19,8 @@ from softpref.training.checkpoints import newest_complete
 from softpref.training.config import can_shard
 from softpref.world.language import make_tokenizer
 from tests.distributed.launch import together, torchrun
-from tests.models import tiny_model
 from tests.progress import finished, wait_for
+from tests.tiny import tiny_model
 from tests.toy import toy_pairs
 
 GLOBAL_BATCH = 8

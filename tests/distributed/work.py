@@ -21,20 +21,20 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import mspo_step
-from softpref.algorithm.engine import StepSize, choose_engine, graph_gib
-from softpref.algorithm.evidence import Evidence
-from softpref.algorithm.forms import dense
+from softpref.algorithm.gradients.engine import StepSize, choose_engine, graph_gib
+from softpref.algorithm.gradients.forms import dense
+from softpref.algorithm.gradients.shards import reshard_after_error
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
-from softpref.algorithm.shards import abandon_pass
 from softpref.data.batches import length_buckets, make_batch
 from softpref.errors import UsageError
+from softpref.models.reference import fingerprint_weights
+from softpref.statistics.evidence import Evidence
 from softpref.training import refits
 from softpref.training.config import can_shard
-from softpref.training.reference import fingerprint_weights
 from softpref.training.samplers import EpochSampler
-from tests.models import random_pairs, tiny_model, with_lora, without_float32
+from tests.tiny import random_pairs, tiny_model, with_lora, without_float32
 from tests.toy import toy_pairs, toy_trainer
 
 NOISY, CLEAN, SIZE = 13, 5, 3
@@ -123,7 +123,7 @@ def run(
     )  # fmt: skip
     assert trainer.ranks.count == ranks.count
     if dtype == torch.float64 and trainer.teacher:
-        trainer.labeller.double()  # else its rounding is what AdamW makes steps of
+        trainer.start.labeller.double()  # else its rounding is what AdamW makes steps of
     trainer.train()
     for layer in trainer.policy.get_base_model().model.layers:
         for name, parameter in layer.named_parameters():
@@ -173,7 +173,7 @@ def counted(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tenso
             *policy.get_base_model().model.norm.parameters()]  # fmt: skip
     foretold = scaling.Step(
         numbers(policy.parameters()), numbers(trainable(policy)), GLOBAL_BATCH,
-        head=numbers(head), meta_learner=numbers(trainer.labeller.parameters()),
+        head=numbers(head), meta_learner=numbers(trainer.start.labeller.parameters()),
     )  # fmt: skip
     shards = foretold.shards(ranks.count, bytes_each=4) if shard else 0
     return {
@@ -210,7 +210,7 @@ def shards(home: Path) -> dict[str, Tensor]:
         sharded(batch.input_ids)
     except ArithmeticError:
         assert not all(isinstance(p, DTensor) for p in sharded.parameters())
-        abandon_pass(sharded)
+        reshard_after_error(sharded)
     hook.remove()
     assert all(isinstance(p, DTensor) for p in sharded.parameters())
     whole = AutoModelForCausalLM.from_pretrained(home / "model", dtype=torch.float32)
@@ -241,13 +241,13 @@ def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tens
     trainer._skipped.skip = lambda step, why, culprits: (said.extend(culprits), skip(step, why, []))
     *_, last = EpochSampler(len(trainer.pairs), trainer.args.data_seed)
     uid = trainer.pairs[last]["uid"]
-    collate = trainer.collate
+    collate = trainer.start.layout.collate
 
     def poison(pairs):
         return collate([p | {"ref_chosen_logp": float("nan")} if p["uid"] == uid else p
                         for p in pairs])  # fmt: skip
 
-    trainer.collate = trainer._steps._collate = poison
+    trainer.start.layout.collate = trainer._steps._collate = poison
     trainer.train()
     return {
         "skipped": torch.tensor([trainer._skipped.count]),

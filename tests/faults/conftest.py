@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 from tests.toy import toy_pairs
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from softpref.cli import main
+from softpref.data.column_cache import read_columns, write_columns
 from softpref.training.checkpoints import newest_complete
-from softpref.training.column_cache import read_columns, write_columns
 
 COLUMNS = {"a": torch.arange(5.0), "b": torch.linspace(-1, 1, 5).double()}
 

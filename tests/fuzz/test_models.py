@@ -22,19 +22,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from softpref.data.batches import make_batch
 from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import prompt_ids, tokenize_pairs
 from softpref.errors import UsageError
 from softpref.judging.generate import GenerateOptions, _draw
 from softpref.judging.questions import Question
 from softpref.judging.scored import RewardModel
-from softpref.training.fit import require_known_tokens_of_pairs, require_sound
-from softpref.training.models import load_policy, load_tokenizer
+from softpref.models.loading import load_policy, load_tokenizer
+from softpref.models.scoring import Scorer
+from softpref.models.soundness import require_known_tokens_of_pairs, require_sound
 from softpref.training.saving import save_model
-from softpref.training.scoring import score_pairs
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model, with_lora
+from tests.tiny import tiny_model, with_lora
 
 INPUTS = int(os.environ.get("SOFTPREF_FUZZ", "60"))
 SECONDS = 5.0  # of processor time, that one directory may take
@@ -251,8 +250,7 @@ def use(home: Path) -> None:
     for pairs in both_kinds():
         tokens = tokenize_pairs(pairs, tokenizer, 64, name="pairs").pairs
         require_known_tokens_of_pairs(policy, tokenizer, tokens, "pairs")
-        score_pairs(policy, tokens, ppl_scope="response", batch_size=2, bf16=False,
-                    collate=make_batch, what="fuzz")  # fmt: skip
+        Scorer(policy, batch_size=2).measure(tokens, "fuzz")
     ids = [prompt_ids(TEXT["prompt"], tokenizer), [1, 2, 3]]
     by_model = GenerateOptions(source, generation_config="model", max_new_tokens=2)
     for options in (by_model, replace(by_model, generation_config="plain", temperature=0.0)):

@@ -9,7 +9,7 @@ import torch
 
 from softpref.algorithm import meta_gradient
 from softpref.data.batches import make_batch
-from softpref.training.layout import choose_layout
+from softpref.models.layout import choose_layout
 from tests.algorithm.test_meta_gradient import (
     ALPHA,
     BETA,
@@ -18,7 +18,7 @@ from tests.algorithm.test_meta_gradient import (
     oracle,
     relative_error,
 )
-from tests.models import random_pairs, tiny_model, with_lora
+from tests.tiny import random_pairs, tiny_model, with_lora
 from tests.toy import toy_trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -40,8 +40,9 @@ def test_the_meta_gradient_equals_the_cpu_oracle(architecture, tuning):
     noisy, clean = random_pairs(8, seed=1), random_pairs(4, seed=2)
     truth = oracle(make_policy(architecture, tuning), make_meta_learner(), noisy, clean)
     policy = make_policy(architecture, tuning).float().cuda()
-    flexible, words = choose_layout("auto", policy, noisy)
-    assert (words == FLEX) == (architecture != "gpt2"), words
+    layout = choose_layout("auto", policy, noisy)
+    flexible = layout.apply(policy)
+    assert (layout.why == FLEX) == (architecture != "gpt2"), layout.why
     through_flex_attention = [(engine, flexible) for engine in ("kept", "recompute")]
     through_all_logits = [(engine, make_batch) for engine in ENGINES]
     for engine, make in (*through_flex_attention, *through_all_logits):

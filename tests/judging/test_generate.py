@@ -12,10 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.cli import main
 from softpref.data.tokens import prompt_ids
-from softpref.evaluation.generate import sample
 from softpref.judging import generate
 from softpref.judging.responses import join, load_responses
-from softpref.training.models import load_policy, load_tokenizer
+from softpref.models.loading import load_policy, load_tokenizer
+from softpref.models.sampling import sample
 from softpref.world.language import make_tokenizer
 
 PROMPTS = [f"sort : {' '.join('abcdef'[: 2 + i % 4])} =" for i in range(10)]

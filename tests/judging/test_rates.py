@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from softpref.evaluation.win_rate import wilson_interval
 from softpref.judging.outcomes import Outcome
 from softpref.judging.rates import (
     agreement,
@@ -20,6 +19,7 @@ from softpref.judging.rates import (
     judged_rate,
     length_controlled_rate,
 )
+from softpref.statistics.win_rate import wilson_interval
 
 
 def outcomes(results, lengths=None, prompts=None, flipped=()):

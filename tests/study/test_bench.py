@@ -12,14 +12,14 @@ import pytest
 import torch
 from packaging.version import Version
 
+from softpref.bench import benchmark, memory
+from softpref.bench.benchmark import OLDEST_TRL, ONE_BILLION, PRESETS, SHAPES, SMALL, Preset
+from softpref.bench.contestants import EVERYWHERE, NAMES, make_contestant
+from softpref.bench.report import Group, rows, runs
+from softpref.bench.timing import Quartiles, paired_ratio, time_rounds
+from softpref.bench.workload import TUNINGS, ModelSize, Shape, Workload
 from softpref.cli import main
 from softpref.errors import UsageError
-from softpref.study import bench, bench_memory
-from softpref.study.bench import OLDEST_TRL, ONE_BILLION, PRESETS, SHAPES, SMALL, Preset
-from softpref.study.bench_contestants import EVERYWHERE, NAMES, make_contestant
-from softpref.study.bench_report import Group, rows, runs
-from softpref.study.bench_timing import Quartiles, paired_ratio, time_rounds
-from softpref.study.bench_workload import TUNINGS, ModelSize, Shape, Workload
 
 TINY = ModelSize(64, 16, 24, 2, 4, 2, tie_word_embeddings=False)
 pytestmark = pytest.mark.skipif(
@@ -279,9 +279,9 @@ def test_the_command_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
         asked.append((name, workload, tuning))
         return {"dpo": 100.0, "mspo_m1/8": 104.0}[name]
 
-    monkeypatch.setattr(bench, "peak_in_new_process", stub)
+    monkeypatch.setattr(benchmark, "peak_in_new_process", stub)
     threads = torch.get_num_threads()
-    numbers, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    numbers, picture = tmp_path / "benchmark.json", tmp_path / "benchmark.png"
     try:
         main(["bench", "--rounds", "1", "--json", str(numbers), "--plot", str(picture)])
     finally:
@@ -324,8 +324,8 @@ def test_peak_is_what_the_steps_need_above_the_start(tmp_path, monkeypatch):
         before = None
         return Hungry("hungry", [])
 
-    monkeypatch.setattr(bench_memory, "make_contestant", make)
-    peak = bench_memory.peak("dpo", WORKLOAD, "lora", tmp_path)
+    monkeypatch.setattr(memory, "make_contestant", make)
+    peak = memory.peak("dpo", WORKLOAD, "lora", tmp_path)
     assert peak == pytest.approx(60, abs=2)
 
 
@@ -333,14 +333,12 @@ def test_peak_is_measured_in_a_process_of_its_own():
     workload = dataclasses.replace(WORKLOAD, shape=Shape(400, 40), pairs=2, batches=3)
     # At least one hidden state of 4 rows of 300 tokens; at most a fraction of the whole process.
     least = 4 * 300 * TINY.hidden_size * 4 / 2**20
-    assert least < bench_memory.peak_in_new_process("dpo", workload, "full") < 200
+    assert least < memory.peak_in_new_process("dpo", workload, "full") < 200
 
 
 def test_a_failing_process_says_why():
     with pytest.raises(RuntimeError, match=r"(?s)memory of dpo failed.*nonsense"):
-        bench_memory.peak_in_new_process(
-            "dpo", dataclasses.replace(WORKLOAD, device="nonsense"), "full"
-        )
+        memory.peak_in_new_process("dpo", dataclasses.replace(WORKLOAD, device="nonsense"), "full")
 
 
 @pytest.mark.parametrize(
@@ -349,13 +347,13 @@ def test_a_failing_process_says_why():
         (["--preset", "gpu"], "--preset gpu needs a CUDA device"),
         (["--preset", "tpu"], "tpu"),
         (["--rounds", "0"], "--rounds 0"),
-        (["--json", "nowhere/bench.json"], "--json nowhere/bench.json"),
-        (["--plot", "nowhere/bench.png"], "--plot nowhere/bench.png"),
+        (["--json", "nowhere/benchmark.json"], "--json nowhere/benchmark.json"),
+        (["--plot", "nowhere/benchmark.png"], "--plot nowhere/benchmark.png"),
     ],
 )
 def test_mistakes_have_one_message(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(bench, "measure", lambda preset: pytest.fail("measured"))
+    monkeypatch.setattr(benchmark, "measure", lambda preset: pytest.fail("measured"))
     with pytest.raises(SystemExit) as stop:
         main(["bench", *arguments])
     assert stop.value.code == 2
@@ -376,6 +374,6 @@ def test_a_gpu_computes_in_bfloat16():
 
 
 def test_an_older_trl_is_refused_by_its_version(monkeypatch):
-    monkeypatch.setattr(bench, "version", lambda name: "1.8.0")
+    monkeypatch.setattr(benchmark, "version", lambda name: "1.8.0")
     with pytest.raises(UsageError, match=r"bench compares with TRL 1\.16 or newer, not 1\.8\.0"):
-        bench.run_bench(bench.BenchOptions())
+        benchmark.run_bench(benchmark.BenchOptions())

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from softpref.study import confident
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 
 D = 8
 

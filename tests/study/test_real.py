@@ -25,7 +25,7 @@ from softpref.study.real_pairs import (
 from softpref.study.real_tables import describe, draw, gain_kept, seeds_to_tell
 from softpref.study.study import run_study
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 from tests.toy import toy_pairs
 
 SIZES = Sizes(trusted=10, train=20, test=8, longest=1000)

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 
 import softpref
 from softpref.auditing import opinions
-from softpref.training import column_cache, reference
-from softpref.training.column_cache import ColumnCache
+from softpref.data import column_cache
+from softpref.data.column_cache import ColumnCache
+from softpref.models import reference
 from softpref.training.output import write_lines
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer

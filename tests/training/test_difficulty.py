@@ -10,15 +10,15 @@ import torch
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
-from softpref.training import difficulty
-from softpref.training.difficulty import (
+from softpref.models import difficulty
+from softpref.models.difficulty import (
     flip_rates,
     hard_pairs,
     inject_by_difficulty,
     log_ratio_sizes,
 )
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 from tests.toy import toy_pairs
 
 COUNT = 60

@@ -7,7 +7,7 @@ import pytest
 from softpref.algorithm.ranks import DriftError, Ranks
 from softpref.errors import UsageError
 from softpref.training.drift import EVERY, require_alike
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 
 
 def test_drift_is_looked_for_now_and_then_and_said_in_words(monkeypatch):

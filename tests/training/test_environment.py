@@ -12,7 +12,7 @@ from softpref.cli import main
 from softpref.errors import UsageError
 from softpref.training.environment import EnvOptions, accelerate_config, run_env
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 
 
 def test_versions_devices_and_ways(capsys):

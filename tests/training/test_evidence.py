@@ -9,12 +9,12 @@ import pytest
 import torch
 from datasets import Dataset
 
-from softpref.algorithm.pair_signals import PairSignals
 from softpref.data.readers import store_batches
+from softpref.models.reference import as_arrow
+from softpref.statistics.pair_signals import PairSignals
 from softpref.training import evidence
 from softpref.training.evidence import evidence_of, signals_of
-from softpref.training.reference import as_arrow
-from tests.models import random_pairs
+from tests.tiny import random_pairs
 
 SWAP = {
     "chosen_ids": "rejected_ids", "ref_chosen_logp": "ref_rejected_logp",

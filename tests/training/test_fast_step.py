@@ -10,12 +10,12 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from softpref.algorithm.engine import choose_engine
+from softpref.algorithm.gradients.engine import choose_engine
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model, with_lora
+from tests.tiny import tiny_model, with_lora
 from tests.toy import exact_trainer, toy_config, toy_pairs, toy_trainer
 
 STEPS = {"max_steps": 3, "learning_rate": 1e-2, "warmup_steps": 0, "max_grad_norm": 0.0}
@@ -23,7 +23,7 @@ STEPS = {"max_steps": 3, "learning_rate": 1e-2, "warmup_steps": 0, "max_grad_nor
 
 def weights(trainer):
     trainer.train()
-    parts = (trainer.policy, *([trainer.labeller] if trainer.teacher else []))
+    parts = (trainer.policy, *([trainer.start.labeller] if trainer.teacher else []))
     return torch.cat([p.flatten() for m in parts for p in m.parameters() if p.requires_grad])
 
 
@@ -98,13 +98,13 @@ def test_clean_pairs_ride_in_as_many_micro_batches_as_there_were(micro_batches, 
         per_device_train_batch_size=8 // micro_batches, gradient_accumulation_steps=micro_batches,
         **STEPS,
     )  # fmt: skip
-    made, sizes = trainer._engine.make_jacobian, []
+    made, sizes = trainer.start.engine.make_jacobian, []
 
     def note(policy, batch, ppl_scope):
         sizes.append(len(batch))
         return made(policy, batch, ppl_scope)
 
-    trainer._engine = dataclasses.replace(trainer._engine, make_jacobian=note)
+    trainer.start.engine = dataclasses.replace(trainer.start.engine, make_jacobian=note)
     trainer.args.max_steps = 1
     trainer.train()
     assert len(sizes) == micro_batches
@@ -164,7 +164,7 @@ def test_the_choice_knows_of_checkpointing_and_of_clean_pairs_that_ride_along(tm
     for options in ({}, {"activation_checkpointing": True}, {"clean_gradient": "current"}):
         trainer = toy_trainer(tmp_path, tuning="full", **(STEPS | options))
         assert trainer.policy.is_gradient_checkpointing == ("activation_checkpointing" in options)
-        sizes.append(int(re.search(r"gradients of (\d+) pairs", trainer._engine.why)[1]))
+        sizes.append(int(re.search(r"gradients of (\d+) pairs", trainer.start.engine.why)[1]))
     assert sizes == [8, 8, 16]
 
 

@@ -21,19 +21,19 @@ from softpref.judging.ask import make_judge
 from softpref.judging.generate import GenerateOptions, run_generate
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Question
-from softpref.training.align import AlignFiles, align
-from softpref.training.difficulty import log_ratio_sizes
-from softpref.training.fit import (
+from softpref.models.difficulty import log_ratio_sizes
+from softpref.models.loading import context_length
+from softpref.models.soundness import (
     LARGEST_CHANGE,
     LARGEST_CHANGE_16_BIT,
     prefix_change,
     require_known_tokens_of_pairs,
     require_sound,
 )
-from softpref.training.models import context_length
+from softpref.training.align import AlignFiles, align
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 from softpref.world.language import make_tokenizer
-from tests.models import VOCABULARY, tiny_model, with_lora
+from tests.tiny import VOCABULARY, tiny_model, with_lora
 from tests.toy import toy_config, toy_pairs, toy_trainer
 
 ENCODER = dict(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2,

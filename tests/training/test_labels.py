@@ -9,7 +9,7 @@ from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import Move
 from softpref.algorithm.labeller import Constant
 from softpref.training.labels import LabelHistory, beliefs, evidence
-from tests.models import measured
+from tests.tiny import measured
 
 
 def pairs(ppl_diff, starting=None):

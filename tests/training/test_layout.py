@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from softpref.algorithm.likelihood import measure
 from softpref.data.batches import make_batch, make_shared_batch
-from softpref.training.layout import choose_layout, longest_pairs, shortest_pairs
-from tests.models import ARCHITECTURES, VOCABULARY, random_pairs, tiny_model, with_lora
+from softpref.models.layout import choose_layout, longest_pairs, shortest_pairs
+from tests.tiny import ARCHITECTURES, VOCABULARY, random_pairs, tiny_model, with_lora
 
 SHARED = "prompts shared, log-probabilities of responses only"
 
@@ -47,7 +47,8 @@ def hold_to_truth(policy, collate, pairs):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_ordinary_models_share_prompts(architecture, attention):
     policy, pairs = tiny_model(architecture, torch.float32, attention), random_pairs(4, longest=20)
-    collate, why = choose_layout("auto", policy, pairs)
+    layout = choose_layout("auto", policy, pairs)
+    collate, why = layout.apply(policy), layout.why
     assert why == SHARED
     assert collate(pairs).position_ids is not None
     hold_to_truth(policy, collate, pairs)
@@ -57,12 +58,13 @@ def test_ordinary_models_share_prompts(architecture, attention):
 def test_a_sliding_window_shorter_than_the_longest_pair_falls_back(dtype):
     """The plain mask would bypass the window: wrong numbers, no error."""
     policy, pairs = windowed(6, dtype), random_pairs(4, longest=20)
-    collate, why = choose_layout("auto", policy, pairs)
+    layout = choose_layout("auto", policy, pairs)
+    collate, why = layout.apply(policy), layout.why
     assert why.startswith("padded rows, log-probabilities of responses only; not prompts shared")
     assert "off by" in why
     if dtype == torch.float32:
         hold_to_truth(policy, collate, pairs)
-    assert choose_layout("auto", windowed(64, dtype), pairs)[1] == SHARED
+    assert choose_layout("auto", windowed(64, dtype), pairs).why == SHARED
 
 
 def test_the_trial_is_made_on_the_longest_pairs():
@@ -71,7 +73,7 @@ def test_the_trial_is_made_on_the_longest_pairs():
     longest = longest_pairs(Dataset.from_list(short), None, mixed)
     assert len(longest) == 4
     assert all(pair in longest for pair in long)
-    assert choose_layout("auto", windowed(10), longest)[1].startswith("padded")
+    assert choose_layout("auto", windowed(10), longest).why.startswith("padded")
     lengths = [sum(len(p[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids")) for p in mixed]
     found = [
         sum(len(p[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids"))
@@ -98,18 +100,19 @@ def test_attention_biases_and_changed_logits_fall_back():
             "padded rows, all logits",
         ),
     ):  # fmt: skip
-        collate, why = choose_layout("auto", policy, pairs)
+        layout = choose_layout("auto", policy, pairs)
+        collate, why = layout.apply(policy), layout.why
         assert why.startswith(expected), why
         hold_to_truth(policy, collate, pairs)
 
 
 def test_padded_can_be_asked_for_and_adapted_heads_are_read_whole():
     pairs = random_pairs(4)
-    collate, why = choose_layout("padded", tiny_model(dtype=torch.float32), pairs)
-    assert why == "padded rows, log-probabilities of responses only"
-    assert collate(pairs).position_ids is None
+    layout = choose_layout("padded", tiny_model(dtype=torch.float32), pairs)
+    assert layout.why == "padded rows, log-probabilities of responses only"
+    assert layout.collate(pairs).position_ids is None
     adapted = with_lora(tiny_model(dtype=torch.float32), target_modules=["lm_head", "q_proj"])
-    assert choose_layout("auto", adapted, pairs)[1] == "prompts shared, all logits"
+    assert choose_layout("auto", adapted, pairs).why == "prompts shared, all logits"
 
 
 def test_flex_attention_sees_the_same_blocks():

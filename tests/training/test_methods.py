@@ -15,7 +15,7 @@ from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 from tests.toy import exact_trainer, toy_config, toy_pairs, toy_trainer
 
 STEPS = {"max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-2}
@@ -34,7 +34,7 @@ def test_every_method_trains_and_labels(method, tmp_path):
         not torch.equal(a, b) for a, b in zip(before, trainer.policy.parameters(), strict=True)
     )
     labels = trainer.label_pairs()
-    learns = isinstance(trainer.labeller, MetaLearner | EvidenceLabeller)
+    learns = isinstance(trainer.start.labeller, MetaLearner | EvidenceLabeller)
     assert (labels["soft_label"][0] is not None) == learns
     assert all(0 <= p <= 1 for p in labels["p_correct"])
     history = trainer.history.tensors()
@@ -159,6 +159,6 @@ def test_pairs_that_all_bring_labels_need_no_noise_rate(tmp_path):
         processing_class=make_tokenizer(),
     )  # fmt: skip
     trainer.train()
-    assert trainer.noise is None
+    assert trainer.start.noise is None
     trained = trainer.history.tensors()["soft_label"]
     assert set(trained.tolist()) <= {torch.tensor(i / 24).item() for i in range(24)}

@@ -12,19 +12,20 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from softpref.algorithm.two_gaussians import TwoGaussians
 from softpref.data import make_batch
+from softpref.data.column_cache import ColumnCache
 from softpref.errors import UsageError
-from softpref.training import config, perpcorrect
+from softpref.models.scoring import Scorer
+from softpref.training import config
 from softpref.training.align import AlignFiles, model_card, run_record
-from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
-from softpref.training.perpcorrect import ROUNDS, Correction, Round, correct, extremes
-from softpref.training.scoring import score_pairs
+from softpref.training.perpcorrect import rounds
+from softpref.training.perpcorrect.rounds import ROUNDS, Correction, Round, correct, extremes
+from softpref.training.perpcorrect.two_gaussians import TwoGaussians
 from softpref.training.step import Steps
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
-from tests.models import dpo_gradient, tiny_model
+from tests.tiny import dpo_gradient, tiny_model
 from tests.toy import exact_trainer, toy_config, toy_pairs, toy_trainer
 
 OFFICIAL = {"method": "perpcorrect", "perpcorrect_mode": "official"}
@@ -48,13 +49,13 @@ def same(a, b):
 def trained_on(monkeypatch):
     """The pairs that each surrogate was trained on."""
     seen = []
-    train = perpcorrect._Surrogates._train
+    train = rounds._Surrogates._train
 
     def spy(self, surrogate, pairs, *rest):
         seen.append(pairs)
         train(self, surrogate, pairs, *rest)
 
-    monkeypatch.setattr(perpcorrect._Surrogates, "_train", spy)
+    monkeypatch.setattr(rounds._Surrogates, "_train", spy)
     return seen
 
 
@@ -66,7 +67,7 @@ def planned(monkeypatch, scores):
         asked.append((number, believed, doubted))
         return scores[number]
 
-    monkeypatch.setattr(perpcorrect._Surrogates, "ppl_diff", ppl_diff)
+    monkeypatch.setattr(rounds._Surrogates, "ppl_diff", ppl_diff)
     return asked
 
 
@@ -99,7 +100,7 @@ def test_every_round_takes_two_percent_more_by_what_the_last_one_said(monkeypatc
         assert doubted == order[PAIRS - (2 * number - low) :]
         assert len(believed) + len(doubted) == 2 * number
     assert any(doubted for _, _, doubted in asked)
-    correction = trainer.correction
+    correction = trainer.start.correction
     assert correction.kept == 3
     assert [each.fit for each in correction.rounds] == fits
     assert [(each.believed, each.reversed) for each in correction.rounds] == [
@@ -108,25 +109,25 @@ def test_every_round_takes_two_percent_more_by_what_the_last_one_said(monkeypatc
     expected = [0.0 if x > fits[3].threshold else 1.0 for x in scores[3].tolist()]
     assert list(trainer.pairs["given_label"]) == correction.labels.tolist() == expected
     assert 0 < sum(expected) < PAIRS
-    assert trainer.noise.rate == trainer.noise.expected == correction.noise_rate
+    assert trainer.start.noise.rate == trainer.start.noise.expected == correction.noise_rate
     assert correction.noise_rate == 1 - fits[3].share_right
 
 
 def test_of_equal_rounds_the_first_is_kept(monkeypatch, tmp_path):
     planned(monkeypatch, [drawn(1), *[drawn(3)] * 5])
-    assert official(tmp_path).correction.kept == 1
+    assert official(tmp_path).start.correction.kept == 1
 
 
 def test_surrogates_see_clean_pairs_low_ones_as_given_and_high_ones_reversed(trained_on, tmp_path):
     scores = []
-    ppl_diff = perpcorrect._Surrogates.ppl_diff
+    ppl_diff = rounds._Surrogates.ppl_diff
 
     def spy(self, *rest):
         scores.append(ppl_diff(self, *rest))
         return scores[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(perpcorrect._Surrogates, "ppl_diff", spy)
+        patch.setattr(rounds._Surrogates, "ppl_diff", spy)
         trainer = official(tmp_path)
     clean = [pair["uid"] for pair in trainer.clean]
     by_uid = {pair["uid"]: pair for pair in trainer.pairs.remove_columns("given_label")}
@@ -151,7 +152,7 @@ def test_surrogates_see_clean_pairs_low_ones_as_given_and_high_ones_reversed(tra
 
 def surrogates_of(trainer, args, adapter=None):
     cache = ColumnCache(args.reference_cache)
-    return perpcorrect._Surrogates(trainer.policy, trainer.prepared, args, adapter, "", cache)
+    return rounds._Surrogates(trainer.policy, trainer.start.sets, args, adapter, "", cache)
 
 
 def surrogate_after(output, rows, make=exact_trainer, **options):
@@ -192,10 +193,7 @@ def test_a_surrogate_learns_what_its_pairs_say(tuning, bf16, tmp_path):
     trainer, surrogate, collate = surrogate_after(
         tmp_path, lambda rows: rows, make=toy_trainer, **options
     )
-    scored = score_pairs(
-        surrogate, trainer.clean, ppl_scope="sequence", batch_size=8, bf16=bf16,
-        collate=collate, what="",
-    )  # fmt: skip
+    scored = Scorer(surrogate, collate, "sequence", bf16=bf16).measure(trainer.clean, "")
     assert scored.margin.mean() > 1
     assert "forward" not in vars(surrogate)
 
@@ -257,7 +255,7 @@ def test_the_policy_is_left_as_it_was(tuning, tmp_path):
     modes = [(name, type(m), m.training) for name, m in policy.named_modules()]
     adapter_before, random = adapter.to_dict(), torch.get_rng_state()
     trained, cache = (adapter if tuning == "lora" else None), ColumnCache(args.reference_cache)
-    found = correct(policy, plain.prepared, args, trained, "", cache)
+    found = correct(policy, plain.start.sets, args, trained, "", cache)
     assert found is not None
     assert same(weights(policy), before)
     assert str(policy.config) == config
@@ -275,7 +273,7 @@ def test_the_runs_own_adapter_is_that_of_any_method(tmp_path):
 
 def test_one_surrogate_at_a_time_is_held(monkeypatch, tmp_path):
     alive, most = [], []
-    fresh = perpcorrect._Surrogates._fresh
+    fresh = rounds._Surrogates._fresh
 
     def spy(self):
         most.append(sum(each() is not None for each in alive))
@@ -283,38 +281,38 @@ def test_one_surrogate_at_a_time_is_held(monkeypatch, tmp_path):
         alive.append(weakref.ref(surrogate))
         return surrogate, collate
 
-    monkeypatch.setattr(perpcorrect._Surrogates, "_fresh", spy)
+    monkeypatch.setattr(rounds._Surrogates, "_fresh", spy)
     official(tmp_path, tuning="lora", bf16=True)
     assert len(alive) == ROUNDS
     assert max(most) == 0
 
 
 def test_the_same_run_comes_to_the_same_labels_and_is_not_made_twice(trained_on, tmp_path):
-    one = official(tmp_path / "a").correction
+    one = official(tmp_path / "a").start.correction
     assert len(trained_on) == ROUNDS
-    other = official(tmp_path / "b").correction
+    other = official(tmp_path / "b").start.correction
     assert len(trained_on) == 2 * ROUNDS
-    again = official(tmp_path / "a").correction
+    again = official(tmp_path / "a").start.correction
     assert len(trained_on) == 2 * ROUNDS
     for correction in (other, again):
         assert torch.equal(correction.labels, one.labels)
         assert correction.rounds == one.rounds
     first = sorted((tmp_path / "a" / "cache").glob("perpcorrect-*-0.safetensors"))[0]
     first.write_bytes(first.read_bytes()[:20])
-    assert official(tmp_path / "a").correction.rounds == one.rounds
+    assert official(tmp_path / "a").start.correction.rounds == one.rounds
     assert len(trained_on) == 2 * ROUNDS + 1
 
 
 def test_what_is_kept_belongs_to_all_that_it_follows_from(tmp_path):
     trainer = toy_trainer(tmp_path, method="dpo")
     prepared, adapters = (
-        trainer.prepared,
+        trainer.start.sets,
         [LoraConfig(target_modules=["a", "b"], r=r) for r in (2, 3)],
     )
 
     def path(prepared=prepared, adapter=None, fingerprint="", **options):
         args = toy_config(tmp_path, **(OFFICIAL | options))
-        return perpcorrect._Surrogates(
+        return rounds._Surrogates(
             trainer.policy, prepared, args, adapter, fingerprint, ColumnCache(None)
         )._kept_as
 
@@ -360,9 +358,9 @@ def test_the_policy_follows_the_labels_found(tmp_path):
     trainer = official(tmp_path)
     trainer.train()
     history = trainer.history.tensors()
-    expected = trainer.correction.labels[history["index"]]
+    expected = trainer.start.correction.labels[history["index"]]
     assert torch.equal(history["soft_label"], expected)
-    assert {0.0, 1.0} == set(trainer.correction.labels.tolist())
+    assert {0.0, 1.0} == set(trainer.start.correction.labels.tolist())
     labels = trainer.label_pairs()
     assert set(labels["soft_label"]) == {None}
     assert all(0 <= p <= 1 for p in labels["p_correct"])
@@ -371,7 +369,7 @@ def test_the_policy_follows_the_labels_found(tmp_path):
 def test_the_truth_is_not_read(tmp_path):
     pairs = toy_pairs(PAIRS, flip_every=3)
     lies = pairs.remove_columns("is_flipped").add_column("is_flipped", [True, False] * 50)
-    found = [official(tmp_path / name, train=train).correction
+    found = [official(tmp_path / name, train=train).start.correction
              for name, train in (("truth", pairs), ("lies", lies))]  # fmt: skip
     assert found[0].rounds == found[1].rounds
     assert torch.equal(found[0].labels, found[1].labels)
@@ -379,7 +377,7 @@ def test_the_truth_is_not_read(tmp_path):
 
 def test_ppl_is_over_prompt_and_response_whatever_else_is_asked_for(tmp_path):
     runs = [official(tmp_path / scope, ppl_scope=scope) for scope in ("response", "sequence")]
-    assert runs[0].correction.rounds == runs[1].correction.rounds
+    assert runs[0].start.correction.rounds == runs[1].start.correction.rounds
     starts = [list(run.pairs["starting_ppl_diff"]) for run in runs]
     assert starts[0] != starts[1]
 
@@ -387,15 +385,15 @@ def test_ppl_is_over_prompt_and_response_whatever_else_is_asked_for(tmp_path):
 def test_the_record_has_all_numbers(tmp_path):
     trainer = official(tmp_path)
     record = run_record(trainer, AlignFiles(model="m"), "given", {})
-    kept = trainer.correction.rounds[trainer.correction.kept].fit
+    kept = trainer.start.correction.rounds[trainer.start.correction.kept].fit
     found = record["perpcorrect"]
     assert record["options"]["perpcorrect_mode"] == "official"
     assert record["noise_rate_source"] == "perpcorrect's fit"
     assert record["noise_rate"]["rate"] == found["noise_rate"] == 1 - found["alpha"]
     assert found["alpha"] == kept.share_right
     assert found["threshold"] == kept.threshold
-    assert found["labels_reversed"] == int((trainer.correction.labels == 0).sum())
-    assert found["kept_round"] == trainer.correction.kept
+    assert found["labels_reversed"] == int((trainer.start.correction.labels == 0).sum())
+    assert found["kept_round"] == trainer.start.correction.kept
     assert len(found["rounds"]) == ROUNDS
     assert found["rounds"][found["kept_round"]]["mu"] == kept.mean
     assert found["rounds"][found["kept_round"]]["separation"] == kept.separation
@@ -417,7 +415,7 @@ def test_a_record_without_a_threshold_is_json():
 def test_other_methods_train_no_surrogate(trained_on, tmp_path):
     for options in ({"method": "dpo"}, {"method": "perpcorrect"}):
         trainer = toy_trainer(tmp_path, **options)
-        assert trainer.correction is None
+        assert trainer.start.correction is None
     assert trainer.args.perpcorrect_mode == "threshold"
     assert trained_on == []
 
@@ -461,7 +459,7 @@ def test_a_surrogate_that_breaks_is_named_and_not_kept(monkeypatch, tmp_path):
     def break_it(self, surrogate, *rest):
         surrogate.lm_head.weight.data.fill_(float("nan"))
 
-    monkeypatch.setattr(perpcorrect._Surrogates, "_train", break_it)
+    monkeypatch.setattr(rounds._Surrogates, "_train", break_it)
     with pytest.raises(UsageError, match="surrogate of round 0: its PPLDiff is not finite"):
         official(tmp_path)
     assert not list((tmp_path / "cache").glob("perpcorrect-*"))

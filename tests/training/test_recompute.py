@@ -6,12 +6,12 @@ import importlib.util
 
 import pytest
 
+from softpref.bench.benchmark import BenchOptions, run_bench
 from softpref.errors import UsageError
-from softpref.study.bench import BenchOptions, run_bench
+from softpref.models.recompute import checkpoint_activations
 from softpref.training.config import MSPOConfig
-from softpref.training.recompute import checkpoint_activations
 from softpref.training.sft import SFTOptions
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 from tests.toy import toy_config, toy_trainer
 
 NAMES = ("activation_checkpointing", "gradient_checkpointing")

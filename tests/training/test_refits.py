@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from softpref.algorithm.evidence import Evidence
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Constant
+from softpref.models.reference import SIGNALS
+from softpref.statistics.evidence import Evidence
 from softpref.training import refits
 from softpref.training.labels import LabelHistory
-from softpref.training.reference import SIGNALS
 from tests.toy import exact_trainer, toy_pairs, toy_trainer
 
 PAIRS = 64
@@ -46,14 +46,14 @@ def run(tmp_path_factory):
         monkeypatch.setattr(refits, "NOISY_A_TRUSTED", 32 / 24)
         saving = {"save_strategy": "steps", "save_steps": 12}
         trainer = toy_trainer(tmp_path_factory.mktemp("run"), **options(**saving))
-    fits, refit = [], trainer.labeller.refit
+    fits, refit = [], trainer.start.labeller.refit
 
     def spy(*given: Tensor) -> None:
         policy = {name: value.clone() for name, value in trainer.policy.state_dict().items()}
         fits.append((trainer.state.global_step, policy, given))
         refit(*given)
 
-    trainer.labeller.refit = spy
+    trainer.start.labeller.refit = spy
     trainer.train()
     return trainer, fits
 
@@ -75,7 +75,7 @@ def test_a_fit_is_given_first_visits_and_the_trusted_pairs_as_they_are(run):
     trainer.policy.load_state_dict(finished)
     assert torch.equal(trusted_h, expected)
     assert trusted_h.abs().max() > 0.1
-    assert trainer.labeller.coefficients.abs().max() > 0.01
+    assert trainer.start.labeller.coefficients.abs().max() > 0.01
 
 
 def test_a_label_is_made_of_evidence_and_margin_once(run):
@@ -86,14 +86,17 @@ def test_a_label_is_made_of_evidence_and_margin_once(run):
     for index, label in records:
         assert first.setdefault(index, label) == label
     assert len(records) == 2 * len(first) == 2 * PAIRS
-    labeller = EvidenceLabeller(trainer.noise.expected)
-    prior = torch.logit(torch.tensor(1 - trainer.noise.expected)).item()
+    labeller = EvidenceLabeller(trainer.start.noise.expected)
+    prior = torch.logit(torch.tensor(1 - trainer.start.noise.expected)).item()
     for index, label in records[: 8 * 4]:  # before the first fit the margin says nothing
         known = 2 * torch.tanh(torch.tensor(g[index]) / 2)
         assert label == pytest.approx(float((known + prior).sigmoid()), abs=1e-5)
     late = history["step"] > 8
     late[4 * A_PASS :] = False
-    labeller.coefficients, labeller.size = trainer.labeller.coefficients, trainer.labeller.size
+    labeller.coefficients, labeller.size = (
+        trainer.start.labeller.coefficients,
+        trainer.start.labeller.size,
+    )
     known = 2 * torch.tanh(torch.tensor([g[i] for i in history["index"][late].tolist()]) / 2)
     columns = labeller._columns(known.double(), history["margin"][late].double())
     label = (known + columns @ labeller.coefficients + prior).sigmoid()
@@ -130,7 +133,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(run, tmp_path):
     assert torch.equal(weights(resumed), weights(whole))
     for name, column in whole.history.tensors().items():
         assert torch.equal(resumed.history.tensors()[name], column)
-    assert torch.equal(resumed.labeller.coefficients, whole.labeller.coefficients)
+    assert torch.equal(resumed.start.labeller.coefficients, whole.start.labeller.coefficients)
     assert resumed.label_pairs().to_list() == whole.label_pairs().to_list()
 
 
@@ -144,7 +147,7 @@ def test_micro_batches_of_any_size_are_one_step(tmp_path):
     ]  # fmt: skip
     for trainer in ends:
         trainer.train()
-    assert all(trainer.labeller.coefficients.abs().max() > 0.01 for trainer in ends)
+    assert all(trainer.start.labeller.coefficients.abs().max() > 0.01 for trainer in ends)
     assert (weights(ends[0]) - weights(ends[1])).norm() < 1e-6 * weights(ends[0]).norm()
 
 
@@ -154,7 +157,7 @@ def test_where_nothing_speaks_a_run_is_dpo_to_the_bit(tmp_path, monkeypatch):
         toy_trainer(tmp_path / method, **options(method=method, max_steps=10))
         for method in ("evidence", "dpo")
     )
-    assert isinstance(silent.labeller, Constant)
+    assert isinstance(silent.start.labeller, Constant)
     for trainer in (silent, dpo):
         trainer.train()
     assert torch.equal(weights(silent), weights(dpo))
@@ -193,7 +196,7 @@ def test_first_visits_are_found_among_later_ones():
 def test_only_the_latest_pairs_are_fitted_on(tmp_path, monkeypatch):
     monkeypatch.setattr(refits, "LATEST", 6)
     trainer, seen = toy_trainer(tmp_path, **options(max_steps=9)), []
-    refit = trainer.labeller.refit
-    trainer.labeller.refit = lambda *given: (seen.append(given[1]), refit(*given))
+    refit = trainer.start.labeller.refit
+    trainer.start.labeller.refit = lambda *given: (seen.append(given[1]), refit(*given))
     trainer.train()
     assert torch.equal(seen[0], trainer.history.tensors()["margin"][26:32])

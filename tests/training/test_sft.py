@@ -250,7 +250,7 @@ def test_nothing_else_imports_trl():
         "import sys; sys.modules['trl'] = None;"  # an import of it fails
         "import softpref.training.align, softpref.auditing.audit, softpref.judging.judge,"
         " softpref.judging.compare, softpref.judging.generate, softpref.training.environment,"
-        " softpref.training.difficulty, softpref.data.noise"
+        " softpref.models.difficulty, softpref.data.noise"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from softpref.errors import UsageError
-from softpref.training.config import MSPOConfig, can_shard
-from softpref.training.sharding import settle
-from tests.models import tiny_model
+from softpref.models.sharding import can_shard, hold_shards
+from softpref.training.config import MSPOConfig
+from tests.tiny import tiny_model
 from tests.toy import toy_config
 
 pytestmark = pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
@@ -36,9 +36,6 @@ def test_options_that_train_shards_or_need_uneven_passes_are_refused(
         toy_config(tmp_path, **({"tuning": "lora", "shard_base": True} | option))
 
 
-def test_a_whole_model_is_not_taken_for_a_sharded_one(tmp_path, two_processes):
-    policy = tiny_model(dtype=torch.float32)
+def test_a_whole_model_is_not_taken_for_a_sharded_one():
     with pytest.raises(UsageError, match="load yours with distributed_config"):
-        settle(policy, toy_config(tmp_path, tuning="lora", shard_base=True))
-    settle(policy, toy_config(tmp_path, tuning="lora"))
-    assert all(p.requires_grad for p in policy.parameters())
+        hold_shards(tiny_model(dtype=torch.float32), 2)

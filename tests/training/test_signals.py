@@ -10,7 +10,7 @@ import torch
 from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
 from softpref.algorithm.signals import PPL_DIFF, SIGNALS, STARTING_PPL_DIFF
 from softpref.errors import UsageError
-from softpref.training.scoring import starting_signals
+from softpref.models.scoring import starting_signals
 from softpref.training.step import Steps
 from tests.toy import exact_trainer, toy_config, toy_trainer
 
@@ -43,7 +43,7 @@ def test_a_signals_column_is_its_value_under_the_starting_policy(tmp_path):
     expected = torch.stack([signal.of(scored).float() for signal in SIGNALS.values()], -1)
     found = starting_signals(trainer.pairs, list(SIGNALS.values()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    deviation = trainer.labeller.deviation
+    deviation = trainer.start.labeller.deviation
     assert deviation[list(SIGNALS).index("margin")] == 1  # it has no spread yet
 
 
@@ -52,10 +52,10 @@ def test_a_run_on_two_signals_resumes_to_the_bit(zscore, tmp_path):
     options = {"signals": BOTH, "zscore": zscore, "max_steps": 4, "warmup_steps": 0}
     saving = {"save_strategy": "steps", "save_steps": 2}
     whole = toy_trainer(tmp_path / "a", **options)
-    before = whole.labeller.layers[0].weight.clone()
+    before = whole.start.labeller.layers[0].weight.clone()
     whole.train()
-    assert (whole.labeller.layers[0].weight != before).any(0).all()  # each signal teaches
-    assert (float(whole.labeller.deviation[1]) == 1) == (zscore == "frozen")
+    assert (whole.start.labeller.layers[0].weight != before).any(0).all()  # each signal teaches
+    assert (float(whole.start.labeller.deviation[1]) == 1) == (zscore == "frozen")
     toy_trainer(tmp_path / "b", **(options | saving)).train()
     with pytest.raises(UsageError, match="signals was"):
         toy_trainer(tmp_path / "b", **(options | {"signals": ["ppl_diff"]})).train(
@@ -63,7 +63,10 @@ def test_a_run_on_two_signals_resumes_to_the_bit(zscore, tmp_path):
         )
     resumed = toy_trainer(tmp_path / "b", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "run" / "checkpoint-2"))
-    for one, other in ((resumed.policy, whole.policy), (resumed.labeller, whole.labeller)):
+    for one, other in (
+        (resumed.policy, whole.policy),
+        (resumed.start.labeller, whole.start.labeller),
+    ):
         for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
             assert torch.equal(a, b)
     labels = whole.label_pairs()
@@ -71,18 +74,25 @@ def test_a_run_on_two_signals_resumes_to_the_bit(zscore, tmp_path):
     assert all(0 <= p <= 1 for p in labels["p_correct"])
 
 
+def steps_of(trainer, loss):
+    return Steps(
+        trainer.start.labeller, loss, trainer.start.layout.collate, beta=trainer.args.beta,
+        ppl_scope=trainer.args.ppl_scope, micro_batch=trainer.args.per_device_train_batch_size,
+    )  # fmt: skip
+
+
 def taught_by(trainer, loss, how, *lookahead_lr):
     """The step, and the gradient that φ was given."""
     found = []
-    parameters = list(trainer.labeller.parameters())
+    parameters = list(trainer.start.labeller.parameters())
     trainer.teacher.optimizer = SimpleNamespace(
         step=lambda: found.extend(p.grad.clone() for p in parameters),
         zero_grad=lambda: [setattr(p, "grad", None) for p in parameters],
     )
-    steps = Steps(trainer.args, trainer.collate, trainer.labeller, loss)
+    steps = steps_of(trainer, loss)
     pairs, clean = trainer.pairs.to_list()[:8], trainer.clean.to_list()[:4]
     done = getattr(steps, how)(
-        trainer.policy, pairs, clean, trainer.teacher, trainer._engine, *lookahead_lr, None
+        trainer.policy, pairs, clean, trainer.teacher, trainer.start.engine, *lookahead_lr, None
     )
     return done, torch.cat([g.flatten() for g in found])
 
@@ -94,7 +104,7 @@ def test_a_step_that_teaches_trains_in_the_loss_of_one_that_does_not(loss, tmp_p
     with torch.no_grad():
         for parameter in trainer.policy.parameters():  # at a margin of 0 the losses teach alike
             parameter += 0.3 * torch.randn_like(parameter)
-    steps = Steps(trainer.args, trainer.collate, trainer.labeller, loss)
+    steps = steps_of(trainer, loss)
     plain = steps.plain(trainer.policy, trainer.pairs.to_list()[:8])
     ahead, by_lookahead = taught_by(trainer, loss, "taught", 1e-9)
     here, without = taught_by(trainer, loss, "taught_without_lookahead")

@@ -14,7 +14,7 @@ from tests.toy import toy_config
 
 def made(args, noisy, clean, noise_rate):
     """V over PPLDiff alone."""
-    return make_meta_learner(args, noisy[:, None], clean[:, None], -clean, noise_rate)
+    return make_meta_learner(args.teaching(100), noisy[:, None], clean[:, None], -clean, noise_rate)
 
 
 def test_the_z_score_is_of_the_first_thousand_pairs(tmp_path):
@@ -44,7 +44,7 @@ def test_a_saved_meta_learner_says_the_same(tmp_path):
 def test_a_saved_meta_learner_knows_its_signals_by_name(tmp_path):
     args = toy_config(tmp_path, signals=["margin", "ppl_diff"], meta_hidden=8)
     noisy = torch.stack([torch.zeros(40), torch.linspace(-2, 1, 40)], -1)
-    meta_learner = make_meta_learner(args, noisy, noisy, -noisy[:, 1], 0.2)
+    meta_learner = make_meta_learner(args.teaching(100), noisy, noisy, -noisy[:, 1], 0.2)
     save_meta_learner(meta_learner, tmp_path)
     again = load_meta_learner(tmp_path)
     assert [signal.name for signal in again.signals] == ["margin", "ppl_diff"]
@@ -64,8 +64,11 @@ def test_a_file_that_names_no_signals_is_of_ppl_diff_alone(tmp_path):
 
 
 def test_the_meta_learning_rate_follows_the_length_of_the_run(tmp_path):
-    args = toy_config(tmp_path)
-    assert args.resolved_meta_lr(1250) == 1e-4  # the paper's run, the paper's rate
-    assert args.resolved_meta_lr(250) == 5e-4
-    assert args.resolved_meta_lr(1) == 1e-3
-    assert toy_config(tmp_path, meta_lr=5e-4).resolved_meta_lr(1) == 5e-4
+    def rate(meta_updates, **options):
+        steps = {"max_steps": 4 * meta_updates, "meta_every": 4}
+        return toy_config(tmp_path, **steps, **options).teaching(100).learning_rate
+
+    assert rate(1250) == 1e-4  # the paper's run, the paper's rate
+    assert rate(250) == 5e-4
+    assert rate(1) == 1e-3
+    assert rate(1, meta_lr=5e-4) == 5e-4

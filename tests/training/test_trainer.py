@@ -10,18 +10,19 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from softpref.algorithm.bilevel import mspo_step
-from softpref.algorithm.jacobian import kept
+from softpref.algorithm.gradients.jacobian import kept
 from softpref.algorithm.labeller import MetaLearner
 from softpref.algorithm.likelihood import measure
-from softpref.algorithm.noise_rate import NoiseRate
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.data import make_batch
 from softpref.errors import UsageError
+from softpref.models.scoring import Scorer
+from softpref.statistics.noise_rate import NoiseRate
 from softpref.training.config import MSPOConfig
 from softpref.training.teacher import CleanSampler
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model, with_lora
+from tests.tiny import tiny_model, with_lora
 from tests.toy import exact_trainer, toy_config, toy_pairs, toy_trainer
 
 
@@ -63,7 +64,7 @@ def test_all_micro_batches_take_part_in_one_step(tmp_path):
             warmup_steps=0, max_steps=3, max_grad_norm=0.5,
         )  # fmt: skip
         trainer.train()
-        after.append((weights(trainer.policy), weights(trainer.labeller)))
+        after.append((weights(trainer.policy), weights(trainer.start.labeller)))
     for one, other in zip(*after, strict=True):
         for name in one:
             torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-9)
@@ -75,7 +76,7 @@ def test_engines_agree_over_a_run(engine, tmp_path):
     for choice in ("kept", engine):
         trainer = exact_trainer(tmp_path, engine=choice, max_steps=3, warmup_steps=0)
         trainer.train()
-        runs.append((weights(trainer.policy), weights(trainer.labeller)))
+        runs.append((weights(trainer.policy), weights(trainer.start.labeller)))
     for one, other in zip(*runs, strict=True):
         for name in one:
             torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-9)
@@ -85,12 +86,12 @@ def test_evaluation_never_teaches(tmp_path):
     trainer = toy_trainer(tmp_path, evaluation=toy_pairs(6, 2))
     policy, phi, sampler = (
         weights(trainer.policy),
-        weights(trainer.labeller),
+        weights(trainer.start.labeller),
         trainer.teacher.state(),
     )
     trainer.evaluate()
     assert same(weights(trainer.policy), policy)
-    assert same(weights(trainer.labeller), phi)
+    assert same(weights(trainer.start.labeller), phi)
     assert same(trainer.teacher.state()[0], sampler[0])
 
 
@@ -101,17 +102,17 @@ def test_truth_is_never_used_with_a_clean_file(tmp_path):
     for train in (pairs, turned, pairs.remove_columns("is_flipped")):
         trainer = toy_trainer(tmp_path, train=train, max_steps=2)
         trainer.train()
-        results.append(weights(trainer.policy) | weights(trainer.labeller))
+        results.append(weights(trainer.policy) | weights(trainer.start.labeller))
     assert same(results[0], results[1])
     assert same(results[0], results[2])
 
 
 def test_warm_up_with_alpha_zero_still_teaches(tmp_path):
     trainer = toy_trainer(tmp_path, warmup_steps=5, max_steps=1)
-    before, phi = weights(trainer.policy), weights(trainer.labeller)
+    before, phi = weights(trainer.policy), weights(trainer.start.labeller)
     trainer.train()
     assert same(weights(trainer.policy), before)
-    assert not same(weights(trainer.labeller), phi)
+    assert not same(weights(trainer.start.labeller), phi)
 
 
 def test_meta_every_teaches_at_that_interval(tmp_path):
@@ -126,7 +127,7 @@ def test_clipping_is_for_the_policy_alone(tmp_path):
     for norm in (1e-6, 0.0):  # 0 is no clipping
         trainer = toy_trainer(tmp_path, max_grad_norm=norm, max_steps=1)
         trainer.train()
-        phis.append(weights(trainer.labeller))
+        phis.append(weights(trainer.start.labeller))
     assert same(*phis)
 
 
@@ -156,7 +157,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
             tmp_path, activation_checkpointing=checkpointing, tuning="lora", max_steps=2
         )
         trainer.train()
-        results.append(weights(trainer.policy) | weights(trainer.labeller))
+        results.append(weights(trainer.policy) | weights(trainer.start.labeller))
     for name in results[0]:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-6, atol=1e-9)
 
@@ -190,7 +191,7 @@ def test_adamw_look_ahead_differs_from_plain_descent_after_the_first_step(tmp_pa
                 lr_scheduler_type="constant",
             )  # fmt: skip
             trainer.train()
-            phis[lookahead, steps] = weights(trainer.labeller)
+            phis[lookahead, steps] = weights(trainer.start.labeller)
     assert same(phis["sgd", 1], phis["adamw", 1])
     assert not same(phis["sgd", 2], phis["adamw", 2])
 
@@ -201,11 +202,11 @@ def test_a_non_finite_pair_stops_the_step_and_is_named(tmp_path):
     for row in broken:
         row["ref_chosen_logp"] = float("nan") if row["index"] == 7 else row["ref_chosen_logp"]
     trainer.train_dataset = trainer.pairs = type(trainer.pairs).from_list(broken[:8])
-    before, phi = weights(trainer.policy), weights(trainer.labeller)
+    before, phi = weights(trainer.policy), weights(trainer.start.labeller)
     with pytest.raises(UsageError, match=broken[7]["uid"]):
         trainer.train()
     assert same(weights(trainer.policy), before)
-    assert same(weights(trainer.labeller), phi)
+    assert same(weights(trainer.start.labeller), phi)
 
 
 @pytest.mark.parametrize("where", ["reference", "logits", "gradient", "adapter"])
@@ -219,7 +220,7 @@ def test_a_non_finite_step_is_not_taken_nor_logged_and_the_next_one_is(
     step, seen = type(trainer)._step, []
 
     def poisoned(self, policy, pairs):
-        seen.append((weights(policy), weights(self.labeller)))
+        seen.append((weights(policy), weights(self.start.labeller)))
         if len(seen) != 2:
             return step(self, policy, pairs)
         if where == "reference":
@@ -276,7 +277,7 @@ def test_weights_that_a_step_broke_end_the_run_before_they_are_saved(tmp_path, t
     class Breaks(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, **kwargs):
             if state.global_step == 1:
-                broken = trainer.labeller if method == "mspo" else trainer.policy
+                broken = trainer.start.labeller if method == "mspo" else trainer.policy
                 next(p for p in broken.parameters() if p.requires_grad).data[0] = float("inf")
 
     trainer = toy_trainer(tmp_path, tuning=tuning, method=method, max_steps=3,
@@ -309,11 +310,9 @@ def test_labels_without_a_meta_learner_or_clean_pairs_are_null(tmp_path):
 
 
 def test_reference_is_cached_and_a_damaged_cache_is_made_again(tmp_path, monkeypatch):
-    from softpref.training import reference
-
     passes = []
-    read = reference.pass_over
-    monkeypatch.setattr(reference, "pass_over", lambda *a, **k: passes.append(1) or read(*a, **k))
+    read = Scorer.read
+    monkeypatch.setattr(Scorer, "read", lambda *a: passes.append(1) or read(*a))
     first = toy_trainer(tmp_path).pairs["ref_chosen_logp"]
     count = len(passes)
     second = toy_trainer(tmp_path).pairs["ref_chosen_logp"]
@@ -346,7 +345,7 @@ def test_a_step_is_mspo_step_called_by_hand(lookahead, lookahead_lr, tmp_path):
                "gradient_accumulation_steps": 1, "learning_rate": 0.05}  # fmt: skip
     trainer, ours = (exact_trainer(tmp_path, **options) for _ in range(2))
     trainer.train()
-    policy, meta_learner = ours.policy, ours.labeller
+    policy, meta_learner = ours.policy, ours.start.labeller
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.05, weight_decay=0.0)
     meta_optimizer = torch.optim.AdamW(meta_learner.parameters(), lr=1e-3, weight_decay=0.0)
     sampler = CleanSampler(len(ours.clean), 8, seed=42)
@@ -367,7 +366,7 @@ def test_a_step_is_mspo_step_called_by_hand(lookahead, lookahead_lr, tmp_path):
         for parameter, gradient in zip(policy.parameters(), moved.gradient, strict=True):
             parameter.grad = gradient
         optimizer.step()
-    for one, other in ((trainer.policy, policy), (trainer.labeller, meta_learner)):
+    for one, other in ((trainer.policy, policy), (trainer.start.labeller, meta_learner)):
         flat, expected = (torch.cat([p.flatten() for p in m.parameters()]) for m in (one, other))
         assert (flat - expected).norm() < 1e-9 * expected.norm()
 
@@ -377,7 +376,7 @@ def test_evaluation_numbers(tmp_path):
     trainer = toy_trainer(tmp_path, evaluation=pairs, max_steps=1, warmup_steps=0)
     trainer.train()
     metrics = trainer.evaluate()
-    rows = trainer.prepared.evaluation.to_list()
+    rows = trainer.start.sets.evaluation.to_list()
     with torch.no_grad():
         measured = measure(trainer.policy.eval(), make_batch(rows), "response")
     margin = measured.margin
@@ -398,7 +397,7 @@ def test_clean_pairs_are_taken_out_of_training_in_either_order(tmp_path):
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     trainer = toy_trainer(tmp_path, train=pairs, clean=Dataset.from_list(clean))
     assert len(trainer.pairs) == 12
-    assert trainer.prepared.record["train"]["also_clean"] == 12
+    assert trainer.start.sets.record["train"]["also_clean"] == 12
     assert set(trainer.pairs["prompt"]).isdisjoint(row["prompt"] for row in clean)
 
 
@@ -406,9 +405,9 @@ def test_a_given_noise_rate_is_the_prior(tmp_path):
     pairs, labels = toy_pairs(40, flip_every=3), []
     for noise_rate in (0.05, 0.45):
         trainer = toy_trainer(tmp_path, train=pairs, noise_rate=noise_rate)
-        assert trainer.noise == NoiseRate.given(noise_rate)
+        assert trainer.start.noise == NoiseRate.given(noise_rate)
         with torch.no_grad():
-            labels.append(trainer.labeller(torch.tensor(trainer.clean["starting_ppl_diff"])))
+            labels.append(trainer.start.labeller(torch.tensor(trainer.clean["starting_ppl_diff"])))
     assert labels[0].mean() > labels[1].mean()
 
 
@@ -441,10 +440,10 @@ def test_a_non_finite_clean_pair_is_named(tmp_path):
     rows = trainer.clean.to_list()
     rows[3]["ref_chosen_logp"] = float("nan")
     trainer.clean = trainer.teacher._clean = Dataset.from_list(rows)
-    phi = weights(trainer.labeller)
+    phi = weights(trainer.start.labeller)
     with pytest.raises(UsageError, match=rows[3]["uid"]):
         trainer.train()
-    assert same(weights(trainer.labeller), phi)
+    assert same(weights(trainer.start.labeller), phi)
 
 
 @pytest.mark.parametrize(("recipe", "batch", "every"), [("recommended", 8, 4), ("faithful", 64, 1)])
@@ -466,7 +465,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tuning, tmp_path):
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == whole.state.global_step
     assert same(weights(resumed.policy), weights(whole.policy))
-    assert same(weights(resumed.labeller), weights(whole.labeller))
+    assert same(weights(resumed.start.labeller), weights(whole.start.labeller))
     assert same(resumed.teacher.state()[0], whole.teacher.state()[0])
     assert same(resumed.history.tensors(), whole.history.tensors())
     assert resumed.label_pairs().to_list() == whole.label_pairs().to_list()
@@ -571,7 +570,7 @@ def test_recipes(tmp_path):
     assert faithful.per_device_train_batch_size * faithful.gradient_accumulation_steps == 64
     recommended = MSPOConfig(output_dir=str(tmp_path), use_cpu=True)
     assert (recommended.tuning, recommended.warm_start) == ("lora", True)
-    assert recommended.resolved_meta_lr(10) > recommended.resolved_meta_lr(1000)
+    assert recommended.teaching(100).learning_rate > recommended.teaching(100_000).learning_rate
     overridden = MSPOConfig(output_dir=str(tmp_path), use_cpu=True, learning_rate=3e-6)
     assert overridden.learning_rate == 3e-6
 
@@ -579,14 +578,14 @@ def test_recipes(tmp_path):
 def test_the_z_score_is_the_starting_policys(tmp_path):
     trainer = toy_trainer(tmp_path, warm_start=False)
     start = torch.tensor(trainer.pairs["starting_ppl_diff"])
-    assert isinstance(trainer.labeller, MetaLearner)
-    torch.testing.assert_close(trainer.labeller.mean, start.mean().float()[None])
-    torch.testing.assert_close(trainer.labeller.deviation, start.std().float()[None])
+    assert isinstance(trainer.start.labeller, MetaLearner)
+    torch.testing.assert_close(trainer.start.labeller.mean, start.mean().float()[None])
+    torch.testing.assert_close(trainer.start.labeller.deviation, start.std().float()[None])
     trainer.train()
-    torch.testing.assert_close(trainer.labeller.mean, start.mean().float()[None])
+    torch.testing.assert_close(trainer.start.labeller.mean, start.mean().float()[None])
     running = toy_trainer(tmp_path, zscore="running")
     running.train()
-    assert not torch.allclose(running.labeller.mean, start.mean().float()[None])
+    assert not torch.allclose(running.start.labeller.mean, start.mean().float()[None])
 
 
 def test_without_a_meta_learner_p_correct_is_the_starting_policys(tmp_path):
@@ -613,7 +612,7 @@ def test_a_list_of_rows_is_a_data_set(tmp_path):
     as_set = toy_trainer(tmp_path, method="dpo", train=toy_pairs(20))
     assert trainer.pairs.to_list() == as_set.pairs.to_list()
     assert "is_flipped" in trainer.pairs.column_names
-    assert len(trainer.prepared.evaluation) == 6
+    assert len(trainer.start.sets.evaluation) == 6
 
 
 @pytest.mark.parametrize(

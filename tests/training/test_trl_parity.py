@@ -7,16 +7,17 @@ import torch
 from datasets import Dataset
 
 from softpref.algorithm.bilevel import move
-from softpref.algorithm.jacobian import GraphPullback
-from softpref.algorithm.methods import METHODS, Beginning
+from softpref.algorithm.gradients.jacobian import GraphPullback
+from softpref.algorithm.methods import METHODS, KnownBeforeTraining
 from softpref.algorithm.policy import trainable
 from softpref.data import make_batch
+from softpref.data.column_cache import ColumnCache
 from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import tokenize_pairs
-from softpref.training.column_cache import ColumnCache
-from softpref.training.reference import with_reference
+from softpref.models.reference import with_reference
+from softpref.models.scoring import Scorer
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model
+from tests.tiny import tiny_model
 from tests.toy import toy_config, toy_pairs
 
 TEMPLATE = (
@@ -64,7 +65,7 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, method, loss_type, r
     ).pairs
     config = toy_config(tmp_path, method="dpo")
     cache = ColumnCache(config.reference_cache)
-    ours = with_reference(reference, ours, config, "reference", make_batch, "reference", cache)
+    ours = with_reference(Scorer(reference), ours, "reference", cache, "reference")
     trl = DPOTrainer(
         policy,
         reference,
@@ -85,7 +86,7 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, method, loss_type, r
     theirs = torch.autograd.grad(loss, trainable(policy))
     jacobian = GraphPullback(policy, make_batch(ours.to_list()), "response")
     method = METHODS[method]
-    labeller = method.make_labeller(Beginning(rate, torch.empty(0)))
+    labeller = method.make_labeller(KnownBeforeTraining(rate, torch.empty(0)))
     mine = move([jacobian], labeller, pairs=6, beta=0.1, loss=method.loss)
     assert float(mine.loss) == pytest.approx(float(loss), rel=1e-6)
     metrics = {name: values[-1] for name, values in trl._metrics["train"].items()}

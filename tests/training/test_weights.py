@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from transformers.trainer_utils import align_special_tokens
 
 from softpref.errors import UsageError
-from softpref.training.fit import require_sound
-from softpref.training.library_errors import in_one_sentence
-from softpref.training.models import load_classifier, load_policy, load_tokenizer
+from softpref.models.library_errors import in_one_sentence
+from softpref.models.loading import load_classifier, load_policy, load_tokenizer
+from softpref.models.soundness import require_sound
 from softpref.training.saving import save_model
 from softpref.world.language import make_tokenizer
-from tests.models import tiny_model, with_lora
+from tests.tiny import tiny_model, with_lora
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 LAYER = "model.layers.1.mlp.up_proj.weight"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from softpref.data.tokens import tokenize_pair
-from softpref.evaluation.generate import sample
+from softpref.models.sampling import sample
 from softpref.world.build import (
     INFORMATIVE,
     MAX_NEW_TOKENS,

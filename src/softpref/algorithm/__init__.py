@@ -2,6 +2,6 @@
 
 from softpref.algorithm.bilevel import meta_gradient
 from softpref.algorithm.labeller import MetaLearner
-from softpref.algorithm.noise_rate import estimate_noise_rate
+from softpref.statistics.noise_rate import estimate_noise_rate
 
 __all__ = ["MetaLearner", "estimate_noise_rate", "meta_gradient"]

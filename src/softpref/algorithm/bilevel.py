@@ -15,9 +15,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.engine import Engine, StepSize, choose_engine
-from softpref.algorithm.forms import Direction, Held, dense, parts, plus
-from softpref.algorithm.jacobian import GraphPullback, MakePullback, MarginJacobian, Pullback
+from softpref.algorithm.gradients.engine import Engine, StepSize, choose_engine
+from softpref.algorithm.gradients.forms import Direction, Held, dense, parts, plus
+from softpref.algorithm.gradients.jacobian import (
+    GraphPullback,
+    MakePullback,
+    MarginJacobian,
+    Pullback,
+)
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import GEOMETRIC, PairLoss

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softpref.algorithm.calibration import odd_basis, robust_scale
 from softpref.algorithm.likelihood import Measured
-from softpref.algorithm.noisy_logistic import LEAST_RATE, fit
+from softpref.statistics.calibration import odd_basis, robust_scale
+from softpref.statistics.noisy_logistic import LEAST_RATE, fit
 
 SUREST = 2.0
 """Nats beyond which evidence from before training is not taken at its word."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from softpref.algorithm.calibration import Calibration
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.signals import PPL_DIFF, Signal
+from softpref.statistics.calibration import Calibration
 
 FOLLOW_RATE = 0.1
 WARM_START_STEPS = 200

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from softpref.algorithm.head import Reader, Tokens
+from softpref.algorithm.gradients.head import Reader, Tokens
 
 PADDING = -1
 PROMPT, CHOSEN, REJECTED = 0, 1, 2

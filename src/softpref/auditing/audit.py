@@ -13,7 +13,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from softpref.algorithm.noise_rate import rate_text
 from softpref.auditing.beliefs import believe
 from softpref.auditing.explanations import explain
 from softpref.auditing.export import CLEANED, EXPORTS, LeftOut, Trusted, read_marks, write_cleaned
@@ -25,16 +24,16 @@ from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import score
 from softpref.auditing.summary import Summary, how_far, summarise
 from softpref.data.bad_rows import BadRow
+from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
-from softpref.options import require
+from softpref.options import refuse_too_small, refuse_unknown_choices, require
 from softpref.places import directory_to_write
+from softpref.statistics.noise_rate import rate_text
 from softpref.training.align import AlignFiles, load_sets
-from softpref.training.column_cache import ColumnCache
-from softpref.training.config import MSPOConfig
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
 from softpref.training.needs import noise_by_source
 from softpref.training.output import (
@@ -179,6 +178,8 @@ def _asked(options: AuditOptions) -> AuditOptions:
     )
     for needed in ("model", "data", "clean"):
         require(getattr(asked, needed), f"--{needed}")
+    refuse_unknown_choices(asked)
+    refuse_too_small(asked)
     return asked
 
 
@@ -192,22 +193,11 @@ def _audit(options: AuditOptions, given: AuditOptions, judged_by: JudgeOptions |
         judge = make_judge(judged_by)  # what it lacks is said before an hour of scoring
     signals = _signals(options.signals)
     asked_too = _listed(options.reward_model)
-    config = MSPOConfig(
-        output_dir=options.output or "audit",
-        method="dpo",  # nothing is trained: of its options scoring reads what is set here
-        max_length=options.max_length,
-        per_device_eval_batch_size=options.batch_size,
-        ppl_scope=options.ppl_scope,
-        bf16=options.bf16,
-        seed=options.seed,
-        on_bad_row=options.on_bad_row,
-        trust_remote_code=options.trust_remote_code,
-    )
     files = AlignFiles(
         str(options.model), options.data, options.clean, None, options.output, options.mix,
         **{name: getattr(options, name) for name in COLUMN_OPTIONS},
     )  # fmt: skip
-    loaded, clean, _, provenance = load_sets(files, config)
+    loaded, clean, _, provenance = load_sets(files, options.on_bad_row, options.seed)
     assert clean is not None
     labels = None
     if options.run:
@@ -219,7 +209,7 @@ def _audit(options: AuditOptions, given: AuditOptions, judged_by: JudgeOptions |
     cache = ColumnCache(options.reference_cache)
     loaded, clean = with_opinions((loaded, clean), asked_too, cache)
     named_by = "--run" if options.run else "--model"
-    scored = score(str(options.model), loaded, clean, config, cache, named_by)
+    scored = score(str(options.model), loaded, clean, options, cache, named_by)
     asked_judge = None
     if judge and judged_by:
         scored, asked_judge = with_verdicts(scored, judge, judged_by, Path(options.output))

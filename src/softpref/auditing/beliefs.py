@@ -11,11 +11,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.calibration import expected_calibration_error, share_of_equals
-from softpref.algorithm.evidence import Evidence
-from softpref.algorithm.fluency_curve import Curve
+from softpref.models.scoring import token_counts
+from softpref.statistics.calibration import expected_calibration_error, share_of_equals
+from softpref.statistics.evidence import Evidence
+from softpref.statistics.fluency_curve import Curve
 from softpref.training.metrics import auroc
-from softpref.training.scoring import token_counts
 
 BINS = 10
 SUSPECT, UNSURE = 0.5, 0.8

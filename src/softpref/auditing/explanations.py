@@ -12,10 +12,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.evidence import Evidence
 from softpref.data.books import Books
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import by_source, content_key, contents, in_sorted_order
+from softpref.statistics.evidence import Evidence
 from softpref.training.evidence import OPINION, SignalName, chunks, parts_of, signals_of
 
 KINDS = {

@@ -19,6 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.auditing.scores import Scored
+from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import LoadedPairs, contents
 from softpref.judging.ask import put
@@ -28,10 +29,9 @@ from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Comparison, Judge, questions_of
 from softpref.judging.responses import comparison_of_pair
 from softpref.judging.scored import RewardModel
+from softpref.models.reference import PART
 from softpref.progress import Progress
-from softpref.training.column_cache import ColumnCache
 from softpref.training.evidence import OPINION
-from softpref.training.reference import PART
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from softpref.columns import ColumnOptions
+from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.data.mixing import MIX
 from softpref.options import option
-from softpref.training.column_cache import REFERENCE_CACHE
 
 OF_RUN: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
 """What a run has its own of, and what it is without one."""
@@ -48,8 +48,8 @@ class AuditOptions(ColumnOptions):
         "Apply --export even if no signal distinguishes right labels from wrong ones.", False
     )
     marks: str | None = option("Marks on suspects that report.html exported, for cleaned.jsonl.")
-    max_length: int = option("Longest prompt plus response, tokens; default 1024.")
-    batch_size: int = option("Pairs in one forward pass.", 8)
+    max_length: int = option("Longest prompt plus response, tokens; default 1024.", least=2)
+    batch_size: int = option("Pairs in one forward pass.", 8, least=1)
     ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
         "Which tokens count in PPLDiff; default `response`."
     )

@@ -17,7 +17,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from softpref.algorithm.noise_rate import KNOWN, bounds
 from softpref.auditing.beliefs import UNSURE
 from softpref.auditing.charts import bars, histogram, reliability_curve
 from softpref.auditing.explanations import words_of
@@ -25,6 +24,7 @@ from softpref.auditing.summary import Summary, how_far
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
 from softpref.markup import for_html
+from softpref.statistics.noise_rate import KNOWN, bounds
 from softpref.training.output import write_text
 
 REPORT = "report.html"

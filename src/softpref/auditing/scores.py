@@ -14,17 +14,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from softpref.auditing.options import AuditOptions
 from softpref.data.bad_rows import BadRow
+from softpref.data.column_cache import ColumnCache
 from softpref.data.fingerprints import count_sft_targets
 from softpref.data.sources import LoadedPairs
-from softpref.training.column_cache import ColumnCache
-from softpref.training.config import MSPOConfig
-from softpref.training.fit import require_fit
-from softpref.training.layout import choose_layout, longest_pairs
-from softpref.training.models import context_length, load_policy, load_tokenizer
-from softpref.training.preparation import prepare
-from softpref.training.reference import fingerprint_weights, with_reference
-from softpref.training.scoring import starting_ppl_diff
+from softpref.models.layout import choose_layout, longest_pairs
+from softpref.models.loading import context_length, load_policy, load_tokenizer
+from softpref.models.reference import fingerprint_weights, with_reference
+from softpref.models.scoring import Scorer, starting_ppl_diff
+from softpref.training.preparation import prepare, require_fit
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def score(
     model: str,
     loaded: LoadedPairs,
     clean: LoadedPairs,
-    args: MSPOConfig,
+    options: AuditOptions,
     cache: ColumnCache,
     option: str = "--model",
 ) -> Scored:
@@ -68,29 +67,31 @@ def score(
         model: a directory or hub id.
         loaded: the pairs to audit.
         clean: the trusted pairs.
-        args: of its options scoring reads lengths, precision and the like.
+        options: of which scoring reads lengths, precision and the like.
         cache: where scores are kept.
         option: what named the model, for messages.
 
     Raises:
         UsageError: there is no such model, or a set cannot be used.
     """
-    remote = args.trust_remote_code
+    remote = options.trust_remote_code
     tokenizer = load_tokenizer(model, trust_remote_code=remote, option=option)
-    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
     policy = load_policy(model, trust_remote_code=remote, dtype=dtype, option=option)
-    limits = (args.max_length, context_length(policy))
-    prepared = prepare(loaded, clean, None, tokenizer, *limits, args.on_bad_row)
+    limits = (options.max_length, context_length(policy))
+    prepared = prepare(loaded, clean, None, tokenizer, *limits, options.on_bad_row)
     assert prepared.clean is not None
     unused = prepared.record["train"]["bad_rows"]
-    policy.to(args.device)
+    policy.to(torch.accelerator.current_accelerator() or "cpu")
     require_fit(policy, tokenizer, prepared)
     probe = longest_pairs(prepared.train, prepared.clean)
-    collate, why = choose_layout(args.resolved_layout(), policy, probe)
-    logger.info("layout: %s", why)
+    layout = choose_layout("auto", policy, probe)
+    logger.info("layout: %s", layout.why)
+    collate = layout.apply(policy)
+    scorer = Scorer(policy, collate, options.ppl_scope, options.batch_size, options.bf16)
     weights = fingerprint_weights(policy)
     scored, trusted = (
-        with_reference(policy, pairs, args, weights, collate, what, cache)
+        with_reference(scorer, pairs, weights, cache, what)
         for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))
     )
     return Scored(

@@ -10,13 +10,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.noise_rate import NoiseRate, rate_text
 from softpref.auditing.beliefs import SUSPECT, UNSURE, Beliefs, length_auroc, longer_is_chosen
 from softpref.auditing.opinions import AskedJudge
 from softpref.auditing.scores import Scored
 from softpref.auditing.warnings import warnings_about
 from softpref.data.readers import column
 from softpref.data.sources import by_source
+from softpref.statistics.noise_rate import NoiseRate, rate_text
 from softpref.training.metrics import auroc
 
 

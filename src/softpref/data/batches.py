@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softpref.algorithm.head import Reader, Tokens, all_logits
+from softpref.algorithm.gradients.head import Reader, Tokens, all_logits
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import CHOSEN, PADDING, PROMPT, REJECTED, PairBatch
 

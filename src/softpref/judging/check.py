@@ -13,11 +13,11 @@ from softpref.data.noise import refuse_bad_rows
 from softpref.data.readers import RowError, dataset_rows
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
-from softpref.evaluation.win_rate import wilson_interval
 from softpref.judging.ask import Judged
 from softpref.judging.questions import Comparison
 from softpref.judging.rates import Interval
 from softpref.judging.responses import Prompt, comparison_of_pair, plain_reply, prompt_of, rows_of
+from softpref.statistics.win_rate import wilson_interval
 
 
 @dataclass(frozen=True)

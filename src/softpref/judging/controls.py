@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
-from softpref.evaluation.win_rate import wilson_interval
 from softpref.judging.ask import put
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison, Judge
 from softpref.judging.rates import JudgedRate, judged_rate
 from softpref.judging.responses import prompt_uid
+from softpref.statistics.win_rate import wilson_interval
 
 CONTROL_PROMPTS = 50
 NULL_RESPONSE = "Thank you for asking. That is an interesting question, and I hope this helps!"

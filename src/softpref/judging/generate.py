@@ -22,17 +22,17 @@ from softpref.data.messages import template_context
 from softpref.data.readers import RowError
 from softpref.data.tokens import prompt_ids
 from softpref.errors import UsageError
-from softpref.evaluation.generate import sample
 from softpref.judging.responses import Prompt, load_prompts, prompt_uid
 from softpref.judging.scored import on_accelerator
+from softpref.models.library_errors import COMPLETE, in_one_sentence
+from softpref.models.loading import context_length, load_policy, load_tokenizer
+from softpref.models.reference import fingerprint_weights
+from softpref.models.sampling import sample
+from softpref.models.soundness import require_known_tokens, require_sound
 from softpref.options import option, require
 from softpref.places import file_to_write
 from softpref.progress import Progress
-from softpref.training.fit import require_known_tokens, require_sound
-from softpref.training.library_errors import COMPLETE, in_one_sentence
-from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.output import one_writer, write_lines, write_text
-from softpref.training.reference import fingerprint_weights
 
 logger = logging.getLogger(__name__)
 

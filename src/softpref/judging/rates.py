@@ -13,8 +13,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from softpref.evaluation.win_rate import wilson_interval
 from softpref.judging.outcomes import Outcome
+from softpref.statistics.win_rate import wilson_interval
 
 RESAMPLES = 2000
 FEW_PROMPTS = 20  # below, resampling them says too little

@@ -13,29 +13,29 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.data.batches import PARTS, make_batch
+from softpref.data.batches import PARTS
 from softpref.data.messages import Message, Text, as_text
 from softpref.data.readers import RowError
 from softpref.data.tokens import TokenizedPair, TooLongError, sequence_ids, tokenize_pair
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
-from softpref.training.fit import (
-    embedding_rows,
-    require_finite_weights,
-    require_known_tokens,
-    require_sound,
-)
-from softpref.training.library_errors import in_one_sentence
-from softpref.training.models import (
+from softpref.models.library_errors import in_one_sentence
+from softpref.models.loading import (
     context_length,
     load_classifier,
     load_policy,
     load_tokenizer,
     read_tokenizer,
 )
-from softpref.training.reference import fingerprint_weights
-from softpref.training.scoring import score_pairs
+from softpref.models.reference import fingerprint_weights
+from softpref.models.scoring import Scorer
+from softpref.models.soundness import (
+    embedding_rows,
+    require_finite_weights,
+    require_known_tokens,
+    require_sound,
+)
 from softpref.world.language import score
 
 
@@ -249,10 +249,7 @@ class ImplicitReward(_Scored):
 
     def _differences(self, policy: Any, pairs: Dataset) -> Tensor:
         """Return log π(first) − log π(second), (B,), nats."""
-        scored = score_pairs(
-            policy, pairs, ppl_scope="response", batch_size=self._forward_size, bf16=False,
-            collate=make_batch, what="judging",
-        )  # fmt: skip
+        scored = Scorer(policy, batch_size=self._forward_size).measure(pairs, "judging")
         return scored.chosen_logp - scored.rejected_logp
 
 

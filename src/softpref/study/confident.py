@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from softpref.algorithm.policy import evaluating
-from softpref.training.models import load_policy
+from softpref.models.loading import load_policy
 
 FOLDS = 5
 BATCH_SIZE = 16  # pairs in one forward pass

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from softpref.data.noise import inject
 from softpref.errors import UsageError
-from softpref.evaluation.evaluator import HeldOutPairs, LabelQuality
 from softpref.options import option
 from softpref.places import directory_to_write
+from softpref.study.evaluators import HeldOutPairs, LabelQuality
 from softpref.study.figures import draw_label_curves, draw_learned_map, draw_learned_plane
 from softpref.study.readings import truth_of
 from softpref.study.report import figure, page, table

@@ -21,7 +21,7 @@ from softpref.data.readers import read_rows
 from softpref.judging.options import JudgeOptions
 from softpref.study.grid import Cell
 from softpref.study.presets import Sources, align_and_measure, cell_files, judge_version, judging
-from softpref.training.config import RECIPES
+from softpref.training.config import recipe
 from softpref.training.output import write_lines
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 
@@ -193,14 +193,14 @@ def estimate(model: str, cells: Sequence[Cell], judge: JudgeOptions | None = Non
     forward = 2 * parameters * TRAIN_PAIRS * PAIR_TOKENS
     total = 0.0
     for cell in cells:
-        recipe = RECIPES[cell.recipe]
-        passes = 3 if recipe["tuning"] == "full" else 2
-        m = recipe["meta_batch_size"] / 64 / recipe["meta_every"]
+        filled = recipe(cell.recipe)
+        passes = 3 if filled["tuning"] == "full" else 2
+        m = filled["meta_batch_size"] / 64 / filled["meta_every"]
         total += forward * (passes * (1 + m * METHODS[cell.method].teaches) + 2)
     preparations = len({(cell.seed, cell.sft_data) for cell in cells})
     total += preparations * 3 * forward / 2
     hours = total / (PEAK_FLOPS * UTILISATION) / 3600
-    full = any(RECIPES[cell.recipe]["tuning"] == "full" for cell in cells)
+    full = any(recipe(cell.recipe)["tuning"] == "full" for cell in cells)
     gib = parameters * (16 if full else 2) / 2**30
     kind = "all weights train in float32, with AdamW's moments" if full else "LoRA, base in bf16"
     return (

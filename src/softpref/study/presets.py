@@ -14,9 +14,12 @@ from softpref.algorithm.methods import METHODS
 from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
-from softpref.evaluation.evaluator import CleanLoss, Evaluator, HeldOutPairs, LabelQuality
 from softpref.judging.options import JudgeOptions, described
 from softpref.judging.responses import Prompt
+from softpref.models.difficulty import inject_by_difficulty
+from softpref.models.loading import load_policy
+from softpref.models.reference import fingerprint_weights
+from softpref.study.evaluators import CleanLoss, Evaluator, HeldOutPairs, LabelQuality
 from softpref.study.grid import Cell
 from softpref.study.readings import noise_rate_estimate
 from softpref.study.referees import (
@@ -31,10 +34,7 @@ from softpref.study.results import code_version
 from softpref.study.scorers import Case, measure
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
-from softpref.training.difficulty import inject_by_difficulty
-from softpref.training.models import load_policy
 from softpref.training.output import write_lines
-from softpref.training.reference import fingerprint_weights
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 from softpref.training.teacher import META_LEARNER
 from softpref.world.build import MAX_NEW_TOKENS, WORLDS

@@ -24,6 +24,10 @@ from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.judging.options import JudgeOptions
 from softpref.judging.rates import RESAMPLES, bootstrap_interval
+from softpref.models.layout import choose_layout, longest_pairs
+from softpref.models.loading import load_policy, load_tokenizer
+from softpref.models.reference import fingerprint_weights
+from softpref.models.scoring import Scorer
 from softpref.study.grid import Cell, Target
 from softpref.study.presets import drop_weights
 from softpref.study.readings import noise_rate_estimate, truth_of
@@ -37,13 +41,9 @@ from softpref.study.real_pairs import (
 )
 from softpref.study.real_tables import describe, draw
 from softpref.training.align import RUN_RECORD, AlignFiles, align
-from softpref.training.config import RECIPES, MSPOConfig
-from softpref.training.layout import choose_layout, longest_pairs
+from softpref.training.config import MSPOConfig, recipe
 from softpref.training.metrics import auroc
-from softpref.training.models import load_policy, load_tokenizer
 from softpref.training.output import write_lines, write_text
-from softpref.training.reference import fingerprint_weights
-from softpref.training.scoring import score_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +160,8 @@ class OnReal:
             pairs: self._time(next(cell for cell in cells if cell.pairs == pairs))
             for pairs in dict.fromkeys(cell.pairs for cell in cells)
         }
-        recipe = RECIPES["recommended"]
-        m = recipe["meta_batch_size"] / BATCH / recipe["meta_every"]
+        filled = recipe("recommended")
+        m = filled["meta_batch_size"] / BATCH / filled["meta_every"]
         seconds, scored = [], set()
         for cell in cells:
             step, rest, train = timed[cell.pairs]
@@ -244,11 +244,9 @@ class OnReal:
         config = self._config(Cell("dpo", 0))
         dtype = torch.bfloat16 if config.bf16 else torch.float32
         policy = load_policy(model, trust_remote_code=False, dtype=dtype).to(config.device)
-        collate, _ = choose_layout(config.resolved_layout(), policy, longest_pairs(pairs))
-        return score_pairs(
-            policy, pairs, ppl_scope="response", batch_size=BATCH, bf16=config.bf16,
-            collate=collate, what="test pairs",
-        )  # fmt: skip
+        layout = choose_layout(config.resolved_layout(), policy, longest_pairs(pairs))
+        scorer = Scorer(policy, layout.apply(policy), batch_size=BATCH, bf16=config.bf16)
+        return scorer.measure(pairs, "test pairs")
 
 
 def _trusts(method: str) -> bool:

@@ -15,8 +15,6 @@ from softpref.data.bad_rows import place
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
-from softpref.evaluation.evaluator import Evaluator
-from softpref.evaluation.generate import sample
 from softpref.judging.ask import make_judge, put
 from softpref.judging.generate import ids_to_continue
 from softpref.judging.log import VerdictLog
@@ -25,12 +23,14 @@ from softpref.judging.questions import Comparison
 from softpref.judging.rates import judged_rate
 from softpref.judging.responses import Prompt, context_of, prompt_uid
 from softpref.judging.scored import on_accelerator
+from softpref.models.loading import context_length, load_policy, load_tokenizer
+from softpref.models.reference import fingerprint_weights
+from softpref.models.sampling import sample
+from softpref.models.soundness import require_known_tokens
+from softpref.study.evaluators import Evaluator
 from softpref.study.grid import Cell
 from softpref.training.align import AlignFiles
-from softpref.training.fit import require_known_tokens
-from softpref.training.models import context_length, load_policy, load_tokenizer
 from softpref.training.output import write_text
-from softpref.training.reference import fingerprint_weights
 from softpref.world.checker import Checker, compare
 from softpref.world.prepare import BASELINE_DRAWS, METHOD_DRAWS
 

@@ -15,17 +15,17 @@ from datasets import Dataset
 from pyarrow.parquet import read_table
 from torch import Tensor
 
-from softpref.algorithm.calibration import expected_calibration_error
 from softpref.auditing.audit import Audit, audit
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
+from softpref.models.loading import load_tokenizer
+from softpref.statistics.calibration import expected_calibration_error
 from softpref.study.confident import label_quality
 from softpref.study.readings import truth_of
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.labels import read_labels
 from softpref.training.metrics import auroc
-from softpref.training.models import load_tokenizer
 
 
 @dataclass(frozen=True)

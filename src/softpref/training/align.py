@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from softpref.algorithm.noise_rate import rate_text
 from softpref.columns import ColumnOptions
+from softpref.data.bad_rows import OnBadRow
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
 from softpref.data.mixing import MIX, mixed, shares_of
 from softpref.data.readers import column, dataset_rows
@@ -26,8 +26,10 @@ from softpref.data.splits import hold_out_clean
 from softpref.data.temporary import fsync_all
 from softpref.errors import UsageError
 from softpref.markup import for_markdown, shortened
+from softpref.models.weights import located
 from softpref.options import option, require
 from softpref.places import directory_to_write
+from softpref.statistics.noise_rate import rate_text
 from softpref.training.config import MSPOConfig
 from softpref.training.labels import known_flips
 from softpref.training.metrics import auroc
@@ -43,7 +45,6 @@ from softpref.training.output import (
 from softpref.training.seals import MANIFEST, write_manifest
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
-from softpref.training.weights import located
 
 logger = logging.getLogger(__name__)
 
@@ -70,26 +71,26 @@ class AlignFiles(ColumnOptions):
 
 
 def load_sets(
-    files: AlignFiles, config: MSPOConfig
+    files: AlignFiles, on_bad_row: OnBadRow, seed: int
 ) -> tuple[LoadedPairs, LoadedPairs | None, LoadedPairs | None, str]:
     """Read training, clean and evaluation pairs; say where the trust in the clean is from.
 
     Raises:
         UsageError: a file cannot be read, or `--clean` names neither a file nor a possible number.
     """
-    read = partial(load_pairs, on_bad_row=config.on_bad_row, columns=files.columns())
+    read = partial(load_pairs, on_bad_row=on_bad_row, columns=files.columns())
     shares = shares_of(names_of(files.train), files.mix) if files.mix else None
     train = read(files.train)
     evaluation = read(files.eval) if files.eval else None
     in_file = files.clean is not None and not files.clean.lstrip("-").isdigit()
     clean = read(str(files.clean)) if in_file else None
     if shares:
-        train = mixed(train, shares, config.seed, clean)
+        train = mixed(train, shares, seed, clean)
     if files.clean is None:
         return train, None, evaluation, "none given"
     if clean:
         return train, clean, evaluation, "given as a file"
-    rest, held_out, provenance = hold_out_clean(train.pairs, int(files.clean), config.seed)
+    rest, held_out, provenance = hold_out_clean(train.pairs, int(files.clean), seed)
     clean = subset(train, held_out, f"{train.source} ({files.clean} held out)")
     clean = dataclasses.replace(
         clean, bad_rows=(), fingerprints={clean.source: clean.fingerprint}, also_clean=0
@@ -120,7 +121,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
 
 def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     config.output_dir = str(output)
-    train, clean, evaluation, provenance = load_sets(files, config)
+    train, clean, evaluation, provenance = load_sets(files, config.on_bad_row, config.seed)
     if clean and files.clean and clean.source != files.clean:
         logger.warning("clean: %s pairs held out of --train, %s", files.clean, provenance)
     seen = _count_sft_targets(files.model, train, clean)
@@ -211,9 +212,9 @@ def run_record(
 
     What lies here is named by its absolute path, so that it is found from anywhere.
     """
-    noise, correction = trainer.noise, trainer.correction
+    noise, correction = trainer.start.noise, trainer.start.correction
     options = trainer.args.to_dict()
-    data = trainer.prepared.record.items()
+    data = trainer.start.sets.record.items()
     return {
         "format": 1,
         "files": _located_files(files),
@@ -229,7 +230,7 @@ def run_record(
         "sft_targets_among_pairs": sft_targets,
         "noise_rate": noise.record() if noise else None,
         "noise_rate_source": _noise_rate_source(trainer),
-        "evidence_speaks": trainer.evidence.speaks if trainer.evidence else None,
+        "evidence_speaks": trainer.start.evidence.speaks if trainer.start.evidence else None,
         "perpcorrect": correction.record() if correction else None,
         "steps": trainer.state.global_step,
         "threads": torch.get_num_threads(),
@@ -269,7 +270,7 @@ def _located_files(files: AlignFiles) -> dict[str, Any]:
 def _noise_rate_source(trainer: MSPOTrainer) -> str:
     if trainer.args.noise_rate is not None:
         return "given"
-    return "perpcorrect's fit" if trainer.correction else "estimated"
+    return "perpcorrect's fit" if trainer.start.correction else "estimated"
 
 
 def _named(source: str) -> str:

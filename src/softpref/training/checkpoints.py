@@ -26,13 +26,14 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
+from softpref.algorithm.gradients.shards import is_sharded
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
-from softpref.algorithm.shards import is_sharded
 from softpref.data.temporary import fsync
 from softpref.errors import UsageError
+from softpref.models.sharding import refuse_engines
+from softpref.models.weights import PICKLED
 from softpref.training import interrupts
-from softpref.training.config import refuse_sharding
 from softpref.training.drift import require_same_start
 from softpref.training.running_loss import ResumedLoss, running_loss
 from softpref.training.saving import save_model
@@ -42,7 +43,6 @@ from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 PARTIAL = ".partial-"
 LOSS = "running loss"
 OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")  # not even by --force
-PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class SafeCheckpoints(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        refuse_sharding(self.args)
+        refuse_engines(self.args)
         self.ranks = Ranks.here(self.args.device)
         self._resumed_loss = ResumedLoss(self)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

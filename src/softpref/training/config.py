@@ -3,72 +3,41 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast
 
 import torch
 import transformers
-from torch.distributed.fsdp import FSDPModule
+from peft import LoraConfig
 from transformers import TrainingArguments
-from transformers.distributed.configuration_utils import DistributedConfig
 
-from softpref.algorithm.engine import KEEP_BUDGET_GIB, Engine
-from softpref.algorithm.methods import METHOD_OPTIONS, METHODS, PERPCORRECT_MODES, Method
-from softpref.algorithm.signals import SIGNALS, Signal
+from softpref.algorithm.gradients.engine import KEEP_BUDGET_GIB, Engine
+from softpref.algorithm.likelihood import PplScope
+from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, Method
+from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS, Signal
+from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.errors import UsageError
-from softpref.options import did_you_mean, option, refuse_non_finite
-from softpref.training.column_cache import REFERENCE_CACHE
-from softpref.training.layout import Layout
-from softpref.training.recompute import KWARGS, set_both_names
-from softpref.training.run_length import MOST_MICRO_BATCHES, choose_meta_lr, choose_steps
+from softpref.models.layout import Layout
+from softpref.models.loading import Tuning, lora_config
+from softpref.models.recompute import KWARGS, set_both_names
+from softpref.models.sharding import can_shard, refuse_engines
+from softpref.options import (
+    did_you_mean,
+    facts_of,
+    option,
+    refuse_non_finite,
+    refuse_too_small,
+    refuse_unknown_choices,
+)
+from softpref.training.recipes import MOST_MICRO_BATCHES, Recipe, choose_meta_lr, choose_steps
+from softpref.training.teacher import TeachingOptions
 
 logger = logging.getLogger(__name__)
 
-RECIPES: dict[str, dict[str, Any]] = {
-    # Table 5 and Appendix C, to the letter; 64 pairs a step are 8 micro-batches of 8. The paper is
-    # silent on what follows the warm-up: the learning rate stays where it is.
-    "faithful": {
-        "learning_rate": 5e-7,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 100,
-        "weight_decay": 0.01,
-        "gradient_accumulation_steps": 8,
-        "meta_lr": 1e-4,
-        "meta_batch_size": 64,
-        "meta_every": 1,
-        "ppl_scope": "sequence_per_response_token",
-        "warm_start": False,
-        "tuning": "full",
-    },
-    # What we would use ourselves; tuned in the synthetic world on seeds 1000 and up.
-    "recommended": {
-        "learning_rate": {"lora": 1e-4, "full": 5e-6},
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0.1,
-        "weight_decay": 0.0,
-        "gradient_accumulation_steps": MOST_MICRO_BATCHES,
-        # More clean pairs, or more often, was no better over five seeds (docs/performance.md).
-        "meta_batch_size": 8,
-        "meta_every": 4,
-        "ppl_scope": "response",
-        "warm_start": True,
-        "tuning": "lora",
-    },
-}
-
-# What both recipes share.
-COMMON = {
-    "num_train_epochs": 1.0,
-    "meta_hidden": 128,
-    "signals": ["ppl_diff"],
-    "lookahead": "sgd",
-    "clean_gradient": "lookahead",
-    "zscore": "frozen",
-    "engine": "auto",
-    "keep_budget_gib": KEEP_BUDGET_GIB,
-    "perpcorrect_mode": "threshold",
-}
+TAUGHT = ("mspo", "mspo_static")
+NOISE_RATE_READ_BY = (*TAUGHT, "evidence", "cdpo", "rdpo", "perpcorrect")
 
 # Options of transformers that must keep this value here, and why.
 FIXED: dict[str, tuple[Any, str]] = {
@@ -85,20 +54,6 @@ FIXED: dict[str, tuple[Any, str]] = {
 STEP_OPTIONS = ("gradient_accumulation_steps", "num_train_epochs")
 """What depends on the number of pairs, where the recommended recipe chooses it."""
 LARGEST_RATE = 1e6
-LEAST_VALUES = {
-    "lora_r": 1,
-    "lora_alpha": 1,
-    "max_length": 2,
-    "meta_batch_size": 1,
-    "meta_hidden": 1,
-    "lookahead_lr": 0,
-    "keep_budget_gib": 0,
-    "max_skipped_steps": 0,
-    "meta_every": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-}
 
 
 @dataclass
@@ -111,19 +66,25 @@ class MSPOConfig(TrainingArguments):
 
     method: Literal[
         "mspo", "mspo_static", "evidence", "dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "oracle"
-    ] = option("Alignment method; docs/methods.md says what each does.", "mspo")
+    ] = option("Alignment method; docs/methods.md says what each does.", "mspo", identity=True)
     recipe: Literal["recommended", "faithful"] = option(
         "`recommended`: what we would use; `faithful`: the paper to the letter.", "recommended"
     )
-    tuning: Literal["lora", "full"] = option("Train a LoRA adapter or all weights.")
-    beta: float = option("β of the DPO loss, 1/nats.", 0.1)
-    max_length: int = option("Longest prompt plus response, tokens.", 1024)
-    ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
-        "Which tokens count in PPLDiff."
+    tuning: Tuning = option(
+        "Train a LoRA adapter or all weights.",
+        recipe=Recipe("lora", faithful="full"), identity=True,
+    )  # fmt: skip
+    beta: float = option("β of the DPO loss, 1/nats.", 0.1, identity=True)
+    max_length: int = option("Longest prompt plus response, tokens.", 1024, least=2)
+    ppl_scope: PplScope = option(
+        "Which tokens count in PPLDiff.",
+        recipe=Recipe("response", faithful="sequence_per_response_token"), identity=True,
+    )  # fmt: skip
+    lora_r: int | None = option("Rank of the LoRA adapter; default 16.", least=1, identity=True)
+    lora_alpha: int | None = option("LoRA's alpha; default 32.", least=1, identity=True)
+    lora_target_modules: list[str] | None = option(
+        "Modules to adapt; default: every linear one.", identity=True
     )
-    lora_r: int | None = option("Rank of the LoRA adapter; default 16.")
-    lora_alpha: int | None = option("LoRA's alpha; default 32.")
-    lora_target_modules: list[str] | None = option("Modules to adapt; default: every linear one.")
     layout: Layout = option(
         "`auto`: a prompt's two responses share it, where a trial shows the model allows that; "
         "`padded`: one row a response.",
@@ -138,54 +99,99 @@ class MSPOConfig(TrainingArguments):
     max_skipped_steps: int = option(
         "Steps that may come out non-finite: they are not taken and their pairs are named; one "
         "more ends the run.",
-        3,
-    )
+        3, least=0,
+    )  # fmt: skip
     force: bool = option("Resume though the checkpoint is of another run; what differs is said.",
                          False)  # fmt: skip
     trust_remote_code: bool = option("Run code that comes with the model.", False)
     reference_cache: str | None = option(REFERENCE_CACHE)
 
-    meta_lr: float | None = option("The meta-learner's learning rate; default: set by run length.")
-    meta_batch_size: int = option("Clean pairs per meta-update.")
-    meta_every: int = option("Steps between meta-updates.")
-    meta_hidden: int = option("Width of the meta-learner's two hidden layers; default 128.")
+    meta_lr: float | None = option(
+        "The meta-learner's learning rate; default: set by run length.",
+        recipe=Recipe(None, faithful=1e-4), read_by=TAUGHT, identity=True,
+    )  # fmt: skip
+    # More clean pairs, or more often, was no better over five seeds (docs/performance.md).
+    meta_batch_size: int | None = option(
+        "Clean pairs per meta-update.",
+        least=1, recipe=Recipe(8, faithful=64), read_by=TAUGHT, identity=True,
+    )  # fmt: skip
+    meta_every: int | None = option(
+        "Steps between meta-updates.",
+        least=1, recipe=Recipe(4, faithful=1), read_by=TAUGHT, identity=True,
+    )  # fmt: skip
+    meta_hidden: int | None = option(
+        "Width of the meta-learner's two hidden layers; default 128.",
+        least=1, recipe=Recipe(128), read_by=TAUGHT, identity=True,
+    )  # fmt: skip
     signals: list[str] | None = option(
-        f"What mspo's meta-learner sees of a pair, of {', '.join(SIGNALS)}; default ppl_diff."
-    )
-    lookahead_lr: float | None = option("α of the look-ahead; default: the policy's current one.")
-    lookahead: Literal["sgd", "adamw"] = option("Look-ahead optimizer; default sgd (Eq. 8).")
-    clean_gradient: Literal["lookahead", "current"] = option(
+        f"What mspo's meta-learner sees of a pair, of {', '.join(SIGNALS)}; default ppl_diff.",
+        recipe=Recipe([PPL_DIFF.name]), read_by=("mspo",), identity=True,
+    )  # fmt: skip
+    lookahead_lr: float | None = option(
+        "α of the look-ahead; default: the policy's current one.",
+        least=0, read_by=TAUGHT, identity=True,
+    )  # fmt: skip
+    lookahead: Literal["sgd", "adamw"] | None = option(
+        "Look-ahead optimizer; default sgd (Eq. 8).",
+        recipe=Recipe("sgd"), read_by=TAUGHT, identity=True,
+    )  # fmt: skip
+    clean_gradient: Literal["lookahead", "current"] | None = option(
         "Where the clean gradient is taken: `lookahead`, after the look-ahead (Eq. 9, exact, "
         "default); `current`, at the policy as it is, an approximation that runs clean and noisy "
-        "pairs together and errs in proportion to α."
-    )
-    warm_start: bool = option("Fit the meta-learner to the clean pairs before training.")
-    zscore: Literal["frozen", "running"] = option(
+        "pairs together and errs in proportion to α.",
+        recipe=Recipe("lookahead"), read_by=TAUGHT, identity=True,
+    )  # fmt: skip
+    warm_start: bool | None = option(
+        "Fit the meta-learner to the clean pairs before training.",
+        recipe=Recipe(True, faithful=False), read_by=TAUGHT, identity=True,
+    )  # fmt: skip
+    zscore: Literal["frozen", "running"] | None = option(
         "PPLDiff's mean and deviation: from the first 1,000 training pairs under the starting "
-        "policy (frozen, default), or followed during training (running)."
+        "policy (frozen, default), or followed during training (running).",
+        recipe=Recipe("frozen"), read_by=TAUGHT, identity=True,
+    )  # fmt: skip
+    noise_rate: float | None = option(
+        "Share of flipped labels; default: estimated.", read_by=NOISE_RATE_READ_BY, identity=True
     )
-    noise_rate: float | None = option("Share of flipped labels; default: estimated.")
-    perpcorrect_mode: Literal["threshold", "official"] = option(
+    perpcorrect_mode: Literal["threshold", "official"] | None = option(
         "How perpcorrect finds wrong labels: `threshold` (default), by PPLDiff of the starting "
         "policy; `official`, its authors' way, by six rounds of surrogates trained on the clean "
-        "and the surest pairs."
-    )
-    engine: Engine = option("How the meta-gradient is made; all are exact; default: by memory.")
-    keep_budget_gib: float = option(
-        "Most memory for the pairs' own gradients, or for graphs beside the first, GiB; default 4."
-    )
+        "and the surest pairs.",
+        recipe=Recipe("threshold"), read_by=("perpcorrect",), identity=True,
+    )  # fmt: skip
+    engine: Engine | None = option(
+        "How the meta-gradient is made; all are exact; default: by memory.",
+        recipe=Recipe("auto"), read_by=TAUGHT,
+    )  # fmt: skip
+    keep_budget_gib: float | None = option(
+        "Most memory for the pairs' own gradients, or for graphs beside the first, GiB; default 4.",
+        least=0, recipe=Recipe(KEEP_BUDGET_GIB), read_by=TAUGHT,
+    )  # fmt: skip
 
-    learning_rate: float = option("The policy's peak learning rate.")
-    lr_scheduler_type: str = option("Learning-rate schedule, by transformers' names.")
-    warmup_steps: float = option("Warm-up steps; below 1, a share of all steps.")
-    weight_decay: float = option("AdamW's weight decay of the policy.")
+    learning_rate: float = option(
+        "The policy's peak learning rate.",
+        recipe=Recipe({"lora": 1e-4, "full": 5e-6}, faithful=5e-7),
+    )  # fmt: skip
+    lr_scheduler_type: str = option(
+        "Learning-rate schedule, by transformers' names.",
+        # The paper is silent on what follows the warm-up.
+        recipe=Recipe("linear", faithful="constant_with_warmup"),
+    )  # fmt: skip
+    warmup_steps: float = option(
+        "Warm-up steps; below 1, a share of all steps.", recipe=Recipe(0.1, faithful=100)
+    )
+    weight_decay: float = option(
+        "AdamW's weight decay of the policy.", recipe=Recipe(0.0, faithful=0.01)
+    )
     num_train_epochs: float = option(
-        "Passes over the training pairs; default 1, recommended: up to 3 where pairs are few."
-    )
-    per_device_train_batch_size: int = option("Pairs per micro-batch.", 8)
+        "Passes over the training pairs; default 1, recommended: up to 3 where pairs are few.",
+        recipe=Recipe(1.0),
+    )  # fmt: skip
+    per_device_train_batch_size: int = option("Pairs per micro-batch.", 8, least=1)
     gradient_accumulation_steps: int = option(
-        "Micro-batches per step; default 8 if faithful, recommended: 4, fewer where pairs are few."
-    )
+        "Micro-batches per step; default 8 if faithful, recommended: 4, fewer where pairs are few.",
+        least=1, recipe=Recipe(MOST_MICRO_BATCHES, faithful=8),  # of 8: the paper's 64 pairs a step
+    )  # fmt: skip
     activation_checkpointing: bool = option("Recompute activations to save memory.", False)
     logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", 10)
     remove_unused_columns: bool = option("Unused: batches are made from pairs.", False)
@@ -194,15 +200,13 @@ class MSPOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        refuse_sharding(self)
-        self._refuse_unknown_choices()
+        refuse_engines(self)
+        refuse_unknown_choices(self)
         self._refuse_ignored_options()
         self._left_open = {name for name in STEP_OPTIONS if getattr(self, name) is None}
-        method = METHODS[self.method]
-        for name, value in (COMMON | RECIPES[self.recipe]).items():
-            read = name not in METHOD_OPTIONS or name in method.options
-            if read and getattr(self, name) is None:
-                setattr(self, name, value)
+        for name, facts in facts_of(type(self)).items():
+            if "recipe" in facts and self._reads(facts) and getattr(self, name) is None:
+                setattr(self, name, getattr(facts["recipe"], self.recipe))
         if isinstance(self.learning_rate, dict):
             self.learning_rate = self.learning_rate[self.tuning]
         self._refuse_impossible_values()
@@ -246,30 +250,22 @@ class MSPOConfig(TrainingArguments):
                 "--activation_checkpointing out, or choose --engine auto."
             )
         if self.shard_base:
-            refuse_with_shards(self)
-
-    def _refuse_unknown_choices(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            options = [choice for part in (hint, *get_args(hint)) for choice in _choices(part)]
-            value = getattr(self, name, None)
-            if options and value is not None and value not in options:
-                raise UsageError(f"--{name} {value}: choose one of {', '.join(options)}.")
+            self.refuse_with_shards()
 
     def _refuse_ignored_options(self) -> None:
-        ignored = METHOD_OPTIONS - METHODS[self.method].options
-        for name in sorted(ignored):
-            if getattr(self, name) is not None:
+        for name, facts in sorted(facts_of(type(self)).items()):
+            if not self._reads(facts) and getattr(self, name) is not None:
                 raise UsageError(
                     f"--{name}: method {self.method} does not read it; leave it out, or choose a "
                     "method that does."
                 )
 
+    def _reads(self, facts: Mapping[str, Any]) -> bool:
+        return self.method in facts.get("read_by", (self.method,))
+
     def _refuse_impossible_values(self) -> None:
         refuse_non_finite(self)
-        for name, least in LEAST_VALUES.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name} {value}: must be at least {least}.")
+        refuse_too_small(self)
         for name in self.signals or []:
             if name not in SIGNALS:
                 known = f"choose of {', '.join(SIGNALS)}{did_you_mean(name, SIGNALS)}"
@@ -295,6 +291,11 @@ class MSPOConfig(TrainingArguments):
             return tuple(SIGNALS[name] for name in self.signals)
         return (self.resolved_method().ppl_diff,)
 
+    def needs_evidence(self) -> bool:
+        """Return whether a run reads evidence: its method does, or its meta-learner."""
+        needs = self.resolved_method().needs
+        return "evidence" in needs or EVIDENCE in self.resolved_signals()
+
     def resolved_layout(self) -> Layout:
         """Return the layout, padded where `auto` might choose what the engine cannot go through.
 
@@ -319,11 +320,66 @@ class MSPOConfig(TrainingArguments):
         logger.info("recommended for %d pairs: %s", pairs,
                     ", ".join(f"{name} {getattr(self, name):g}" for name in open_ones))  # fmt: skip
 
-    def resolved_meta_lr(self, meta_updates: int) -> float:
-        """Return the meta-learner's learning rate for a run of `meta_updates` updates of φ."""
-        if self.meta_lr is not None:
-            return self.meta_lr
-        return choose_meta_lr(meta_updates)
+    def teaching(self, pairs: int) -> TeachingOptions:
+        """Return how to teach a meta-learner in a run on so many pairs."""
+        every, hidden = cast(int, self.meta_every), cast(int, self.meta_hidden)
+        lr = self.meta_lr
+        if lr is None:
+            lr = choose_meta_lr(math.ceil(self.total_steps(pairs) / every))
+        return TeachingOptions(
+            hidden, self.resolved_signals(), bool(self.warm_start), lr,
+            cast(int, self.meta_batch_size), self.seed,
+        )  # fmt: skip
+
+    def adapter(self) -> LoraConfig | None:
+        """Return the adapter that options ask for, None where they ask for none."""
+        asked = (self.lora_r, self.lora_alpha, self.lora_target_modules)
+        return lora_config(*asked) if any(asked) else None
+
+    def pairs_per_step(self) -> int:
+        """Return how many pairs one step takes, over all processes."""
+        micro_batches = self.gradient_accumulation_steps * self.world_size
+        return self.per_device_train_batch_size * micro_batches
+
+    def total_steps(self, pairs: int) -> int:
+        """Return how many steps a run on so many pairs takes."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return math.ceil(math.ceil(pairs / self.pairs_per_step()) * self.num_train_epochs)
+
+    def refuse_with_shards(self) -> None:
+        """Refuse what does not go with a sharded base.
+
+        Raises:
+            UsageError: an option does not, or a library is too old.
+        """
+        if not can_shard():
+            raise UsageError(
+                "--shard_base needs transformers 5.15 and torch 2.13 or newer; installed are "
+                f"transformers {transformers.__version__} and torch {torch.__version__}."
+            )
+        if self.world_size == 1:
+            raise UsageError(
+                "--shard_base needs several processes: start them by torchrun or accelerate launch "
+                "(softpref env --accelerate gpus)."
+            )
+        if self.use_cpu and torch.accelerator.is_available():
+            raise UsageError(
+                "--use_cpu true: --shard_base loads shards onto accelerators; leave it out."
+            )
+        for name, value, why, remedy in (
+            ("tuning", "full", "shards the base under an adapter and trains no shard", "lora"),
+            ("engine", "double_backward", "cannot go back through a backward pass", "auto"),
+            ("clean_gradient", "current", "needs as many passes on each process", "lookahead"),
+        ):
+            if getattr(self, name) == value:
+                raise UsageError(f"--{name} {value}: --shard_base {why}; choose --{name} {remedy}.")
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """Return what a recipe fills in, by option."""
+    facts = facts_of(MSPOConfig).items()
+    return {option: getattr(of["recipe"], name) for option, of in facts if "recipe" in of}
 
 
 def refuse_too_large(options: object, *names: str) -> None:
@@ -336,58 +392,3 @@ def refuse_too_large(options: object, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and value > LARGEST_RATE:
             raise UsageError(f"--{name} {value}: must be at most {LARGEST_RATE:g}.")
-
-
-def refuse_sharding(args: TrainingArguments) -> None:
-    """Refuse engines that split a model over processes; on a CPU accelerate would ignore them.
-
-    Raises:
-        UsageError: DeepSpeed or FSDP is asked for, by options or by accelerate's launcher.
-    """
-    for name, given in (("DeepSpeed", args.deepspeed), ("FSDP", args.fsdp)):
-        launched = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
-        if given or launched:
-            raise UsageError(
-                f"{name} is not supported: train goes on several GPUs without it, by torchrun or "
-                "accelerate launch (softpref env --accelerate gpus). For a model too large for one "
-                "train has --shard_base true; --bf16 true and --activation_checkpointing true save "
-                "memory."
-            )
-
-
-def can_shard() -> bool:
-    """Return whether transformers shards a model as it loads it, and torch recovers from errors."""
-    return hasattr(DistributedConfig, "fsdp_size") and hasattr(FSDPModule, "reset_iter_state")
-
-
-def refuse_with_shards(args: MSPOConfig) -> None:
-    """Refuse what does not go with a sharded base.
-
-    Raises:
-        UsageError: an option does not, or a library is too old.
-    """
-    if not can_shard():
-        raise UsageError(
-            "--shard_base needs transformers 5.15 and torch 2.13 or newer; installed are "
-            f"transformers {transformers.__version__} and torch {torch.__version__}."
-        )
-    if args.world_size == 1:
-        raise UsageError(
-            "--shard_base needs several processes: start them by torchrun or accelerate launch "
-            "(softpref env --accelerate gpus)."
-        )
-    if args.use_cpu and torch.accelerator.is_available():
-        raise UsageError(
-            "--use_cpu true: --shard_base loads shards onto accelerators; leave it out."
-        )
-    for name, value, why, remedy in (
-        ("tuning", "full", "shards the base under an adapter and trains no shard", "lora"),
-        ("engine", "double_backward", "cannot go back through a backward pass", "auto"),
-        ("clean_gradient", "current", "needs as many passes on each process", "lookahead"),
-    ):
-        if getattr(args, name) == value:
-            raise UsageError(f"--{name} {value}: --shard_base {why}; choose --{name} {remedy}.")
-
-
-def _choices(hint: Any) -> tuple[str, ...]:
-    return get_args(hint) if get_origin(hint) is Literal else ()

@@ -13,15 +13,16 @@ from typing import Any, Literal, cast
 import torch
 from datasets import Dataset
 
+from softpref.models.layout import choose_layout
+from softpref.models.loading import Tuning, load_to_train, make_trainable
 from softpref.options import option
 from softpref.terminal import say
 from softpref.training.align import PACKAGES
-from softpref.training.config import MSPOConfig
 from softpref.training.engines import engine_for
-from softpref.training.layout import choose_layout
-from softpref.training.models import load_start, make_trainable
+from softpref.training.recipes import MOST_MICRO_BATCHES
 
 PROBE = {"prompt_ids": 24, "chosen_ids": 12, "rejected_ids": 9}
+MICRO_BATCH = 8
 PAIRS = 4
 """Pairs that a model is tried on, and the least tokens of each part of one."""
 
@@ -31,7 +32,7 @@ class EnvOptions:
     """Options of `softpref env`."""
 
     model: str | None = option("A model to try: says which layout and engine train would choose.")
-    tuning: Literal["lora", "full"] = option("How it would be trained.", "lora")
+    tuning: Tuning = option("How it would be trained.", "lora")
     accelerate: Literal["one_gpu", "gpus", "machines"] | None = option(
         "Print a ready config of accelerate and nothing else."
     )
@@ -93,12 +94,12 @@ def _trial(options: EnvOptions) -> Iterator[tuple[str, str]]:
     if options.model is None:
         yield "engine", "by trial and memory; --model DIR tries a model"
         return
-    args = MSPOConfig(
-        output_dir="env", method="mspo", tuning=options.tuning,
-        trust_remote_code=options.trust_remote_code,
-    )  # fmt: skip
-    policy = make_trainable(load_start(options.model, args), args, None)
-    policy.to(args.device)
+    trusted_code = options.trust_remote_code
+    policy = load_to_train(
+        options.model, options.tuning, torch.float32, 1, trust_remote_code=trusted_code
+    )
+    policy = make_trainable(policy, options.tuning, None)
+    policy.to(torch.accelerator.current_accelerator() or "cpu")
     draw = torch.Generator().manual_seed(0)
     vocabulary = cast(Any, policy).get_input_embeddings().num_embeddings
 
@@ -112,7 +113,8 @@ def _trial(options: EnvOptions) -> Iterator[tuple[str, str]]:
             for i in range(PAIRS)
         ]
     )
-    collate, layout = choose_layout(args.resolved_layout(), policy, probe.to_list())
-    yield "layout", layout
-    yield "engine", engine_for(policy, probe, collate, args).why
+    layout = choose_layout("auto", policy, probe.to_list())
+    yield "layout", layout.why
+    size = MICRO_BATCH * MOST_MICRO_BATCHES, MOST_MICRO_BATCHES  # as recommended
+    yield "engine", engine_for(policy, probe, layout.apply(policy), *size).why
     yield "", f"tried on {PAIRS} pairs of {sum(PROBE.values())} tokens and a few more"

@@ -15,14 +15,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.evidence import Evidence, fit_evidence
-from softpref.algorithm.pair_signals import PairSignals
-from softpref.algorithm.signals import EVIDENCE
 from softpref.data.readers import column
-from softpref.training.config import MSPOConfig
+from softpref.models.scoring import token_counts
+from softpref.statistics.evidence import Evidence, fit_evidence
+from softpref.statistics.pair_signals import PairSignals
 from softpref.training.preparation import Prepared
-from softpref.training.reference import SIGNALS
-from softpref.training.scoring import token_counts
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +33,7 @@ CHUNK = 10_000
 
 
 def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
-    """Return the signals that a pass with `softpref.training.reading` has left in the columns.
+    """Return the signals that a pass with `softpref.models.reading` has left in the columns.
 
     Odd: `ppl_diff` is in every choice; `length` adds differences of length and of summed
     log-probabilities, `content` the difference of mean hidden states. Even, with either: how likely
@@ -98,29 +95,16 @@ def evidence_of(
     return evidence, g
 
 
-def with_evidence(prepared: Prepared, args: MSPOConfig) -> tuple[Prepared, Evidence | None]:
-    """Add `evidence` to training and clean pairs if the run reads it; leave the signals out.
-
-    The signals have done their part then; a batch does not carry them.
-    """
-    evidence = None
-    if needs_evidence(args) and prepared.clean is not None:
-        evidence, g = evidence_of(prepared.train, prepared.clean, SIGNAL_NAMES, args.seed)
-        if evidence.speaks:
-            logger.info("evidence: the signals tell right labels from wrong")
-        else:
-            logger.warning("evidence: nothing in the data tells right labels from wrong")
-        prepared = dataclasses.replace(
-            prepared,
-            train=prepared.train.add_column("evidence", g.numpy()),
-            clean=prepared.clean.add_column("evidence", evidence.trusted.numpy()),
-        )
-    return prepared.map(lambda pairs, _: pairs.remove_columns(list(SIGNALS))), evidence
-
-
-def needs_evidence(args: MSPOConfig) -> bool:
-    """Return whether a run reads evidence: its method does, or its meta-learner."""
-    return "evidence" in args.resolved_method().needs or EVIDENCE in args.resolved_signals()
+def with_evidence(prepared: Prepared, clean: Dataset, seed: int) -> tuple[Prepared, Evidence]:
+    """Fit evidence and add it, g in nats, to training and clean pairs as the column `evidence`."""
+    evidence, g = evidence_of(prepared.train, clean, SIGNAL_NAMES, seed)
+    if evidence.speaks:
+        logger.info("evidence: the signals tell right labels from wrong")
+    else:
+        logger.warning("evidence: nothing in the data tells right labels from wrong")
+    train = prepared.train.add_column("evidence", g.numpy())
+    clean = clean.add_column("evidence", evidence.trusted.numpy())
+    return dataclasses.replace(prepared, train=train, clean=clean), evidence
 
 
 def parts_of(

@@ -4,6 +4,9 @@ The others change nothing that a step does (how it is computed, logged, saved, e
 fixed, or are told by what else identifies a run: the pairs, the policy, the size of a step.
 """
 
+from softpref.options import facts_of
+from softpref.training.config import MSPOConfig
+
 OF_THE_OPTIMIZER = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
     "optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon",
@@ -15,9 +18,7 @@ OF_THE_STEPS = (
 )  # fmt: skip
 IDENTITY = (
     *OF_THE_OPTIMIZER, *OF_THE_STEPS,
-    "method", "tuning", "beta", "ppl_scope", "lookahead", "lookahead_lr", "clean_gradient",
-    "zscore", "warm_start", "noise_rate", "perpcorrect_mode", "signals", "meta_every",
-    "meta_batch_size", "meta_lr", "meta_hidden", "lora_r", "lora_alpha", "lora_target_modules",
+    *(name for name, facts in facts_of(MSPOConfig).items() if facts.get("identity")),
 )  # fmt: skip
 """Of `train`."""
 SFT_IDENTITY = (

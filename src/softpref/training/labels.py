@@ -18,16 +18,16 @@ from pyarrow.json import ParseOptions, read_json
 from torch import Tensor
 
 from softpref.algorithm.bilevel import Move
-from softpref.algorithm.calibration import (
-    Calibration,
-    cross_fit,
-    expected_calibration_error,
-)
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
 from softpref.data.readers import column
 from softpref.data.temporary import replacing
+from softpref.statistics.calibration import (
+    Calibration,
+    cross_fit,
+    expected_calibration_error,
+)
 from softpref.training.metrics import auroc
 
 logger = logging.getLogger(__name__)

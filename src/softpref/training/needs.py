@@ -12,17 +12,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.algorithm.evidence import Evidence
 from softpref.algorithm.labeller import Labeller
-from softpref.algorithm.methods import Beginning, Method
-from softpref.algorithm.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.algorithm.methods import KnownBeforeTraining, Method
 from softpref.algorithm.signals import EVIDENCE, STARTING_PPL_DIFF
 from softpref.data.readers import column
 from softpref.errors import UsageError
-from softpref.training.config import MSPOConfig
-from softpref.training.perpcorrect import Correction
+from softpref.models.scoring import starting_ppl_diff, starting_signals
+from softpref.statistics.evidence import Evidence
+from softpref.statistics.noise_rate import NoiseRate, estimate_noise_rate
+from softpref.training.perpcorrect.rounds import Correction
 from softpref.training.preparation import Prepared
-from softpref.training.scoring import starting_ppl_diff, starting_signals
 from softpref.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -32,36 +31,44 @@ NO_CLEAN = (
 )
 
 
-def require_needs(args: MSPOConfig, prepared: Prepared) -> None:
+def require_needs(
+    method: Method, prepared: Prepared, noise_rate: float | None, meta_batch_size: int | None
+) -> None:
     """Stop where the sets lack what the method needs.
+
+    Args:
+        method: of the run.
+        prepared: its sets.
+        noise_rate: as given by the user.
+        meta_batch_size: clean pairs of one meta-update, of methods that teach.
 
     Raises:
         UsageError: there are no clean pairs, too few of them, no way to a noise rate, no truth for
             `oracle`, or labels of the pairs' own that the method would not read.
     """
-    method, clean = args.resolved_method(), prepared.clean
+    clean = prepared.clean
     columns = prepared.train.column_names
     if "clean" in method.needs and clean is None:
-        raise UsageError(f"--method {args.method} learns from clean pairs: {NO_CLEAN}.")
+        raise UsageError(f"--method {method.name} learns from clean pairs: {NO_CLEAN}.")
     by_itself = method.given_by == "soft_label" and every_pair_has_a_label(prepared.train)
-    if "noise_rate" in method.needs and clean is None and args.noise_rate is None and not by_itself:
+    if "noise_rate" in method.needs and clean is None and noise_rate is None and not by_itself:
         raise UsageError(
-            f"--method {args.method} must know the share of flipped labels: give it by "
+            f"--method {method.name} must know the share of flipped labels: give it by "
             f"--noise_rate, or, to have it estimated, {NO_CLEAN}."
         )
-    if method.teaches and clean is not None and args.meta_batch_size > len(clean):
+    if method.teaches and clean is not None and (meta_batch_size or 0) > len(clean):
         raise UsageError(
-            f"a meta batch of {args.meta_batch_size} (--meta_batch_size, or the recipe's) is "
+            f"a meta batch of {meta_batch_size} (--meta_batch_size, or the recipe's) is "
             f"larger than the clean set of {len(clean)}: lower it, or give more clean pairs."
         )
     if method.given_by == "is_flipped" and "is_flipped" not in columns:
         raise UsageError(
-            f"--method {args.method} reads the truth, and the training pairs carry no "
+            f"--method {method.name} reads the truth, and the training pairs carry no "
             "`is_flipped`: make them with `softpref inject`, or choose another method."
         )
     if "soft_label" in columns and method.given_by != "soft_label":
         raise UsageError(
-            f"the training pairs carry `soft_label`, which --method {args.method} does not read: "
+            f"the training pairs carry `soft_label`, which --method {method.name} does not read: "
             "drop the column, or choose gdpo or cdpo."
         )
 
@@ -88,15 +95,18 @@ def with_given_labels(pairs: Dataset, method: Method, correction: Correction | N
 
 
 def noise_of(
-    args: MSPOConfig, prepared: Prepared, correction: Correction | None, evidence: Evidence | None
+    given: float | None,
+    prepared: Prepared,
+    correction: Correction | None,
+    evidence: Evidence | None,
 ) -> NoiseRate | None:
     """Return the noise rate and say where it is from.
 
     It is as given, as the correction or the evidence found it, or estimated from PPLDiff.
     """
-    if args.noise_rate is not None:
-        logger.info("noise rate: %.1f%%, as given", 100 * args.noise_rate)
-        return NoiseRate.given(args.noise_rate)
+    if given is not None:
+        logger.info("noise rate: %.1f%%, as given", 100 * given)
+        return NoiseRate.given(given)
     if correction is not None:
         logger.info("noise rate: %.1f%%, 1 − α of the round kept", 100 * correction.noise_rate)
         return NoiseRate.given(correction.noise_rate)
@@ -138,7 +148,7 @@ def noise_of_sources(pairs: Dataset, clean: Dataset | None) -> dict[str, NoiseRa
 
 
 def labeller_of(
-    args: MSPOConfig,
+    method: Method,
     prepared: Prepared,
     noise: NoiseRate | None,
     teacher: Teacher | None,
@@ -149,21 +159,20 @@ def labeller_of(
     Raises:
         UsageError: it cannot be made from what the data say.
     """
-    method = args.resolved_method()
     if teacher or method.make_labeller is None:
         return cast(Teacher, teacher).meta_learner
     clean = starting_ppl_diff(prepared.clean) if prepared.clean else torch.empty(0)
     speaks = evidence is not None and evidence.speaks
-    known = Beginning(noise.expected if noise else math.nan, clean, speaks)
+    known = KnownBeforeTraining(noise.expected if noise else math.nan, clean, speaks)
     if evidence is not None and not speaks:
         logger.warning("labels: all are taken at their word: this is DPO")
     if method.given_by == "soft_label" and every_pair_has_a_label(prepared.train):
         logger.info("labels: soft_label of the pairs themselves")
         known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made
     elif "noise_rate" in method.needs:
-        logger.info("noise rate that %s assumes: %.1f%%", args.method,
+        logger.info("noise rate that %s assumes: %.1f%%", method.name,
                     100 * known.noise_rate)  # fmt: skip
     try:
         return method.make_labeller(known)
     except ValueError as error:
-        raise UsageError(f"--method {args.method}: {error}.") from None
+        raise UsageError(f"--method {method.name}: {error}.") from None

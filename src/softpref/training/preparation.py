@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from softpref.data.bad_rows import OnBadRow, place
@@ -19,6 +20,7 @@ from softpref.data.sources import LoadedPairs, by_source, pairs_from_dataset
 from softpref.data.splits import refuse_overlap, taken_out, without_clean
 from softpref.data.tokens import TokenizedPairs, tokenize_pairs
 from softpref.errors import UsageError
+from softpref.models.soundness import require_known_tokens_of_pairs, require_sound
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +160,20 @@ def prepare(
         _say(name, record[name], where)
     _require_enough_clean_pairs(sets.get("clean"))
     return Prepared(sets["train"], sets.get("clean"), sets.get("eval"), record)
+
+
+def require_fit(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, prepared: Prepared) -> None:
+    """Refuse a policy that is not sound, or that cannot read every token of a run's sets.
+
+    Raises:
+        UsageError: as in `require_sound` and `require_known_tokens`.
+    """
+    require_sound(policy)
+    sets = {"train": prepared.train, "clean": prepared.clean, "eval": prepared.evaluation}
+    for name, pairs in sets.items():
+        if pairs is not None:
+            source = prepared.record[name]["source"]
+            require_known_tokens_of_pairs(policy, tokenizer, pairs, source)
 
 
 def _by_source(source: LoadedPairs, done: TokenizedPairs) -> dict[str, Any]:

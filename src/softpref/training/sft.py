@@ -30,16 +30,16 @@ from softpref.data.sources import load_pairs, names_of
 from softpref.data.temporary import fsync_all
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
+from softpref.models.loading import context_length, load_policy, load_tokenizer, lora_config
+from softpref.models.recompute import set_both_names
+from softpref.models.reference import fingerprint_weights
+from softpref.models.soundness import require_known_padding, require_known_tokens, require_sound
 from softpref.options import option, refuse_non_finite, require
 from softpref.places import directory_to_write
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import refuse_too_large
-from softpref.training.fit import require_known_padding, require_known_tokens, require_sound
 from softpref.training.identity import SFT_IDENTITY
-from softpref.training.models import context_length, load_policy, load_tokenizer, lora_config
 from softpref.training.output import first_writes, resume_point, run_directory
-from softpref.training.recompute import set_both_names
-from softpref.training.reference import fingerprint_weights
 from softpref.training.states import JSON
 
 require_package("trl", "sft", "fine-tuning")

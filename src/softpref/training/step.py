@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from softpref.algorithm.bilevel import Move, clean_gradient, move, mspo_step, teach
-from softpref.algorithm.engine import EngineChoice
-from softpref.algorithm.jacobian import GraphPullback, PartJacobian
+from softpref.algorithm.gradients.engine import EngineChoice
+from softpref.algorithm.gradients.jacobian import GraphPullback, PartJacobian
 from softpref.algorithm.labeller import Labeller
-from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import PairLoss
 from softpref.algorithm.policy import Gradient
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import Collate, Pair, length_buckets
-from softpref.training.config import MSPOConfig
 from softpref.training.teacher import Teacher
 
 
@@ -46,35 +45,41 @@ class Steps:
     """The steps of one run.
 
     Args:
-        args: the run's options.
-        collate: makes a micro-batch of pairs.
         labeller: whose labels the policy follows.
         loss: what is made of margin and label, whether a step teaches or not.
+        collate: makes a micro-batch of pairs.
+        micro_batch: pairs in one micro-batch of this process.
+        beta: β of the DPO loss, 1/nats.
+        ppl_scope: which tokens count in PPLDiff.
         ranks: who does each step together.
     """
 
     def __init__(
         self,
-        args: MSPOConfig,
-        collate: Collate,
         labeller: Labeller,
         loss: PairLoss,
+        collate: Collate,
+        *,
+        micro_batch: int,
+        beta: float,
+        ppl_scope: PplScope,
         ranks: Ranks = ALONE,
     ) -> None:
-        self._args, self._collate, self._ranks = args, collate, ranks
-        self._labeller, self._loss = labeller, loss
+        self._labeller, self._loss, self._collate = labeller, loss, collate
+        self._micro_batch, self._ranks = micro_batch, ranks
+        self._beta, self._ppl_scope = beta, ppl_scope
 
     def batches(self, pairs: Sequence[Pair]) -> list[PairBatch]:
         """Return this rank's pairs of one step as micro-batches of pairs of like length."""
-        parts = length_buckets(pairs, self._args.per_device_train_batch_size, self._ranks)
-        return [self._collate(part).to(self._args.device) for part in parts]
+        parts = length_buckets(pairs, self._micro_batch, self._ranks)
+        return [self._collate(part).to(self._ranks.device) for part in parts]
 
     def plain(self, policy: nn.Module, pairs: Sequence[Pair]) -> Stepped:
         """Move by the labeller's labels, one micro-batch after the other."""
         batches = self.batches(pairs)
-        pullbacks = (GraphPullback(policy, batch, self._args.ppl_scope) for batch in batches)
+        pullbacks = (GraphPullback(policy, batch, self._ppl_scope) for batch in batches)
         moved = move(
-            pullbacks, self._labeller, pairs=sum(map(len, batches)), beta=self._args.beta,
+            pullbacks, self._labeller, pairs=sum(map(len, batches)), beta=self._beta,
             loss=self._loss, ranks=self._ranks,
         )  # fmt: skip
         return self._whole(moved, [batch.index for batch in batches], len(pairs))
@@ -91,14 +96,14 @@ class Steps:
     ) -> Stepped:
         """Teach the meta-learner by the clean pairs' gradient at θ', then move by its labels."""
         batches = self.batches(pairs)
-        jacobians = [engine.make_jacobian(policy, batch, self._args.ppl_scope) for batch in batches]
+        jacobians = [engine.make_jacobian(policy, batch, self._ppl_scope) for batch in batches]
         moved, meta_loss = mspo_step(
             policy,
             teacher.meta_learner,
             teacher.optimizer,
             jacobians,
             self.batches(clean),
-            beta=self._args.beta,
+            beta=self._beta,
             lookahead_lr=lookahead_lr,
             loss=self._loss,
             preconditioner=preconditioner,
@@ -121,29 +126,29 @@ class Steps:
         Clean and noisy pairs share micro-batches, as many as the noisy ones alone would need: one
         pass serves both.
         """
-        args, device, ranks = self._args, self._args.device, self._ranks
+        device, ranks = self._ranks.device, self._ranks
         noisy, clean = (length_buckets(some, len(some), ranks)[0] for some in (pairs, clean))
         trusted = {id(pair) for pair in clean}
         noisy_parts: list[PartJacobian] = []
         clean_parts: list[PartJacobian] = []
         index = []
-        micro_batches = math.ceil(len(noisy) / args.per_device_train_batch_size)
+        micro_batches = math.ceil(len(noisy) / self._micro_batch)
         size = math.ceil((len(noisy) + len(clean)) / micro_batches)
         for part in length_buckets([*noisy, *clean], size):
             batch = self._collate(part).to(device)
-            whole = engine.make_jacobian(policy, batch, args.ppl_scope)
+            whole = engine.make_jacobian(policy, batch, self._ppl_scope)
             is_clean = torch.tensor([id(pair) in trusted for pair in part], device=device)
             for parts, these in ((noisy_parts, ~is_clean), (clean_parts, is_clean)):
                 if these.any():
                     parts.append(PartJacobian(whole, these.nonzero().squeeze(1)))
             index.append(batch.index[~is_clean])
-        meta_loss, gradient = clean_gradient(clean_parts, len(clean), args.beta, ranks)
+        meta_loss, gradient = clean_gradient(clean_parts, len(clean), self._beta, ranks)
         teach(
             teacher.meta_learner, teacher.optimizer, noisy_parts, gradient,
-            beta=args.beta, preconditioner=preconditioner, loss=self._loss, ranks=ranks,
+            beta=self._beta, preconditioner=preconditioner, loss=self._loss, ranks=ranks,
         )  # fmt: skip
         moved = move(
-            noisy_parts, self._labeller, pairs=len(noisy), beta=args.beta, loss=self._loss,
+            noisy_parts, self._labeller, pairs=len(noisy), beta=self._beta, loss=self._loss,
             ranks=ranks,
         )  # fmt: skip
         return self._whole(moved, index, len(pairs), meta_loss)

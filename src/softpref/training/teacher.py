@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,43 @@ from torch import Tensor
 
 from softpref.algorithm.labeller import MetaLearner, warm_start
 from softpref.algorithm.ranks import Ranks
-from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS
-from softpref.training.config import MSPOConfig
+from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS, Signal
+from softpref.models.scoring import starting_ppl_diff, starting_signals
 from softpref.training.samplers import CleanSampler
-from softpref.training.scoring import starting_ppl_diff, starting_signals
 from softpref.training.states import JSON, state_to_tensors, tensors_to_state
 
 ZSCORE_PAIRS = 1000
 META_LEARNER = "meta_learner.safetensors"
 
 
+@dataclass(frozen=True)
+class TeachingOptions:
+    """How a meta-learner is made and taught, all filled in.
+
+    Attributes:
+        hidden: width of its two hidden layers.
+        signals: what it sees of a pair.
+        warm_start: whether it is fitted to the clean pairs before training.
+        learning_rate: of its AdamW.
+        batch_size: clean pairs per update.
+        seed: of its weights and of the clean pairs' order.
+    """
+
+    hidden: int
+    signals: tuple[Signal, ...]
+    warm_start: bool
+    learning_rate: float
+    batch_size: int
+    seed: int
+
+
 def make_meta_learner(
-    args: MSPOConfig, noisy: Tensor, clean: Tensor, clean_score: Tensor, noise_rate: float
+    options: TeachingOptions, noisy: Tensor, clean: Tensor, clean_score: Tensor, noise_rate: float
 ) -> MetaLearner:
     """Make V with its z-score set and, if asked for, warm-started.
 
     Args:
-        args: the run's options.
+        options: how.
         noisy: (n, F), the training pairs' signals under the starting policy; the first 1,000 set
             the z-score (Appendix C).
         clean: (m, F), the same of the clean pairs.
@@ -38,35 +58,34 @@ def make_meta_learner(
         noise_rate: the share of flipped labels, the warm start's prior.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        meta_learner = MetaLearner(args.meta_hidden, args.resolved_signals())
+        torch.manual_seed(options.seed)
+        meta_learner = MetaLearner(options.hidden, options.signals)
     meta_learner.standardise(noisy[:ZSCORE_PAIRS])
-    if args.warm_start:
+    if options.warm_start:
         warm_start(meta_learner, clean, clean_score, noise_rate)
     return meta_learner
 
 
 def make_teacher(
-    args: MSPOConfig, pairs: Dataset, clean: Dataset, noise_rate: float, ranks: Ranks, steps: int
+    options: TeachingOptions, pairs: Dataset, clean: Dataset, noise_rate: float, ranks: Ranks
 ) -> Teacher:
     """Make V from both sets' signals under the starting policy, the same on all ranks.
 
     Args:
-        args: the run's options.
+        options: how.
         pairs: the training pairs.
         clean: the trusted pairs.
         noise_rate: the share of flipped labels.
         ranks: who trains together.
-        steps: of the policy.
     """
-    signals = args.resolved_signals()
+    signals = options.signals
     noisy, trusted = (starting_signals(some, signals) for some in (pairs, clean))
     score = -starting_ppl_diff(clean)
     if EVIDENCE in signals:
         score = trusted[:, signals.index(EVIDENCE)]
-    meta_learner = make_meta_learner(args, noisy, trusted, score, noise_rate)
-    ranks.broadcast_(list(meta_learner.to(args.device).state_dict().values()))
-    return Teacher(meta_learner, clean, args, math.ceil(steps / args.meta_every))
+    meta_learner = make_meta_learner(options, noisy, trusted, score, noise_rate)
+    ranks.broadcast_(list(meta_learner.to(ranks.device).state_dict().values()))
+    return Teacher(meta_learner, clean, options)
 
 
 def save_meta_learner(meta_learner: MetaLearner, directory: Path) -> None:
@@ -95,15 +114,13 @@ class Teacher:
         optimizer: takes the step of Eq. 10.
     """
 
-    def __init__(
-        self, meta_learner: MetaLearner, clean: Dataset, args: MSPOConfig, meta_updates: int
-    ) -> None:
+    def __init__(self, meta_learner: MetaLearner, clean: Dataset, options: TeachingOptions) -> None:
         self.meta_learner = meta_learner
         self.optimizer = torch.optim.AdamW(
-            meta_learner.parameters(), lr=args.resolved_meta_lr(meta_updates), weight_decay=0.0
+            meta_learner.parameters(), lr=options.learning_rate, weight_decay=0.0
         )
         self._clean = clean
-        self._sampler = CleanSampler(len(clean), args.meta_batch_size, args.seed)
+        self._sampler = CleanSampler(len(clean), options.batch_size, options.seed)
 
     def draw(self) -> list[dict[str, Any]]:
         """Return the next batch of clean pairs."""

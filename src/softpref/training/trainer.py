@@ -5,11 +5,10 @@ Shapes: B pairs of one step, over all its micro-batches; n training pairs.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any, cast
 
@@ -19,48 +18,32 @@ from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from softpref.algorithm.bilevel import NonFiniteError, non_finite_pairs, require_finite
-from softpref.algorithm.engine import EngineChoice
-from softpref.algorithm.forms import dense
+from softpref.algorithm.gradients.forms import dense
+from softpref.algorithm.gradients.taps import NotTappedError
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
-from softpref.algorithm.taps import NotTappedError
 from softpref.data.readers import column
 from softpref.errors import UsageError
+from softpref.models.reference import fingerprint_tokens
 from softpref.training.checkpoints import SafeCheckpoints
-from softpref.training.column_cache import ColumnCache
 from softpref.training.config import MSPOConfig
 from softpref.training.drift import require_alike
-from softpref.training.engines import engine_for
-from softpref.training.evidence import with_evidence
-from softpref.training.fit import require_fit, require_known_padding
 from softpref.training.identity import IDENTITY
 from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs, known_flips
-from softpref.training.layout import choose_layout, longest_pairs
 from softpref.training.lookahead import adamw_scales
 from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
-from softpref.training.models import (
-    context_length,
-    load_start,
-    make_trainable,
-    switch_dropout_off,
-    tokenizer_of,
-)
-from softpref.training.needs import labeller_of, noise_of, require_needs, with_given_labels
-from softpref.training.perpcorrect import correct
-from softpref.training.preparation import GivenPairs, as_given, prepare
-from softpref.training.reference import fingerprint_tokens, fingerprint_weights, sets_with_reference
+from softpref.training.preparation import GivenPairs, as_given
 from softpref.training.refits import refits_of
 from softpref.training.samplers import EpochSampler
-from softpref.training.scoring import score_pairs
-from softpref.training.sharding import made_to_save_all, settle
+from softpref.training.saving import allow_sharded_save
+from softpref.training.start import prepare_start, scorer_of
 from softpref.training.states import JSON
 from softpref.training.step import Stepped, Steps
-from softpref.training.teacher import Teacher, make_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -100,53 +83,34 @@ class MSPOTrainer(SafeCheckpoints):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.method = args.resolved_method()
         sets = as_given(train_dataset, clean_dataset, eval_dataset)
-        set_seed(args.seed)
-        policy = load_start(model, args) if isinstance(model, str) else model
-        tokenizer = processing_class or tokenizer_of(model, policy, args)
-        limits = args.max_length, context_length(policy)
-        prepared = prepare(*sets, tokenizer, *limits, args.on_bad_row)
-        require_needs(args, prepared)
-        args.choose_steps(len(prepared.train))
-        settle(policy, args)
-        require_fit(policy, tokenizer, prepared)
-        if args.tuning == "full":
-            require_known_padding(policy, tokenizer)
-        start = self.start_fingerprint = fingerprint_weights(policy)
-        switch_dropout_off(policy)
-        probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
-        collate, _ = choose_layout(args.resolved_layout(), policy, probe)
-        cache = ColumnCache(args.reference_cache)
-        prepared = sets_with_reference(policy, prepared, args, start, collate, cache)
-        prepared, self.evidence = with_evidence(prepared, args)
-        self.correction = correct(policy, prepared, args, peft_config, start, cache)
-        self.pairs = with_given_labels(prepared.train, self.method, self.correction)
-        self.prepared, self.clean = dataclasses.replace(prepared, train=self.pairs), prepared.clean
-        policy = make_trainable(policy, args, peft_config)
-        self.collate, self._layout_why = choose_layout(args.resolved_layout(), policy, probe)
-        with made_to_save_all(policy, args):
+        start = prepare_start(model, args, sets, processing_class, peft_config)
+        self.start, self.method = start, args.resolved_method()
+        self.pairs, self.clean, self.teacher = start.sets.train, start.sets.clean, start.teacher
+        with allow_sharded_save(start.policy, args):
             super().__init__(
-                model=policy, args=args, data_collator=list, train_dataset=self.pairs,
-                eval_dataset=self.prepared.evaluation, processing_class=tokenizer,
+                model=start.policy, args=args, data_collator=list, train_dataset=self.pairs,
+                eval_dataset=start.sets.evaluation, processing_class=start.tokenizer,
                 callbacks=callbacks,
             )  # fmt: skip
         self.policy = cast(nn.Module, self.model)
-        given = {"training pairs": self.pairs, "clean pairs": self.clean}
-        self._token_fingerprints = {name: s and fingerprint_tokens(s) for name, s in given.items()}
-        self.noise = noise_of(args, self.prepared, self.correction, self.evidence)
-        self.teacher = self._make_teacher()
-        self._engine = self._make_engine()
-        self.labeller = labeller_of(args, self.prepared, self.noise, self.teacher, self.evidence)
-        self._refits = refits_of(self.labeller, self.prepared, self._score)
         self.history = LabelHistory()
-        self._steps = Steps(args, self.collate, self.labeller, self.method.loss, self.ranks)
+        self._refits = refits_of(start.labeller, start.sets, self._score)
+        self._steps = self._step_runner()
         self._is_flipped = known_flips(self.pairs)
         self._window: list[list[dict[str, Any]]] = []
         self._drawn: list[dict[str, Any]] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._skipped = SkippedSteps(args.max_skipped_steps)
         self._say_how()
+
+    def _step_runner(self) -> Steps:
+        args, start = self.args, self.start
+        return Steps(
+            start.labeller, self.method.loss, start.layout.collate, beta=args.beta,
+            ppl_scope=args.ppl_scope, micro_batch=args.per_device_train_batch_size,
+            ranks=self.ranks,
+        )  # fmt: skip
 
     def get_train_dataloader(self) -> DataLoader:
         """Return batches of the pairs of all ranks: each takes its share within the step."""
@@ -198,11 +162,15 @@ class MSPOTrainer(SafeCheckpoints):
         return done.moved.loss.to(torch.float32)
 
     def _step(self, policy: nn.Module, pairs: list[dict[str, Any]]) -> Stepped:
-        teacher, engine = self.teacher, self._engine
+        teacher, engine = self.teacher, self.start.engine
         if self._refits:
             self._refits.before_step(self.history)
             pairs = self._refits.with_first_labels(pairs)
-        if teacher is None or engine is None or self.state.global_step % self.args.meta_every:
+        if (
+            teacher is None
+            or engine is None
+            or self.state.global_step % cast(int, self.args.meta_every)
+        ):
             return self._steps.plain(policy, pairs)
         clean = self._drawn = teacher.draw()
         scales = None if self.args.lookahead == "sgd" else adamw_scales(self.optimizer, policy)
@@ -223,7 +191,7 @@ class MSPOTrainer(SafeCheckpoints):
         found = []
         for source, pairs in ((self.pairs, noisy), (self.clean, self._drawn)):
             share = self.ranks.share_evenly(pairs)
-            batches = [self.collate([pair]).to(self.args.device) for pair in share]
+            batches = [self.start.layout.collate([pair]).to(self.args.device) for pair in share]
             mine = non_finite_pairs(policy, batches, self.args.ppl_scope)
             (culprits,) = self.ranks.gather([torch.tensor(mine, device=self.args.device)])
             found += [source[i]["uid"] for i in culprits.int().tolist()] if source else []
@@ -278,7 +246,7 @@ class MSPOTrainer(SafeCheckpoints):
 
         Nothing is taught. Other pairs have no reference log-probabilities any more.
         """
-        evaluation = self.prepared.evaluation
+        evaluation = self.start.sets.evaluation
         if evaluation is None or eval_dataset is not None:
             raise UsageError("evaluate() measures the eval_dataset that MSPOTrainer was made with.")
         scored = self._score(evaluation, "evaluating")
@@ -305,8 +273,8 @@ class MSPOTrainer(SafeCheckpoints):
             self.history.last_steps(len(self.pairs)),
             scored,
             self._score(self.clean, "labelling, clean") if self.clean else None,
-            self.labeller,
-            self.noise.expected if self.noise else None,
+            self.start.labeller,
+            self.start.noise.expected if self.start.noise else None,
         )
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
@@ -337,60 +305,33 @@ class MSPOTrainer(SafeCheckpoints):
     def identity(self) -> dict[str, JSON]:
         """Return what must not change between an interrupted run and its resumption."""
         return {name: getattr(self.args, name) for name in IDENTITY} | {
-            "pairs a step": self._pairs_a_step(),
-            "starting policy": self.start_fingerprint,
-            **self.prepared.origin(),
+            "pairs a step": self.args.pairs_per_step(),
+            "starting policy": self.start.fingerprint,
+            **self.start.sets.origin(),
             **self._token_fingerprints,
         }
+
+    @cached_property
+    def _token_fingerprints(self) -> dict[str, str | None]:
+        sets = {"training pairs": self.pairs, "clean pairs": self.clean}
+        return {name: pairs and fingerprint_tokens(pairs) for name, pairs in sets.items()}
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: transformers' estimate does not know this step."""
         return 0
 
-    def total_steps(self) -> int:
-        """Return how many steps the run will take."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        steps = math.ceil(len(self.pairs) / self._pairs_a_step())
-        return math.ceil(steps * self.args.num_train_epochs)
-
-    def _pairs_a_step(self) -> int:
-        args = self.args
-        pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        return pairs * self.ranks.count
-
     def _score(self, pairs: Dataset, what: str) -> Measured:
-        return score_pairs(
-            self.policy,
-            pairs,
-            ppl_scope=self.args.ppl_scope,
-            batch_size=self.args.per_device_eval_batch_size,
-            bf16=self.args.bf16,
-            collate=self.collate,
-            what=what,
-            ranks=self.ranks,
-        )
-
-    def _make_teacher(self) -> Teacher | None:
-        if not self.method.teaches or self.clean is None or self.noise is None:
-            return None
-        return make_teacher(
-            self.args, self.pairs, self.clean, self.noise.expected, self.ranks, self.total_steps()
-        )
-
-    def _make_engine(self) -> EngineChoice | None:
-        taught = (self.policy, self.pairs, self.collate, self.args)
-        return engine_for(*taught) if self.teacher else None
+        return scorer_of(self.policy, self.start.layout.collate, self.args).measure(pairs, what)
 
     def _say_how(self) -> None:
-        args, steps = self.args, self.total_steps()
-        logger.info("steps: %d of %d pairs", steps, self._pairs_a_step())
+        args, steps = self.args, self.args.total_steps(len(self.pairs))
+        logger.info("steps: %d of %d pairs", steps, self.args.pairs_per_step())
         if self.ranks.count > 1:
             logger.info("processes: %d, each with its share of a step's pairs, noisy and clean",
                         self.ranks.count)  # fmt: skip
-        logger.info("layout: %s", self._layout_why)
-        if self._engine:
-            logger.info("engine: %s", self._engine.why)
+        logger.info("layout: %s", self.start.layout.why)
+        if self.start.engine:
+            logger.info("engine: %s", self.start.engine.why)
         warmup = args.get_warmup_steps(steps)
         if warmup > steps / 2:
             logger.warning("warning: warm-up takes %d of %d steps: the policy will hardly move; "

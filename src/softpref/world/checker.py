@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from softpref.evaluation.win_rate import win_rate
-from softpref.training.models import load_policy
+from softpref.models.loading import load_policy
+from softpref.statistics.win_rate import win_rate
 from softpref.world.language import make_tokenizer
 from softpref.world.prepare import BASELINE_DRAWS, METHOD_DRAWS, PreparedWorld, sampled_scores
 

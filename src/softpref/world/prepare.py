@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from softpref.evaluation.generate import sample
+from softpref.models.sampling import sample
 from softpref.training.output import write_lines, write_text
 from softpref.training.sft import SFTOptions, fine_tune
 from softpref.world.build import MAX_NEW_TOKENS, Draw, World, make_data, sft_rows, tiny_llama

@@ -1,0 +1,359 @@
+"""J = ∂h/∂θ, the Jacobian of a batch's margins, as a linear operator.
+
+The loss depends on θ only through the margins, so all that the method needs of the language model
+is J's products: `vjp(w)` = Σ_i w_i ∇h_i and `jvp(d)` = (⟨∇h_i, d⟩)_i. There is one small class for
+each way to make them; those that make both are held to one test contract.
+
+Shapes: B pairs. A *gradient* is a tuple with one tensor for each trainable parameter of the policy,
+in the order of `policy.parameters()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from softpref.algorithm.gradients.forms import (
+    Direction,
+    Form,
+    Held,
+    Outer,
+    Read,
+    Rows,
+    Whole,
+    dense,
+    plus,
+)
+from softpref.algorithm.gradients.head import all_logits, response_head
+from softpref.algorithm.gradients.taps import Taps, numbers_by_token
+from softpref.algorithm.likelihood import Measured, PplScope, measure
+from softpref.algorithm.policy import Gradient, trainable
+from softpref.algorithm.rows import PairBatch
+
+
+class Pullback(Protocol):
+    """Jᵀ of one micro-batch at the θ it was made at: all that a step without teaching needs.
+
+    Attributes:
+        pairs: B.
+        measured: what the forward pass said, without its graph; asking may cost that pass.
+    """
+
+    @property
+    def pairs(self) -> int: ...
+
+    @property
+    def measured(self) -> Measured: ...
+
+    def vjp(self, weights: Tensor) -> Direction:
+        """Return Jᵀw = Σ_i w_i ∇h_i for weights (B,)."""
+        ...
+
+
+class MarginJacobian(Pullback, Protocol):
+    """J of one micro-batch, both ways."""
+
+    def vjp(self, weights: Tensor) -> Gradient: ...
+
+    def jvp(self, direction: Direction) -> Tensor:
+        """Return J d = (⟨∇h_i, d⟩)_i, shape (B,)."""
+        ...
+
+
+MakePullback = Callable[[nn.Module, PairBatch, PplScope], Pullback]
+MakeJacobian = Callable[[nn.Module, PairBatch, PplScope], MarginJacobian]
+
+
+class GraphPullback:
+    """Keeps the forward pass's graph for one `vjp`, an ordinary backward pass that frees it."""
+
+    def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
+        with_graph = measure(policy, batch, ppl_scope)
+        self._margin = with_graph.margin
+        self._parameters = trainable(policy)
+        self.pairs, self.measured = len(batch), with_graph.detach()
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        return torch.autograd.grad(self._margin, self._parameters, weights, materialize_grads=True)
+
+
+class FactoredPullback:
+    """An ordinary backward pass, but a gradient that is fewer numbers as factors stays factors.
+
+    Where a layer (out, in) sees T tokens with T · (out + in) < out · in, its gradient is left as
+    Σ_t w_t δ_t a_tᵀ: it takes less room than the matrix, and what is multiplied by it costs less by
+    as much (Gram form). An embedding's is left as the rows it touches.
+
+    Args:
+        policy: the policy.
+        batch: the pairs.
+        ppl_scope: which tokens count in PPLDiff.
+        untapped: parameters that taps do not see or see wrongly.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        batch: PairBatch,
+        ppl_scope: PplScope,
+        untapped: Set[nn.Parameter] = frozenset(),
+    ) -> None:
+        reads_head = batch.read is response_head
+        head = cast(Any, policy).get_output_embeddings() if reads_head else None
+        tokens = {head.weight: len(batch.responses.target)} if head else {}
+        factored = {
+            p
+            for p, numbers in numbers_by_token(policy).items()
+            if tokens.get(p, batch.input_ids.numel()) * numbers < p.numel()
+        } - untapped
+        self._parameters = trainable(policy)
+        self._whole = [p for p in self._parameters if p not in factored]
+        self._taps = Taps(policy, batch, set(self._whole))
+        with_graph = self._taps.measure(ppl_scope)
+        self._margin = with_graph.margin
+        self.pairs, self.measured = len(batch), with_graph.detach()
+
+    def vjp(self, weights: Tensor) -> Direction:
+        found: dict[nn.Parameter, Held] = {}
+
+        def take(parameter: nn.Parameter, form: Form) -> None:
+            assert isinstance(form, (Outer, Rows, Read))  # what `numbers_by_token` names
+            factors = form.factors()
+            found[parameter] = plus(found[parameter], factors) if parameter in found else factors
+
+        whole = self._taps.backward(self._margin, weights, take, self._whole)
+        found |= zip(self._whole, whole, strict=True)
+        return tuple(found[p] if p in found else torch.zeros_like(p) for p in self._parameters)
+
+
+class DoubleBackwardJacobian:
+    """Follows the equations as they stand: what the others are held against.
+
+    Jᵀw is linear in w, so its derivative with respect to w is J: the forward product comes from
+    differentiating the backward one. That needs attention and log-probabilities that can be
+    differentiated twice, and keeps the graph: three times DPO's time and memory.
+    """
+
+    def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            with_graph = measure(policy, replace(batch, read=all_logits), ppl_scope)
+        self._margin = with_graph.margin
+        self._parameters = trainable(policy)
+        self.pairs, self.measured = len(batch), with_graph.detach()
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        return torch.autograd.grad(
+            self._margin, self._parameters, weights, retain_graph=True, materialize_grads=True
+        )
+
+    def jvp(self, direction: Direction) -> Tensor:
+        weights = torch.zeros_like(self._margin, requires_grad=True)
+        backward = torch.autograd.grad(
+            self._margin, self._parameters, weights, create_graph=True, materialize_grads=True
+        )
+        reached = [
+            (b, dense(d)) for b, d in zip(backward, direction, strict=True) if b.requires_grad
+        ]
+        (product,) = torch.autograd.grad([b for b, _ in reached], weights, [d for _, d in reached])
+        return product
+
+
+class KeptJacobian:
+    """Holds every pair's own gradient ∇h_i, of each tensor in the form of the fewest numbers.
+
+    Args:
+        measured: what the forward pass said of the B pairs, without graph.
+        forms: for each trainable parameter the forms of which its gradient is the sum.
+    """
+
+    def __init__(self, measured: Measured, forms: Mapping[nn.Parameter, Sequence[Form]]) -> None:
+        self.pairs, self.measured, self._forms = len(measured.margin), measured, forms
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        def total(parameter: nn.Parameter, forms: Sequence[Form]) -> Tensor:
+            parts = [form.vjp(weights).to(parameter) for form in forms]
+            return sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter)
+
+        return tuple(total(p, forms) for p, forms in self._forms.items())
+
+    def jvp(self, direction: Direction) -> Tensor:
+        total = torch.zeros_like(self.measured.margin)
+        for forms, d in zip(self._forms.values(), direction, strict=True):
+            for form in forms:
+                total += form.jvp(d)
+        return total
+
+
+def kept(
+    policy: nn.Module,
+    batch: PairBatch,
+    ppl_scope: PplScope,
+    untapped: Set[nn.Parameter] = frozenset(),
+) -> KeptJacobian:
+    """Make J from one forward and one backward pass over all pairs together.
+
+    Taps on the layers collect each pair's own gradients during the backward pass of Σ_i h_i (see
+    taps.py). Nothing is run twice and no graph is kept. Exact with any attention kernel, mixed
+    precision and gradient checkpointing.
+
+    Args:
+        policy: the policy.
+        batch: the pairs.
+        ppl_scope: which tokens count in PPLDiff.
+        untapped: parameters that taps do not see or see wrongly; theirs are made by an ordinary
+            backward pass a pair, and held whole.
+
+    Raises:
+        NotTappedError: a layer does not see one vector a token, and is not in `untapped`.
+    """
+    forms: dict[nn.Parameter, list[Form]] = {p: [] for p in trainable(policy)}
+
+    def take(parameter: nn.Parameter, form: Form) -> None:
+        forms[parameter].append(form.smallest() if isinstance(form, Outer) else form)
+
+    if len(untapped) < len(forms):
+        taps = Taps(policy, batch, untapped)
+        with_graph = taps.measure(ppl_scope)
+        measured, ones = with_graph.detach(), torch.ones_like(with_graph.margin)
+        taps.backward(with_graph.margin, ones, take)
+    if untapped:
+        alone = list(gradients_by_pair(policy, batch, ppl_scope, untapped))
+        measured = Measured.concatenate([measured for measured, _ in alone])
+        for i, p in enumerate(p for p in forms if p in untapped):
+            forms[p] = [Whole(torch.stack([gradient[i] for _, gradient in alone]))]
+    return KeptJacobian(measured, forms)
+
+
+class GraphJacobian:
+    """Keeps the forward pass's graph, and goes back through it for each product.
+
+    For policies whose B gradients do not fit: taps multiply every ∇h_i by d as it passes by and
+    keep none. One forward and three backward passes, in little more memory than DPO takes for the
+    same micro-batch.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        batch: PairBatch,
+        ppl_scope: PplScope,
+        untapped: Set[nn.Parameter] = frozenset(),
+    ) -> None:
+        self._policy, self._batch, self._ppl_scope = policy, batch, ppl_scope
+        self._untapped, self._taps = untapped, Taps(policy, batch, untapped)
+        with_graph = self._taps.measure(ppl_scope)
+        self._margin = with_graph.margin
+        self.pairs, self.measured = len(batch), with_graph.detach()
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        parameters = trainable(self._policy)
+        return self._taps.backward(self._margin, weights, None, parameters, keep_graph=True)
+
+    def jvp(self, direction: Direction) -> Tensor:
+        return self._multiply(direction, keep_graph=True)
+
+    def last_jvp(self, direction: Direction) -> Tensor:
+        """Return `jvp`, and free the graph."""
+        return self._multiply(direction, keep_graph=False)
+
+    def _multiply(self, direction: Direction, keep_graph: bool) -> Tensor:
+        along = dict(zip(trainable(self._policy), direction, strict=True))
+        total, ones = torch.zeros_like(self._margin), torch.ones_like(self._margin)
+
+        def multiply(parameter: nn.Parameter, form: Form) -> None:
+            total.add_(form.jvp(along[parameter]))
+
+        if len(self._untapped) < len(along):
+            self._taps.backward(self._margin, ones, multiply, keep_graph=keep_graph)
+        if self._untapped:
+            by_pair = gradients_by_pair(self._policy, self._batch, self._ppl_scope, self._untapped)
+            d = [dense(along[p]) for p in along if p in self._untapped]
+            total += torch.stack([_inner(gradient, d) for _, gradient in by_pair])
+        return total
+
+
+class RecomputedJacobian:
+    """Goes through the policy for each product, and keeps nothing but what was measured.
+
+    For steps of many micro-batches, whose graphs do not fit side by side: three ordinary forward
+    and backward passes. The graph that `measured` made is kept for the first `vjp`, so whoever asks
+    for the one is to ask for the other before going to the next micro-batch. θ must be back where
+    it was when a product is asked for.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        batch: PairBatch,
+        ppl_scope: PplScope,
+        untapped: Set[nn.Parameter] = frozenset(),
+    ) -> None:
+        self._again = policy, batch, ppl_scope
+        self._untapped, self.pairs = untapped, len(batch)
+        self._graph: GraphPullback | None = None
+        self._measured: Measured | None = None
+
+    @property
+    def measured(self) -> Measured:
+        if self._measured is None:
+            self._graph = GraphPullback(*self._again)
+            self._measured = self._graph.measured
+        return self._measured
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        graph = self._graph or GraphPullback(*self._again)
+        self._graph = None  # a backward pass frees it
+        return graph.vjp(weights)
+
+    def jvp(self, direction: Direction) -> Tensor:
+        return GraphJacobian(*self._again, self._untapped).last_jvp(direction)
+
+
+class PartJacobian:
+    """J of some of the pairs that another J is of.
+
+    Args:
+        whole: J of a micro-batch.
+        which: (B',) the places of these pairs.
+    """
+
+    def __init__(self, whole: MarginJacobian, which: Tensor) -> None:
+        self._whole, self._which = whole, which
+        self.pairs = len(which)
+
+    @property
+    def measured(self) -> Measured:
+        return self._whole.measured.of(self._which)
+
+    def vjp(self, weights: Tensor) -> Gradient:
+        of_all = weights.new_zeros(self._whole.pairs).index_copy(0, self._which, weights)
+        return self._whole.vjp(of_all)
+
+    def jvp(self, direction: Direction) -> Tensor:
+        return self._whole.jvp(direction)[self._which]
+
+
+def gradients_by_pair(
+    policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, parameters: Set[nn.Parameter]
+) -> Iterator[tuple[Measured, Gradient]]:
+    """Yield each pair's measurements and its ∇h_i, by an ordinary backward pass of its own.
+
+    The gradients are of `parameters`, in the order of `policy.parameters()`.
+    """
+    wanted = [p for p in trainable(policy) if p in parameters]
+    for pair in batch.single_pairs():
+        alone = measure(policy, pair, ppl_scope)
+        yield (
+            alone.detach(),
+            torch.autograd.grad(alone.margin, wanted, torch.ones_like(alone.margin),
+                                materialize_grads=True),
+        )  # fmt: skip
+
+
+def _inner(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
+    return torch.stack([(x * y.to(x)).sum() for x, y in zip(a, b, strict=True)]).sum()

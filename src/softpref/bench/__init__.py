@@ -1,0 +1,1 @@
+"""`softpref bench`: what a training step costs beside TRL's."""

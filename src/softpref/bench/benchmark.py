@@ -1,0 +1,218 @@
+"""`softpref bench`: seconds and memory of a training step, against TRL's DPO on the same pairs."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from packaging.version import Version
+from tqdm import tqdm
+
+from softpref.bench.contestants import (
+    EVERYWHERE,
+    NAMES,
+    Name,
+    has_response_only_head,
+    make_contestant,
+)
+from softpref.bench.memory import peak_in_new_process
+from softpref.bench.report import LEGEND, Group, draw_step_times, rows, runs
+from softpref.bench.timing import time_rounds
+from softpref.bench.workload import TUNINGS, ModelSize, Shape, Tuning, Workload
+from softpref.errors import UsageError, require_package
+from softpref.options import option
+from softpref.places import file_to_write
+from softpref.training.output import write_text
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("softpref", "torch", "transformers", "trl", "peft")
+SLOW: Name = "double_backward"
+OLDEST_TRL = "1.16"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is measured.
+
+    Attributes:
+        workloads: what steps are timed on, one for each data shape; memory, and what is not in
+            `EVERYWHERE`, on the first alone.
+        rounds: timed steps of each contestant.
+        slow_rounds: timed steps of MSPO by double backward, at most `rounds`.
+        peaks: how many processes measure each contestant's memory.
+    """
+
+    workloads: tuple[Workload, ...]
+    rounds: int
+    slow_rounds: int
+    peaks: dict[Name, int]
+
+    def names_on(self, workload: Workload) -> tuple[Name, ...]:
+        """Return who takes part on a workload."""
+        return NAMES if workload == self.workloads[0] else EVERYWHERE
+
+    def rounds_of(self, name: Name) -> int:
+        """Return how many steps of a contestant are timed."""
+        return min(self.slow_rounds, self.rounds) if name == SLOW else self.rounds
+
+
+SHAPES = (Shape(128, 64), Shape(32, 128))
+SMALL = ModelSize(4096, 256, 688, 6, 4, 2, tie_word_embeddings=False)  # 6.45 M parameters
+ONE_BILLION = ModelSize(128256, 2048, 8192, 16, 32, 8, tie_word_embeddings=True)
+PEAKS: dict[Name, int] = {
+    "trl_default": 1, "trl_best": 1, "dpo": 3, "mspo_m1/8": 3,
+    "dpo_checkpointed": 3, "graph_checkpointed": 3, "recompute_checkpointed": 1,
+}  # fmt: skip
+PRESETS = {
+    "cpu": Preset(
+        workloads=tuple(Workload(SMALL, shape, "cpu") for shape in SHAPES),
+        rounds=5,
+        slow_rounds=2,
+        peaks=PEAKS,
+    ),
+    "gpu": Preset(
+        workloads=(Workload(ONE_BILLION, Shape(256, 256), "cuda", pairs=16),),
+        rounds=10,
+        slow_rounds=3,
+        peaks=dict.fromkeys(PEAKS, 1),  # torch counts its memory to the byte
+    ),
+}
+
+
+@dataclass
+class BenchOptions:
+    """Options of `softpref bench`."""
+
+    preset: Literal["cpu", "gpu"] = option(
+        "`cpu`: a 6 M model in float32; `gpu`: a 1 B model in bfloat16; ten minutes each.", "cpu"
+    )
+    json: str | None = option("Write the numbers to this file.")
+    plot: str | None = option("Plot the step times to this PNG.")
+    rounds: int | None = option("Timed steps of each contestant; default: the preset's.")
+
+
+def run_bench(options: BenchOptions) -> None:
+    """Measure, print the table, and write what was asked for.
+
+    Raises:
+        UsageError: there is no GPU for the preset, or an option is impossible.
+    """
+    require_package("trl", "sft", "bench")
+    if Version(version("trl")) < Version(OLDEST_TRL):
+        raise UsageError(f"bench compares with TRL {OLDEST_TRL} or newer, not {version('trl')}.")
+    if options.preset == "gpu" and not torch.cuda.is_available():
+        raise UsageError("--preset gpu needs a CUDA device, and torch sees none: try --preset cpu.")
+    if options.rounds is not None and options.rounds < 1:
+        raise UsageError(f"--rounds {options.rounds}: must be at least 1.")
+    for flag, path in (("--json", options.json), ("--plot", options.plot)):
+        if path and not file_to_write(path, flag).absolute().parent.is_dir():
+            raise UsageError(f"{flag} {path}: there is no directory to write it to.")
+    preset = PRESETS[options.preset]
+    for groups in measure(replace(preset, rounds=options.rounds or preset.rounds)):
+        if options.json:
+            text = json.dumps(surroundings(options.preset) | {"runs": runs(groups)}, indent=2)
+            write_text(Path(options.json), text + "\n")
+    _print_table(groups)
+    if options.plot:
+        draw_step_times(groups, Path(options.plot))
+
+
+def measure(preset: Preset) -> Iterator[list[Group]]:
+    """Time every contestant on every workload, and measure memory on the first.
+
+    Yields what there is once all steps are timed, and again with the memory.
+    """
+    timed = [(workload, tuning) for workload in preset.workloads for tuning in TUNINGS]
+    steps = sum(
+        1 + preset.rounds_of(name) for workload, _ in timed for name in preset.names_on(workload)
+    )
+    processes = len(TUNINGS) * sum(preset.peaks.values())
+    groups = []
+    with tqdm(total=steps + processes, desc="measuring", leave=False, disable=None) as bar:
+        for workload, tuning in timed:
+            seconds = _time(preset, workload, tuning, bar.update)
+            groups.append(Group(tuning, workload, seconds, {}, has_response_only_head()))
+        yield groups
+        # Not before: these processes run beside each other.
+        for i, tuning in enumerate(TUNINGS):
+            peaks = _peaks(preset, preset.workloads[0], tuning, bar.update)
+            groups[i] = replace(groups[i], peaks=peaks)
+    yield groups
+
+
+def _time(
+    preset: Preset, workload: Workload, tuning: Tuning, after_step: Callable[[], object]
+) -> dict[Name, list[float]]:
+    with tempfile.TemporaryDirectory() as home:
+        names = preset.names_on(workload)
+        contestants = {name: make_contestant(name, workload, tuning, Path(home)) for name in names}
+        rounds = {name: preset.rounds_of(name) for name in names}
+        seconds = time_rounds(contestants, rounds, workload.device, after_step)
+    del contestants
+    gc.collect()  # trainers refer to themselves
+    if workload.device == "cuda":
+        torch.cuda.empty_cache()
+    return seconds
+
+
+def _peaks(
+    preset: Preset, workload: Workload, tuning: Tuning, after_process: Callable[[], object]
+) -> dict[Name, list[float]]:
+    """Return every process' peak, MiB; two at a time where they do not share a device's memory."""
+    names = [name for name, count in preset.peaks.items() for _ in range(count)]
+
+    def one(name: Name) -> float:
+        peak = peak_in_new_process(name, workload, tuning)
+        after_process()
+        return peak
+
+    with ThreadPoolExecutor(2 if workload.device == "cpu" else 1) as pool:
+        found = list(pool.map(one, names))
+    return {
+        name: [peak for other, peak in zip(names, found, strict=True) if other == name]
+        for name in preset.peaks
+    }
+
+
+def surroundings(preset: str) -> dict[str, Any]:
+    """Return what one must know to judge the numbers."""
+    on_gpu = preset == "gpu"
+    return {
+        "preset": preset,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "machine": f"{platform.system()} {platform.machine()}, {_processor()}, "
+        f"{os.cpu_count()} cores",
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in PACKAGES},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def _print_table(groups: Sequence[Group]) -> None:
+    table = rows(groups)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        logger.info("%s", "  ".join(cells).rstrip())
+    logger.info(LEGEND.format(pairs=groups[0].workload.pairs))

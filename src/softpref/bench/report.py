@@ -1,0 +1,183 @@
+"""What `softpref bench` says of its measurements: the table, the JSON and the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from softpref.bench.contestants import DPOS, M_FEW, MSPO, NAMES, Name
+from softpref.bench.timing import Quartiles, paired_ratio, quartiles
+from softpref.bench.workload import TUNINGS, Tuning, Workload
+from softpref.plots import save_figure
+
+HEADER = (
+    "tuning", "dtype", "prompt + response, tokens", "m", "step", "seconds",
+    "x TRL's default", "x TRL at its best", "x our DPO", "peak, MiB",
+)  # fmt: skip
+LEGEND = (
+    "Seconds: median step, optimizer's part left out. x: median (quartiles) of ratios within a "
+    "round. Lengths are means. Peak: above what was in use before the first step. m: clean batch / "
+    "batch of {pairs} pairs. Weights that train are float32."
+)
+TUNING_LABELS: dict[Tuning, str] = {"lora": "LoRA r=16", "full": "full"}
+LABELS: dict[Name, str] = {
+    "trl_default": "TRL DPO, its defaults",
+    "trl_best": "TRL DPO at its best",
+    "dpo": "softpref DPO",
+    "mspo_m1/8": "softpref MSPO",
+    "mspo_m1": "softpref MSPO",
+    "double_backward": "softpref MSPO, double backward",
+    "without_lookahead": "softpref MSPO, clean gradient at θ",
+    "dpo_checkpointed": "softpref DPO, checkpointed",
+    "graph_checkpointed": "softpref MSPO, graph, checkpointed",
+    "recompute_checkpointed": "softpref MSPO, recompute, checkpointed",
+}
+NO_M: tuple[Name, ...] = ("trl_default", "trl_best", "dpo", "dpo_checkpointed")
+M_LABELS: dict[Name, str] = {
+    name: "1" if name == "mspo_m1" else "1/8" for name in NAMES if name not in NO_M
+}
+# MSPO in other ways, at m = 1/8, and what each is held against.
+HELD_AGAINST: dict[Name, Name] = {
+    "double_backward": "dpo", "without_lookahead": "dpo",
+    "graph_checkpointed": "dpo_checkpointed", "recompute_checkpointed": "dpo_checkpointed",
+}  # fmt: skip
+COLOURS = ("#1f6f8b", "#c8553d")
+
+
+@dataclass(frozen=True)
+class Group:
+    """What was measured with one tuning on one workload.
+
+    Attributes:
+        seconds: a contestant's timed steps, by round; empty where its step did not fit.
+        peaks: a contestant's peaks, MiB, by process; missing where not measured.
+        response_only_head: whether TRL at its best scored nothing but responses.
+    """
+
+    tuning: Tuning
+    workload: Workload
+    seconds: dict[Name, list[float]]
+    peaks: dict[Name, list[float]]
+    response_only_head: bool
+
+    def time_ratio(self, ours: Name, theirs: Name) -> Quartiles | None:
+        """Return step time of one contestant in that of another."""
+        return paired_ratio(self.seconds.get(ours, []), self.seconds.get(theirs, []))
+
+    def peak_ratio(self, ours: Name, theirs: Name) -> Quartiles | None:
+        """Return peak memory of one contestant in that of another."""
+        return paired_ratio(self.peaks.get(ours, []), self.peaks.get(theirs, []))
+
+
+def rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """Return the table, header first."""
+    return [HEADER, *(_row(group, name) for group in groups for name in group.seconds)]
+
+
+def _row(group: Group, name: Name) -> tuple[str, ...]:
+    label = LABELS[name]
+    if name == "trl_best":
+        label += f" (response-only head: {'on' if group.response_only_head else 'off'})"
+    seconds, peak = (quartiles(sample.get(name, [])) for sample in (group.seconds, group.peaks))
+    ratios = (_in_words(group.time_ratio(name, other)) for other in DPOS)
+    return (
+        TUNING_LABELS[group.tuning],
+        _dtype(group),
+        str(group.workload.shape),
+        M_LABELS.get(name, "-"),
+        label,
+        f"{seconds.median:.3f}" if seconds else "-",
+        *ratios,
+        f"{peak.median:.0f}" if peak else "-",
+    )
+
+
+def _in_words(ratio: Quartiles | None) -> str:
+    return f"{ratio.median:.2f} ({ratio.q1:.2f} to {ratio.q3:.2f})" if ratio else "-"
+
+
+def runs(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the `runs` of the JSON: one for every shape and m, LoRA and full side by side."""
+    shapes = dict.fromkeys(group.workload.shape for group in groups)
+    found = []
+    for shape in shapes:
+        of_shape = {group.tuning: group for group in groups if group.workload.shape == shape}
+        for m in MSPO:
+            found.append(
+                {
+                    "shape": asdict(shape),
+                    "m": m,
+                    "dtype": _dtype(of_shape["lora"]),
+                    "lora": _figures(of_shape["lora"], m),
+                    "full": _figures(of_shape["full"], m),
+                }
+            )
+    return found
+
+
+def _figures(group: Group, m: float) -> dict[str, Any]:
+    """Return the ratios and medians of one tuning at one shape and m; null: not measured."""
+    mspo, few = MSPO[m], m == M_FEW
+    others = (*HELD_AGAINST, "dpo_checkpointed") if few else ()
+    names: dict[str, Name] = {name: name for name in (*DPOS, *others)} | {"mspo": mspo}
+    ratios = {
+        "mspo_vs_trl_default": group.time_ratio(mspo, "trl_default"),
+        "mspo_vs_trl_best": group.time_ratio(mspo, "trl_best"),
+        "mspo_vs_dpo": group.time_ratio(mspo, "dpo"),
+        "dpo_vs_trl_default": group.time_ratio("dpo", "trl_default"),
+        "memory_mspo_vs_dpo": group.peak_ratio(mspo, "dpo"),
+    }
+    for name, base in HELD_AGAINST.items():
+        ratios[f"{name}_vs_{base}"] = group.time_ratio(name, base) if few else None
+        if base == "dpo_checkpointed":
+            ratios[f"memory_{name}_vs_{base}"] = group.peak_ratio(name, base) if few else None
+    seconds = {key: quartiles(group.seconds.get(name, [])) for key, name in names.items()}
+    peaks = {key: quartiles(group.peaks.get(name, [])) for key, name in names.items()}
+    return {
+        **{key: ratio and asdict(ratio) for key, ratio in ratios.items()},
+        "seconds": {key: found and found.median for key, found in seconds.items()},
+        "peak_mib": {key: found and found.median for key, found in peaks.items()},
+        "trl_best_response_only_head": group.response_only_head,
+    }
+
+
+def draw_step_times(groups: Sequence[Group], path: Path) -> None:
+    """Draw step times in TRL's default, a panel for LoRA and one for full fine-tuning.
+
+    Args:
+        groups: what was measured.
+        path: a PNG.
+    """
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    panels = figure.subplots(1, len(TUNINGS), sharey=True)
+    for axes, tuning in zip(panels, TUNINGS, strict=True):
+        of_tuning = [group for group in groups if group.tuning == tuning]
+        height = 0.8 / len(of_tuning)
+        for i, (group, colour) in enumerate(zip(of_tuning, COLOURS, strict=False)):
+            for place, name in enumerate(NAMES):
+                ratio = group.time_ratio(name, "trl_default")
+                if ratio is None:
+                    continue
+                spread = [[ratio.median - ratio.q1], [ratio.q3 - ratio.median]]
+                axes.barh(
+                    place + i * height, ratio.median, height, xerr=spread, color=colour,
+                    label=f"{group.workload.shape} tokens" if place == 0 else None,
+                )  # fmt: skip
+        axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
+        axes.set(title=f"{TUNING_LABELS[tuning]}, {_dtype(of_tuning[0])}",
+                 xlabel="step time, in TRL's default step")  # fmt: skip
+    ticks = [LABELS[name] + (f", m = {m}" if (m := M_LABELS.get(name)) else "") for name in NAMES]
+    panels[0].set_yticks([place + 0.2 for place in range(len(NAMES))], ticks)
+    panels[0].invert_yaxis()
+    handles, shapes = panels[0].get_legend_handles_labels()
+    figure.legend(handles, shapes, loc="outside lower center", ncols=2, frameon=False,
+                  title="prompt + response")  # fmt: skip
+    save_figure(figure, path)
+
+
+def _dtype(group: Group) -> str:
+    return str(group.workload.dtype).removeprefix("torch.")

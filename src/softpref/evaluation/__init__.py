@@ -1,1 +1,0 @@
-"""From an aligned model to numbers with intervals."""

@@ -1,0 +1,1 @@
+"""A model and what it says of pairs: loading, layouts, passes over data, sampling."""

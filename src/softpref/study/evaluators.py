@@ -1,0 +1,121 @@
+"""What is measured of a finished run: every evaluator turns its directory into named numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from pyarrow.json import read_json
+
+from softpref.algorithm.objective import geometric_loss
+from softpref.data.messages import Text, texts_of
+from softpref.data.sources import load_pairs
+from softpref.data.tokens import tokenize_pairs
+from softpref.models.loading import load_policy, load_tokenizer
+from softpref.models.scoring import Scorer
+from softpref.training.metrics import auroc
+
+
+class Evaluator(Protocol):
+    """Measures the run in a directory that `softpref train` wrote; rates are shares in [0, 1]."""
+
+    def __call__(self, run: Path, /) -> dict[str, float]:
+        """Return the run's numbers by name."""
+
+
+class HeldOutPairs:
+    """Accuracy on the pairs a run was given by `--eval`, with the rule of the longer response.
+
+    `preference_accuracy` is the share of pairs whose chosen response has the larger implicit reward
+    β log π/π_ref; `length_rule_accuracy` is what calling the longer response (in characters) the
+    better one would score, a tie counting half.
+    """
+
+    def __init__(self, pairs: str) -> None:
+        loaded = load_pairs(pairs).pairs
+        longer = [
+            _characters(chosen) - _characters(rejected)
+            for chosen, rejected in zip(loaded["chosen"], loaded["rejected"], strict=True)
+        ]
+        right = sum(by > 0 for by in longer) + sum(by == 0 for by in longer) / 2
+        self._length_rule = right / len(longer)
+
+    def __call__(self, run: Path) -> dict[str, float]:
+        """Return both accuracies."""
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        return {
+            "preference_accuracy": record["evaluation"]["eval_rewards/accuracies"],
+            "length_rule_accuracy": self._length_rule,
+        }
+
+
+def _characters(response: Text) -> int:
+    return sum(map(len, texts_of(response)))
+
+
+class CleanLoss:
+    """DPO's loss on the trusted pairs that a run was taught by (R̂ of Eq. 16, Appendix B.2).
+
+    `clean_loss` is the mean over these pairs under the finished policy; `held_out_loss` the same on
+    the pairs given by `--eval`. The first may be the lower: φ and so the policy has followed them.
+
+    Args:
+        clean: the trusted pairs' file.
+        start: the directory of the model that training started from, the reference.
+    """
+
+    def __init__(self, clean: str, start: str) -> None:
+        self._clean, self._start = clean, start
+
+    def __call__(self, run: Path) -> dict[str, float]:
+        """Return both losses, a number of no unit."""
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        options = record["options"]
+        tokenizer = load_tokenizer(self._start, trust_remote_code=False)
+        pairs = tokenize_pairs(
+            load_pairs(self._clean).pairs, tokenizer, options["max_length"], name=self._clean
+        ).pairs
+        policy, reference = (
+            Scorer(
+                load_policy(path, trust_remote_code=False),
+                batch_size=options["per_device_eval_batch_size"],
+            ).measure(pairs, "clean loss")
+            for path in (str(run), self._start)
+        )
+        gained = [
+            getattr(policy, name) - getattr(reference, name)
+            for name in ("chosen_logp", "rejected_logp")
+        ]
+        loss = geometric_loss(gained[0] - gained[1], 1.0, options["beta"])
+        held_out = record["evaluation"]["eval_loss"]
+        return {"clean_loss": float(loss.mean()), "held_out_loss": held_out}
+
+
+class LabelQuality:
+    """How well a run's beliefs part right from flipped labels, where the truth is known.
+
+    `label_auroc` is that of `p_correct`, so for a method without a meta-learner that of PPLDiff
+    under the starting policy; `label_mean_right` and `label_mean_flipped` are of soft labels, of
+    methods that make them. A number that cannot be had, as without flips, is left out.
+    """
+
+    def __init__(self, noisy: str) -> None:
+        pairs = load_pairs(noisy).pairs
+        self._is_flipped = dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
+
+    def __call__(self, run: Path) -> dict[str, float]:
+        """Return what can be had of AUROC and mean labels."""
+        labels = read_json(run / "labels.jsonl")
+        is_flipped = torch.tensor([self._is_flipped[uid] for uid in labels["uid"].to_pylist()])
+        numbers = {}
+        if labels["p_correct"].null_count == 0:
+            p_correct = torch.tensor(labels["p_correct"].to_pylist())
+            numbers["label_auroc"] = auroc(p_correct, ~is_flipped)
+        if labels["soft_label"].null_count == 0:
+            soft_label = torch.tensor(labels["soft_label"].to_pylist())
+            numbers["label_mean_right"] = float(soft_label[~is_flipped].mean())
+            numbers["label_mean_flipped"] = float(soft_label[is_flipped].mean())
+        return {name: value for name, value in numbers.items() if not math.isnan(value)}

@@ -1,0 +1,1 @@
+"""PerpCorrect as its authors' repository has it."""

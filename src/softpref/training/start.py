@@ -1,0 +1,204 @@
+"""All that a run has before its first step, made from its options and sets in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from softpref.algorithm.gradients.engine import Engine, EngineChoice
+from softpref.algorithm.gradients.shards import is_sharded
+from softpref.algorithm.labeller import Labeller
+from softpref.algorithm.ranks import Ranks
+from softpref.data.batches import Collate
+from softpref.data.column_cache import ColumnCache
+from softpref.models.layout import LayoutChoice, choose_layout, longest_pairs
+from softpref.models.loading import (
+    context_length,
+    load_to_train,
+    make_trainable,
+    switch_dropout_off,
+    tokenizer_of,
+)
+from softpref.models.recompute import checkpoint_activations
+from softpref.models.reference import (
+    SIGNALS,
+    fingerprint_tokens,
+    fingerprint_weights,
+    with_reference,
+)
+from softpref.models.scoring import Scorer
+from softpref.models.sharding import hold_shards
+from softpref.models.soundness import require_known_padding
+from softpref.statistics.evidence import Evidence
+from softpref.statistics.noise_rate import NoiseRate
+from softpref.training.config import MSPOConfig
+from softpref.training.drift import require_same_start
+from softpref.training.engines import engine_for
+from softpref.training.evidence import with_evidence
+from softpref.training.needs import labeller_of, noise_of, require_needs, with_given_labels
+from softpref.training.perpcorrect.rounds import Correction, correct
+from softpref.training.preparation import Pairs, Prepared, prepare, require_fit
+from softpref.training.teacher import Teacher, make_teacher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run before its first step.
+
+    Attributes:
+        policy: what trains, with its adapter, on its device.
+        tokenizer: the policy's.
+        sets: the tokenized pairs, with what the reference says of them and given labels.
+        fingerprint: of the model's weights as the run found them.
+        layout: how batches are made and read.
+        engine: how the meta-gradient is made; None where nothing is taught.
+        labeller: who says how far to believe a pair.
+        teacher: teaches the labeller; None where nothing is taught.
+        noise: the share of flipped labels; None where nothing says it.
+        correction: the labels that PerpCorrect's official rounds made.
+        evidence: what signals say of the labels; None where nobody asks.
+    """
+
+    policy: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    sets: Prepared
+    fingerprint: str
+    layout: LayoutChoice
+    engine: EngineChoice | None
+    labeller: Labeller
+    teacher: Teacher | None
+    noise: NoiseRate | None
+    correction: Correction | None
+    evidence: Evidence | None
+
+
+def prepare_start(
+    model: nn.Module | str,
+    config: MSPOConfig,
+    sets: tuple[Pairs, Pairs | None, Pairs | None],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    adapter: PeftConfig | None = None,
+) -> Start:
+    """Do all that comes before the first step: read, tokenize, score the reference, fit.
+
+    Args:
+        model: what to align, or where to load it from; changed in place.
+        config: the run's options; those that the number of pairs decides are set.
+        sets: training, clean and evaluation pairs.
+        tokenizer: the model's own by default.
+        adapter: the adapter to train, by default that of the options.
+
+    Raises:
+        UsageError: data, model and options do not fit together; the message says what to change.
+    """
+    set_seed(config.seed)
+    method, adapter = config.resolved_method(), adapter or config.adapter()
+    policy = _load(model, config) if isinstance(model, str) else model
+    trusted_code = config.trust_remote_code
+    tokenizer = tokenizer or tokenizer_of(model, policy, trust_remote_code=trusted_code)
+    limits = config.max_length, context_length(policy)
+    prepared = prepare(*sets, tokenizer, *limits, config.on_bad_row)
+    require_needs(method, prepared, config.noise_rate, config.meta_batch_size)
+    config.choose_steps(len(prepared.train))
+    _place(policy, config)
+    require_fit(policy, tokenizer, prepared)
+    if config.tuning == "full":
+        require_known_padding(policy, tokenizer)
+    fingerprint = fingerprint_weights(policy)
+    switch_dropout_off(policy)
+    probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
+    layout = choose_layout(config.resolved_layout(), policy, probe)
+    cache = ColumnCache(config.reference_cache)
+    scorer = scorer_of(policy, layout.apply(policy), config)
+    prepared = _with_reference(scorer, prepared, fingerprint, cache)
+    evidence = correction = None
+    if config.needs_evidence() and prepared.clean is not None:
+        prepared, evidence = with_evidence(prepared, prepared.clean, config.seed)
+    prepared = prepared.map(lambda pairs, _: pairs.remove_columns(list(SIGNALS)))  # done their part
+    if "corrected_labels" in method.needs:
+        correction = correct(policy, prepared, config, adapter, fingerprint, cache)
+    train = with_given_labels(prepared.train, method, correction)
+    prepared = dataclasses.replace(prepared, train=train)
+    policy = make_trainable(policy, config.tuning, adapter)
+    layout = choose_layout(config.resolved_layout(), policy, probe)
+    layout.apply(policy)
+    noise = noise_of(config.noise_rate, prepared, correction, evidence)
+    teacher = None
+    if method.teaches and prepared.clean is not None and noise is not None:
+        teaching, ranks = config.teaching(len(train)), Ranks.here(config.device)
+        teacher = make_teacher(teaching, train, prepared.clean, noise.expected, ranks)
+    engine = _engine_of(policy, train, layout.collate, config) if teacher else None
+    labeller = labeller_of(method, prepared, noise, teacher, evidence)
+    return Start(
+        policy, tokenizer, prepared, fingerprint, layout, engine, labeller, teacher, noise,
+        correction, evidence,
+    )  # fmt: skip
+
+
+def scorer_of(policy: nn.Module, collate: Collate, config: MSPOConfig) -> Scorer:
+    """Return who measures pairs under a policy as the run's options say."""
+    return Scorer(
+        policy, collate, config.ppl_scope, config.per_device_eval_batch_size, config.bf16,
+        Ranks.here(config.device),
+    )  # fmt: skip
+
+
+def _load(source: str, config: MSPOConfig) -> nn.Module:
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    processes = config.world_size if config.shard_base else 1
+    trusted_code = config.trust_remote_code
+    return load_to_train(source, config.tuning, dtype, processes, trust_remote_code=trusted_code)
+
+
+def _place(policy: nn.Module, config: MSPOConfig) -> None:
+    """Move a whole policy to the process's device; hold a sharded base where it lies."""
+    if config.shard_base or is_sharded(policy):
+        hold_shards(policy, config.world_size)
+        config.refuse_with_shards()
+    else:
+        policy.to(config.device)
+
+
+def _with_reference(
+    scorer: Scorer, prepared: Prepared, fingerprint: str, cache: ColumnCache
+) -> Prepared:
+    """Add what the reference says to every set, and log who it is."""
+    if scorer.ranks.count > 1:  # each set is scored together, so all must have the same ones
+        sets = (prepared.train, prepared.clean, prepared.evaluation)
+        told = [pairs and fingerprint_tokens(pairs) for pairs in sets]
+        require_same_start(scorer.ranks, "the data", json.dumps(told))
+    name = getattr(scorer.policy.config, "name_or_path", "") or "the model"
+    is_adapted = isinstance(scorer.policy, PeftModel)
+    adapter = "with the adapter it came with" if is_adapted else "alone"
+    logger.info("reference: %s %s, before the first step", name, adapter)
+    return prepared.map(
+        lambda pairs, which: with_reference(
+            scorer, pairs, fingerprint, cache, f"reference, {which}"
+        )
+    )
+
+
+def _engine_of(
+    policy: nn.Module, pairs: Dataset, collate: Collate, config: MSPOConfig
+) -> EngineChoice:
+    if config.activation_checkpointing:  # as `train` will, for it decides on the graphs' size
+        checkpoint_activations(policy)
+        policy.train()
+    pairs_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if config.clean_gradient == "current":
+        pairs_per_step += math.ceil((config.meta_batch_size or 0) / config.world_size)
+    engine, budget = cast(Engine, config.engine), cast(float, config.keep_budget_gib)
+    micro_batches = config.gradient_accumulation_steps
+    return engine_for(policy, pairs, collate, pairs_per_step, micro_batches, engine, budget)
