@@ -8,9 +8,11 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from transformers import HfArgumentParser
 
 from softpref.errors import UsageError
 from softpref.options import LONGEST_CONFIG, option, parse
+from softpref.training.config import MSPOConfig
 
 
 @dataclass
@@ -143,3 +145,9 @@ def test_a_name_that_is_no_text_is_refused(name):
 
     with pytest.raises(UsageError, match=r"--files .*: is not UTF-8 text; rename it"):
         parse("test", ["--files", "good.jsonl", name], Named)
+
+
+def test_a_parser_of_transformers_reads_the_options_of_train(tmp_path):
+    flags = ["--output_dir", str(tmp_path), "--meta_every", "3", "--warm_start", "false"]
+    (config,) = HfArgumentParser((MSPOConfig,)).parse_args_into_dataclasses(flags)
+    assert (config.meta_every, config.warm_start, config.meta_hidden) == (3, False, 128)

@@ -31,17 +31,29 @@ FLAGS_ALONE = {
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
+class Help(str):
+    """An option's help text that carries what else is known about the option.
+
+    It travels in the text because parsers hand every other entry of a field on to argparse.
+    """
+
+    facts: Mapping[str, Any]
+
+
 def option(text: str, default: Any = None, **facts: Any) -> Any:
     """Declare an option with its help text and whatever else is known about it.
 
     `least` is its smallest allowed value; a command may read further facts by `facts_of`.
     """
-    return field(default=default, metadata={"help": text} | facts)
+    help = Help(text)
+    help.facts = facts
+    return field(default=default, metadata={"help": help})
 
 
 def facts_of(options: type) -> dict[str, Mapping[str, Any]]:
     """Return what is known about each option of a command, by name."""
-    return {option.name: option.metadata for option in fields(options)}
+    help = {option.name: option.metadata.get("help") for option in fields(options)}
+    return {name: text.facts if isinstance(text, Help) else {} for name, text in help.items()}
 
 
 def require(value: Any, flag: str) -> None:
