@@ -156,9 +156,9 @@ def one_step_on(policy, meta_learner, jacobians, clean):
 def test_static_signal_ignores_the_current_policy():
     pairs = [p | {"starting_ppl_diff": float(i)} for i, p in enumerate(random_pairs(3))]
     jacobian = GraphPullback(tiny_model(), make_batch(pairs), "response")
-    assert STARTING_PPL_DIFF.of(jacobian.measured).tolist() == [0.0, 1.0, 2.0]
+    assert STARTING_PPL_DIFF.of(jacobian.measure()).tolist() == [0.0, 1.0, 2.0]
     assert not torch.allclose(
-        PPL_DIFF.of(jacobian.measured), STARTING_PPL_DIFF.of(jacobian.measured)
+        PPL_DIFF.of(jacobian.measure()), STARTING_PPL_DIFF.of(jacobian.measure())
     )
 
 

@@ -279,7 +279,7 @@ def test_forward_passes_of_a_step(engine, expected, monkeypatch):
         policy, "forward", lambda *a, f=policy.forward, **k: (passes.append(1), f(*a, **k))[1]
     )
     jacobian = MAKERS[engine](policy, batch, "response")
-    weights = torch.ones_like(jacobian.measured.margin)
+    weights = torch.ones_like(jacobian.measure().margin)
     direction = jacobian.vjp(weights)
     jacobian.jvp(direction)
     jacobian.vjp(weights)
@@ -483,4 +483,4 @@ def test_part_of_a_jacobian():
     which = torch.tensor([3, 1, 4])
     part = lambda *_: PartJacobian(whole, which)  # noqa: E731
     hold_to_contract(part, policy, None, slow_matrix(policy, pairs)[which])
-    assert torch.equal(part().measured.margin, whole.measured.margin[which])
+    assert torch.equal(part().measure().margin, whole.measure().margin[which])

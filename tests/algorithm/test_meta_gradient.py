@@ -357,7 +357,7 @@ def test_checkpointing_recomputes_with_the_parameters_of_its_own_pass(engine, tu
     policy.train()
     jacobian = engine(policy, fast_batch(noisy), "response")
     _, found = taught(policy, meta_learner, jacobian, fast_batch(clean), FactoredPullback)
-    soft_label = meta_learner.label(jacobian.measured)
+    soft_label = meta_learner.label(jacobian.measure())
     names, phi = zip(*meta_learner.named_parameters(), strict=True)
     found = torch.autograd.grad(soft_label, phi, ALPHA * found)
     assert relative_error(dict(zip(names, found, strict=True)), truth) < 1e-6

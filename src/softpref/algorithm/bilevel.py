@@ -73,7 +73,7 @@ def move(
     parts_measured: list[Measured] = []
     soft_labels = []
     for jacobian in jacobians:
-        measured = jacobian.measured  # which may run the policy
+        measured = jacobian.measure()  # runs a forward pass where none was kept
         with torch.no_grad():
             soft_label = labeller.label(measured).to(measured.margin)
             pull = loss.by_margin(measured.margin, soft_label, beta) / everywhere
@@ -146,8 +146,8 @@ def label_gradient(
     direction = precondition(gradient, preconditioner)
     u = torch.cat([jacobian.jvp(direction) for jacobian in jacobians])
     with torch.no_grad():
-        soft_label = torch.cat([meta_learner.label(j.measured) for j in jacobians])
-    margin = torch.cat([j.measured.margin for j in jacobians])
+        soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
+    margin = torch.cat([j.measure().margin for j in jacobians])
     mixed_derivative = loss.by_margin_and_label(margin, soft_label.to(margin), beta)
     return -mixed_derivative * u.to(margin) / ranks.total(len(u))
 
@@ -270,7 +270,7 @@ def meta_gradient(
             meta_learner, jacobians, gradient, beta=beta, preconditioner=None, loss=loss
         )
     names, parameters = zip(*meta_learner.named_parameters(), strict=True)
-    soft_label = torch.cat([meta_learner.label(j.measured) for j in jacobians])
+    soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
     gradients = torch.autograd.grad(
         soft_label, parameters, (lookahead_lr * by_label).to(soft_label)
     )
@@ -284,7 +284,7 @@ def seed_labels(
     by_label: Tensor,
 ) -> None:
     """Put φ's gradient into its `.grad`: V's backward, seeded with dL/dp̂."""
-    soft_label = torch.cat([meta_learner.label(j.measured) for j in jacobians])
+    soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
     soft_label.backward(by_label.to(soft_label))
 
 
@@ -320,8 +320,8 @@ def non_finite_pairs(
     for batch in batches:
         for pair in batch.single_pairs():
             jacobian = GraphPullback(policy, pair, ppl_scope)
-            gradient = jacobian.vjp(torch.ones_like(jacobian.measured.margin))
-            numbers = (jacobian.measured.margin, *gradient)
+            margin = jacobian.measure().margin
+            numbers = (margin, *jacobian.vjp(torch.ones_like(margin)))
             if not all(bool(t.isfinite().all()) for t in numbers):
                 culprits.append(int(pair.index))
     return culprits

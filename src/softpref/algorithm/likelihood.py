@@ -122,8 +122,9 @@ def summed(batch: PairBatch, token_logps: Sequence[Tensor], ppl_scope: PplScope)
         ppl_scope,
     ).chunk(2)
     chosen_logp, rejected_logp = response_logp.chunk(2)
-    chosen_logratio = chosen_logp - batch.ref_chosen_logp.to(chosen_logp)
-    rejected_logratio = rejected_logp - batch.ref_rejected_logp.to(rejected_logp)
+    known = {**batch.columns}
+    chosen_logratio = chosen_logp - known.pop("ref_chosen_logp").to(chosen_logp)
+    rejected_logratio = rejected_logp - known.pop("ref_rejected_logp").to(rejected_logp)
     return Measured(
         chosen_logp=chosen_logp,
         rejected_logp=rejected_logp,
@@ -131,9 +132,7 @@ def summed(batch: PairBatch, token_logps: Sequence[Tensor], ppl_scope: PplScope)
         rejected_logratio=rejected_logratio,
         margin=chosen_logratio - rejected_logratio,
         ppl_diff=chosen_log_ppl - rejected_log_ppl,
-        starting_ppl_diff=batch.starting_ppl_diff,
-        evidence=batch.evidence,
-        given_label=batch.given_label,
+        **known,
     )
 
 

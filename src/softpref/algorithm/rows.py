@@ -9,7 +9,7 @@ pairs that do not see each other. The prompt is then run once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, cast
 
@@ -21,6 +21,12 @@ from softpref.algorithm.gradients.head import Reader, Tokens
 
 PADDING = -1
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
+COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff", "evidence", "given_label")
+"""What a pair may bring, NaN where it does not.
+
+log π_ref(y1 | x) and log π_ref(y2 | x), nats; PPLDiff under the policy training started from, nats
+per token; g of the label before training, nats; a soft label of its own.
+"""
 
 
 def skips_masked(policy: nn.Module) -> bool:
@@ -42,12 +48,7 @@ class PairBatch:
             response.
         prompts: the prompt tokens that are predicted (all but the first), of sequence i for pair i.
         spans: where each pair's tokens lie in the flattened (R · N), as (start, stop).
-        ref_chosen_logp: (B,) log π_ref(y1 | x), nats.
-        ref_rejected_logp: (B,) log π_ref(y2 | x), nats.
-        starting_ppl_diff: (B,) PPLDiff under the policy training started from, nats per token; NaN
-            where nobody computed it.
-        evidence: (B,) g of the labels before training, nats; NaN where nobody fitted it.
-        given_label: (B,) the soft label that came with the pair; NaN where none did.
+        columns: what was known of the pairs before, (B,) by the names in `COLUMNS`.
         index: (B,) the pair's position in its data set.
         read: how log-probabilities are read off the policy.
     """
@@ -59,11 +60,7 @@ class PairBatch:
     responses: Tokens
     prompts: Tokens
     spans: tuple[tuple[int, int], ...]
-    ref_chosen_logp: Tensor
-    ref_rejected_logp: Tensor
-    starting_ppl_diff: Tensor
-    evidence: Tensor
-    given_label: Tensor
+    columns: Mapping[str, Tensor]
     index: Tensor
     read: Reader
 
@@ -76,6 +73,8 @@ class PairBatch:
         def place(value: Any) -> Any:
             if isinstance(value, Tensor) and torch.device(device).type == "mps":
                 value = value.float() if value.dtype == torch.float64 else value  # it knows none
+            if isinstance(value, Mapping):
+                return {name: place(each) for name, each in value.items()}
             return value.to(device) if isinstance(value, (Tensor, Tokens)) else value
 
         return replace(self, **{f.name: place(getattr(self, f.name)) for f in fields(self)})
@@ -145,11 +144,7 @@ class PairBatch:
             responses=pick(self.responses),
             prompts=pick(self.prompts),
             spans=((0, rows * length),),
-            ref_chosen_logp=self.ref_chosen_logp[i : i + 1],
-            ref_rejected_logp=self.ref_rejected_logp[i : i + 1],
-            starting_ppl_diff=self.starting_ppl_diff[i : i + 1],
-            evidence=self.evidence[i : i + 1],
-            given_label=self.given_label[i : i + 1],
+            columns={name: values[i : i + 1] for name, values in self.columns.items()},
             index=self.index[i : i + 1],
             read=self.read,
         )

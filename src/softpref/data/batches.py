@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softpref.algorithm.gradients.head import Reader, Tokens, all_logits
 from softpref.algorithm.ranks import ALONE, Ranks
-from softpref.algorithm.rows import CHOSEN, PADDING, PROMPT, REJECTED, PairBatch
+from softpref.algorithm.rows import CHOSEN, COLUMNS, PADDING, PROMPT, REJECTED, PairBatch
 
 Pair = Mapping[str, Any]
 Collate = Callable[[Sequence[Pair]], PairBatch]
@@ -29,9 +29,8 @@ def make_batch(pairs: Sequence[Pair], read: Reader = all_logits) -> PairBatch:
     """Return B pairs as 2B padded rows; pair i is rows 2i (chosen) and 2i + 1 (rejected).
 
     Args:
-        pairs: each with `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int),
-            `ref_chosen_logp`, `ref_rejected_logp` (nats); optionally `starting_ppl_diff` (nats
-            per token) and `index`.
+        pairs: each with `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int), and what there
+            is of `COLUMNS` and `index`.
         read: how log-probabilities are read off the policy.
     """
     rows = _Rows(len(pairs))
@@ -187,11 +186,7 @@ class _Rows:
             responses=self._tokens(self._responses),
             prompts=self._tokens(self._prompts),
             spans=tuple(spans),
-            ref_chosen_logp=column("ref_chosen_logp"),
-            ref_rejected_logp=column("ref_rejected_logp"),
-            starting_ppl_diff=column("starting_ppl_diff"),
-            evidence=column("evidence"),
-            given_label=column("given_label"),
+            columns={name: column(name) for name in COLUMNS},
             index=torch.tensor([pair.get("index", i) for i, pair in enumerate(pairs)]),
             read=read,
         )

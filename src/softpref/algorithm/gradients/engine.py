@@ -196,7 +196,7 @@ def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter
     with moved(policy, nudge(policy), 1.0):
         weights = torch.linspace(-0.9, 2.1, len(probe), device=probe.input_ids.device)
         pullback = GraphPullback(policy, replace(probe, read=all_logits), "response")
-        weights = weights.to(pullback.measured.margin)
+        weights = weights.to(pullback.measure().margin)
         truth = pullback.vjp(weights)
         try:
             found = kept(policy, probe, "response", unseen).vjp(weights)

@@ -41,14 +41,14 @@ class Pullback(Protocol):
 
     Attributes:
         pairs: B.
-        measured: what the forward pass said, without its graph; asking may cost that pass.
     """
 
     @property
     def pairs(self) -> int: ...
 
-    @property
-    def measured(self) -> Measured: ...
+    def measure(self) -> Measured:
+        """Return what the forward pass says of the pairs, without its graph; it may be run now."""
+        ...
 
     def vjp(self, weights: Tensor) -> Direction:
         """Return Jᵀw = Σ_i w_i ∇h_i for weights (B,)."""
@@ -76,7 +76,10 @@ class GraphPullback:
         with_graph = measure(policy, batch, ppl_scope)
         self._margin = with_graph.margin
         self._parameters = trainable(policy)
-        self.pairs, self.measured = len(batch), with_graph.detach()
+        self.pairs, self._measured = len(batch), with_graph.detach()
+
+    def measure(self) -> Measured:
+        return self._measured
 
     def vjp(self, weights: Tensor) -> Gradient:
         return torch.autograd.grad(self._margin, self._parameters, weights, materialize_grads=True)
@@ -116,7 +119,10 @@ class FactoredPullback:
         self._taps = Taps(policy, batch, set(self._whole))
         with_graph = self._taps.measure(ppl_scope)
         self._margin = with_graph.margin
-        self.pairs, self.measured = len(batch), with_graph.detach()
+        self.pairs, self._measured = len(batch), with_graph.detach()
+
+    def measure(self) -> Measured:
+        return self._measured
 
     def vjp(self, weights: Tensor) -> Direction:
         found: dict[nn.Parameter, Held] = {}
@@ -144,7 +150,10 @@ class DoubleBackwardJacobian:
             with_graph = measure(policy, replace(batch, read=all_logits), ppl_scope)
         self._margin = with_graph.margin
         self._parameters = trainable(policy)
-        self.pairs, self.measured = len(batch), with_graph.detach()
+        self.pairs, self._measured = len(batch), with_graph.detach()
+
+    def measure(self) -> Measured:
+        return self._measured
 
     def vjp(self, weights: Tensor) -> Gradient:
         return torch.autograd.grad(
@@ -172,7 +181,10 @@ class KeptJacobian:
     """
 
     def __init__(self, measured: Measured, forms: Mapping[nn.Parameter, Sequence[Form]]) -> None:
-        self.pairs, self.measured, self._forms = len(measured.margin), measured, forms
+        self.pairs, self._measured, self._forms = len(measured.margin), measured, forms
+
+    def measure(self) -> Measured:
+        return self._measured
 
     def vjp(self, weights: Tensor) -> Gradient:
         def total(parameter: nn.Parameter, forms: Sequence[Form]) -> Tensor:
@@ -182,7 +194,7 @@ class KeptJacobian:
         return tuple(total(p, forms) for p, forms in self._forms.items())
 
     def jvp(self, direction: Direction) -> Tensor:
-        total = torch.zeros_like(self.measured.margin)
+        total = torch.zeros_like(self._measured.margin)
         for forms, d in zip(self._forms.values(), direction, strict=True):
             for form in forms:
                 total += form.jvp(d)
@@ -248,7 +260,10 @@ class GraphJacobian:
         self._untapped, self._taps = untapped, Taps(policy, batch, untapped)
         with_graph = self._taps.measure(ppl_scope)
         self._margin = with_graph.margin
-        self.pairs, self.measured = len(batch), with_graph.detach()
+        self.pairs, self._measured = len(batch), with_graph.detach()
+
+    def measure(self) -> Measured:
+        return self._measured
 
     def vjp(self, weights: Tensor) -> Gradient:
         parameters = trainable(self._policy)
@@ -281,9 +296,9 @@ class RecomputedJacobian:
     """Goes through the policy for each product, and keeps nothing but what was measured.
 
     For steps of many micro-batches, whose graphs do not fit side by side: three ordinary forward
-    and backward passes. The graph that `measured` made is kept for the first `vjp`, so whoever asks
-    for the one is to ask for the other before going to the next micro-batch. θ must be back where
-    it was when a product is asked for.
+    and backward passes. The first `measure` keeps its graph for the `vjp` that follows, so call
+    both for one micro-batch before the next. θ must be back where it was when a product is asked
+    for.
     """
 
     def __init__(
@@ -298,11 +313,10 @@ class RecomputedJacobian:
         self._graph: GraphPullback | None = None
         self._measured: Measured | None = None
 
-    @property
-    def measured(self) -> Measured:
+    def measure(self) -> Measured:
         if self._measured is None:
             self._graph = GraphPullback(*self._again)
-            self._measured = self._graph.measured
+            self._measured = self._graph.measure()
         return self._measured
 
     def vjp(self, weights: Tensor) -> Gradient:
@@ -326,9 +340,8 @@ class PartJacobian:
         self._whole, self._which = whole, which
         self.pairs = len(which)
 
-    @property
-    def measured(self) -> Measured:
-        return self._whole.measured.of(self._which)
+    def measure(self) -> Measured:
+        return self._whole.measure().of(self._which)
 
     def vjp(self, weights: Tensor) -> Gradient:
         of_all = weights.new_zeros(self._whole.pairs).index_copy(0, self._which, weights)
