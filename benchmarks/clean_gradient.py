@@ -19,7 +19,8 @@ from softpref.algorithm.gradients.jacobian import GraphPullback, kept
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.bench.benchmark import SHAPES, SMALL
 from softpref.bench.contestants import make_contestant
-from softpref.bench.workload import TUNINGS, Tuning, Workload
+from softpref.bench.workload import TUNINGS, Workload
+from softpref.models.loading import Tuning
 from softpref.training.trainer import MSPOTrainer
 
 LOOKAHEAD_LRS = (5e-7, 5e-6, 1e-4, 1e-3)

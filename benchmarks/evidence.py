@@ -22,7 +22,7 @@ from benchmarks.finders import WAYS, Split, measure, word_differences
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.auditing.scores import score
+from softpref.auditing.scores import score_sets
 from softpref.data.column_cache import ColumnCache
 from softpref.data.sources import load_pairs, subset
 from softpref.plots import save_figure
@@ -85,7 +85,7 @@ def scored(model: str, rows: list[dict], home: Path, args: argparse.Namespace) -
         output_dir=str(home), method="dpo", max_length=args.max_length, bf16=args.bf16,
         on_bad_row="skip", use_cpu=args.use_cpu, per_device_eval_batch_size=4,
     )  # fmt: skip
-    return score(model, rest, trusted, config, ColumnCache(str(home / "cache"))).pairs
+    return score_sets(model, rest, trusted, config, ColumnCache(str(home / "cache"))).pairs
 
 
 def splits(

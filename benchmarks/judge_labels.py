@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from softpref.data.messages import CONTEXT, as_text
-from softpref.study.scorers import SCORERS, Case, measure
+from softpref.study.scorers import SCORERS, Case, judge_by
 from softpref.training.align import AlignFiles
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines, write_text
@@ -82,7 +82,7 @@ def main() -> None:
             home = options.output / f"{name}-{seed}-{scorer}"
             case = make_case(rows, name, seed, options.model, home)
             aurocs = found.setdefault(name, {}).setdefault(scorer, [])
-            aurocs.append(measure(scorer, case)["label_auroc"])
+            aurocs.append(judge_by(scorer, case)["label_auroc"])
             write_text(options.output / "auroc.json", json.dumps(found, indent=1) + "\n")
     print(f"{len(rows)} pairs, {CLEAN_PAIRS} of them trusted, {options.seeds} seeds\n")
     print(

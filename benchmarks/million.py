@@ -77,7 +77,7 @@ def work(what: str, home: Path, pairs: str) -> None:
     """Do one piece of work and print its peak memory, MiB, and its time, seconds."""
     import torch
 
-    from softpref.auditing.scores import score
+    from softpref.auditing.scores import score_sets
     from softpref.data.sources import load_pairs
     from softpref.training.align import AlignFiles, load_sets
     from softpref.training.config import MSPOConfig
@@ -94,14 +94,14 @@ def work(what: str, home: Path, pairs: str) -> None:
     files = AlignFiles(str(home / "model"), pairs, str(home / "clean.jsonl"), None, "")
     # Once over a few pairs: what is loaded at first use is no part of the time.
     few, trusted = (load_pairs(str(home / f"{name}.jsonl")) for name in ("few", "clean"))
-    score(files.model, few, trusted, config)
+    score_sets(files.model, few, trusted, config)
     start = time.perf_counter()
     train, clean, _, _ = load_sets(files, config.on_bad_row, config.seed)
     if what == "train":
         MSPOTrainer(files.model, config, train, clean).train()
     else:
         assert clean
-        score(files.model, train, clean, config)
+        score_sets(files.model, train, clean, config)
     took = time.perf_counter() - start
     print(json.dumps({"peak_mib": round(peak.mib), "seconds": round(took, 1)}))
 

@@ -10,7 +10,7 @@ from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 
 from softpref.judging.rates import Agreement, JudgedRate
-from softpref.judging.report import Contest, draw, latex, markdown
+from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_markdown
 from softpref.markup import LONGEST, for_html, for_latex, for_markdown, for_plot, pipes, shortened
 from softpref.study.report import table
 from softpref.terminal import printable
@@ -47,14 +47,14 @@ def test_a_plot_shows_a_name_as_it_is(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_keeps_its_shape_whatever_a_method_is_called(name):
     rates = {Contest(name, None, 0): rate(), Contest(name, name + "?", 0): rate()}
-    page = markdown(rates, None, {name: None, name + "!": Agreement(0.5, (0.1, 0.9), 10)})
+    page = rates_markdown(rates, None, {name: None, name + "!": Agreement(0.5, (0.1, 0.9), 10)})
     rows = [line for line in page.splitlines() if line.startswith("|")]
     cells = [re.split(r"(?<!\\)(?:\\\\)*\|", row)[1:-1] for row in rows]
     assert [len(row) for row in cells] == [13] * 3 + [13] * 3 + [4] * 4
     assert unescaped(cells[2][0].strip()).startswith(shortened(name).strip()[:20])
     assert_harmless(page)
     assert "<script>" not in page.replace(r"\<", "")
-    lines = latex(rates).splitlines()
+    lines = rates_latex(rates).splitlines()
     body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
     assert [len(re.findall(r"(?<!\\)&", line)) for line in body] == [5, 5]
     assert not re.search(r"(?<!\\)[$%#_^~]", "".join(body).replace(r"$\pm$", ""))
@@ -62,7 +62,9 @@ def test_every_table_keeps_its_shape_whatever_a_method_is_called(name):
 
 
 def test_a_picture_of_hostile_names_is_drawn(tmp_path):
-    draw({Contest(name, None, 0): rate() for name in NAMES}).savefig(tmp_path / "rates.svg")
+    draw_win_rates({Contest(name, None, 0): rate() for name in NAMES}).savefig(
+        tmp_path / "rates.svg"
+    )
 
 
 def test_latex_knows_every_mark():

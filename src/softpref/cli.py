@@ -47,7 +47,7 @@ override it. In flags, hyphens and underscores are the same.
 """
 
 
-def demo(arguments: list[str]) -> None:
+def _demo(arguments: list[str]) -> None:
     """Run the whole story on the synthetic world."""
     import torch
 
@@ -58,21 +58,21 @@ def demo(arguments: list[str]) -> None:
     run_demo(options)
 
 
-def inject(arguments: list[str]) -> None:
+def _inject(arguments: list[str]) -> None:
     """Flip labels."""
     from softpref.models.inject import InjectOptions, run_inject
 
     run_inject(*parse("inject", arguments, InjectOptions))
 
 
-def sft(arguments: list[str]) -> None:
+def _sft(arguments: list[str]) -> None:
     """Fine-tune on the chosen responses."""
     from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 
     fine_tune_files(*parse("sft", arguments, SFTFiles, SFTOptions))
 
 
-def train(arguments: list[str]) -> None:
+def _train(arguments: list[str]) -> None:
     """Align a model."""
     from softpref.training.align import AlignFiles, align
     from softpref.training.config import MSPOConfig
@@ -80,7 +80,7 @@ def train(arguments: list[str]) -> None:
     align(*parse("train", arguments, AlignFiles, MSPOConfig))
 
 
-def audit(arguments: list[str]) -> None:
+def _audit(arguments: list[str]) -> None:
     """Say which labels are wrong."""
     from softpref.auditing.audit import run_audit
     from softpref.auditing.options import AuditOptions
@@ -90,7 +90,7 @@ def audit(arguments: list[str]) -> None:
     run_audit(options, judge.named())
 
 
-def generate(arguments: list[str]) -> None:
+def _generate(arguments: list[str]) -> None:
     """Write responses to prompts."""
     from softpref.judging.generate import GenerateOptions, run_generate
 
@@ -98,7 +98,7 @@ def generate(arguments: list[str]) -> None:
     run_generate(options)
 
 
-def judge(arguments: list[str]) -> None:
+def _judge(arguments: list[str]) -> None:
     """Have responses judged, or a judge measured."""
     from softpref.judging.judge import JudgeFiles, run_judge
     from softpref.judging.options import JudgeOptions
@@ -106,7 +106,7 @@ def judge(arguments: list[str]) -> None:
     run_judge(*parse("judge", arguments, JudgeFiles, JudgeOptions))
 
 
-def compare(arguments: list[str]) -> None:
+def _compare(arguments: list[str]) -> None:
     """Compare methods by a judge."""
     from softpref.judging.compare import CompareOptions, run_compare
     from softpref.judging.options import JudgeOptions
@@ -114,7 +114,7 @@ def compare(arguments: list[str]) -> None:
     run_compare(*parse("compare", arguments, CompareOptions, JudgeOptions))
 
 
-def study(arguments: list[str]) -> None:
+def _study(arguments: list[str]) -> None:
     """Run a table's grid of runs."""
     from softpref.study.choices import StudyOptions
     from softpref.study.study import run_study
@@ -124,7 +124,7 @@ def study(arguments: list[str]) -> None:
     run_study("".join(named), options)
 
 
-def bench(arguments: list[str]) -> None:
+def _bench(arguments: list[str]) -> None:
     """Time a training step."""
     import torch
 
@@ -135,7 +135,7 @@ def bench(arguments: list[str]) -> None:
     run_bench(options)
 
 
-def env(arguments: list[str]) -> None:
+def _env(arguments: list[str]) -> None:
     """Say what is here and how train would use it."""
     from softpref.training.environment import EnvOptions, run_env
 
@@ -143,17 +143,17 @@ def env(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo,
-    "sft": sft,
-    "inject": inject,
-    "train": train,
-    "audit": audit,
-    "generate": generate,
-    "judge": judge,
-    "compare": compare,
-    "study": study,
-    "bench": bench,
-    "env": env,
+    "demo": _demo,
+    "sft": _sft,
+    "inject": _inject,
+    "train": _train,
+    "audit": _audit,
+    "generate": _generate,
+    "judge": _judge,
+    "compare": _compare,
+    "study": _study,
+    "bench": _bench,
+    "env": _env,
 }
 
 

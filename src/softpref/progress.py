@@ -6,7 +6,7 @@ from time import monotonic
 
 from tqdm import tqdm
 
-EVERY = 30.0
+_EVERY = 30.0
 """Seconds between two lines of a log."""
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Progress:
         self._done += count
         self._bar.update(count)
         now = monotonic()
-        if self._is_silent or now - self._last < EVERY:
+        if self._is_silent or now - self._last < _EVERY:
             return
         self._last = now
         each = (now - self._start) / max(self._done - self._before, 1)

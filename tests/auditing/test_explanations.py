@@ -115,7 +115,7 @@ def test_the_trusted_pairs_that_are_named_say_the_same_of_the_same_topic(fitted)
 
 def test_pairs_are_taken_in_parts(fitted, monkeypatch):
     whole = explain(fitted[0], NOISY, SIGNAL_NAMES, 0)
-    monkeypatch.setattr(explanations, "PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr(explanations, "PAIRS_EXPLAINED_AT_ONCE", 7)
     parts = explain(fitted[0], NOISY, SIGNAL_NAMES, 0)
     assert torch.equal(whole.closest, parts.closest)
 

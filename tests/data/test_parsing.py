@@ -161,9 +161,9 @@ def test_system_and_question_make_a_conversation(system):
     row = {"system": system, "question": "q?", "chosen": "yes", "rejected": "no"}
     first = [{"role": "system", "content": system}] if system else []
     expected = (first + CHAT["prompt"], CHAT["chosen"], CHAT["rejected"])
-    assert read(row) == (expected, (parsing.SYSTEM,))
+    assert read(row) == (expected, (parsing.SYSTEM_READ,))
     named = {"s": system, "prompt": "q?", "chosen": "yes", "rejected": "no"}
-    assert read(named, Columns(system="s")) == (expected, (parsing.SYSTEM,))
+    assert read(named, Columns(system="s")) == (expected, (parsing.SYSTEM_READ,))
 
 
 @pytest.mark.parametrize(

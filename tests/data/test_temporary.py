@@ -16,8 +16,8 @@ from softpref.data.temporary import (
     OWNER,
     PARTIAL_FILE,
     PREFIX,
-    collect,
     collect_partials,
+    remove_leftovers,
     replacing,
     temporary_folder,
 )
@@ -27,7 +27,7 @@ from softpref.training.output import one_writer, run_directory
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    collect.cache_clear()
+    remove_leftovers.cache_clear()
     return tmp_path
 
 
@@ -60,7 +60,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
     mine, remove = temporary_folder()
     assert before < set(home.iterdir())
     kill(child)
-    collect.cache_clear()  # as another process
+    remove_leftovers.cache_clear()  # as another process
     other, remove_other = temporary_folder()
     assert {str(path) for path in home.iterdir()} == {mine, other}
     remove()

@@ -116,7 +116,7 @@ def fence_taken_away(monkeypatch):
 def test_an_attack_fails_at_the_fence_and_works_without(monkeypatch, attack):
     def verdicts():
         questions = questions_of([attack], "both", 0)[attack.uid]
-        asked = [template.render(question, f"<{'0123' * 6}>") for question in questions]
+        asked = [template.render_question(question, f"<{'0123' * 6}>") for question in questions]
         return [gullible(system["content"], user["content"]) for system, user in asked]
 
     assert verdicts() == ["B", "A"]  # the honest answer, in both orders

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softpref.judging.questions import Question
-from softpref.judging.template import LONGEST_REPLY, read_reply, render
+from softpref.judging.template import LONGEST_REPLY, read_reply, render_question
 
 texts = st.text()
 
@@ -19,7 +19,7 @@ texts = st.text()
 @given(texts, texts, texts)
 def test_every_text_stands_between_marks_as_it_is(prompt, first, second):
     mark = "<0123456789abcdef01234567>"
-    system, user = render(Question("u", prompt, first, second, False), mark)
+    system, user = render_question(Question("u", prompt, first, second, False), mark)
     assert mark in system["content"]
     parts = user["content"].split(f"{mark} ")
     assert parts[1:4] == [
@@ -29,7 +29,7 @@ def test_every_text_stands_between_marks_as_it_is(prompt, first, second):
 
 def test_a_conversation_is_shown_with_its_roles():
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
-    _, user = render(Question("u", prompt, "1", "2", False), "<m>")
+    _, user = render_question(Question("u", prompt, "1", "2", False), "<m>")
     assert "system: Be brief.\n\nuser: Hi." in user["content"]
 
 
@@ -40,7 +40,7 @@ def test_what_stands_beside_a_message_s_content_is_shown():
         {"role": "tool", "content": [{"type": "text", "text": "ü"}], "name": "f"},
         {"role": "assistant", "content": ""},
     ]
-    _, user = render(Question("u", prompt, "1", "2", False), "<m>")
+    _, user = render_question(Question("u", prompt, "1", "2", False), "<m>")
     assert (
         'PROMPT\nuser: Hi.\n\nassistant: {"tool_calls": [{"name": "f"}]}\n\n'
         'tool: ü\n{"name": "f"}\n\nassistant: \n<m>'
@@ -49,7 +49,7 @@ def test_what_stands_beside_a_message_s_content_is_shown():
 
 def test_the_tools_of_a_prompt_are_shown():
     context = {"tools": [{"name": "ü"}], "chat_template_kwargs": {"thinking": True}}
-    _, user = render(Question("u", "Hi.", "1", "2", False, context), "<m>")
+    _, user = render_question(Question("u", "Hi.", "1", "2", False, context), "<m>")
     assert 'PROMPT\ntools: [{"name": "ü"}]\n\nHi.\n<m>' in user["content"]
 
 

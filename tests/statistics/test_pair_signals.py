@@ -11,8 +11,8 @@ from softpref.statistics.pair_signals import (
     EVEN_CUT,
     MOST_COMPONENTS,
     VECTOR_WEIGHT,
-    Columns,
     PairSignals,
+    SignalColumns,
 )
 from tests.statistics.worlds import swapped, world
 
@@ -43,7 +43,7 @@ def test_columns_are_those_of_one_pair_at_a_time():
     pairs = world(0, 60, 1, even=3).noisy
     pairs.odd["length"][7], pairs.even["even1"][3] = 90.0, -40.0  # both are cut
     curve = torch.linspace(-1, 1, 60, dtype=torch.float64)
-    found = Columns.of(pairs)(pairs, curve)
+    found = SignalColumns.of(pairs)(pairs, curve)
     assert list(found) == ["curve", "even", "content", "length"]
     assert torch.equal(found["curve"][:, 0], curve)
     for i in range(60):
@@ -55,11 +55,11 @@ def test_columns_are_those_of_one_pair_at_a_time():
 def test_a_swap_negates_every_column_and_a_scale_knows_no_labels():
     pairs = world(1, 50, 1).noisy
     some = torch.arange(50) % 3 == 0
-    columns, curve = Columns.of(pairs), pairs.fluency.tanh()
+    columns, curve = SignalColumns.of(pairs), pairs.fluency.tanh()
     before = columns(pairs, curve)
     turned = swapped(pairs, some)
     sign = torch.where(some, -1.0, 1.0)[:, None]
-    for given in (columns, Columns.of(turned)):
+    for given in (columns, SignalColumns.of(turned)):
         for name, values in given(turned, turned.fluency.tanh()).items():
             torch.testing.assert_close(values, before[name] * sign, rtol=1e-12, atol=0)
 
@@ -71,7 +71,7 @@ def test_a_long_vector_is_kept_where_it_varies_most():
     mixing = torch.linalg.qr(torch.randn(size, size, generator=generator).double()).Q
     states = torch.randn(300, size, generator=generator).double() * spread @ mixing
     pairs = PairSignals(states[:, 0], {"content": states}, {})
-    found = Columns.of(pairs)(pairs, states[:, 0])["content"]
+    found = SignalColumns.of(pairs)(pairs, states[:, 0])["content"]
     assert found.shape == (300, MOST_COMPONENTS)
     assert float(found.square().sum(1).mean().sqrt()) == pytest.approx(VECTOR_WEIGHT)
     eigenvalues, eigenvectors = torch.linalg.eigh(states.T @ states)
@@ -83,7 +83,7 @@ def test_a_long_vector_is_kept_where_it_varies_most():
 def test_signals_that_do_not_vary_are_no_trouble():
     flat = torch.zeros(20, dtype=torch.float64)
     pairs = PairSignals(flat, {"length": flat, "content": flat[:, None]}, {"overlap": flat + 0.1})
-    for values in Columns.of(pairs)(pairs, flat).values():
+    for values in SignalColumns.of(pairs)(pairs, flat).values():
         assert (values == 0).all()
 
 
@@ -103,4 +103,4 @@ def test_an_even_signal_that_differs_by_rounding_alone_is_constant():
     some = world(0, 300, 0, rate=0.3)
     rounded = 0.9 + 1e-8 * some.is_flipped.double()
     pairs = PairSignals(some.noisy.fluency, {}, {"likeness": rounded})
-    assert not Columns.of(pairs)(pairs, pairs.fluency)["even"].any()
+    assert not SignalColumns.of(pairs)(pairs, pairs.fluency)["even"].any()

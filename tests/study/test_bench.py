@@ -13,7 +13,7 @@ import torch
 from packaging.version import Version
 
 from softpref.bench import benchmark, memory
-from softpref.bench.benchmark import OLDEST_TRL, ONE_BILLION, PRESETS, SHAPES, SMALL, Preset
+from softpref.bench.benchmark import OLDEST_TRL, ONE_BILLION, PRESETS, SHAPES, SMALL, BenchPreset
 from softpref.bench.contestants import EVERYWHERE, NAMES, make_contestant
 from softpref.bench.report import Group, rows, runs
 from softpref.bench.timing import Quartiles, paired_ratio, time_rounds
@@ -194,10 +194,10 @@ def test_rounds_are_interleaved_and_their_order_turns():
 
 
 def test_double_backward_takes_part_in_fewer_rounds():
-    rounds = {name: Preset(TWO_SHAPES, 5, 2, {}).rounds_of(name) for name in NAMES}
+    rounds = {name: BenchPreset(TWO_SHAPES, 5, 2, {}).rounds_of(name) for name in NAMES}
     assert rounds.pop("double_backward") == 2
     assert set(rounds.values()) == {5}
-    assert Preset(TWO_SHAPES, 1, 2, {}).rounds_of("double_backward") == 1
+    assert BenchPreset(TWO_SHAPES, 1, 2, {}).rounds_of("double_backward") == 1
 
 
 def test_ratios_are_formed_within_a_round():
@@ -271,7 +271,7 @@ def test_every_row_of_the_table_says_what_it_is_about():
 
 
 def test_the_command_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
-    tiny = Preset(TWO_SHAPES, 5, 2, {"dpo": 1, "mspo_m1/8": 2})
+    tiny = BenchPreset(TWO_SHAPES, 5, 2, {"dpo": 1, "mspo_m1/8": 2})
     monkeypatch.setitem(PRESETS, "cpu", tiny)
     asked = []
 
@@ -353,7 +353,7 @@ def test_a_failing_process_says_why():
 )
 def test_mistakes_have_one_message(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(benchmark, "measure", lambda preset: pytest.fail("measured"))
+    monkeypatch.setattr(benchmark, "measure_preset", lambda preset: pytest.fail("measured"))
     with pytest.raises(SystemExit) as stop:
         main(["bench", *arguments])
     assert stop.value.code == 2

@@ -22,7 +22,7 @@ from softpref.study.real_pairs import (
     set_name,
     split,
 )
-from softpref.study.real_tables import describe, draw, gain_kept, seeds_to_tell
+from softpref.study.real_tables import describe, draw_accuracy, gain_kept, seeds_to_tell
 from softpref.study.study import run_study
 from softpref.world.language import make_tokenizer
 from tests.tiny import tiny_model
@@ -267,7 +267,7 @@ def test_the_page_compares_with_dpo_by_seed_and_says_what_would_tell():
     )
     one = describe(cells[:7], made_up({"dpo": (0.52,), "mspo": (0.55,)}))
     assert "| mspo | 1 | 55.0 (48.0 to 62.0) |  | +3.0 (one seed) |" in one
-    assert len(draw(cells, made_up(accuracies)).axes) == 1
+    assert len(draw_accuracy(cells, made_up(accuracies)).axes) == 1
 
 
 def test_power_and_gain_are_as_written():

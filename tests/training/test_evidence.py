@@ -122,7 +122,7 @@ def test_states_in_several_parts_are_read_in_their_order():
 
 def test_pairs_of_the_fit_have_evidence_of_one_that_left_them_out(monkeypatch):
     monkeypatch.setattr(evidence, "MOST_FITTED", 50)
-    monkeypatch.setattr(evidence, "CHUNK", 16)
+    monkeypatch.setattr(evidence, "PAIRS_PER_CHUNK", 16)
     given: list[PairSignals] = []
     fit = evidence.fit_evidence
     monkeypatch.setattr(

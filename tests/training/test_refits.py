@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Constant
-from softpref.models.reference import SIGNALS
+from softpref.models.reference import SIGNAL_COLUMNS
 from softpref.statistics.evidence import Evidence
 from softpref.training import refits
 from softpref.training.labels import LabelHistory
@@ -123,7 +123,7 @@ def test_signals_do_not_travel_with_the_pairs(run):
     trainer, _ = run
     for pairs in (trainer.pairs, trainer.clean):
         assert "evidence" in pairs.column_names
-        assert not set(SIGNALS) & set(pairs.column_names)
+        assert not set(SIGNAL_COLUMNS) & set(pairs.column_names)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(run, tmp_path):

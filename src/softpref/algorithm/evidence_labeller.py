@@ -14,7 +14,7 @@ from softpref.statistics.noisy_logistic import LEAST_RATE, fit
 
 SUREST = 2.0
 """Nats beyond which evidence from before training is not taken at its word."""
-PENALTY = 1.0
+_PENALTY = 1.0
 
 
 class EvidenceLabeller:
@@ -63,7 +63,7 @@ class EvidenceLabeller:
         rate = torch.full_like(known, self._rate)
         rate[len(noisy_evidence) :] = 0.0
         self.size.fill_(robust_scale(margin))
-        penalty = torch.full((3,), PENALTY, dtype=torch.float64)
+        penalty = torch.full((3,), _PENALTY, dtype=torch.float64)
         self.coefficients.copy_(fit(self._columns(known, margin), rate, penalty, known))
 
     def _columns(self, known: Tensor, margin: Tensor) -> Tensor:

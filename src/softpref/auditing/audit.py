@@ -21,7 +21,7 @@ from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdict
 from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
-from softpref.auditing.scores import score
+from softpref.auditing.scores import score_sets
 from softpref.auditing.summary import Summary, how_far, summarise
 from softpref.data.bad_rows import BadRow
 from softpref.data.column_cache import ColumnCache
@@ -209,7 +209,7 @@ def _audit(options: AuditOptions, given: AuditOptions, judged_by: JudgeOptions |
     cache = ColumnCache(options.reference_cache)
     loaded, clean = with_opinions((loaded, clean), asked_too, cache)
     named_by = "--run" if options.run else "--model"
-    scored = score(str(options.model), loaded, clean, options, cache, named_by)
+    scored = score_sets(str(options.model), loaded, clean, options, cache, named_by)
     asked_judge = None
     if judge and judged_by:
         scored, asked_judge = with_verdicts(scored, judge, judged_by, Path(options.output))

@@ -17,7 +17,7 @@ from softpref.statistics.evidence import Evidence
 from softpref.statistics.fluency_curve import Curve
 from softpref.training.metrics import auroc
 
-BINS = 10
+_BINS = 10
 SUSPECT, UNSURE = 0.5, 0.8
 """Below the first a label is more likely wrong than right; below the second it is worth a look."""
 CLEAR_FALL = 0.1
@@ -67,7 +67,7 @@ def believe(evidence: Evidence, log_odds: Tensor, rate: Tensor) -> Beliefs:
         evidence.speaks,
         _falls(evidence.curve) and not evidence.theta[1:].any(),
         auroc(torch.cat([trusted, -trusted]), is_right),
-        expected_calibration_error(stated, is_right, BINS),
+        expected_calibration_error(stated, is_right, _BINS),
         reliability(stated, is_right),
         [i for i in right.argsort(stable=True).tolist() if right[i] < 1 - UNSURE],
     )
@@ -83,7 +83,7 @@ def _falls(curve: Curve) -> bool:
 
 def reliability(stated: Tensor, is_right: Tensor) -> list[dict[str, float]]:
     """Return stated probability and share right, by bins of equally many."""
-    bins = stated.argsort(stable=True).tensor_split(BINS)
+    bins = stated.argsort(stable=True).tensor_split(_BINS)
     share = share_of_equals(stated, is_right)
     return [
         {

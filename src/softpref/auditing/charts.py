@@ -9,7 +9,7 @@ import numpy as np
 from softpref.markup import for_html
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 300, 170, 40, 24
-BINS = 40
+_BINS = 40
 
 
 def histogram(values: Sequence[float], title: str, caption: str) -> str:
@@ -17,9 +17,9 @@ def histogram(values: Sequence[float], title: str, caption: str) -> str:
     low, high = np.quantile(values, [0.002, 0.998])
     if low == high:
         low, high = low - 0.5, high + 0.5
-    counts, _ = np.histogram(np.clip(values, low, high), BINS, (low, high))
+    counts, _ = np.histogram(np.clip(values, low, high), _BINS, (low, high))
     most = int(counts.max())
-    wide = (WIDTH - LEFT) / BINS
+    wide = (WIDTH - LEFT) / _BINS
     bars = "".join(
         f'<rect class="bar" x="{LEFT + i * wide:.1f}" width="{wide - 0.6:.1f}" '
         f'y="{_height(count / most):.1f}" height="{HEIGHT - BOTTOM - _height(count / most):.1f}"/>'

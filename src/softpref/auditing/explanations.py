@@ -18,7 +18,7 @@ from softpref.data.sources import by_source, content_key, contents, in_sorted_or
 from softpref.statistics.evidence import Evidence
 from softpref.training.evidence import OPINION, SignalName, chunks, parts_of, signals_of
 
-KINDS = {
+_KINDS = {
     "curve": "fluency",
     "even": "fluency",
     "ppl_diff": "fluency",
@@ -29,11 +29,11 @@ KINDS = {
 }
 """What a user is told of each kind of columns of the model; opinions stand for themselves."""
 WORDS = {"fluency": "fluency", "length": "length", "content": "what the responses say"}
-NAMED = 2
+_NAMED = 2
 """Trusted pairs that are named beside a pair."""
 HARDLY = 0.2
 """Nats below which evidence is next to none: a probability of 55%."""
-PAIRS_AT_ONCE = 1000
+PAIRS_EXPLAINED_AT_ONCE = 1000
 """What every trusted pair adds to these is held at once."""
 
 
@@ -70,7 +70,7 @@ def explain(
     """
     summed: dict[str, Tensor] = {}
     for name, part in parts_of(evidence, pairs, names, seed).items():
-        kind = KINDS.get(name, name)
+        kind = _KINDS.get(name, name)
         summed[kind] = summed[kind] + part if kind in summed else part
     found = {kind: summed[kind] for kind in dict.fromkeys([*WORDS, *summed]) if kind in summed}
     if not evidence.speaks:
@@ -78,10 +78,10 @@ def explain(
     explained = Explained(found, torch.empty(len(pairs), 0, dtype=torch.int64))
     if not (evidence.speaks and evidence.pull.any()):
         return explained
-    sign = explained.log_odds.sign().split(PAIRS_AT_ONCE)
+    sign = explained.log_odds.sign().split(PAIRS_EXPLAINED_AT_ONCE)
     closest = [
-        (evidence.influence(signals_of(part, names)) * of_part[:, None]).topk(NAMED).indices
-        for part, of_part in zip(chunks(pairs, PAIRS_AT_ONCE), sign, strict=True)
+        (evidence.influence(signals_of(part, names)) * of_part[:, None]).topk(_NAMED).indices
+        for part, of_part in zip(chunks(pairs, PAIRS_EXPLAINED_AT_ONCE), sign, strict=True)
     ]
     return Explained(found, torch.cat(closest))
 

@@ -35,7 +35,7 @@ from softpref.training.evidence import OPINION
 
 logger = logging.getLogger(__name__)
 
-PAIRS_AT_ONCE = 8
+_PAIRS_AT_ONCE = 8
 OPINION_FORMAT = 2
 """Of the rewards kept on disk; those of format 1 were of messages read as text."""
 VERDICT_FILE = "verdicts.jsonl"
@@ -71,7 +71,7 @@ def with_opinions(
     """
     found = tuple(sets)
     for source in dict.fromkeys(reward_models):
-        model = RewardModel(source, PAIRS_AT_ONCE, "--reward_model")
+        model = RewardModel(source, _PAIRS_AT_ONCE, "--reward_model")
         found = tuple(
             replace(each, pairs=_with_opinion(each, model, source, cache)) for each in found
         )
@@ -105,8 +105,8 @@ def _opinion(pairs: Dataset, model: RewardModel, name: str, cache: ColumnCache) 
     logger.info("%s: %d responses to score", name, 2 * len(questions))
     numbers: list[float] = []
     with Progress(name, len(questions), "pair") as bar:
-        for start in range(0, len(questions), PAIRS_AT_ONCE):
-            some = questions[start : start + PAIRS_AT_ONCE]
+        for start in range(0, len(questions), _PAIRS_AT_ONCE):
+            some = questions[start : start + _PAIRS_AT_ONCE]
             answers = model.differences(some)
             numbers += [math.nan if isinstance(each, Answer) else each for each in answers]
             bar.update(len(some))

@@ -53,7 +53,7 @@ class Scored:
     unused: tuple[BadRow, ...] = ()
 
 
-def score(
+def score_sets(
     model: str,
     loaded: LoadedPairs,
     clean: LoadedPairs,

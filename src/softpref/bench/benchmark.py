@@ -29,21 +29,22 @@ from softpref.bench.contestants import (
 from softpref.bench.memory import peak_in_new_process
 from softpref.bench.report import LEGEND, Group, draw_step_times, rows, runs
 from softpref.bench.timing import time_rounds
-from softpref.bench.workload import TUNINGS, ModelSize, Shape, Tuning, Workload
+from softpref.bench.workload import TUNINGS, ModelSize, Shape, Workload
 from softpref.errors import UsageError, require_package
+from softpref.models.loading import Tuning
 from softpref.options import option
 from softpref.places import file_to_write
 from softpref.training.output import write_text
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("softpref", "torch", "transformers", "trl", "peft")
+_PACKAGES = ("softpref", "torch", "transformers", "trl", "peft")
 SLOW: Name = "double_backward"
 OLDEST_TRL = "1.16"
 
 
 @dataclass(frozen=True)
-class Preset:
+class BenchPreset:
     """How much is measured.
 
     Attributes:
@@ -76,13 +77,13 @@ PEAKS: dict[Name, int] = {
     "dpo_checkpointed": 3, "graph_checkpointed": 3, "recompute_checkpointed": 1,
 }  # fmt: skip
 PRESETS = {
-    "cpu": Preset(
+    "cpu": BenchPreset(
         workloads=tuple(Workload(SMALL, shape, "cpu") for shape in SHAPES),
         rounds=5,
         slow_rounds=2,
         peaks=PEAKS,
     ),
-    "gpu": Preset(
+    "gpu": BenchPreset(
         workloads=(Workload(ONE_BILLION, Shape(256, 256), "cuda", pairs=16),),
         rounds=10,
         slow_rounds=3,
@@ -120,7 +121,7 @@ def run_bench(options: BenchOptions) -> None:
         if path and not file_to_write(path, flag).absolute().parent.is_dir():
             raise UsageError(f"{flag} {path}: there is no directory to write it to.")
     preset = PRESETS[options.preset]
-    for groups in measure(replace(preset, rounds=options.rounds or preset.rounds)):
+    for groups in measure_preset(replace(preset, rounds=options.rounds or preset.rounds)):
         if options.json:
             text = json.dumps(surroundings(options.preset) | {"runs": runs(groups)}, indent=2)
             write_text(Path(options.json), text + "\n")
@@ -129,7 +130,7 @@ def run_bench(options: BenchOptions) -> None:
         draw_step_times(groups, Path(options.plot))
 
 
-def measure(preset: Preset) -> Iterator[list[Group]]:
+def measure_preset(preset: BenchPreset) -> Iterator[list[Group]]:
     """Time every contestant on every workload, and measure memory on the first.
 
     Yields what there is once all steps are timed, and again with the memory.
@@ -153,7 +154,7 @@ def measure(preset: Preset) -> Iterator[list[Group]]:
 
 
 def _time(
-    preset: Preset, workload: Workload, tuning: Tuning, after_step: Callable[[], object]
+    preset: BenchPreset, workload: Workload, tuning: Tuning, after_step: Callable[[], object]
 ) -> dict[Name, list[float]]:
     with tempfile.TemporaryDirectory() as home:
         names = preset.names_on(workload)
@@ -168,7 +169,7 @@ def _time(
 
 
 def _peaks(
-    preset: Preset, workload: Workload, tuning: Tuning, after_process: Callable[[], object]
+    preset: BenchPreset, workload: Workload, tuning: Tuning, after_process: Callable[[], object]
 ) -> dict[Name, list[float]]:
     """Return every process' peak, MiB; two at a time where they do not share a device's memory."""
     names = [name for name, count in preset.peaks.items() for _ in range(count)]
@@ -195,7 +196,7 @@ def surroundings(preset: str) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}, "
         f"{os.cpu_count()} cores",
         "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        | {package: version(package) for package in _PACKAGES},
         "threads": torch.get_num_threads(),
     }
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from transformers import Trainer
 
-from softpref.bench.workload import Tuning, Workload
-from softpref.models.loading import lora_config
+from softpref.bench.workload import Workload
+from softpref.models.loading import Tuning, lora_config
 from softpref.models.recompute import checkpoint_activations
 from softpref.training.config import MSPOConfig
 from softpref.training.trainer import MSPOTrainer

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from softpref.bench.contestants import Name, make_contestant
-from softpref.bench.workload import ModelSize, Shape, Tuning, Workload
+from softpref.bench.workload import ModelSize, Shape, Workload
+from softpref.models.loading import Tuning
 
 STEPS = 3
 MIB = 2**20
@@ -50,7 +51,7 @@ def peak_in_new_process(name: Name, workload: Workload, tuning: Tuning) -> float
     return float(done.stdout.splitlines()[-1])
 
 
-def main(request: str) -> None:
+def _main(request: str) -> None:
     """Measure the contestant that is asked for and print its peak, MiB."""
     torch.set_num_threads(1)
     asked = json.loads(request)
@@ -99,4 +100,4 @@ def _highest_resident() -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    _main(sys.argv[1])

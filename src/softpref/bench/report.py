@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from softpref.bench.contestants import DPOS, M_FEW, MSPO, NAMES, Name
 from softpref.bench.timing import Quartiles, paired_ratio, quartiles
-from softpref.bench.workload import TUNINGS, Tuning, Workload
+from softpref.bench.workload import TUNINGS, Workload
+from softpref.models.loading import Tuning
 from softpref.plots import save_figure
 
-HEADER = (
+_HEADER = (
     "tuning", "dtype", "prompt + response, tokens", "m", "step", "seconds",
     "x TRL's default", "x TRL at its best", "x our DPO", "peak, MiB",
 )  # fmt: skip
@@ -24,7 +25,7 @@ LEGEND = (
     "batch of {pairs} pairs. Weights that train are float32."
 )
 TUNING_LABELS: dict[Tuning, str] = {"lora": "LoRA r=16", "full": "full"}
-LABELS: dict[Name, str] = {
+_LABELS: dict[Name, str] = {
     "trl_default": "TRL DPO, its defaults",
     "trl_best": "TRL DPO at its best",
     "dpo": "softpref DPO",
@@ -45,7 +46,7 @@ HELD_AGAINST: dict[Name, Name] = {
     "double_backward": "dpo", "without_lookahead": "dpo",
     "graph_checkpointed": "dpo_checkpointed", "recompute_checkpointed": "dpo_checkpointed",
 }  # fmt: skip
-COLOURS = ("#1f6f8b", "#c8553d")
+_COLOURS = ("#1f6f8b", "#c8553d")
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ class Group:
 
 def rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """Return the table, header first."""
-    return [HEADER, *(_row(group, name) for group in groups for name in group.seconds)]
+    return [_HEADER, *(_row(group, name) for group in groups for name in group.seconds)]
 
 
 def _row(group: Group, name: Name) -> tuple[str, ...]:
-    label = LABELS[name]
+    label = _LABELS[name]
     if name == "trl_best":
         label += f" (response-only head: {'on' if group.response_only_head else 'off'})"
     seconds, peak = (quartiles(sample.get(name, [])) for sample in (group.seconds, group.peaks))
@@ -157,7 +158,7 @@ def draw_step_times(groups: Sequence[Group], path: Path) -> None:
     for axes, tuning in zip(panels, TUNINGS, strict=True):
         of_tuning = [group for group in groups if group.tuning == tuning]
         height = 0.8 / len(of_tuning)
-        for i, (group, colour) in enumerate(zip(of_tuning, COLOURS, strict=False)):
+        for i, (group, colour) in enumerate(zip(of_tuning, _COLOURS, strict=False)):
             for place, name in enumerate(NAMES):
                 ratio = group.time_ratio(name, "trl_default")
                 if ratio is None:
@@ -170,7 +171,7 @@ def draw_step_times(groups: Sequence[Group], path: Path) -> None:
         axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
         axes.set(title=f"{TUNING_LABELS[tuning]}, {_dtype(of_tuning[0])}",
                  xlabel="step time, in TRL's default step")  # fmt: skip
-    ticks = [LABELS[name] + (f", m = {m}" if (m := M_LABELS.get(name)) else "") for name in NAMES]
+    ticks = [_LABELS[name] + (f", m = {m}" if (m := M_LABELS.get(name)) else "") for name in NAMES]
     panels[0].set_yticks([place + 0.2 for place in range(len(NAMES))], ticks)
     panels[0].invert_yaxis()
     handles, shapes = panels[0].get_legend_handles_labels()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -17,7 +17,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-Tuning = Literal["lora", "full"]
+from softpref.models.loading import Tuning
+
 TUNINGS: tuple[Tuning, ...] = ("lora", "full")
 SEED = 1000
 CLEAN_SEED = 1001

@@ -17,7 +17,7 @@ from softpref.data.temporary import replacing
 from softpref.errors import UsageError
 
 SFT_TARGETS = "sft_targets.json"
-SIDES = ("chosen", "rejected")
+_SIDES = ("chosen", "rejected")
 
 
 def target_fingerprint(prompt: Text, response: Text) -> str:
@@ -63,8 +63,8 @@ def count_sft_targets(model_directory: str, pairs: Dataset) -> int:
             "without knowing which pairs the model was fine-tuned on."
         ) from error
     return sum(
-        any(target_fingerprint(row["prompt"], row[side]) in targets for side in SIDES)
-        for row in pairs.select_columns(["prompt", *SIDES])
+        any(target_fingerprint(row["prompt"], row[side]) in targets for side in _SIDES)
+        for row in pairs.select_columns(["prompt", *_SIDES])
     )
 
 

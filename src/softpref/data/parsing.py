@@ -25,7 +25,7 @@ from softpref.data.messages import (
 )
 from softpref.data.readers import RowError
 
-Pair = dict[str, Any]
+ParsedPair = dict[str, Any]
 
 OPTIONAL = ("uid", "is_flipped", "soft_label")
 PROMPT_NAMES = (
@@ -49,7 +49,7 @@ REPEATED = "the prompt stands in both responses too and was read once"
 REPEATED_TEXT = "both responses begin with the prompt's text, which stands twice in each sequence"
 WRITTEN = "messages were written as text and read as messages"
 USER_TURN = "the prompt is text beside messages and was read as the user's turn"
-SYSTEM = "system and prompt were read as the first two turns of a conversation"
+SYSTEM_READ = "system and prompt were read as the first two turns of a conversation"
 IMPLICIT = "there is no prompt column: what both responses begin with was read as the prompt"
 CUT = "their responses begin alike beyond the prompt, which no mark of a turn sets apart"
 
@@ -58,7 +58,7 @@ CUT = "their responses begin alike beyond the prompt, which no mark of a turn se
 class Parsed:
     """A pair's fields, without `row`, and notes on how they were read."""
 
-    fields: Pair
+    fields: ParsedPair
     notes: tuple[str, ...]
 
 
@@ -87,7 +87,7 @@ def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
         prompt, chosen, rejected = _implicit(raw, chosen, rejected, notes)
     if columns.system:
         prompt, chosen, rejected = _with_system(raw, columns, prompt, chosen, rejected)
-        notes.append(SYSTEM)
+        notes.append(SYSTEM_READ)
     if not type(prompt) is type(chosen) is type(rejected):
         raise RowError("prompt, chosen and rejected must be all text or all messages")
     texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}

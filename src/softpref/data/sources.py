@@ -27,7 +27,7 @@ from softpref.data.messages import CONTEXT, Text
 from softpref.data.parsing import (
     OPTIONAL,
     REPEATED_TEXT,
-    Pair,
+    ParsedPair,
     parse_pair,
     unread,
 )
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 
 SURELY = 0.9
 """Share of a source's pairs from which on a prompt that responses begin with is a mistake."""
-SIDES = ("prompt", "chosen", "rejected")
-CONTENT = (*SIDES, *CONTEXT)
+_SIDES = ("prompt", "chosen", "rejected")
+CONTENT = (*_SIDES, *CONTEXT)
 """Columns that say what a pair is about: the arguments of `content_key`."""
 UNREAD_NAMED = 20
 
@@ -194,7 +194,7 @@ class Intake:
         self._books = books or Books()
         self.digest = hashlib.sha256()  # of the kept rows' content
 
-    def admit(self, row: int, raw: object) -> Pair | None:
+    def admit(self, row: int, raw: object) -> ParsedPair | None:
         """Return the row as a pair, or None if it is bad or follows a bad row under `stop`."""
         try:
             parsed = parse_pair(raw, self._columns)
@@ -229,7 +229,7 @@ class Intake:
             names = ", ".join(self._unread)
             logger.info("%s: columns that were not read: %s", self.bad.source, names)
 
-    def _enter(self, row: int, fields: Pair) -> Pair:
+    def _enter(self, row: int, fields: ParsedPair) -> ParsedPair:
         form = _form(fields)
         if form != (self._books.form or form):
             raise RowError(f"the row has {form}, the rows before it {self._books.form}")
@@ -261,7 +261,7 @@ class Intake:
 def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], Intake]]) -> LoadedPairs:
     bad_rows: list[BadRow] = []
 
-    def admitted() -> Iterator[Pair]:
+    def admitted() -> Iterator[ParsedPair]:
         for rows, intake in parts:
             source = intake.bad.source
             bar = tqdm(
@@ -297,19 +297,19 @@ def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], Intake]]) -> Lo
     )
 
 
-def _features(pair: Pair) -> datasets.Features:
+def _features(pair: ParsedPair) -> datasets.Features:
     if isinstance(pair["prompt"], str):
         columns, text = [*pair], datasets.Value("string")
     else:
         columns, text = list(dict.fromkeys([*pair, *CONTEXT])), datasets.List(datasets.Json())
-    types = {"row": datasets.Value("int64")} | dict.fromkeys(SIDES, text)
+    types = {"row": datasets.Value("int64")} | dict.fromkeys(_SIDES, text)
     types |= {"source": datasets.Value("string")}
     types |= {"uid": datasets.Value("string"), "is_flipped": datasets.Value("bool")}
     types |= {"soft_label": datasets.Value("float64")} | dict.fromkeys(CONTEXT, datasets.Json())
     return datasets.Features({column: types[column] for column in columns})
 
 
-def _form(fields: Pair) -> str:
+def _form(fields: ParsedPair) -> str:
     """What must be alike in all rows of a source, in words."""
     form = "text" if isinstance(fields["prompt"], str) else "messages"
     return " and ".join([form, *(column for column in OPTIONAL[1:] if column in fields)])

@@ -18,7 +18,7 @@ PARTIAL_FILE = ".softpref-*.partial"
 
 def temporary_folder() -> tuple[str, Callable[[], None]]:
     """Return a new folder under `$TMPDIR`, and what removes it; first remove those of the dead."""
-    collect(Path(tempfile.gettempdir()))
+    remove_leftovers(Path(tempfile.gettempdir()))
     fresh = tempfile.mkdtemp(prefix=f".{PREFIX}")
     lock = os.open(os.path.join(fresh, OWNER), os.O_CREAT | os.O_RDWR, 0o600)
     with contextlib.suppress(OSError):  # a file system without locks: it is never collected
@@ -34,7 +34,7 @@ def temporary_folder() -> tuple[str, Callable[[], None]]:
 
 
 @functools.cache  # once a process: there may be thousands of other folders
-def collect(home: Path) -> None:
+def remove_leftovers(home: Path) -> None:
     """Remove what dead processes of this user left; what else looks like it stays."""
     for folder in home.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # it is another's, or has just gone

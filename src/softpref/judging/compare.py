@@ -19,7 +19,7 @@ from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.questions import Judge
 from softpref.judging.rates import Agreement, agreement, judged_rate
-from softpref.judging.report import Contest, draw, latex, markdown
+from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_markdown
 from softpref.judging.responses import join
 from softpref.options import option, require
 from softpref.places import directory_to_write
@@ -152,10 +152,10 @@ def _write(
         "agreement": {words: found and asdict(found) for words, found in agreements.items()},
     }
     write_text(output / "compare.json", json.dumps(record, indent=1) + "\n")
-    text = markdown(rates, controls, agreements)
+    text = rates_markdown(rates, controls, agreements)
     write_text(output / "compare.md", text)
-    write_text(output / "compare.tex", latex(rates))
-    figure = draw(rates)
+    write_text(output / "compare.tex", rates_latex(rates))
+    figure = draw_win_rates(rates)
     for kind in ("png", "svg"):
         save_figure(figure, output / f"compare.{kind}")
     accounts = "\n".join(f"{c.words}: {account_words(found)}" for c, found in judged.items())

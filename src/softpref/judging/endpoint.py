@@ -22,7 +22,7 @@ from softpref.judging.bounded import bounded_client
 from softpref.judging.options import JudgeOptions, public_address
 from softpref.judging.questions import Answer, Question
 from softpref.judging.reply import read_completion
-from softpref.judging.template import SCHEMA, render, template_version
+from softpref.judging.template import SCHEMA, render_question, template_version
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -238,7 +238,7 @@ class Endpoint:
 
 
 def _messages(question: Question) -> list[dict[str, str]]:
-    return render(question, f"<{secrets.token_hex(12)}>")
+    return render_question(question, f"<{secrets.token_hex(12)}>")
 
 
 def key_variable(options: JudgeOptions) -> str | None:

@@ -34,7 +34,7 @@ Rates = Mapping[Contest, JudgedRate]
 _Row = tuple[str, list[JudgedRate]]
 
 
-def markdown(
+def rates_markdown(
     rates: Rates, controls: Controls | None, agreements: Mapping[str, Agreement | None]
 ) -> str:
     """Return everything that was found."""
@@ -63,7 +63,7 @@ def _tables(rates: Rates) -> list[tuple[str, list[_Row]]]:
     return [(title, list(rows.items())) for title, rows in tables.items()]
 
 
-COLUMNS = (
+_COLUMNS = (
     "win rate, %", "Wilson", "by prompts", "bounds", "at equal length, %", "by prompts",
     "longer by, characters", "ties, %", "changed with the order, %", "shown first, %", "failed, %",
     "asked",
@@ -71,7 +71,7 @@ COLUMNS = (
 
 
 def _table(rows: Sequence[_Row]) -> str:
-    return pipes([("", *COLUMNS), *((shortened(name), *_cells(runs)) for name, runs in rows)])
+    return pipes([("", *_COLUMNS), *((shortened(name), *_cells(runs)) for name, runs in rows)])
 
 
 def _cells(runs: Sequence[JudgedRate]) -> list[str]:
@@ -131,7 +131,7 @@ def _fitness(controls: Controls) -> str:
     return f"{words}\n\n{_table(rows)}"
 
 
-def latex(rates: Rates) -> str:
+def rates_latex(rates: Rates) -> str:
     """Return the win rates as the rows of a tabular."""
     lines = [
         r"\begin{tabular}{lrrrrr}", r"\toprule",
@@ -150,7 +150,7 @@ def latex(rates: Rates) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def draw(rates: Rates) -> Figure:
+def draw_win_rates(rates: Rates) -> Figure:
     """Draw each contest's win rate with its interval by prompts and its bounds, thin."""
     figure = Figure(figsize=(7, 1.2 + 0.42 * len(rates)), layout="constrained")
     axes = figure.subplots()

@@ -59,7 +59,7 @@ def template_version() -> str:
     return hashlib.sha256(json.dumps([SYSTEM, USER, SCHEMA]).encode()).hexdigest()[:12]
 
 
-def render(question: Question, fence: str) -> list[dict[str, str]]:
+def render_question(question: Question, fence: str) -> list[dict[str, str]]:
     """Return the messages of a question.
 
     Args:

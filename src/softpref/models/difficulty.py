@@ -26,7 +26,7 @@ from softpref.models.soundness import require_known_tokens_of_pairs, require_sou
 
 HARD_RATE, EASY_RATE = 0.4, 0.1  # the paper's
 MAX_LENGTH = 1024  # tokens, as in training
-BATCH_SIZE = 8  # pairs, as in evaluation
+_BATCH_SIZE = 8  # pairs, as in evaluation
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def log_ratio_sizes(
     max_length: int,
     *,
     trust_remote_code: bool,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = _BATCH_SIZE,
     columns: Columns = STANDARD,
 ) -> Tensor:
     """Return how far apart the surrogate finds each pair's responses, whichever is labelled chosen.

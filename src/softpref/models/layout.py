@@ -23,8 +23,8 @@ Layout = Literal["auto", "padded"]
 
 FLEX_ATTENTION = "flex_attention"
 PROBE_PAIRS = 4
-LARGEST_ERROR = 1e-4
-LARGEST_ERROR_16_BIT = 3e-2
+_LARGEST_ERROR = 1e-4
+_LARGEST_ERROR_16_BIT = 3e-2
 
 
 def longest_pairs(*sets: Dataset | None) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def choose_layout(
     truth = _logps(policy, make_batch(probe))
     dtype = cast(Any, policy).get_input_embeddings().weight.dtype
     low = dtype in (torch.bfloat16, torch.float16)
-    largest_error = LARGEST_ERROR_16_BIT if low else LARGEST_ERROR
+    largest_error = _LARGEST_ERROR_16_BIT if low else _LARGEST_ERROR
     turned_down = []
     attention_before = cast(Any, policy).config._attn_implementation
     for words, attention, collate in _candidates(layout, policy):

@@ -26,8 +26,8 @@ from softpref.errors import UsageError
 from softpref.models.reading import half_depth, read_pairs
 from softpref.models.scoring import Scorer
 
-COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff")
-SIGNALS = ("likeness", "distance", "chosen_spread", "rejected_spread", "overlap", "state")
+_COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff")
+SIGNAL_COLUMNS = ("likeness", "distance", "chosen_spread", "rejected_spread", "overlap", "state")
 FORMAT = 2
 """Of a part on disk; another one is made again."""
 PART = 2000
@@ -82,7 +82,7 @@ def _columns(
     tokens, precision = fingerprint_tokens(pairs), str(scorer.bf16)
     made_of = [FORMAT, tokens, policy_fingerprint, precision, scorer.ppl_scope]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
-    names = (*COLUMNS, *SIGNALS)
+    names = (*_COLUMNS, *SIGNAL_COLUMNS)
     columns = cache.read(key, names, len(pairs))
     if scorer.ranks.any(flag=columns is None):  # then all score, for each has its share
         with half_depth(scorer.policy) as states:
@@ -90,7 +90,7 @@ def _columns(
             def read(batch: PairBatch) -> dict[str, Tensor]:
                 measured, signals = read_pairs(scorer.policy, batch, scorer.ppl_scope, states)
                 logps = (measured.chosen_logp, measured.rejected_logp, measured.ppl_diff)
-                return dict(zip(COLUMNS, logps, strict=True)) | signals
+                return dict(zip(_COLUMNS, logps, strict=True)) | signals
 
             columns = scorer.read(pairs, read, what)
         _require_finite(columns, pairs, what)

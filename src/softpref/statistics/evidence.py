@@ -26,7 +26,7 @@ from softpref.statistics.fluency_curve import Curve, fit_curve
 from softpref.statistics.folds import deal, gain, left_out
 from softpref.statistics.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.statistics.noisy_logistic import LEAST_RATE, fit, log_likelihood, slope
-from softpref.statistics.pair_signals import Columns, PairSignals
+from softpref.statistics.pair_signals import PairSignals, SignalColumns
 
 PENALTIES = (1.0, 4.0, 16.0, 64.0)
 CURVE_AGAIN_PENALTY = 4.0
@@ -67,7 +67,7 @@ class Evidence:
     """
 
     curve: Curve
-    columns: Columns
+    columns: SignalColumns
     theta: Tensor
     pull: Tensor
     calibration: Tensor
@@ -175,7 +175,7 @@ class _Model:
 
     pairs: PairSignals
     rate: Tensor
-    columns: Columns
+    columns: SignalColumns
     curve: Curve
     by_curve: Tensor
     kinds: Mapping[str, Tensor]
@@ -189,7 +189,7 @@ class _Model:
     @staticmethod
     def of(pairs: PairSignals, rate: Tensor, fold: Tensor) -> _Model:
         """Return stage A alone."""
-        columns = Columns.of(pairs)
+        columns = SignalColumns.of(pairs)
         curve, by_curve = fit_curve(pairs.fluency, rate, fold)
         kinds = columns(pairs, by_curve)
         nothing = torch.zeros(sum(each.shape[1] for each in kinds.values())).double()

@@ -17,8 +17,8 @@ from softpref.statistics.pair_signals import PairSignals
 DIFFICULTY = ("log_probability",)
 """Odd signals whose size says how easy a pair is, beside fluency."""
 QUANTILES = 65
-PENALTY = 4.0
-LEAST_RATE = 1e-3
+_PENALTY = 4.0
+_LEAST_RATE = 1e-3
 _ITERATIONS = 60
 
 
@@ -72,7 +72,7 @@ def _ranks(values: Mapping[str, Tensor], quantiles: Mapping[str, Tensor]) -> Ten
 
 
 def _rates(weights: Tensor, ranks: Tensor) -> Tensor:
-    return torch.sigmoid(weights[0] + ranks @ weights[1:]).div(2).clamp_min(LEAST_RATE)
+    return torch.sigmoid(weights[0] + ranks @ weights[1:]).div(2).clamp_min(_LEAST_RATE)
 
 
 def _fit(ranks: Tensor, log_odds: Tensor) -> tuple[Tensor, float]:
@@ -84,7 +84,7 @@ def _fit(ranks: Tensor, log_odds: Tensor) -> tuple[Tensor, float]:
 
     def loss() -> Tensor:
         search.zero_grad()
-        value = PENALTY / 2 * weights[1:].square().sum()
+        value = _PENALTY / 2 * weights[1:].square().sum()
         value = value - log_likelihood(log_odds, _rates(weights, ranks)).sum()
         value.backward()
         return value

@@ -55,7 +55,7 @@ class PairSignals:
 
 
 @dataclass(frozen=True)
-class Columns:
+class SignalColumns:
     """Signals as columns of a like scale; the scales come from all pairs, no label is read.
 
     Attributes:
@@ -70,11 +70,11 @@ class Columns:
     odd: Mapping[str, Tensor]
 
     @staticmethod
-    def of(pairs: PairSignals) -> Columns:
+    def of(pairs: PairSignals) -> SignalColumns:
         """Return the columns for pairs like these."""
         even = {name: _spread(values.double()) for name, values in pairs.even.items()}
         odd = {name: _directions(values.double()) for name, values in pairs.odd.items()}
-        return Columns(robust_scale(pairs.fluency), even, odd)
+        return SignalColumns(robust_scale(pairs.fluency), even, odd)
 
     def __call__(self, pairs: PairSignals, curve: Tensor) -> dict[str, Tensor]:
         """Return the columns by what they are made of, (N, K) each; `curve` is g_A, (N,)."""

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from softpref.algorithm.policy import evaluating
 from softpref.models.loading import load_policy
 
-FOLDS = 5
-BATCH_SIZE = 16  # pairs in one forward pass
+_FOLDS = 5
+_BATCH_SIZE = 16  # pairs in one forward pass
 
 
 def label_quality(model: str, pairs: Dataset) -> tuple[Tensor, float]:
@@ -57,7 +57,7 @@ def quality_of(features: Tensor) -> tuple[Tensor, float]:
     bradley_terry = make_pipeline(
         StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False, max_iter=1000)
     )
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
     probabilities = cross_val_predict(
         bradley_terry, oriented, labels, cv=folds, method="predict_proba"
     )
@@ -71,9 +71,9 @@ def response_features(model: str, pairs: Dataset) -> Tensor:
     policy = load_policy(model, trust_remote_code=False)
     differences = []
     with evaluating(policy), torch.no_grad():
-        starts = range(0, len(pairs), BATCH_SIZE)
+        starts = range(0, len(pairs), _BATCH_SIZE)
         for start in tqdm(starts, "hidden states", unit="batch", leave=False, disable=None):
-            some = pairs.select(range(start, min(start + BATCH_SIZE, len(pairs)))).to_list()
+            some = pairs.select(range(start, min(start + _BATCH_SIZE, len(pairs)))).to_list()
             chosen, rejected = (
                 _mean_states(policy, [(pair["prompt_ids"], pair[branch]) for pair in some])
                 for branch in ("chosen_ids", "rejected_ids")

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 STAGES = 6
 COMPARED = ("dpo", "mspo", "evidence")
 MARK = ".softpref-demo"
-HEADER = ("method", "win rate against SFT (95%)", "accuracy on clean pairs", "labels")
+_HEADER = ("method", "win rate against SFT (95%)", "accuracy on clean pairs", "labels")
 WIDTHS = (8, 28, 23, 6)
 
 LEAD = (
@@ -116,7 +116,7 @@ def run_demo(options: DemoOptions) -> None:
     }
     write_text(home / "summary.json", json.dumps(summary, indent=2) + "\n")
     _report(home, outcomes, options.noise_rate, truth_of(noisy))
-    for row in (HEADER, *result_rows(outcomes)):
+    for row in (_HEADER, *result_rows(outcomes)):
         logger.info("  ".join(cell.ljust(width) for cell, width in zip(row, WIDTHS, strict=True)))
     logger.info("%.0f seconds; open %s", summary["seconds"], home / "report.html")
 
@@ -170,7 +170,7 @@ def _report(
         figure(label_curves, "The labels over training", HOW_TO_READ_CURVES),
     ]
     lead = LEAD.format(rate=f"{noise_rate:.0%}")
-    results = table(HEADER, result_rows(outcomes))
+    results = table(_HEADER, result_rows(outcomes))
     write_text(home / "report.html", page("softpref demo", lead, results, figures, END))
 
 

@@ -37,10 +37,10 @@ PEAK_FLOPS, UTILISATION = 312e12, 0.4
 """Of an A100 in bfloat16, and the share of it that training is assumed to reach."""
 
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
-Row = dict[str, str]
+_Row = dict[str, str]
 
 
-def single_turn(row: Row) -> Row | None:
+def single_turn(row: _Row) -> _Row | None:
     """Return an HH row as a pair; None where it is not one question and one answer.
 
     PerpCorrect's way: exactly one "Human:" and one "Assistant:" in both texts, and the marks gone.
@@ -55,7 +55,7 @@ def single_turn(row: Row) -> Row | None:
     return {"prompt": prompt.removeprefix(HUMAN), "chosen": chosen, "rejected": rejected}
 
 
-def without_prompter(row: Row) -> Row:
+def without_prompter(row: _Row) -> _Row:
     """Return an OASST1 row as a pair, its first "prompter: " gone, as PerpCorrect does it."""
     return {
         "prompt": row["prompt"].removeprefix("prompter: "),
@@ -70,12 +70,12 @@ class PaperData:
 
     hub_id: str
     test_split: str
-    to_pair: Callable[[Row], Row | None]
+    to_pair: Callable[[_Row], _Row | None]
 
-    def pairs(self, split: str) -> list[Row]:
+    def pairs(self, split: str) -> list[_Row]:
         """Load a split; pairs with a text of at most one character are left out."""
         rows = read_rows(f"{self.hub_id}:{split}")
-        pairs = (self.to_pair(cast(Row, row)) for _, row in rows)
+        pairs = (self.to_pair(cast(_Row, row)) for _, row in rows)
         return [pair for pair in pairs if pair and min(map(len, pair.values())) > 1]
 
 
@@ -177,7 +177,7 @@ class OnPaper:
         return self.home / f"{self.model}-{self.data}-{sft_data}-seed{seed}"
 
 
-def _one_a_prompt(pairs: Sequence[Row]) -> list[Row]:
+def _one_a_prompt(pairs: Sequence[_Row]) -> list[_Row]:
     return list({pair["prompt"]: pair for pair in pairs}.values())[:TEST_PROMPTS]
 
 

@@ -13,9 +13,9 @@ from softpref.markup import pipes
 from softpref.study.figures import RIGHT, WRONG
 from softpref.study.grid import Cell, CellNumbers
 
-COLOURS = ("#c8553d", "#c9a227", "#1f6f8b", "#5b8c5a", "#7a5195")
-PPL_DIFF = "PPLDiff, nats per token\n← the policy agrees with the label   contradicts it →"
-PARTS = (("right", "right labels", RIGHT), ("flipped", "flipped labels", WRONG))
+_COLOURS = ("#c8553d", "#c9a227", "#1f6f8b", "#5b8c5a", "#7a5195")
+_PPL_DIFF = "PPLDiff, nats per token\n← the policy agrees with the label   contradicts it →"
+_PARTS = (("right", "right labels", RIGHT), ("flipped", "flipped labels", WRONG))
 
 
 def draw_map_and_labels(cells: Sequence[Cell], results: CellNumbers) -> Figure:
@@ -26,8 +26,8 @@ def draw_map_and_labels(cells: Sequence[Cell], results: CellNumbers) -> Figure:
         left.plot(reading["ppl_diff"], reading["learned"], color="black", linewidth=1, alpha=0.6)
     left.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
     left.axvline(0, color="grey", linewidth=0.8, linestyle=":")
-    left.set(xlabel=PPL_DIFF, ylabel="soft label p̂", ylim=(-0.03, 1.03), title="(a) the map")
-    for part, name, colour in PARTS:
+    left.set(xlabel=_PPL_DIFF, ylabel="soft label p̂", ylim=(-0.03, 1.03), title="(a) the map")
+    for part, name, colour in _PARTS:
         counts = [sum(bins) for bins in zip(*(r["soft_labels"][part] for r in readings),
                                             strict=True)]  # fmt: skip
         edges = [i / len(counts) for i in range(len(counts) + 1)]
@@ -41,7 +41,7 @@ def draw_map_and_labels(cells: Sequence[Cell], results: CellNumbers) -> Figure:
 def draw_on_the_way(cells: Sequence[Cell], results: CellNumbers) -> Figure:
     """Draw win rate by step, mean and deviation over seeds, and MSPO's mean labels by step."""
     figure, (left, right) = _two_panels()
-    for method, colour in zip(dict.fromkeys(cell.method for cell in cells), COLOURS, strict=False):
+    for method, colour in zip(dict.fromkeys(cell.method for cell in cells), _COLOURS, strict=False):
         curves = [
             _win_rates(results[c.key]) for c in cells if c.method == method and c.key in results
         ]
@@ -53,7 +53,7 @@ def draw_on_the_way(cells: Sequence[Cell], results: CellNumbers) -> Figure:
     left.set(xlabel="step", ylabel="win rate against SFT, %", title="(a) answers")
     left.legend(frameon=False)
     readings = _readings(cells, results)
-    for part, name, colour in PARTS:
+    for part, name, colour in _PARTS:
         for i, reading in enumerate(readings):
             right.plot(reading["step"], reading[part],
                        color=colour, linewidth=1, alpha=0.6,
@@ -90,12 +90,12 @@ def draw_weights(cells: Sequence[Cell], results: CellNumbers) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     readings = _readings(cells, results)
-    for part, name, colour in PARTS:
+    for part, name, colour in _PARTS:
         for i, reading in enumerate(readings):
             axes.plot(reading[part]["ppl_diff"], reading[part]["weight"], ".", color=colour,
                       alpha=0.6, label=None if i else name)  # fmt: skip
     axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel=PPL_DIFF, ylabel="weight s σ(−β s h)\n← reverses the label   follows it →",
+    axes.set(xlabel=_PPL_DIFF, ylabel="weight s σ(−β s h)\n← reverses the label   follows it →",
              title=f"Means of equally many pairs, {_seeds(readings)}")  # fmt: skip
     axes.legend(frameon=False)
     return figure

@@ -31,7 +31,7 @@ from softpref.study.referees import (
     distinct_prompts,
 )
 from softpref.study.results import code_version
-from softpref.study.scorers import Case, measure
+from softpref.study.scorers import Case, judge_by
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
@@ -311,7 +311,7 @@ def _judge_labels(
         of_method = dataclasses.replace(cell, method=method, perpcorrect_mode=mode)
         return _config(of_method, options(method))
 
-    numbers = measure(cell.scorer, Case(files, config))
+    numbers = judge_by(cell.scorer, Case(files, config))
     drop_weights(Path(files.output))
     return numbers
 

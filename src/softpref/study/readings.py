@@ -22,7 +22,7 @@ from softpref.data.sources import load_pairs
 from softpref.training.labels import read_labels
 from softpref.training.teacher import load_meta_learner
 
-BINS = 40
+_BINS = 40
 
 
 def learned_map(cell: Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def learned_map(cell: Path) -> dict[str, Any]:
 
     def histograms(values: Tensor, low: float, high: float) -> dict[str, list[int]]:
         return {
-            name: torch.histc(values[part], BINS, low, high).int().tolist()
+            name: torch.histc(values[part], _BINS, low, high).int().tolist()
             for name, part in (("right", ~is_flipped), ("flipped", is_flipped))
         }
 
@@ -103,7 +103,7 @@ def implicit_weights(cell: Path) -> dict[str, Any]:
 
     def by_ppl_diff(part: Tensor) -> dict[str, list[float]]:
         order = part.nonzero().squeeze(1)[ppl_diff[part].argsort()]
-        bins = [some for some in order.tensor_split(BINS) if len(some)]
+        bins = [some for some in order.tensor_split(_BINS) if len(some)]
         return {
             "ppl_diff": [float(ppl_diff[some].mean()) for some in bins],
             "weight": [float(weight[some].mean()) for some in bins],

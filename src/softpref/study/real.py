@@ -39,7 +39,7 @@ from softpref.study.real_pairs import (
     labelled,
     split,
 )
-from softpref.study.real_tables import describe, draw
+from softpref.study.real_tables import describe, draw_accuracy
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig, recipe
 from softpref.training.metrics import auroc
@@ -54,7 +54,7 @@ REAL = Target(
         "pairs": (),
         "labels": ("flips:0", "flips:0.2", "flips:0.4"),
     },
-    metrics=(), text=describe, picture=draw,
+    metrics=(), text=describe, picture=draw_accuracy,
 )  # fmt: skip
 START = "start.json"
 BATCH = 8

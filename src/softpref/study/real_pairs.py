@@ -25,7 +25,7 @@ TEST_PROMPTS, TRUSTED_PROMPTS = 0.3, 0.2
 """Shares of a file's prompts; the rest is trained on."""
 LEAST_TRAIN = 8
 """Training pairs without which a cell is refused: one batch."""
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class KnownPair:
         mistaken: whether a judge took the other response for the better one, by its name.
     """
 
-    row: Row
+    row: _Row
     mistaken: Mapping[str, bool]
 
     @property
@@ -72,8 +72,8 @@ class KnownPair:
 class Split:
     """Pairs of one file in three parts that share no prompt; `pool` is what may be trained on."""
 
-    test: list[Row]
-    trusted: list[Row]
+    test: list[_Row]
+    trusted: list[_Row]
     pool: list[KnownPair]
 
 
@@ -149,7 +149,7 @@ def known_pairs(path: str, *, as_chat: bool) -> list[KnownPair]:
     return [KnownPair(row, said) for row, said in zip(pairs, mistaken, strict=True)]
 
 
-def _by_gold(path: str) -> tuple[list[Row], list[dict[str, bool]]]:
+def _by_gold(path: str) -> tuple[list[_Row], list[dict[str, bool]]]:
     rows, mistaken = [], []
     for number, raw in read_rows(path):
         try:
@@ -171,7 +171,7 @@ def _first_verdicts(judges: Mapping[str, Any]) -> dict[str, Any]:
     return {name: verdict for name, verdict in first.items() if verdict in (1, 2)}
 
 
-def _as_chat(row: Row) -> Row:
+def _as_chat(row: _Row) -> _Row:
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     return {
         name: [{"role": roles[name], "content": value}]
@@ -222,7 +222,7 @@ def _by_turns(groups: Sequence[Sequence[KnownPair]]) -> list[KnownPair]:
     return [pair for turn in turns for pair in turn if pair is not None]
 
 
-def labelled(pool: Sequence[KnownPair], labels: str, most: int, seed: int, path: str) -> list[Row]:
+def labelled(pool: Sequence[KnownPair], labels: str, most: int, seed: int, path: str) -> list[_Row]:
     """Return at most so many training pairs, the responses of wrong ones swapped, `is_flipped`.
 
     The share of flips is exact; what a seed flips at low rates it flips at higher ones too.
@@ -255,7 +255,7 @@ def labelled(pool: Sequence[KnownPair], labels: str, most: int, seed: int, path:
     return [_given(pair.row, is_wrong) for pair, is_wrong in zip(train, wrong, strict=True)]
 
 
-def _given(row: Row, is_flipped: bool) -> Row:
+def _given(row: _Row, is_flipped: bool) -> _Row:
     if is_flipped:
         row = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
     return row | {"is_flipped": is_flipped}

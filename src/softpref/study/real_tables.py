@@ -44,7 +44,7 @@ def describe(cells: Sequence[Cell], results: CellNumbers) -> str:
     return "".join(parts)
 
 
-def draw(cells: Sequence[Cell], results: CellNumbers) -> Figure:
+def draw_accuracy(cells: Sequence[Cell], results: CellNumbers) -> Figure:
     """Draw accuracy by labels, a panel for each file."""
     by_set = _by_set(cells, results)
     files = list(dict.fromkeys(pairs for pairs, _ in by_set))

@@ -31,12 +31,12 @@ from softpref.study.evaluators import Evaluator
 from softpref.study.grid import Cell
 from softpref.training.align import AlignFiles
 from softpref.training.output import write_text
-from softpref.world.checker import Checker, compare
+from softpref.world.checker import Checker, compare_scores
 from softpref.world.prepare import BASELINE_DRAWS, METHOD_DRAWS
 
 RIVAL_DRAWS = METHOD_DRAWS + 1_000_000
 RESPONSE_TOKENS = 256
-BATCH_SIZE = 16
+_BATCH_SIZE = 16
 
 
 class Referee(Protocol):
@@ -70,7 +70,7 @@ class ByChecker:
         self, name: str, answers: Sequence[float], others: Sequence[float]
     ) -> dict[str, float]:
         """Return the share of prompts with the higher score."""
-        return compare(name, answers, others)
+        return compare_scores(name, answers, others)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class ByJudge:
             )
         return sample(
             on_accelerator(policy), tokenizer, ids, temperature=self.drawing.temperature,
-            batch_size=BATCH_SIZE, max_new_tokens=longest,
+            batch_size=_BATCH_SIZE, max_new_tokens=longest,
             seed=self.drawing.seed + draws,
         )  # fmt: skip
 

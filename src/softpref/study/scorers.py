@@ -55,7 +55,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Judged:
+class _Judged:
     """What a way says of the pairs that `uids` name.
 
     Attributes:
@@ -71,7 +71,7 @@ class Judged:
     noise_rate: float | None = None
 
 
-def measure(scorer: str, case: Case) -> dict[str, float]:
+def judge_by(scorer: str, case: Case) -> dict[str, float]:
     """Return how well a way tells wrong labels, by names.
 
     `label_auroc`; `average_precision` of finding the wrong ones; `ece` of its probabilities and
@@ -106,16 +106,16 @@ def average_precision(scores: Tensor, is_positive: Tensor) -> float:
     return float((precision * found).sum() / found.sum())
 
 
-def _ppl_diff(case: Case) -> Judged:
+def _ppl_diff(case: Case) -> _Judged:
     done = case.audit()
-    return Judged(list(done.pairs["uid"]), -torch.tensor(done.pairs["ppl_diff"]))
+    return _Judged(list(done.pairs["uid"]), -torch.tensor(done.pairs["ppl_diff"]))
 
 
-def _audit(case: Case) -> Judged:
+def _audit(case: Case) -> _Judged:
     return _of_audit(case.audit())
 
 
-def _audit_run(case: Case) -> Judged:
+def _audit_run(case: Case) -> _Judged:
     run = case.align("mspo")
     config = case.config("mspo")
     return _of_audit(audit(
@@ -124,43 +124,43 @@ def _audit_run(case: Case) -> Judged:
     ))  # fmt: skip
 
 
-def _of_audit(done: Audit) -> Judged:
+def _of_audit(done: Audit) -> _Judged:
     p_correct = torch.tensor(done.pairs["p_correct"], dtype=torch.float64)
     belief = torch.tensor(done.pairs["rank"]).double()
-    return Judged(list(done.pairs["uid"]), belief, p_correct, float((1 - p_correct).mean()))
+    return _Judged(list(done.pairs["uid"]), belief, p_correct, float((1 - p_correct).mean()))
 
 
-def _dpo_margin(case: Case) -> Judged:
+def _dpo_margin(case: Case) -> _Judged:
     labels = read_labels(case.align("dpo") / "labels.jsonl")
-    return Judged(labels["uid"].to_pylist(), torch.tensor(labels["margin"].to_pylist()))
+    return _Judged(labels["uid"].to_pylist(), torch.tensor(labels["margin"].to_pylist()))
 
 
-def _official(case: Case) -> Judged:
+def _official(case: Case) -> _Judged:
     run = case.align("perpcorrect")
     history = read_table(run / "label_history.parquet")
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
     labels = torch.tensor(history["soft_label"].to_pylist())
-    return Judged(history["uid"].to_pylist(), labels, noise_rate=record["noise_rate"]["rate"])
+    return _Judged(history["uid"].to_pylist(), labels, noise_rate=record["noise_rate"]["rate"])
 
 
-def _confident_learning(case: Case) -> Judged:
+def _confident_learning(case: Case) -> _Judged:
     tokenizer = load_tokenizer(case.files.model, trust_remote_code=False)
     pairs = tokenize_pairs(
         load_pairs(case.files.train).pairs, tokenizer, case.config("dpo").max_length,
         name=str(case.files.train),
     ).pairs  # fmt: skip
     quality, noise_rate = label_quality(case.files.model, pairs)
-    return Judged(list(pairs["uid"]), quality, noise_rate=noise_rate)
+    return _Judged(list(pairs["uid"]), quality, noise_rate=noise_rate)
 
 
-def _longer(case: Case) -> Judged:
+def _longer(case: Case) -> _Judged:
     pairs: Dataset = load_pairs(case.files.train).pairs
     by = [len(str(chosen)) - len(str(rejected))
           for chosen, rejected in zip(pairs["chosen"], pairs["rejected"], strict=True)]  # fmt: skip
-    return Judged(list(pairs["uid"]), torch.tensor(by).double())
+    return _Judged(list(pairs["uid"]), torch.tensor(by).double())
 
 
-SCORERS: dict[str, Callable[[Case], Judged]] = {
+SCORERS: dict[str, Callable[[Case], _Judged]] = {
     "ppl_diff": _ppl_diff,
     "audit": _audit,
     "audit_run": _audit_run,

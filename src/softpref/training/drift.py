@@ -12,7 +12,7 @@ from softpref.algorithm.ranks import DriftError, Ranks
 from softpref.errors import UsageError
 from softpref.training.teacher import Teacher
 
-EVERY = 50
+STEPS_BETWEEN = 50
 """Steps between two looks."""
 
 
@@ -22,7 +22,7 @@ def require_alike(ranks: Ranks, step: int, policy: nn.Module, teacher: Teacher |
     Raises:
         UsageError: they have come apart.
     """
-    if ranks.count == 1 or step % EVERY:
+    if ranks.count == 1 or step % STEPS_BETWEEN:
         return
     sums = [parameter.detach().double().sum() for parameter in trainable(policy)]
     phi = list(teacher.meta_learner.state_dict().values()) if teacher else []
@@ -33,7 +33,7 @@ def require_alike(ranks: Ranks, step: int, policy: nn.Module, teacher: Teacher |
     except DriftError as error:
         raise UsageError(
             f"step {step + 1}: {error}. Look for a device that computes wrongly; checkpoints of "
-            f"the {EVERY} steps before may be wrong already."
+            f"the {STEPS_BETWEEN} steps before may be wrong already."
         ) from None
 
 

@@ -29,7 +29,7 @@ OPINION = "opinion of "
 """How columns begin in which others say what they think of a pair, chosen less rejected."""
 MOST_FITTED = 10_000
 """Noisy pairs in the fit: more of them change little, and cost time and memory."""
-CHUNK = 10_000
+PAIRS_PER_CHUNK = 10_000
 
 
 def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
@@ -129,7 +129,7 @@ def _in_fit(noisy: int, seed: int) -> Tensor:
     return torch.randperm(noisy, generator=generator)[:MOST_FITTED].sort().values
 
 
-def chunks(pairs: Dataset, size: int = CHUNK) -> Iterator[Dataset]:
+def chunks(pairs: Dataset, size: int = PAIRS_PER_CHUNK) -> Iterator[Dataset]:
     """Yield the pairs in parts that fit into memory whatever a state is."""
     for start in range(0, len(pairs), size):
         yield pairs.select(range(start, min(start + size, len(pairs))))

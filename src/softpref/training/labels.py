@@ -32,7 +32,7 @@ from softpref.training.metrics import auroc
 
 logger = logging.getLogger(__name__)
 
-FOLDS = 5
+_FOLDS = 5
 HISTORY = {
     "step": torch.int64,
     "index": torch.int64,
@@ -177,13 +177,13 @@ def read_labels(path: Path) -> pa.Table:
 
 def _say_calibration(trusted: Tensor) -> None:
     """Log what p_correct is worth on clean pairs left out of its fit, as given and swapped."""
-    right = cross_fit(trusted, FOLDS, torch.Generator().manual_seed(0))
+    right = cross_fit(trusted, _FOLDS, torch.Generator().manual_seed(0))
     is_right = torch.arange(2 * len(right)) < len(right)
     both = torch.cat([right, 1 - right])
     skill, error = auroc(both, is_right), expected_calibration_error(both, is_right)
     logger.info("labels: p_correct ranks clean pairs above swapped ones in %.0f%% of cases (50%% "
                 "is chance), calibration error %.1f%% (pairs left out of its fit, %d-fold)",
-                100 * skill, 100 * error, FOLDS)  # fmt: skip
+                100 * skill, 100 * error, _FOLDS)  # fmt: skip
 
 
 def evidence(labeller: Labeller, measured: Measured) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-CHUNK = 1000
+_CHUNK = 1000
 
 
 class EpochSampler(Sampler[int]):
@@ -31,7 +31,7 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         order = torch.randperm(self._pairs, generator=generator, dtype=torch.int32)
-        for places in order.split(CHUNK):
+        for places in order.split(_CHUNK):
             yield from places.tolist()
 
 

@@ -31,7 +31,7 @@ from softpref.models.loading import (
 )
 from softpref.models.recompute import checkpoint_activations
 from softpref.models.reference import (
-    SIGNALS,
+    SIGNAL_COLUMNS,
     fingerprint_tokens,
     fingerprint_weights,
     with_reference,
@@ -126,7 +126,9 @@ def prepare_start(
     evidence = correction = None
     if config.needs_evidence() and prepared.clean is not None:
         prepared, evidence = with_evidence(prepared, prepared.clean, config.seed)
-    prepared = prepared.map(lambda pairs, _: pairs.remove_columns(list(SIGNALS)))  # done their part
+    prepared = prepared.map(
+        lambda pairs, _: pairs.remove_columns(list(SIGNAL_COLUMNS))
+    )  # done their part
     if "corrected_labels" in method.needs:
         correction = correct(policy, prepared, config, adapter, fingerprint, cache)
     train = with_given_labels(prepared.train, method, correction)

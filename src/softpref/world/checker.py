@@ -38,10 +38,10 @@ class Checker:
         """Return win rate, interval and mean scores."""
         scores = self.scores(run)
         mean = {"score": fmean(scores), "sft_score": fmean(self._sft_scores)}
-        return compare("win_rate", scores, self._sft_scores) | mean
+        return compare_scores("win_rate", scores, self._sft_scores) | mean
 
 
-def compare(name: str, scores: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+def compare_scores(name: str, scores: Sequence[float], others: Sequence[float]) -> dict[str, float]:
     """Return a win rate by this name, left out where all tie, and its 95% interval."""
     won = win_rate(scores, others)
     rate = {} if won.rate is None else {name: won.rate}

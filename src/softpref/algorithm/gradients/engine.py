@@ -29,8 +29,8 @@ from softpref.algorithm.rows import PairBatch, skips_masked
 
 Engine = Literal["auto", "kept", "graph", "recompute", "double_backward"]
 KEEP_BUDGET_GIB = 4.0
-LARGEST_ERROR = 1e-3
-LARGEST_ERROR_16_BIT = 5e-2
+_LARGEST_ERROR = 1e-3
+_LARGEST_ERROR_16_BIT = 5e-2
 
 
 class EngineError(ValueError):
@@ -205,7 +205,7 @@ def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter
             found = kept(policy, probe, "response", unseen).vjp(weights)
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.parameters())
     low |= torch.is_autocast_enabled(probe.input_ids.device.type)
-    tolerance = LARGEST_ERROR_16_BIT if low else LARGEST_ERROR
+    tolerance = _LARGEST_ERROR_16_BIT if low else _LARGEST_ERROR
     norms = torch.stack([t.float().norm() for t in truth])
     # A gradient that cancels, as that of a key's bias, is rounding: it is held against the whole.
     least = tolerance * norms.norm()
