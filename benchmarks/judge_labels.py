@@ -54,8 +54,7 @@ def make_case(rows: list[dict], name: str, seed: int, model: str, home: Path) ->
         )  # fmt: skip
 
     return Case(
-        AlignFiles(model, str(files["noisy"]), str(files["clean"]), None, str(home / "run")),
-        config,
+        AlignFiles(model, str(files["noisy"]), str(files["clean"]), None, str(home / "run")), config
     )
 
 

@@ -31,13 +31,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "beta: 0.2\ntop-k: 3\n",
-        "\ufefftop_k: 3\r\nbeta: 2.0e-1",
-    ],
-)
+@pytest.mark.parametrize("text", ["beta: 0.2\ntop-k: 3\n", "\ufefftop_k: 3\r\nbeta: 2.0e-1"])
 def test_options_are_read_in_either_spelling(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
     assert read(tmp_path / "c.yaml") == Options(0.2, 3)

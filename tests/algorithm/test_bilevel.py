@@ -8,12 +8,7 @@ import pytest
 import torch
 
 from softpref.algorithm import MetaLearner, meta_gradient
-from softpref.algorithm.bilevel import (
-    NonFiniteError,
-    move,
-    mspo_step,
-    non_finite_pairs,
-)
+from softpref.algorithm.bilevel import NonFiniteError, move, mspo_step, non_finite_pairs
 from softpref.algorithm.gradients.engine import Engine, find_untapped
 from softpref.algorithm.gradients.jacobian import (
     DoubleBackwardJacobian,

@@ -240,8 +240,7 @@ def by_label(policy, meta_learner, noisy, clean, make_jacobian, autocast):
 
 
 @pytest.mark.parametrize(
-    ("tuning", "base"),
-    [("lora", torch.float32), ("lora", torch.bfloat16), ("full", torch.float32)],
+    ("tuning", "base"), [("lora", torch.float32), ("lora", torch.bfloat16), ("full", torch.float32)]
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_half_precision_stays_near_the_oracle(architecture, tuning, base):

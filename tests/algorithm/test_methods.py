@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 from softpref.algorithm.bilevel import move
 from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.labeller import AsGiven, Constant, Threshold
-from softpref.algorithm.methods import (
-    METHODS,
-    PERPCORRECT_MODES,
-    KnownBeforeTraining,
-    Method,
-)
+from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, KnownBeforeTraining, Method
 from softpref.data import make_batch
 from tests.tiny import measured, random_pairs, tiny_model
 

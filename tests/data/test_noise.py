@@ -205,12 +205,7 @@ def test_known_flips_stay_known(tmp_path):
         assert new["is_flipped"] == (row["is_flipped"] != swapped)
     assert {
         (row["is_flipped"], new["is_flipped"]) for row, new in zip(rows, after, strict=True)
-    } == {
-        (False, False),
-        (False, True),
-        (True, False),
-        (True, True),
-    }
+    } == {(False, False), (False, True), (True, False), (True, True)}
 
 
 def test_messages_never_lose_a_field_unseen(tmp_path):

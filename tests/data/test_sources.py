@@ -72,14 +72,8 @@ def test_row_is_the_line_where_a_row_begins(tmp_path):
             {"chosen": "Q: sky? A: blue", "rejected": "Q: sky? A: green"},
             ("Q: sky? A:", " blue", " green"),
         ),
-        (
-            {"prompt": [USER], "chosen": [HELLO], "rejected": [NO]},
-            ([USER], [HELLO], [NO]),
-        ),
-        (
-            {"chosen": [USER, HELLO], "rejected": [USER, NO]},
-            ([USER], [HELLO], [NO]),
-        ),
+        ({"prompt": [USER], "chosen": [HELLO], "rejected": [NO]}, ([USER], [HELLO], [NO])),
+        ({"chosen": [USER, HELLO], "rejected": [USER, NO]}, ([USER], [HELLO], [NO])),
         (
             {"prompt": "Say hello.", "chosen": [USER, HELLO], "rejected": [USER, NO]},
             ([USER], [HELLO], [NO]),

@@ -92,10 +92,7 @@ def silent_on_controls(system, user):
         (always_first, "finds one of two identical answers better in 12 of 12 cases"),
         (always_first, "decides nothing between a constant answer"),
         (flattered, "prefers a constant answer to the baseline's in 100%"),
-        (
-            silent_on_controls,
-            "questions about constant answers, identical answers, attacks failed",
-        ),
+        (silent_on_controls, "questions about constant answers, identical answers, attacks failed"),
     ],
 )
 def test_a_judge_that_prefers_controls_is_unfit(tmp_path, files, judge, reason):

@@ -114,11 +114,7 @@ PAIR = {"prompt": "p", "response": "r"}
         ([PAIR], [PAIR, PAIR], "theirs.jsonl, line 2: its prompt has fewer answers in"),
         ([{"prompt": "p"}], [PAIR], "ours.jsonl, line 1: has no text under `response`"),
         ([{"response": "r"}], [PAIR], "ours.jsonl, line 1: prompt is missing"),
-        (
-            [{"prompt": [{"role": "user"}], "response": "r"}],
-            [PAIR],
-            "a message without content",
-        ),
+        ([{"prompt": [{"role": "user"}], "response": "r"}], [PAIR], "a message without content"),
         ([], [PAIR], "ours.jsonl: holds no row"),
         ([5], [PAIR], "line 1: not an object"),
     ],

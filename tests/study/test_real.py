@@ -14,14 +14,7 @@ from softpref.study import study
 from softpref.study.choices import StudyOptions, asked_cells, checked
 from softpref.study.grid import Cell
 from softpref.study.real import REAL, OnReal, above_zero, interval
-from softpref.study.real_pairs import (
-    Sizes,
-    known_pairs,
-    labelled,
-    parsed_labels,
-    set_name,
-    split,
-)
+from softpref.study.real_pairs import Sizes, known_pairs, labelled, parsed_labels, set_name, split
 from softpref.study.real_tables import describe, draw_accuracy, gain_kept, seeds_to_tell
 from softpref.study.study import run_study
 from softpref.world.language import make_tokenizer

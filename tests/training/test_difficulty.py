@@ -11,12 +11,7 @@ from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
 from softpref.models import difficulty
-from softpref.models.difficulty import (
-    flip_rates,
-    hard_pairs,
-    inject_by_difficulty,
-    log_ratio_sizes,
-)
+from softpref.models.difficulty import flip_rates, hard_pairs, inject_by_difficulty, log_ratio_sizes
 from softpref.world.language import make_tokenizer
 from tests.tiny import tiny_model
 from tests.toy import toy_pairs

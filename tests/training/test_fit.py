@@ -153,8 +153,7 @@ def test_the_largest_id_is_looked_for_in_every_chunk(monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi", "gemma", "mixtral", "mamba"])
 @pytest.mark.parametrize(
-    ("dtype", "limit"),
-    [(torch.float32, LARGEST_CHANGE), (torch.bfloat16, LARGEST_CHANGE_16_BIT)],
+    ("dtype", "limit"), [(torch.float32, LARGEST_CHANGE), (torch.bfloat16, LARGEST_CHANGE_16_BIT)]
 )
 def test_causal_models_pass(architecture, dtype, limit):
     sizes = {"mamba": {"state_size": 4}, "mixtral": {"num_key_value_heads": 2}}.get(

@@ -11,13 +11,7 @@ from torch.nn import functional as F
 from softpref.algorithm.likelihood import measure
 from softpref.data.batches import make_batch, make_shared_batch
 from softpref.errors import UsageError
-from softpref.models.reading import (
-    LARGEST_STATE,
-    half_depth,
-    middle_layer,
-    project,
-    read_pairs,
-)
+from softpref.models.reading import LARGEST_STATE, half_depth, middle_layer, project, read_pairs
 from tests.tiny import ARCHITECTURES, random_pairs, tiny_model, with_lora, without_float32
 
 LAYOUTS = {"padded": make_batch, "shared": make_shared_batch}

@@ -25,8 +25,7 @@ def test_shards_need_several_processes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option",
-    [{"tuning": "full"}, {"engine": "double_backward"}, {"clean_gradient": "current"}],
+    "option", [{"tuning": "full"}, {"engine": "double_backward"}, {"clean_gradient": "current"}]
 )
 def test_options_that_train_shards_or_need_uneven_passes_are_refused(
     tmp_path, two_processes, option

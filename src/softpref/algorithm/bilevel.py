@@ -279,9 +279,7 @@ def meta_gradient(
 
 
 def seed_labels(
-    meta_learner: MetaLearner,
-    jacobians: Sequence[MarginJacobian],
-    by_label: Tensor,
+    meta_learner: MetaLearner, jacobians: Sequence[MarginJacobian], by_label: Tensor
 ) -> None:
     """Put φ's gradient into its `.grad`: V's backward, seeded with dL/dp̂."""
     soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])

@@ -55,10 +55,7 @@ def pair_rows(
             ),
         }
         for row, closest, where in zip(
-            dataset_rows(numbers),
-            explained.closest,
-            labelled_otherwise(scored.pairs),
-            strict=True,
+            dataset_rows(numbers), explained.closest, labelled_otherwise(scored.pairs), strict=True
         )
     )
     words = store(sentences, pa.schema([("flag", pa.string()), ("why", pa.string())]))

@@ -56,11 +56,7 @@ class Injected:
 
 
 def inject(
-    source: str,
-    output: str,
-    rate: float | Sequence[float],
-    seed: int,
-    columns: Columns = STANDARD,
+    source: str, output: str, rate: float | Sequence[float], seed: int, columns: Columns = STANDARD
 ) -> Injected:
     """Flips labels at random: each pair independently with its probability, in file order.
 

@@ -197,7 +197,7 @@ def _with_system(
     first_answer, second = (
         [{"role": "assistant", "content": text}] if isinstance(text, str) else text
         for text in (chosen, rejected)
-    )  # fmt: skip
+    )
     if isinstance(prompt, str) and not prompt.strip():
         raise RowError(f"{columns.prompt} is empty")
     return first + asked, first_answer, second

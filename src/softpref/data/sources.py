@@ -24,13 +24,7 @@ from softpref.columns import STANDARD, Columns
 from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, place
 from softpref.data.books import Books
 from softpref.data.messages import CONTEXT, Text
-from softpref.data.parsing import (
-    OPTIONAL,
-    REPEATED_TEXT,
-    ParsedPair,
-    parse_pair,
-    unread,
-)
+from softpref.data.parsing import OPTIONAL, REPEATED_TEXT, ParsedPair, parse_pair, unread
 from softpref.data.readers import RowError, column, dataset_rows, read_rows, store
 from softpref.errors import UsageError
 

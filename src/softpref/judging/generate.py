@@ -263,10 +263,7 @@ def _require_new(output: Path) -> None:
 
 
 def _room(
-    ids: Sequence[list[int]],
-    prompts: Sequence[Prompt],
-    policy: nn.Module,
-    options: GenerateOptions,
+    ids: Sequence[list[int]], prompts: Sequence[Prompt], policy: nn.Module, options: GenerateOptions
 ) -> int:
     """Return how many tokens a response may have: as asked, or what the context leaves.
 

@@ -74,10 +74,7 @@ def _outcome(
     verdicts = [answer.verdict for answer in answers if answer.verdict is not None]
     failures = [answer.failure for answer in answers if answer.failure is not None]
     if failures:
-        return Outcome(
-            result="failed", flipped=False, failure=failures[0],
-            **about,
-        )  # fmt: skip
+        return Outcome(result="failed", flipped=False, failure=failures[0], **about)
     results = {
         _from_response(verdict, question.is_swapped)
         for verdict, question in zip(verdicts, questions, strict=True)

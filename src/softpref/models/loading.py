@@ -23,14 +23,7 @@ from softpref.algorithm.policy import trainable
 from softpref.errors import UsageError, first_line
 from softpref.models.library_errors import in_one_sentence
 from softpref.models.sharding import sharded_over
-from softpref.models.weights import (
-    HUB_ID,
-    base_model,
-    load_whole,
-    located,
-    of_base,
-    with_adapter,
-)
+from softpref.models.weights import HUB_ID, base_model, load_whole, located, of_base, with_adapter
 
 Tuning = Literal["lora", "full"]
 CONTEXT_NAMES = (

@@ -152,9 +152,7 @@ def require_known_tokens_of_pairs(
 
 
 def require_known_tokens(
-    policy: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Iterable[tuple[str, Sequence[int]]],
+    policy: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Iterable[tuple[str, Sequence[int]]]
 ) -> None:
     """Refuse token ids beyond the embedding.
 

@@ -22,14 +22,7 @@ from softpref.models.reference import fingerprint_weights
 from softpref.study.evaluators import CleanLoss, Evaluator, HeldOutPairs, LabelQuality
 from softpref.study.grid import Cell
 from softpref.study.readings import noise_rate_estimate
-from softpref.study.referees import (
-    ByChecker,
-    ByJudge,
-    Drawing,
-    Referee,
-    contests,
-    distinct_prompts,
-)
+from softpref.study.referees import ByChecker, ByJudge, Drawing, Referee, contests, distinct_prompts
 from softpref.study.results import code_version
 from softpref.study.scorers import Case, judge_by
 from softpref.training.align import RUN_RECORD, AlignFiles, align
@@ -262,10 +255,7 @@ def judging(
 
 
 def align_and_measure(
-    cell: Cell,
-    files: AlignFiles,
-    options: Callable[[str], dict[str, Any]],
-    referee: Referee | None,
+    cell: Cell, files: AlignFiles, options: Callable[[str], dict[str, Any]], referee: Referee | None
 ) -> dict[str, float]:
     """Align, and measure by the referee and by what any files allow.
 

@@ -31,14 +31,7 @@ from softpref.models.scoring import Scorer
 from softpref.study.grid import Cell, Target
 from softpref.study.presets import drop_weights
 from softpref.study.readings import noise_rate_estimate, truth_of
-from softpref.study.real_pairs import (
-    Sizes,
-    Split,
-    characters,
-    known_pairs,
-    labelled,
-    split,
-)
+from softpref.study.real_pairs import Sizes, Split, characters, known_pairs, labelled, split
 from softpref.study.real_tables import describe, draw_accuracy
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig, recipe

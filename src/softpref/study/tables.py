@@ -76,9 +76,7 @@ def collect(
 
 
 def markdown(
-    target: Target,
-    cells: Sequence[Cell],
-    results: Mapping[str, Mapping[str, float]],
+    target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]
 ) -> str:
     """Return the whole page: a table for each metric, and what each method is short of MSPO."""
     parts = [f"# {target.title}\n"]

@@ -171,12 +171,12 @@ class MSPOConfig(TrainingArguments):
     learning_rate: float = option(
         "The policy's peak learning rate.",
         recipe=Recipe({"lora": 1e-4, "full": 5e-6}, faithful=5e-7),
-    )  # fmt: skip
+    )
     lr_scheduler_type: str = option(
         "Learning-rate schedule, by transformers' names.",
         # The paper is silent on what follows the warm-up.
         recipe=Recipe("linear", faithful="constant_with_warmup"),
-    )  # fmt: skip
+    )
     warmup_steps: float = option(
         "Warm-up steps; below 1, a share of all steps.", recipe=Recipe(0.1, faithful=100)
     )
@@ -186,7 +186,7 @@ class MSPOConfig(TrainingArguments):
     num_train_epochs: float = option(
         "Passes over the training pairs; default 1, recommended: up to 3 where pairs are few.",
         recipe=Recipe(1.0),
-    )  # fmt: skip
+    )
     per_device_train_batch_size: int = option("Pairs per micro-batch.", 8, least=1)
     gradient_accumulation_steps: int = option(
         "Micro-batches per step; default 8 if faithful, recommended: 4, fewer where pairs are few.",

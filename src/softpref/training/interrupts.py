@@ -55,11 +55,7 @@ class SaveOnTerm(TrainerCallback):
         logger.warning("SIGTERM: saving after this step")
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask for a checkpoint and for the end."""
         self.was_asked = self._ranks.any(flag=self.was_asked)
@@ -76,11 +72,7 @@ class EndAtLastStep(TrainerCallback):
     """Keeps a resumed run out of the loop where nothing is left: it would take one step more."""
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave, once all that a checkpoint holds has been restored.
 
@@ -102,11 +94,7 @@ class FiniteWeights(TrainerCallback):
         self._trained = trained
 
     def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the weights.
 

@@ -23,11 +23,7 @@ from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
 from softpref.data.readers import column
 from softpref.data.temporary import replacing
-from softpref.statistics.calibration import (
-    Calibration,
-    cross_fit,
-    expected_calibration_error,
-)
+from softpref.statistics.calibration import Calibration, cross_fit, expected_calibration_error
 from softpref.training.metrics import auroc
 
 logger = logging.getLogger(__name__)

@@ -170,8 +170,7 @@ def labeller_of(
         logger.info("labels: soft_label of the pairs themselves")
         known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made
     elif "noise_rate" in method.needs:
-        logger.info("noise rate that %s assumes: %.1f%%", method.name,
-                    100 * known.noise_rate)  # fmt: skip
+        logger.info("noise rate that %s assumes: %.1f%%", method.name, 100 * known.noise_rate)
     try:
         return method.make_labeller(known)
     except ValueError as error:

@@ -33,11 +33,7 @@ class ResumedLoss(TrainerCallback):
         return (total + since) / steps
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put them back."""
         if self.before is None:
