@@ -200,5 +200,6 @@ class _Rows:
         places = [row * length + at for row, columns, _, _ in stretches for at in columns]
         targets = [token for _, _, tokens, _ in stretches for token in tokens]
         sequences = [whose for _, _, tokens, whose in stretches for _ in tokens]
-        return Tokens(*(torch.tensor(each, dtype=torch.int64)
-                        for each in (places, targets, sequences)))  # fmt: skip
+        return Tokens(
+            *(torch.tensor(each, dtype=torch.int64) for each in (places, targets, sequences))
+        )

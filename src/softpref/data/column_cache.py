@@ -55,8 +55,9 @@ class ColumnCache:
                 "warning: the cache %s cannot be written (%s): this run continues without it, and "
                 "the next one scores again. Make room, or choose a writable directory by "
                 "--reference_cache or XDG_CACHE_HOME.",
-                self._directory, getattr(error, "strerror", None) or error,
-            )  # fmt: skip
+                self._directory,
+                getattr(error, "strerror", None) or error,
+            )
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.safetensors"

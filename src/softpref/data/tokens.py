@@ -203,8 +203,9 @@ def tokenize_pairs(
     kept = count()
 
     def tokenized() -> Iterator[dict[str, Any]]:
-        make = partial(tokenize_pair, tokenizer=tokenizer, max_length=max_length,
-                       context_length=context_length)  # fmt: skip
+        make = partial(
+            tokenize_pair, tokenizer=tokenizer, max_length=max_length, context_length=context_length
+        )
         for _, row, ids in _usable(pairs, make, ("chosen", "rejected"), bad, remarks):
             for note, what in _NOTED.items():
                 where[what][row.get("source", name)] += getattr(ids, note)

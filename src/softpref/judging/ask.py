@@ -80,9 +80,10 @@ def put(
     questions = questions_of(comparisons, orders, options.order_seed)
     every = {question.key(name): question for of_one in questions.values() for question in of_one}
     missing = {
-        key: question for key, question in every.items()
+        key: question
+        for key, question in every.items()
         if _is_open(log.answers.get(key), options.retry_failed and key not in log.fresh)
-    }  # fmt: skip
+    }
     _announce(judge, list(missing.values()), len(every), what)
     is_known = name in log.known
     if isinstance(judge, Endpoint):

@@ -91,9 +91,10 @@ def run_generate(options: GenerateOptions) -> None:
         for prompt in prompts
     ]
     policy = load_policy(
-        options.model, trust_remote_code=options.trust_remote_code,
+        options.model,
+        trust_remote_code=options.trust_remote_code,
         dtype=torch.bfloat16 if options.bf16 else torch.float32,
-    )  # fmt: skip
+    )
     require_sound(policy)
     where = (f"{options.prompts}, prompt {number}" for number in itertools.count(1))
     require_known_tokens(policy, tokenizer, zip(where, ids, strict=False))

@@ -69,8 +69,9 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
         write_text(output / "judge.json", json.dumps(record, indent=1) + "\n")
     about = files.check or f"{files.responses} against {files.baseline}"
     words = quality_words(found) if isinstance(found, JudgeQuality) else rate_words(found)
-    logger.info("%s\n%s\n%s\nwritten: %s", about, words, account_words(judged),
-                output / "judge.json")  # fmt: skip
+    logger.info(
+        "%s\n%s\n%s\nwritten: %s", about, words, account_words(judged), output / "judge.json"
+    )
 
 
 def who_judged(judge: Judge, options: JudgeOptions) -> dict[str, Any]:

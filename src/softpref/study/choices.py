@@ -100,10 +100,11 @@ def asked_cells(target: Target, options: StudyOptions) -> list[Cell]:
     """Return the cells of a target's grid that the options ask for."""
     if target is REAL:
         return target.cells(
-            options.seeds or SEEDS, method=options.methods,
+            options.seeds or SEEDS,
+            method=options.methods,
             pairs=[set_name(path) for path in options.pairs or ()],
             labels=[parsed_labels(labels) for labels in options.labels or ()],
-        )  # fmt: skip
+        )
     sft_data = options.sft_data
     if not sft_data and options.recipe == "faithful" and "sft_data" not in target.axes:
         sft_data = ["clean_chosen"]  # as the paper does

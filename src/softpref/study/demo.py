@@ -96,12 +96,14 @@ def run_demo(options: DemoOptions) -> None:
     _say(2, f"flip {options.noise_rate:.0%} of the labels")
     noisy = str(home / "noisy.jsonl")
     flips = inject(world.pairs("train"), noisy, options.noise_rate, options.seed)
-    logger.info("  %d of %d labels flipped (%.1f%%)", flips.flipped, flips.pairs,
-                100 * flips.realised_rate)  # fmt: skip
+    logger.info(
+        "  %d of %d labels flipped (%.1f%%)", flips.flipped, flips.pairs, 100 * flips.realised_rate
+    )
     for stage, method in enumerate(COMPARED, start=3):
         _say(stage, f"align with {method}")
-        files = AlignFiles(world.sft, noisy, world.pairs("clean"), world.pairs("eval"),
-                           str(home / method))  # fmt: skip
+        files = AlignFiles(
+            world.sft, noisy, world.pairs("clean"), world.pairs("eval"), str(home / method)
+        )
         align(files, MSPOConfig(**alignment(method, options.seed)))
     _say(STAGES, "sample answers to new prompts and compare")
     evaluators = (Checker(world), HeldOutPairs(world.pairs("eval")), LabelQuality(noisy))

@@ -69,8 +69,9 @@ class Cell:
             for f in fields(self)[3:]
             if getattr(self, f.name) != f.default
         ]
-        return "-".join([self.method, f"noise{_short(self.noise_rate)}", *special,
-                         f"seed{self.seed}"])  # fmt: skip
+        return "-".join(
+            [self.method, f"noise{_short(self.noise_rate)}", *special, f"seed{self.seed}"]
+        )
 
 
 def _short(value: Any) -> str:

@@ -28,8 +28,9 @@ def draw_map_and_labels(cells: Sequence[Cell], results: CellNumbers) -> Figure:
     left.axvline(0, color="grey", linewidth=0.8, linestyle=":")
     left.set(xlabel=_PPL_DIFF, ylabel="soft label p̂", ylim=(-0.03, 1.03), title="(a) the map")
     for part, name, colour in _PARTS:
-        counts = [sum(bins) for bins in zip(*(r["soft_labels"][part] for r in readings),
-                                            strict=True)]  # fmt: skip
+        counts = [
+            sum(bins) for bins in zip(*(r["soft_labels"][part] for r in readings), strict=True)
+        ]
         edges = [i / len(counts) for i in range(len(counts) + 1)]
         right.stairs(counts, edges, fill=True, color=colour, alpha=0.6, label=name)
     right.set(xlabel="soft label p̂", ylabel=f"pairs of {_seeds(readings)}", yscale="log",

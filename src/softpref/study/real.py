@@ -188,8 +188,9 @@ class OnReal:
             train = len(rows)
             write_lines(Path(directory) / "few.jsonl", rows.select(range(TIMED_STEPS * BATCH)))
             few = replace(files, train=str(Path(directory) / "few.jsonl"), clean=None)
-            config = self._config(cell, method="dpo", max_steps=TIMED_STEPS,
-                                  reference_cache=directory)  # fmt: skip
+            config = self._config(
+                cell, method="dpo", max_steps=TIMED_STEPS, reference_cache=directory
+            )
             align(few, config)
             lines = (Path(files.output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             told = {name: value for line in lines for name, value in json.loads(line).items()}

@@ -188,8 +188,9 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
         soft_label = torch.tensor(column(labels, "soft_label").to_numpy())
         logger.info(
             "labels: mean soft label %.2f; %.1f%% of the pairs below one half",
-            soft_label.mean(), 100 * (soft_label < 0.5).float().mean(),
-        )  # fmt: skip
+            soft_label.mean(),
+            100 * (soft_label < 0.5).float().mean(),
+        )
         low, high = soft_label.double().quantile(torch.tensor([0.05, 0.95]).double()).tolist()
         if high - low < FLAT:
             logger.warning(

@@ -72,14 +72,16 @@ class MSPOConfig(TrainingArguments):
     )
     tuning: Tuning = option(
         "Train a LoRA adapter or all weights.",
-        recipe=Recipe("lora", faithful="full"), identity=True,
-    )  # fmt: skip
+        recipe=Recipe("lora", faithful="full"),
+        identity=True,
+    )
     beta: float = option("β of the DPO loss, 1/nats.", 0.1, identity=True)
     max_length: int = option("Longest prompt plus response, tokens.", 1024, least=2)
     ppl_scope: PplScope = option(
         "Which tokens count in PPLDiff.",
-        recipe=Recipe("response", faithful="sequence_per_response_token"), identity=True,
-    )  # fmt: skip
+        recipe=Recipe("response", faithful="sequence_per_response_token"),
+        identity=True,
+    )
     lora_r: int | None = option("Rank of the LoRA adapter; default 16.", least=1, identity=True)
     lora_alpha: int | None = option("LoRA's alpha; default 32.", least=1, identity=True)
     lora_target_modules: list[str] | None = option(
@@ -99,10 +101,12 @@ class MSPOConfig(TrainingArguments):
     max_skipped_steps: int = option(
         "Steps that may come out non-finite: they are not taken and their pairs are named; one "
         "more ends the run.",
-        3, least=0,
-    )  # fmt: skip
-    force: bool = option("Resume though the checkpoint is of another run; what differs is said.",
-                         False)  # fmt: skip
+        3,
+        least=0,
+    )
+    force: bool = option(
+        "Resume though the checkpoint is of another run; what differs is said.", False
+    )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
     reference_cache: str | None = option(REFERENCE_CACHE)
 
@@ -161,8 +165,9 @@ class MSPOConfig(TrainingArguments):
     )  # fmt: skip
     engine: Engine | None = option(
         "How the meta-gradient is made; all are exact; default: by memory.",
-        recipe=Recipe("auto"), read_by=TAUGHT,
-    )  # fmt: skip
+        recipe=Recipe("auto"),
+        read_by=TAUGHT,
+    )
     keep_budget_gib: float | None = option(
         "Most memory for the pairs' own gradients, or for graphs beside the first, GiB; default 4.",
         least=0, recipe=Recipe(KEEP_BUDGET_GIB), read_by=TAUGHT,
@@ -190,8 +195,9 @@ class MSPOConfig(TrainingArguments):
     per_device_train_batch_size: int = option("Pairs per micro-batch.", 8, least=1)
     gradient_accumulation_steps: int = option(
         "Micro-batches per step; default 8 if faithful, recommended: 4, fewer where pairs are few.",
-        least=1, recipe=Recipe(MOST_MICRO_BATCHES, faithful=8),  # of 8: the paper's 64 pairs a step
-    )  # fmt: skip
+        least=1,
+        recipe=Recipe(MOST_MICRO_BATCHES, faithful=8),  # of 8: the paper's 64 pairs a step
+    )
     activation_checkpointing: bool = option("Recompute activations to save memory.", False)
     logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", 10)
     remove_unused_columns: bool = option("Unused: batches are made from pairs.", False)

@@ -17,9 +17,10 @@ OF_THE_STEPS = (
     "ignore_data_skip", "max_length", "bf16",
 )  # fmt: skip
 IDENTITY = (
-    *OF_THE_OPTIMIZER, *OF_THE_STEPS,
+    *OF_THE_OPTIMIZER,
+    *OF_THE_STEPS,
     *(name for name, facts in facts_of(MSPOConfig).items() if facts.get("identity")),
-)  # fmt: skip
+)
 """Of `train`."""
 SFT_IDENTITY = (
     *OF_THE_OPTIMIZER, *OF_THE_STEPS,

@@ -142,5 +142,6 @@ class SkippedSteps:
             raise UsageError(
                 f"{said} --max_skipped_steps {self._limit} allows no further such step."
             ) from why
-        logger.warning("warning: %s Such steps so far: %d, at most %d", said, self.count,
-                       self._limit)  # fmt: skip
+        logger.warning(
+            "warning: %s Such steps so far: %d, at most %d", said, self.count, self._limit
+        )

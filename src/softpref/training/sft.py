@@ -261,5 +261,6 @@ def _warn_of_standstill(losses: list[float]) -> None:
         logger.warning(
             "warning: the loss hardly moved, %.3f at first and %.3f at last (nats per token): give "
             "a higher --learning_rate (small models take 1e-3), or more --num_train_epochs",
-            losses[0], losses[-1],
-        )  # fmt: skip
+            losses[0],
+            losses[-1],
+        )

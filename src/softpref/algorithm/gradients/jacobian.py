@@ -363,9 +363,10 @@ def gradients_by_pair(
         alone = measure(policy, pair, ppl_scope)
         yield (
             alone.detach(),
-            torch.autograd.grad(alone.margin, wanted, torch.ones_like(alone.margin),
-                                materialize_grads=True),
-        )  # fmt: skip
+            torch.autograd.grad(
+                alone.margin, wanted, torch.ones_like(alone.margin), materialize_grads=True
+            ),
+        )
 
 
 def _inner(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
