@@ -45,9 +45,7 @@ def errors(tuning: Tuning, home: Path) -> list[float]:
     jacobians = [kept(policy, noisy, "response")]
 
     def by_label(gradient: tuple) -> Tensor:
-        return label_gradient(
-            meta_learner, jacobians, gradient, beta=BETA, preconditioner=None, loss=GEOMETRIC
-        )
+        return label_gradient(meta_learner, jacobians, gradient, beta=BETA, loss=GEOMETRIC)
 
     at_theta = [GraphPullback(policy, clean, "response")]
     near = by_label(clean_gradient(at_theta, workload.pairs, BETA)[1])
@@ -55,7 +53,7 @@ def errors(tuning: Tuning, home: Path) -> list[float]:
     for lookahead_lr in LOOKAHEAD_LRS:
         _, gradient = look_ahead(
             policy, meta_learner, jacobians, [clean], beta=BETA, lookahead_lr=lookahead_lr,
-            preconditioner=None, loss=GEOMETRIC,
+            loss=GEOMETRIC,
         )  # fmt: skip
         exact = by_label(gradient)
         found.append(float((near - exact).norm() / exact.norm()))

@@ -217,11 +217,9 @@ def taught(policy, meta_learner, jacobian, clean, make_pullback=GraphPullback, a
     """The clean gradient and dL_meta/dp̂."""
     _, gradient = look_ahead(
         policy, meta_learner, [jacobian], [clean], beta=BETA, lookahead_lr=alpha,
-        preconditioner=None, loss=GEOMETRIC, make_pullback=make_pullback,
+        loss=GEOMETRIC, make_pullback=make_pullback,
     )  # fmt: skip
-    by_label = label_gradient(
-        meta_learner, [jacobian], gradient, beta=BETA, preconditioner=None, loss=GEOMETRIC
-    )
+    by_label = label_gradient(meta_learner, [jacobian], gradient, beta=BETA, loss=GEOMETRIC)
     return gradient, by_label
 
 
@@ -276,9 +274,7 @@ def test_without_the_look_ahead_the_error_is_of_the_order_of_alpha():
     whole = kept(policy, fast_batch([*noisy, *clean]), "response")
     ours, trusted = (PartJacobian(whole, torch.arange(*ends)) for ends in ((0, 8), (8, 12)))
     _, gradient = clean_gradient([trusted], 4, BETA)
-    found = label_gradient(
-        meta_learner, [ours], gradient, beta=BETA, preconditioner=None, loss=GEOMETRIC
-    )
+    found = label_gradient(meta_learner, [ours], gradient, beta=BETA, loss=GEOMETRIC)
     errors = []
     for alpha in (1e-2, 1e-4):
         _, exact = taught(policy, meta_learner, jacobian, fast_batch(clean), alpha=alpha)

@@ -5,6 +5,7 @@ Each case returns named tensors; rank r of n writes them to `<case>-<r>.safetens
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -247,7 +248,9 @@ def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tens
         return collate([p | {"ref_chosen_logp": float("nan")} if p["uid"] == uid else p
                         for p in pairs])  # fmt: skip
 
-    trainer.start.layout.collate = trainer._steps._collate = poison
+    layout = dataclasses.replace(trainer.start.layout, collate=poison)
+    trainer.start = dataclasses.replace(trainer.start, layout=layout)
+    trainer._steps._collate = poison
     trainer.train()
     return {
         "skipped": torch.tensor([trainer._skipped.count]),
@@ -307,7 +310,6 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
         "current": lambda: run(
             home / "d", ranks, dtype=torch.float64, clean_gradient="current", **EIGHT
         ),
-        "adamw": lambda: run(home / "e", ranks, dtype=torch.float64, lookahead="adamw", **EIGHT),
         "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo", **EIGHT),
         "evidence": lambda: by_evidence(home / "r", ranks),
         "poisoned": lambda: poisoned(home / "g", ranks),

@@ -23,7 +23,7 @@ COMPARED = ("model.safetensors", "meta_learner.safetensors", "labels.jsonl",
 SHAPES = {
     "accumulating, taught at every second step": {
         "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "meta_every": 2,
-        "save_steps": 1, "lookahead": "adamw",
+        "save_steps": 1,
     },
     "taught at every step, saved in the middle of epochs": {
         "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "meta_every": 1,

@@ -70,7 +70,7 @@ def test_the_clean_gradient_at_theta_is_near_the_one_at_theta_prime(micro_batche
     """As near as α is to 0; clean pairs ride in the noisy pairs' micro-batches."""
     size = {"per_device_train_batch_size": 8 // micro_batches,
             "gradient_accumulation_steps": micro_batches, "meta_batch_size": 3}  # fmt: skip
-    options = STEPS | size | {"tuning": "full", "lookahead": "sgd"}
+    options = STEPS | size | {"tuning": "full"}
 
     def run(name, **more):
         trainer = exact_trainer(tmp_path / name, **(options | more))

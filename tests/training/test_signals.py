@@ -92,7 +92,7 @@ def taught_by(trainer, loss, how, *lookahead_lr):
     steps = steps_of(trainer, loss)
     pairs, clean = trainer.pairs.to_list()[:8], trainer.clean.to_list()[:4]
     done = getattr(steps, how)(
-        trainer.policy, pairs, clean, trainer.teacher, trainer.start.engine, *lookahead_lr, None
+        trainer.policy, pairs, clean, trainer.teacher, trainer.start.engine, *lookahead_lr
     )
     return done, torch.cat([g.flatten() for g in found])
 

@@ -1,9 +1,8 @@
 """The three steps of one MSPO update (section 3.2 and Algorithm 1): look ahead, teach, move.
 
 Shapes: B pairs over all micro-batches of the step; a gradient is a tuple with one tensor for each
-trainable parameter of the policy (see policy.py). P is the look-ahead's preconditioner, the
-identity in the paper. Several ranks may share a step: B and means are over the pairs of all, what
-has shape (B,) holds a rank's own.
+trainable parameter of the policy (see policy.py). Several ranks may share a step: B and means are
+over the pairs of all, what has shape (B,) holds a rank's own.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from softpref.algorithm.gradients.jacobian import (
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import GEOMETRIC, PairLoss
-from softpref.algorithm.policy import Gradient, evaluating, moved
+from softpref.algorithm.policy import evaluating, moved
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
 
@@ -98,14 +97,13 @@ def look_ahead(
     *,
     beta: float,
     lookahead_lr: float,
-    preconditioner: Gradient | None,
     loss: PairLoss,
     make_pullback: MakePullback = GraphPullback,
     ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Direction]:
     """Return L_meta, shape (), and the clean gradient g where the policy would go.
 
-        θ' = θ − α P ∇_θ L_main(θ; φ)                           (Eq. 7, 8)
+        θ' = θ − α ∇_θ L_main(θ; φ)                           (Eq. 7, 8)
         g  = ∇_θ' L_DPO(θ'; clean pairs)                        (Eq. 9)
 
     θ is bit for bit what it was when this returns.
@@ -113,7 +111,7 @@ def look_ahead(
     pairs = sum(j.pairs for j in jacobians)
     virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, loss=loss, ranks=ranks)
     require_finite("the loss of the noisy batch or its gradient", virtual.loss, *virtual.gradient)
-    direction = tuple(map(dense, precondition(virtual.gradient, preconditioner)))
+    direction = tuple(map(dense, virtual.gradient))
     with moved(policy, direction, lookahead_lr):
         del virtual, direction  # θ' is all that is needed of them
         at_clean = (make_pullback(policy, batch, "response") for batch in clean)
@@ -135,16 +133,14 @@ def label_gradient(
     gradient: Direction,
     *,
     beta: float,
-    preconditioner: Gradient | None,
     loss: PairLoss,
     ranks: Ranks = ALONE,
 ) -> Tensor:
     """Return dL_meta/dp̂_i without its factor α, shape (B,), for the clean gradient g.
 
-    dL_meta/dp̂_i = −(α/B) [∂²ℓ/∂h∂p̂]_i ⟨∇h_i, P g⟩          (Eq. 14, 15)
+    dL_meta/dp̂_i = −(α/B) [∂²ℓ/∂h∂p̂]_i ⟨∇h_i, g⟩          (Eq. 14, 15)
     """
-    direction = precondition(gradient, preconditioner)
-    u = torch.cat([jacobian.jvp(direction) for jacobian in jacobians])
+    u = torch.cat([jacobian.jvp(gradient) for jacobian in jacobians])
     with torch.no_grad():
         soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
     margin = torch.cat([j.measure().margin for j in jacobians])
@@ -162,7 +158,6 @@ def mspo_step(
     beta: float,
     lookahead_lr: float,
     loss: PairLoss,
-    preconditioner: Gradient | None = None,
     make_pullback: MakePullback = GraphPullback,
     ranks: Ranks = ALONE,
 ) -> tuple[Move, Tensor]:
@@ -176,11 +171,11 @@ def mspo_step(
     """
     meta_loss, gradient = look_ahead(  # Eq. 7 to 9
         policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-        preconditioner=preconditioner, loss=loss, make_pullback=make_pullback, ranks=ranks,
+        loss=loss, make_pullback=make_pullback, ranks=ranks,
     )  # fmt: skip
     teach(  # Eq. 10
         meta_learner, meta_optimizer, jacobians, gradient,
-        beta=beta, preconditioner=preconditioner, loss=loss, ranks=ranks,
+        beta=beta, loss=loss, ranks=ranks,
     )  # fmt: skip
     del gradient  # as large as θ
     pairs = sum(j.pairs for j in jacobians)
@@ -195,7 +190,6 @@ def teach(
     gradient: Direction,
     *,
     beta: float,
-    preconditioner: Gradient | None,
     loss: PairLoss,
     ranks: Ranks = ALONE,
 ) -> None:
@@ -206,7 +200,7 @@ def teach(
     """
     by_label = label_gradient(
         meta_learner, jacobians, gradient,
-        beta=beta, preconditioner=preconditioner, loss=loss, ranks=ranks,
+        beta=beta, loss=loss, ranks=ranks,
     )  # fmt: skip
     seed_labels(meta_learner, jacobians, by_label)
     parameters = list(meta_learner.parameters())
@@ -229,7 +223,6 @@ def meta_gradient(
     beta: float,
     lookahead_lr: float,
     loss: PairLoss = GEOMETRIC,
-    lookahead: str = "sgd",
     ppl_scope: PplScope = "response",
     engine: Engine = "auto",
 ) -> dict[str, Tensor]:
@@ -244,7 +237,6 @@ def meta_gradient(
         beta: β of the DPO loss, 1/nats.
         lookahead_lr: α of Eq. 8.
         loss: ℓ of the training pairs; the paper's is geometric.
-        lookahead: `sgd`, or `adamw`, which is the same until an optimizer has second moments.
         ppl_scope: which tokens count in PPLDiff.
         engine: how J is made; all are exact.
 
@@ -252,11 +244,8 @@ def meta_gradient(
         φ's parameter names to gradients, in φ's own shapes.
 
     Raises:
-        ValueError: an unknown `lookahead`.
         NonFiniteError: a loss or gradient is not finite.
     """
-    if lookahead not in ("sgd", "adamw"):
-        raise ValueError(f"lookahead must be 'sgd' or 'adamw', not {lookahead!r}")
     noisy = [noisy] if isinstance(noisy, PairBatch) else list(noisy)
     clean = [clean] if isinstance(clean, PairBatch) else clean
     with evaluating(policy):
@@ -264,11 +253,9 @@ def meta_gradient(
         jacobians = [choice.make_jacobian(policy, batch, ppl_scope) for batch in noisy]
         _, gradient = look_ahead(
             policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-            preconditioner=None, loss=loss, make_pullback=choice.make_pullback,
+            loss=loss, make_pullback=choice.make_pullback,
         )  # fmt: skip
-        by_label = label_gradient(
-            meta_learner, jacobians, gradient, beta=beta, preconditioner=None, loss=loss
-        )
+        by_label = label_gradient(meta_learner, jacobians, gradient, beta=beta, loss=loss)
     names, parameters = zip(*meta_learner.named_parameters(), strict=True)
     soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
     gradients = torch.autograd.grad(
@@ -290,13 +277,6 @@ def accumulate(total: list[Held], part: Direction) -> None:
     """Add a gradient to `total`, empty at first, tensor by tensor: θ's size is held twice only."""
     for i, held in enumerate(part):
         total[i : i + 1] = [plus(total[i], held) if i < len(total) else held]
-
-
-def precondition(gradient: Direction, preconditioner: Gradient | None) -> Direction:
-    """Return P g, elementwise; no preconditioner is plain gradient descent (Eq. 8)."""
-    if preconditioner is None:
-        return gradient
-    return tuple(p * dense(g) for p, g in zip(preconditioner, gradient, strict=True))
 
 
 def require_finite(what: str, *held: Held) -> None:

@@ -132,12 +132,8 @@ class MSPOConfig(TrainingArguments):
         recipe=Recipe([PPL_DIFF.name]), read_by=("mspo",), identity=True,
     )  # fmt: skip
     lookahead_lr: float | None = option(
-        "α of the look-ahead; default: the policy's current one.",
+        "α of the look-ahead (Eq. 8); default: the policy's current learning rate.",
         least=0, read_by=TAUGHT, identity=True,
-    )  # fmt: skip
-    lookahead: Literal["sgd", "adamw"] | None = option(
-        "Look-ahead optimizer; default sgd (Eq. 8).",
-        recipe=Recipe("sgd"), read_by=TAUGHT, identity=True,
     )  # fmt: skip
     clean_gradient: Literal["lookahead", "current"] | None = option(
         "Where the clean gradient is taken: `lookahead`, after the look-ahead (Eq. 9, exact, "
@@ -245,10 +241,6 @@ class MSPOConfig(TrainingArguments):
             raise UsageError(
                 "--perpcorrect_mode official finds its own noise rate: leave --noise_rate out, or "
                 "choose --perpcorrect_mode threshold."
-            )
-        if self.lookahead == "adamw" and "adamw" not in str(self.optim).lower():
-            raise UsageError(
-                f"--lookahead adamw needs an AdamW optimizer, not --optim {self.optim}."
             )
         if self.engine == "double_backward" and self.activation_checkpointing:
             raise UsageError(

@@ -19,7 +19,6 @@ from softpref.algorithm.gradients.jacobian import GraphPullback, PartJacobian
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import PairLoss
-from softpref.algorithm.policy import Gradient
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import Collate, Pair, length_buckets
@@ -92,7 +91,6 @@ class Steps:
         teacher: Teacher,
         engine: EngineChoice,
         lookahead_lr: float,
-        preconditioner: Gradient | None,
     ) -> Stepped:
         """Teach the meta-learner by the clean pairs' gradient at θ', then move by its labels."""
         batches = self.batches(pairs)
@@ -106,7 +104,6 @@ class Steps:
             beta=self._beta,
             lookahead_lr=lookahead_lr,
             loss=self._loss,
-            preconditioner=preconditioner,
             make_pullback=engine.make_pullback,
             ranks=self._ranks,
         )
@@ -119,7 +116,6 @@ class Steps:
         clean: Sequence[Pair],
         teacher: Teacher,
         engine: EngineChoice,
-        preconditioner: Gradient | None,
     ) -> Stepped:
         """Do `taught` with the clean gradient at θ for θ': an approximation, to first order in α.
 
@@ -145,7 +141,7 @@ class Steps:
         meta_loss, gradient = clean_gradient(clean_parts, len(clean), self._beta, ranks)
         teach(
             teacher.meta_learner, teacher.optimizer, noisy_parts, gradient,
-            beta=self._beta, preconditioner=preconditioner, loss=self._loss, ranks=ranks,
+            beta=self._beta, loss=self._loss, ranks=ranks,
         )  # fmt: skip
         moved = move(
             noisy_parts, self._labeller, pairs=len(noisy), beta=self._beta, loss=self._loss,

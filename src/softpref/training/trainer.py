@@ -35,7 +35,6 @@ from softpref.training.drift import require_alike
 from softpref.training.identity import IDENTITY
 from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs, known_flips
-from softpref.training.lookahead import adamw_scales
 from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
 from softpref.training.preparation import GivenPairs, as_given
 from softpref.training.refits import refits_of
@@ -173,13 +172,10 @@ class MSPOTrainer(SafeCheckpoints):
         ):
             return self._steps.plain(policy, pairs)
         clean = self._drawn = teacher.draw()
-        scales = None if self.args.lookahead == "sgd" else adamw_scales(self.optimizer, policy)
         if self.args.clean_gradient == "current":
-            return self._steps.taught_without_lookahead(
-                policy, pairs, clean, teacher, engine, scales
-            )
+            return self._steps.taught_without_lookahead(policy, pairs, clean, teacher, engine)
         lookahead_lr = self._lookahead_lr()
-        return self._steps.taught(policy, pairs, clean, teacher, engine, lookahead_lr, scales)
+        return self._steps.taught(policy, pairs, clean, teacher, engine, lookahead_lr)
 
     def _lookahead_lr(self) -> float:
         assert self.lr_scheduler is not None
