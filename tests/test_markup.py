@@ -113,7 +113,8 @@ def test_a_model_card_takes_any_name():
     record = {
         "method": "dpo", "source": "s", "files": {"model": "a/**b**|<i>"}, "noise_rate": None,
         "noise_rate_source": "estimated", "steps": 1, "versions": {"softpref": "0"},
-        "options": {"tuning": "lora", "recipe": "r", "beta": 0.1}, "clean_pairs": "none given",
+        "options": {"tuning": "lora", "recipe": "r", "beta": 0.1, "label_pairs": True},
+        "clean_pairs": "none given",
         "data": {"train": {"pairs": 2, "sources": [
             {"pairs": 1, "source": "x/a|b.jsonl", "noise_rate": None}]}},
     }  # fmt: skip

@@ -19,6 +19,7 @@ from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.labels import read_labels
 from softpref.training.output import write_lines
+from softpref.training.trainer import MSPOTrainer
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
 from tests.toy import toy_pairs
@@ -33,19 +34,23 @@ def made(tmp_path_factory):
     dated = [row | {"uid": f"2024-01-{i:02}"} for i, row in enumerate(toy_pairs(20), start=1)]
     write_lines(home / "data.jsonl", dated)
     write_lines(home / "clean.jsonl", toy_pairs(16, seed=1))
+    run_of(home, "run")
+    return home
+
+
+def run_of(home, name, **options):
     config = MSPOConfig(method="mspo", max_steps=1, use_cpu=True, save_strategy="no", seed=3,
                         disable_tqdm=True, meta_batch_size=8,
-                        reference_cache=str(home / "cache"))  # fmt: skip
-    files = (str(home / name) for name in ("sft", "data.jsonl", "clean.jsonl"))
-    align(AlignFiles(*files, None, str(home / "run")), config)
-    return home
+                        reference_cache=str(home / "cache"), **options)  # fmt: skip
+    files = (str(home / file) for file in ("sft", "data.jsonl", "clean.jsonl"))
+    align(AlignFiles(*files, None, str(home / name)), config)
 
 
 @pytest.fixture
 def run(made, tmp_path, monkeypatch):
     """A copy of the run; nothing may be scored by it."""
     shutil.copytree(made / "run", tmp_path / "run")
-    monkeypatch.delattr(audit, "score")
+    monkeypatch.delattr(audit, "score_sets")
     return tmp_path / "run"
 
 
@@ -137,3 +142,16 @@ def test_other_pairs_have_no_label_of_the_run(made, tmp_path, caplog):
 def test_uids_that_look_like_dates_stay_text(made):
     assert labels_of_run(str(made / "run"))["uid"].type == pa.string()
     assert read_labels(made / "run" / "labels.jsonl")["uid"][0].as_py() == "2024-01-01"
+
+
+def test_a_run_that_labelled_no_pairs_is_audited_by_its_policy(made, tmp_path, monkeypatch):
+    passes = []
+    monkeypatch.setattr(MSPOTrainer, "label_pairs", lambda self: passes.append(1))
+    run_of(made, "unlabelled", label_pairs=False)
+    assert not passes
+    home = made / "unlabelled"
+    assert not (home / "labels.jsonl").exists()
+    assert "labels.jsonl" not in (home / "README.md").read_text()
+    found = audit.audit(run=str(home), output=str(tmp_path / "out"))
+    assert set(found.pairs["soft_label"]) == {None}
+    assert None not in found.pairs["p_correct"]

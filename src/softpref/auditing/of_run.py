@@ -94,12 +94,14 @@ def require_same_pairs(given: AuditOptions, loaded: LoadedPairs, clean: LoadedPa
             )
 
 
-def labels_of_run(run: str) -> pa.Table:
-    """Return the labels that a finished run left.
+def labels_of_run(run: str) -> pa.Table | None:
+    """Return the labels that a finished run left, None where it was told to label no pairs.
 
     Raises:
         UsageError: they cannot be read.
     """
+    if not _record(Path(run))["options"].get("label_pairs", True):
+        return None
     path = Path(run) / LABELS
     try:
         return read_labels(path).select(["uid", *RUN_COLUMNS])

@@ -131,15 +131,13 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     trainer.save_model()
     trainer.save_state()
-    labels = trainer.label_pairs()
+    labels = trainer.label_pairs() if config.label_pairs else None
     evaluation_metrics = trainer.evaluate() if evaluation else None
     if not trainer.ranks.is_first:
         return
-    if "source" in trainer.pairs.column_names:
-        sources = trainer.pairs.select_columns(["source"])
-        labels = concatenate_datasets([labels, sources], axis=1)
-    write_lines(output / "labels.jsonl", dataset_rows(labels))
-    _say_labels(labels, trainer.pairs, config.beta)
+    if labels:
+        _write_labels(output, labels, trainer.pairs)
+        _say_labels(labels, trainer.pairs, config.beta)
     trainer.history.write(output / "label_history.parquet", column(trainer.pairs, "uid"))
     if trainer.teacher:
         save_meta_learner(trainer.teacher.meta_learner, output)
@@ -161,6 +159,12 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
         write_text(home / RUN_RECORD, json.dumps(record, indent=2) + "\n")
         write_manifest(home, _to_seal(output) | {RUN_RECORD: home / RUN_RECORD})
     logger.info("written: %s", output)
+
+
+def _write_labels(output: Path, labels: Dataset, pairs: Dataset) -> None:
+    if "source" in pairs.column_names:
+        labels = concatenate_datasets([labels, pairs.select_columns(["source"])], axis=1)
+    write_lines(output / "labels.jsonl", dataset_rows(labels))
 
 
 def _to_seal(output: Path) -> dict[str, Path]:
@@ -296,6 +300,11 @@ def model_card(record: dict[str, Any]) -> str:
         for of in record["data"]["train"].get("sources", [])
     )
     clean = record["data"].get("clean", {}).get("pairs", 0)
+    labels = "`label_history.parquet` holds every label as it was trained with.\n"
+    if options["label_pairs"]:
+        labels = (
+            f"`labels.jsonl` says how far the run believes every training pair's label.\n{labels}"
+        )
     return f"""---
 base_model: {json.dumps(base)}
 library_name: {library}
@@ -313,6 +322,5 @@ Made by softpref {record["versions"]["softpref"]}: method `{method}` ({record["s
 | clean pairs | {clean:,} ({record["clean_pairs"]}) |
 | wrong labels among the training pairs | {rate} |
 {by_source}
-`labels.jsonl` says what the run believes of every training pair, `label_history.parquet` how that
-came about, `run.json` how to repeat it. Nothing here was judged for quality or safety.
+{labels}`run.json` says how to repeat the run. Nothing here was judged for quality or safety.
 """

@@ -107,6 +107,11 @@ class MSPOConfig(TrainingArguments):
     force: bool = option(
         "Resume though the checkpoint is of another run; what differs is said.", False
     )
+    label_pairs: bool = option(
+        "Label every training pair at the end, by one pass over them; false writes no "
+        "labels.jsonl, and `audit --run` can judge the pairs later.",
+        True,
+    )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
     reference_cache: str | None = option(REFERENCE_CACHE)
 
