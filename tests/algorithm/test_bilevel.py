@@ -19,7 +19,7 @@ from softpref.algorithm.gradients.jacobian import (
 )
 from softpref.algorithm.labeller import Constant
 from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
-from softpref.algorithm.policy import moved, trainable
+from softpref.algorithm.policy import shifted, trainable
 from softpref.algorithm.signals import MARGIN, PPL_DIFF, STARTING_PPL_DIFF
 from softpref.data import make_batch
 from tests.tiny import dpo_gradient, random_pairs, tiny_model, with_lora
@@ -131,7 +131,7 @@ def test_a_taught_label_lowers_the_clean_loss():
 
     def clean_loss():
         virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, loss=GEOMETRIC)
-        with moved(policy, virtual.gradient, 0.05):
+        with shifted(policy, virtual.gradient, 0.05):
             return float(dpo_gradient(policy, clean, BETA)[0])
 
     before = clean_loss()
@@ -178,7 +178,7 @@ def test_the_meta_gradient_equals_differences_of_the_whole_look_ahead():
 
     def meta_loss():
         virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, loss=GEOMETRIC)
-        with moved(policy, virtual.gradient, alpha):
+        with shifted(policy, virtual.gradient, alpha):
             return float(dpo_gradient(policy, clean, BETA)[0])
 
     bias = meta_learner.layers[-1].bias
@@ -205,7 +205,7 @@ def test_look_ahead_is_seen_inside_mixed_precision():
 
     policy.forward = in_a_region_of_its_own
     here, _ = dpo_gradient(policy, [batch], BETA)
-    with moved(policy, direction, 0.5):
+    with shifted(policy, direction, 0.5):
         there, _ = dpo_gradient(policy, [batch], BETA)
     assert not torch.allclose(here, there, rtol=1e-2)
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from softpref.algorithm.gradients import forms
 from softpref.algorithm.gradients.forms import (
+    EmbeddingRows,
     Factors,
     FewRows,
+    HeadLogps,
     Outer,
-    Read,
-    Rows,
     Spans,
     Whole,
     dense,
@@ -73,7 +73,7 @@ def read_form(dtype=torch.float64):
     head = nn.Linear(N, WORDS, dtype=torch.float64)
     hidden, by_logp = tensor(12, N), tensor(12, seed=1)
     target, pair = torch.arange(12) % 7, torch.arange(12) % 3
-    form = Read(hidden, target, by_logp, head, pair, 3, dtype)
+    form = HeadLogps(hidden, target, by_logp, head, pair, 3, dtype)
     return head, hidden, target, by_logp, pair, form
 
 
@@ -93,7 +93,7 @@ def held(request, batch, spans):
     """A form, and the gradients (B, m, n) that it should stand for."""
     if request.param == "rows":
         ids, delta = batch.input_ids.flatten(), token_vectors(batch, N, 2)
-        return Rows(ids, delta, WORDS, spans), slow_rows(batch, ids, delta)
+        return EmbeddingRows(ids, delta, WORDS, spans), slow_rows(batch, ids, delta)
     if request.param == "read":
         torch.manual_seed(0)
         form = read_form()[-1]
@@ -149,9 +149,9 @@ def test_a_sure_head_in_16_bits(sureness):
         head.weight[target, target] += sureness
         head.weight.copy_(head.weight.bfloat16())
     by_logp = tensor(8, seed=1).abs()
-    rounded = Read(hidden.bfloat16(), target, by_logp.float(), head, pair, 3, torch.bfloat16)
+    rounded = HeadLogps(hidden.bfloat16(), target, by_logp.float(), head, pair, 3, torch.bfloat16)
     exact_head = copy.deepcopy(head).double()
-    exact = Read(hidden, target, by_logp, exact_head, pair, 3, torch.float64)
+    exact = HeadLogps(hidden, target, by_logp, exact_head, pair, 3, torch.float64)
     weights, direction = tensor(3, seed=5), tensor(WORDS, N, seed=7)
     slopes = []
     for read, dtype in ((exact_head, torch.float64), (head, torch.bfloat16)):

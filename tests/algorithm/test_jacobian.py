@@ -31,7 +31,7 @@ from softpref.algorithm.gradients.jacobian import (
 )
 from softpref.algorithm.gradients.taps import NotTappedError, Taps
 from softpref.algorithm.likelihood import measure
-from softpref.algorithm.policy import moved, nudge, trainable
+from softpref.algorithm.policy import nudge, shifted, trainable
 from softpref.data.batches import make_batch, make_shared_batch
 from softpref.models.loading import switch_dropout_off
 from tests.tiny import (
@@ -297,7 +297,7 @@ def test_forward_passes_of_a_step(engine, expected, monkeypatch):
 def test_taps_on_any_shape(pairs, longest, seed, layout, rank):
     policy = with_lora(without_float32(tiny_model(attention="sdpa")), r=rank)
     rows = random_pairs(pairs, seed, longest)
-    with moved(policy, nudge(policy, seed), 1.0):
+    with shifted(policy, nudge(policy, seed), 1.0):
         matrix = slow_matrix(policy, rows)
         hold_to_contract(kept, policy, LAYOUTS[layout](rows), matrix, tolerance=1e-9)
 

@@ -31,7 +31,7 @@ from softpref.algorithm.gradients.jacobian import (
 )
 from softpref.algorithm.likelihood import measure
 from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, PairLoss
-from softpref.algorithm.policy import moved, trainable
+from softpref.algorithm.policy import shifted, trainable
 from softpref.algorithm.signals import MARGIN, PPL_DIFF
 from softpref.data.batches import make_batch, make_shared_batch
 from tests.tiny import (
@@ -331,10 +331,10 @@ def test_a_surrounding_autocast_region_does_not_hide_the_look_ahead():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         measure(policy, noisy, "response")
         here, _ = dpo_gradient(policy, [clean], BETA)
-        with moved(policy, direction, 0.3):
+        with shifted(policy, direction, 0.3):
             there, _ = dpo_gradient(policy, [clean], BETA)
         back, _ = dpo_gradient(policy, [clean], BETA)
-    with moved(policy, direction, 0.3), torch.autocast("cpu", dtype=torch.bfloat16):
+    with shifted(policy, direction, 0.3), torch.autocast("cpu", dtype=torch.bfloat16):
         truth, _ = dpo_gradient(policy, [clean], BETA)
     assert torch.equal(back, here)
     assert torch.equal(there, truth)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softpref.algorithm import MetaLearner
-from softpref.algorithm.bilevel import Move
+from softpref.algorithm.bilevel import Update
 from softpref.algorithm.labeller import Constant
 from softpref.training.labels import LabelHistory, beliefs, evidence
 from tests.tiny import measured
@@ -72,7 +72,7 @@ def test_beliefs_without_clean_pairs_are_null():
 def test_history_keeps_every_label_and_the_last_step(tmp_path):
     history = LabelHistory()
     for step, index in ((1, [2, 0]), (3, [0, 1])):
-        move = Move((), torch.zeros(()), pairs([0.5, -0.5]), torch.tensor([0.2, 0.9]))
+        move = Update((), torch.zeros(()), pairs([0.5, -0.5]), torch.tensor([0.2, 0.9]))
         history.record(step, torch.tensor(index), torch.tensor([0.5, -0.5]), move)
     assert history.last_steps(4).tolist() == [3, 3, 1, -1]
     again = LabelHistory()
@@ -91,7 +91,7 @@ def test_auroc_is_over_all_pairs_seen_so_far_by_their_latest_labels():
 
     def train_on(step, index, soft_label):
         scored = pairs([0.0] * len(index))
-        move = Move([], torch.tensor(0.0), scored, torch.tensor(soft_label))
+        move = Update([], torch.tensor(0.0), scored, torch.tensor(soft_label))
         history.record(step, torch.tensor(index), scored.ppl_diff, move)
 
     assert history.auroc(is_flipped) == {}

@@ -22,7 +22,7 @@ from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect import rounds
 from softpref.training.perpcorrect.rounds import ROUNDS, Correction, Round, correct, extremes
 from softpref.training.perpcorrect.two_gaussians import TwoGaussians
-from softpref.training.step import Steps
+from softpref.training.step import StepRunner
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
 from tests.tiny import dpo_gradient, tiny_model
@@ -233,9 +233,11 @@ def test_a_surrogate_starts_the_same_at_any_time_and_has_no_dropout(tmp_path):
 
 def test_a_surrogate_has_three_epochs_in_batches_of_the_run(monkeypatch, tmp_path):
     seen = []
-    plain = Steps.plain
+    plain = StepRunner.plain
     monkeypatch.setattr(
-        Steps, "plain", lambda self, policy, pairs: seen.append(pairs) or plain(self, policy, pairs)
+        StepRunner,
+        "plain",
+        lambda self, policy, pairs: seen.append(pairs) or plain(self, policy, pairs),
     )
     surrogate_after(tmp_path, lambda rows: rows[:13])
     assert [len(pairs) for pairs in seen] == [8, 5] * 3

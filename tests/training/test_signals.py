@@ -11,7 +11,7 @@ from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
 from softpref.algorithm.signals import PPL_DIFF, SIGNALS, STARTING_PPL_DIFF
 from softpref.errors import UsageError
 from softpref.models.scoring import starting_signals
-from softpref.training.step import Steps
+from softpref.training.step import StepRunner
 from tests.toy import exact_trainer, toy_config, toy_trainer
 
 BOTH = ["ppl_diff", "margin"]
@@ -75,7 +75,7 @@ def test_a_run_on_two_signals_resumes_to_the_bit(zscore, tmp_path):
 
 
 def steps_of(trainer, loss):
-    return Steps(
+    return StepRunner(
         trainer.start.labeller, loss, trainer.start.layout.collate, beta=trainer.args.beta,
         ppl_scope=trainer.args.ppl_scope, micro_batch=trainer.args.per_device_train_batch_size,
     )  # fmt: skip
@@ -111,8 +111,8 @@ def test_a_step_that_teaches_trains_in_the_loss_of_one_that_does_not(loss, tmp_p
     other = CROSS_ENTROPY if loss is GEOMETRIC else GEOMETRIC
     _, by_other = taught_by(trainer, other, "taught", 1e-9)
     for done in (ahead, here):  # φ has stood still, so the labels are the same
-        torch.testing.assert_close(done.moved.loss, plain.moved.loss)
-        for a, b in zip(done.moved.gradient, plain.moved.gradient, strict=True):
+        torch.testing.assert_close(done.update.loss, plain.update.loss)
+        for a, b in zip(done.update.gradient, plain.update.gradient, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(by_lookahead, without, rtol=1e-5, atol=1e-9)
     assert (by_lookahead - by_other).norm() > 1e-2 * by_lookahead.norm()

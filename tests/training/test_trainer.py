@@ -214,7 +214,7 @@ def test_a_non_finite_step_is_not_taken_nor_logged_and_the_next_one_is(
             return step(self, policy, pairs)
         if where == "gradient":
             done = step(self, policy, pairs)
-            done.moved.gradient[0].fill_(float("inf"))
+            done.update.gradient[0].fill_(float("inf"))
             return done
         if where == "logits":
             head = policy.get_input_embeddings()  # what makes them is NaN from the start

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from softpref.algorithm.gradients.engine import Engine, StepSize, choose_engine
-from softpref.algorithm.gradients.forms import Direction, Held, dense, parts, plus
+from softpref.algorithm.gradients.forms import Direction, GradientForm, dense, parts, plus
 from softpref.algorithm.gradients.jacobian import (
     GraphPullback,
     MakePullback,
@@ -25,7 +25,7 @@ from softpref.algorithm.gradients.jacobian import (
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import GEOMETRIC, PairLoss
-from softpref.algorithm.policy import evaluating, moved
+from softpref.algorithm.policy import evaluating, shifted
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
 
@@ -35,7 +35,7 @@ class NonFiniteError(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class Move:
+class Update:
     """Step 3's result: where the loss of Eq. 11 pulls the policy, and the labels it was made with.
 
     Attributes:
@@ -59,7 +59,7 @@ def move(
     beta: float,
     loss: PairLoss,
     ranks: Ranks = ALONE,
-) -> Move:
+) -> Update:
     """Return L_main and its gradient, labels from `labeller` (Eq. 7 and 11).
 
         L_main = (1/B) Σ_i ℓ(h_i, p̂_i),    ∇L_main = Jᵀ (∂ℓ/∂h) / B
@@ -68,7 +68,7 @@ def move(
     `pairs` is how many they hold, B that over all ranks.
     """
     everywhere = ranks.total(pairs)
-    gradient: list[Held] = []
+    gradient: list[GradientForm] = []
     parts_measured: list[Measured] = []
     soft_labels = []
     for jacobian in jacobians:
@@ -86,7 +86,7 @@ def move(
     if ranks.count > 1:
         *summed, mean_loss = ranks.sum([*map(dense, gradient), mean_loss])
         gradient = list(summed)
-    return Move(tuple(gradient), mean_loss, whole, soft_label)
+    return Update(tuple(gradient), mean_loss, whole, soft_label)
 
 
 def look_ahead(
@@ -112,7 +112,7 @@ def look_ahead(
     virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, loss=loss, ranks=ranks)
     require_finite("the loss of the noisy batch or its gradient", virtual.loss, *virtual.gradient)
     direction = tuple(map(dense, virtual.gradient))
-    with moved(policy, direction, lookahead_lr):
+    with shifted(policy, direction, lookahead_lr):
         del virtual, direction  # θ' is all that is needed of them
         at_clean = (make_pullback(policy, batch, "response") for batch in clean)
         return clean_gradient(at_clean, sum(map(len, clean)), beta, ranks)
@@ -160,7 +160,7 @@ def mspo_step(
     loss: PairLoss,
     make_pullback: MakePullback = GraphPullback,
     ranks: Ranks = ALONE,
-) -> tuple[Move, Tensor]:
+) -> tuple[Update, Tensor]:
     """Do one update of φ and return the policy's move made with the new φ, and L_meta.
 
     The meta-gradient's factor α is left out (docs/adr/0004): it places θ' but does not scale φ's
@@ -273,13 +273,13 @@ def seed_labels(
     soft_label.backward(by_label.to(soft_label))
 
 
-def accumulate(total: list[Held], part: Direction) -> None:
+def accumulate(total: list[GradientForm], part: Direction) -> None:
     """Add a gradient to `total`, empty at first, tensor by tensor: θ's size is held twice only."""
     for i, held in enumerate(part):
         total[i : i + 1] = [plus(total[i], held) if i < len(total) else held]
 
 
-def require_finite(what: str, *held: Held) -> None:
+def require_finite(what: str, *held: GradientForm) -> None:
     """Raise NonFiniteError unless the sum of each tensor, and so each entry, is a number."""
     sums = [
         part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite()

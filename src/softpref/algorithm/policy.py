@@ -21,7 +21,7 @@ def trainable(policy: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def moved(policy: nn.Module, direction: Gradient, step_size: float) -> Iterator[None]:
+def shifted(policy: nn.Module, direction: Gradient, step_size: float) -> Iterator[None]:
     """Hold the policy at θ' = θ − α d inside the block.
 
     The parameters' storage is swapped, not written, so that θ comes back bit for bit and graphs

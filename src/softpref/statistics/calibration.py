@@ -38,13 +38,13 @@ def robust_scale(scores: Tensor) -> float:
 
 
 def odd_basis(scores: Tensor, scale: float) -> Tensor:
-    """The columns t / s (exact for Gaussian scores) and tanh(2 t / s) (a ceiling): (..., N, K)."""
+    """Return t / s (exact for Gaussian scores) and tanh(2 t / s) (a ceiling), (..., N, K)."""
     unit = scores.double() / scale
     return torch.stack([unit, torch.tanh(_SHARPNESS * unit)], dim=-1)
 
 
 def clean_rows(scores: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and weights, (2N,) each, of counted clean pairs as given and, 1/2 in all, swapped."""
+    """Return scores and weights, (2N,) each: clean pairs as given and, 1/2 in all, swapped."""
     swapped = _SWAPPED_WEIGHT * counts / counts.sum()
     return torch.cat([scores, -scores]), torch.cat([counts, swapped])
 

@@ -151,7 +151,7 @@ def _locate(z: Tensor) -> tuple[int, Tensor]:
 
 
 def _quantile_bins(ppl_diff: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Means and counts, (M,) each, of runs of neighbouring scores, PPLDiff over the scale."""
+    """Return means and counts, (M,) each, of bins of neighboring scores, PPLDiff / scale."""
     in_order = ppl_diff.sort(descending=scale < 0).values
     parts = in_order.tensor_split(min(_BINS, len(in_order)))
     means = torch.stack([(part.double() / scale).mean() for part in parts])

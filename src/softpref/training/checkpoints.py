@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 def newest_complete(directory: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """Finds the checkpoint to resume from.
+    """Find the checkpoint to resume from.
 
     Args:
         directory: a run's output directory; it need not exist.
@@ -103,18 +103,18 @@ class SafeCheckpoints(Trainer):
                 raise UsageError(f"{name} is not supported: checkpoints could not be saved safely.")
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
-        """What else a checkpoint must hold for an exact resume: tensors and plain values."""
+        """Return what else an exact resume needs: tensors and plain values."""
         return {}, {}
 
     def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
-        """Takes back what `extra_state` gave; called once optimizer and scheduler are restored."""
+        """Restore what `extra_state` returned, once optimizer and scheduler are restored."""
 
     def trained_tensors(self) -> list[Tensor]:
-        """All that optimizers move; a run ends where it is not finite after a step."""
+        """Return all weights that optimizers move; a run ends if one is not finite after a step."""
         return [*trainable(cast(nn.Module, self.model))]
 
     def identity(self) -> dict[str, JSON]:
-        """What must not change between a run and its resumption: method, beta, data, ..."""
+        """Return what must not change when a run resumes: method, beta, data, ..."""
         return {}
 
     def train(
@@ -123,7 +123,7 @@ class SafeCheckpoints(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trains as `Trainer.train` does, from the start or from a complete checkpoint.
+        """Train as `Trainer.train` does, from the start or from a complete checkpoint.
 
         With `resume_from_checkpoint=True` this is the newest one in `output_dir`; damaged ones are
         skipped with a warning.
@@ -330,7 +330,7 @@ class SafeCheckpoints(Trainer):
 
 
 def _checkpoints(directory: Path) -> list[Path]:
-    """The checkpoint directories of a run, whole or not, by increasing step."""
+    """Return the checkpoint directories of a run, complete or not, by increasing step."""
     start = len("checkpoint-")
     found = directory.glob("checkpoint-*")
     numbered = [path for path in found if path.is_dir() and path.name[start:].isdecimal()]
@@ -338,7 +338,7 @@ def _checkpoints(directory: Path) -> list[Path]:
 
 
 def _defect(checkpoint: Path) -> str | None:
-    """Says what keeps a directory from being a complete checkpoint; None if nothing does."""
+    """Return why a directory is not a complete checkpoint, or None if it is one."""
     if not checkpoint.is_dir():
         return "it is not a directory"
     if reason := defect(checkpoint):
@@ -350,7 +350,7 @@ def _defect(checkpoint: Path) -> str | None:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Makes a directory durable, then visible under its final name."""
+    """Make a directory durable, then visible under its final name."""
     paths = sorted(partial.rglob("*"))
     files = {path.relative_to(partial).as_posix(): path for path in paths if path.is_file()}
     write_manifest(partial, files)
@@ -365,7 +365,7 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def _put_aside(checkpoint: Path) -> Path:
-    """Takes a checkpoint's name away before it is deleted: a crash must not leave half of it."""
+    """Rename a checkpoint before it is deleted, so that a crash never leaves half of it."""
     return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))
 
 

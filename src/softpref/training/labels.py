@@ -17,7 +17,7 @@ from datasets import Dataset
 from pyarrow.json import ParseOptions, read_json
 from torch import Tensor
 
-from softpref.algorithm.bilevel import Move
+from softpref.algorithm.bilevel import Update
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
@@ -49,14 +49,14 @@ class LabelHistory:
 
     _parts: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in HISTORY})
 
-    def record(self, step: int, index: Tensor, ppl_diff: Tensor, move: Move) -> None:
-        """Add the labels of one step; `index` and `ppl_diff` are (B,) in the move's order."""
+    def record(self, step: int, index: Tensor, ppl_diff: Tensor, update: Update) -> None:
+        """Add the labels of one step; `index` and `ppl_diff` are (B,) in the update's order."""
         columns = (
             torch.full_like(index, step),
             index,
             ppl_diff,
-            move.soft_label,
-            move.measured.margin,
+            update.soft_label,
+            update.measured.margin,
         )
         for (name, dtype), values in zip(HISTORY.items(), columns, strict=True):
             self._parts[name].append(values.cpu().to(dtype))

@@ -77,7 +77,7 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
         }
 
     def identity(self) -> dict[str, JSON]:
-        """Data, model and options: a run resumed with others would be neither of the two runs."""
+        """Return data, model and options: with others a resumed run would be a third run."""
         args = self.args
         responses = args.per_device_train_batch_size * args.gradient_accumulation_steps
         return (
@@ -197,7 +197,7 @@ def fine_tune(
     name: str = "the pairs",
     on_bad_row: OnBadRow = "stop",
 ) -> Path:
-    """Trains a model on the chosen responses, with the loss on the response tokens only.
+    """Train a model on the chosen responses, with the loss on the response tokens only.
 
     Saves the model (or adapter), the tokenizer and `sft_targets.json`, the fingerprints of what it
     was trained on. Resumes if `config.resume_from_checkpoint` is a checkpoint or True.

@@ -11,7 +11,7 @@ JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON
 
 
 def state_to_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, JSON]]:
-    """Splits the state dict of any torch optimizer into tensors and JSON.
+    """Split the state dict of any torch optimizer into tensors and JSON.
 
     Tensors, tuples and dicts with keys other than text are marked in the JSON by a one-key dict
     (`$tensor`, `$tuple`, `$items`), so that `tensors_to_state` gives back the same types.
@@ -48,7 +48,7 @@ def state_to_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
 
 
 def tensors_to_state(tensors: Mapping[str, Tensor], values: Mapping[str, JSON]) -> dict[str, Any]:
-    """Undoes `state_to_tensors`, for `Optimizer.load_state_dict`."""
+    """Undo `state_to_tensors`, for `Optimizer.load_state_dict`."""
 
     def decode(value: Any) -> Any:
         match value:

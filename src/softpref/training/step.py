@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.bilevel import Move, clean_gradient, move, mspo_step, teach
+from softpref.algorithm.bilevel import Update, clean_gradient, move, mspo_step, teach
 from softpref.algorithm.gradients.engine import EngineChoice
 from softpref.algorithm.gradients.jacobian import GraphPullback, PartJacobian
 from softpref.algorithm.labeller import Labeller
@@ -26,21 +26,21 @@ from softpref.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Stepped:
+class StepResult:
     """What a step came to.
 
     Attributes:
-        moved: where the policy is pulled, and by which labels; all B pairs', on every rank.
-        index: (B,) each pair's position in its data set, in the order of `moved`.
+        update: where the policy is pulled, and by which labels; all B pairs', on every rank.
+        index: (B,) each pair's position in its data set, in the order of `update`.
         meta_loss: L_meta of a step that taught, nats, shape ().
     """
 
-    moved: Move
+    update: Update
     index: Tensor
     meta_loss: Tensor | None = None
 
 
-class Steps:
+class StepRunner:
     """The steps of one run.
 
     Args:
@@ -73,15 +73,15 @@ class Steps:
         parts = length_buckets(pairs, self._micro_batch, self._ranks)
         return [self._collate(part).to(self._ranks.device) for part in parts]
 
-    def plain(self, policy: nn.Module, pairs: Sequence[Pair]) -> Stepped:
+    def plain(self, policy: nn.Module, pairs: Sequence[Pair]) -> StepResult:
         """Move by the labeller's labels, one micro-batch after the other."""
         batches = self.batches(pairs)
         pullbacks = (GraphPullback(policy, batch, self._ppl_scope) for batch in batches)
-        moved = move(
+        update = move(
             pullbacks, self._labeller, pairs=sum(map(len, batches)), beta=self._beta,
             loss=self._loss, ranks=self._ranks,
         )  # fmt: skip
-        return self._whole(moved, [batch.index for batch in batches], len(pairs))
+        return self._whole(update, [batch.index for batch in batches], len(pairs))
 
     def taught(
         self,
@@ -91,11 +91,11 @@ class Steps:
         teacher: Teacher,
         engine: EngineChoice,
         lookahead_lr: float,
-    ) -> Stepped:
+    ) -> StepResult:
         """Teach the meta-learner by the clean pairs' gradient at θ', then move by its labels."""
         batches = self.batches(pairs)
         jacobians = [engine.make_jacobian(policy, batch, self._ppl_scope) for batch in batches]
-        moved, meta_loss = mspo_step(
+        update, meta_loss = mspo_step(
             policy,
             teacher.meta_learner,
             teacher.optimizer,
@@ -107,7 +107,7 @@ class Steps:
             make_pullback=engine.make_pullback,
             ranks=self._ranks,
         )
-        return self._whole(moved, [batch.index for batch in batches], len(pairs), meta_loss)
+        return self._whole(update, [batch.index for batch in batches], len(pairs), meta_loss)
 
     def taught_without_lookahead(
         self,
@@ -116,7 +116,7 @@ class Steps:
         clean: Sequence[Pair],
         teacher: Teacher,
         engine: EngineChoice,
-    ) -> Stepped:
+    ) -> StepResult:
         """Do `taught` with the clean gradient at θ for θ': an approximation, to first order in α.
 
         Clean and noisy pairs share micro-batches, as many as the noisy ones alone would need: one
@@ -143,21 +143,21 @@ class Steps:
             teacher.meta_learner, teacher.optimizer, noisy_parts, gradient,
             beta=self._beta, loss=self._loss, ranks=ranks,
         )  # fmt: skip
-        moved = move(
+        update = move(
             noisy_parts, self._labeller, pairs=len(noisy), beta=self._beta, loss=self._loss,
             ranks=ranks,
         )  # fmt: skip
-        return self._whole(moved, index, len(pairs), meta_loss)
+        return self._whole(update, index, len(pairs), meta_loss)
 
     def _whole(
-        self, moved: Move, index: Sequence[Tensor], pairs: int, meta_loss: Tensor | None = None
-    ) -> Stepped:
+        self, update: Update, index: Sequence[Tensor], pairs: int, meta_loss: Tensor | None = None
+    ) -> StepResult:
         """Return a step with what every rank said of its share, unless each said all of it."""
         places = torch.cat(list(index))
         if self._ranks.count == 1 or pairs < self._ranks.count:
-            return Stepped(moved, places, meta_loss)
+            return StepResult(update, places, meta_loss)
         names = [f.name for f in fields(Measured)]
-        columns = [*(getattr(moved.measured, n) for n in names), moved.soft_label, places]
+        columns = [*(getattr(update.measured, n) for n in names), update.soft_label, places]
         *numbers, soft_label, places = self._ranks.gather(columns)
-        moved = replace(moved, measured=Measured(*numbers), soft_label=soft_label)
-        return Stepped(moved, places, meta_loss)
+        update = replace(update, measured=Measured(*numbers), soft_label=soft_label)
+        return StepResult(update, places, meta_loss)

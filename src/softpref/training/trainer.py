@@ -42,7 +42,7 @@ from softpref.training.samplers import EpochSampler
 from softpref.training.saving import allow_sharded_save
 from softpref.training.start import prepare_start, scorer_of
 from softpref.training.states import JSON
-from softpref.training.step import Stepped, Steps
+from softpref.training.step import StepResult, StepRunner
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +103,9 @@ class MSPOTrainer(SafeCheckpoints):
         self._skipped = SkippedSteps(args.max_skipped_steps)
         self._say_how()
 
-    def _step_runner(self) -> Steps:
+    def _step_runner(self) -> StepRunner:
         args, start = self.args, self.start
-        return Steps(
+        return StepRunner(
             start.labeller, self.method.loss, start.layout.collate, beta=args.beta,
             ppl_scope=args.ppl_scope, micro_batch=args.per_device_train_batch_size,
             ranks=self.ranks,
@@ -147,7 +147,7 @@ class MSPOTrainer(SafeCheckpoints):
         try:
             done = self._step(policy, pairs)
             require_finite(
-                "the noisy batch's loss or its gradient", done.moved.loss, *done.moved.gradient
+                "the noisy batch's loss or its gradient", done.update.loss, *done.update.gradient
             )
         except NonFiniteError as error:
             self._skipped.skip(self.state.global_step + 1, error, self._culprits(policy, pairs))
@@ -155,12 +155,12 @@ class MSPOTrainer(SafeCheckpoints):
             return torch.zeros((), device=self.args.device)
         except NotTappedError as error:
             raise UsageError(f"--engine: {error}; choose double_backward.") from error
-        for parameter, gradient in zip(trainable(policy), done.moved.gradient, strict=True):
+        for parameter, gradient in zip(trainable(policy), done.update.gradient, strict=True):
             parameter.grad = dense(gradient).to(parameter)
         self._note(done)
-        return done.moved.loss.to(torch.float32)
+        return done.update.loss.to(torch.float32)
 
-    def _step(self, policy: nn.Module, pairs: list[dict[str, Any]]) -> Stepped:
+    def _step(self, policy: nn.Module, pairs: list[dict[str, Any]]) -> StepResult:
         teacher, engine = self.teacher, self.start.engine
         if self._refits:
             self._refits.before_step(self.history)
@@ -193,23 +193,23 @@ class MSPOTrainer(SafeCheckpoints):
             found += [source[i]["uid"] for i in culprits.int().tolist()] if source else []
         return list(dict.fromkeys(found))
 
-    def _note(self, done: Stepped) -> None:
+    def _note(self, done: StepResult) -> None:
         """Keep the labels of this step, and its metrics for the next log line."""
-        moved, index = done.moved, done.index
-        self._noted["loss"].append(float(moved.loss))
-        ppl_diff = self.method.ppl_diff.of(moved.measured)
+        update, index = done.update, done.index
+        self._noted["loss"].append(float(update.loss))
+        ppl_diff = self.method.ppl_diff.of(update.measured)
         if self.teacher and done.meta_loss is not None:
             self._noted["meta/loss"].append(float(done.meta_loss))
             if self.args.zscore == "running":
                 meta_learner = self.teacher.meta_learner
-                meta_learner.follow(meta_learner.inputs(moved.measured))
-        self.history.record(self.state.global_step + 1, index, ppl_diff, moved)
+                meta_learner.follow(meta_learner.inputs(update.measured))
+        self.history.record(self.state.global_step + 1, index, ppl_diff, update)
         if self._refits:
-            self._refits.keep(index, moved.soft_label)
-        metrics = reward_metrics(moved.measured, self.args.beta)
-        metrics |= label_metrics(moved.soft_label, ppl_diff)
+            self._refits.keep(index, update.soft_label)
+        metrics = reward_metrics(update.measured, self.args.beta)
+        metrics |= label_metrics(update.soft_label, ppl_diff)
         if self._is_flipped is not None:
-            metrics |= truth_metrics(moved.soft_label.cpu(), self._is_flipped[index.cpu()])
+            metrics |= truth_metrics(update.soft_label.cpu(), self._is_flipped[index.cpu()])
         for name, value in metrics.items():
             self._noted[name].append(value)
 

@@ -24,7 +24,7 @@ from softpref.algorithm.gradients.jacobian import (
 )
 from softpref.algorithm.gradients.taps import NotTappedError, numbers_by_token, untapped
 from softpref.algorithm.likelihood import measure
-from softpref.algorithm.policy import moved, nudge, trainable
+from softpref.algorithm.policy import nudge, shifted, trainable
 from softpref.algorithm.rows import PairBatch, skips_masked
 
 Engine = Literal["auto", "kept", "graph", "recompute", "double_backward"]
@@ -193,7 +193,7 @@ def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter
     """
     unseen = untapped(policy)
     parameters = trainable(policy)
-    with moved(policy, nudge(policy), 1.0):
+    with shifted(policy, nudge(policy), 1.0):
         weights = torch.linspace(-0.9, 2.1, len(probe), device=probe.input_ids.device)
         pullback = GraphPullback(policy, replace(probe, read=all_logits), "response")
         weights = weights.to(pullback.measure().margin)

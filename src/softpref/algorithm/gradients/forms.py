@@ -38,7 +38,7 @@ class Factors:
         left, right = torch.cat([self.left, other.left]), torch.cat([self.right, other.right])
         return Factors(left, right)
 
-    def fewer_numbers(self) -> bool:
+    def is_smaller_than_dense(self) -> bool:
         """Return whether this is fewer numbers than the sum itself."""
         m, n = self.left.shape[1], self.right.shape[1]
         return len(self.left) * (m + n) < m * n
@@ -62,32 +62,32 @@ class FewRows:
         ids, values = torch.cat([self.ids, other.ids]), torch.cat([self.values, other.values])
         return FewRows(ids, values, self.rows)
 
-    def fewer_numbers(self) -> bool:
+    def is_smaller_than_dense(self) -> bool:
         """Return whether this is fewer numbers than the gradient itself."""
         return len(self.ids) < self.rows
 
 
-Held = Tensor | Factors | FewRows
+GradientForm = Tensor | Factors | FewRows
 """One tensor's gradient, whole or in a form of fewer numbers."""
-Direction = tuple[Held, ...]
+Direction = tuple[GradientForm, ...]
 """A gradient of which some tensors are not held whole."""
 
 
-def plus(a: Held, b: Held) -> Held:
+def plus(a: GradientForm, b: GradientForm) -> GradientForm:
     """Return a + b, in the form of both while that is fewer numbers."""
     if type(a) is type(b) and not isinstance(a, Tensor):
         both: Factors | FewRows = cast(Any, a).joined(b)
-        if both.fewer_numbers():
+        if both.is_smaller_than_dense():
             return both
     return dense(a) + dense(b)
 
 
-def dense(held: Held) -> Tensor:
+def dense(held: GradientForm) -> Tensor:
     """Return a gradient as one tensor."""
     return held if isinstance(held, Tensor) else held.dense()
 
 
-def parts(held: Held) -> tuple[Tensor, ...]:
+def parts(held: GradientForm) -> tuple[Tensor, ...]:
     """Return the tensors that hold a gradient."""
     if isinstance(held, Tensor):
         return (held,)
@@ -101,7 +101,7 @@ class Form(Protocol):
         """Return Σ_i w_i ∇_W h_i, in W's shape, for weights (B,)."""
         ...
 
-    def jvp(self, direction: Held) -> Tensor:
+    def jvp(self, direction: GradientForm) -> Tensor:
         """Return (⟨∇_W h_i, d⟩)_i, shape (B,)."""
         ...
 
@@ -146,7 +146,7 @@ class Whole:
     def vjp(self, weights: Tensor) -> Tensor:
         return torch.tensordot(weights, self._gradients.to(weights), dims=1)
 
-    def jvp(self, direction: Held) -> Tensor:
+    def jvp(self, direction: GradientForm) -> Tensor:
         d = dense(direction)
         return self._gradients.flatten(1).to(d) @ d.flatten()
 
@@ -174,7 +174,7 @@ class Outer:
             return (left * of_token.to(left)).T @ right
         return left.T @ (right * of_token.to(right))
 
-    def jvp(self, direction: Held) -> Tensor:
+    def jvp(self, direction: GradientForm) -> Tensor:
         """By two inner products a pair of tokens where d is factors, through d where it is not."""
         left, right = self._left, self._right
         if not isinstance(direction, Factors):
@@ -195,7 +195,7 @@ class Outer:
         return sums_by(by_token, self._spans.pair, self._spans.pairs)
 
 
-class Rows:
+class EmbeddingRows:
     """∇_W h_i adds δ_t to row ids_t of W for each token: an embedding's. ids (T,), δ (T, n)."""
 
     def __init__(self, ids: Tensor, delta: Tensor, rows: int, spans: Spans) -> None:
@@ -209,12 +209,12 @@ class Rows:
         delta = self._delta * weights[self._spans.pair, None].to(self._delta)
         return FewRows(self._ids, delta, self._rows).dense()
 
-    def jvp(self, direction: Held) -> Tensor:
+    def jvp(self, direction: GradientForm) -> Tensor:
         by_token = _row_products(self._delta, dense(direction)[self._ids])
         return sums_by(by_token, self._spans.pair, self._spans.pairs)
 
 
-class Read:
+class HeadLogps:
     """∇_W h_i = Σ_t c_t (e_{y_t} − p_t) h_tᵀ: an output head's that gives log p_t[y_t].
 
     The probabilities p_t are made again for each product, a chunk of tokens at a time
@@ -247,7 +247,7 @@ class Read:
         scale = self._by_logp * weights[self._pair]
         return by_head_weight(self._hidden, self._head, self._target, scale, self._dtype)
 
-    def jvp(self, direction: Held) -> Tensor:
+    def jvp(self, direction: GradientForm) -> Tensor:
         hidden = self._hidden.to(self._dtype)
         if isinstance(direction, Factors):
             left = direction.left.to(hidden)

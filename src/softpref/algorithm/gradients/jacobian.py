@@ -20,11 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from softpref.algorithm.gradients.forms import (
     Direction,
+    EmbeddingRows,
     Form,
-    Held,
+    GradientForm,
+    HeadLogps,
     Outer,
-    Read,
-    Rows,
     Whole,
     dense,
     plus,
@@ -125,10 +125,12 @@ class FactoredPullback:
         return self._measured
 
     def vjp(self, weights: Tensor) -> Direction:
-        found: dict[nn.Parameter, Held] = {}
+        found: dict[nn.Parameter, GradientForm] = {}
 
         def take(parameter: nn.Parameter, form: Form) -> None:
-            assert isinstance(form, (Outer, Rows, Read))  # what `numbers_by_token` names
+            assert isinstance(
+                form, (Outer, EmbeddingRows, HeadLogps)
+            )  # what `numbers_by_token` names
             factors = form.factors()
             found[parameter] = plus(found[parameter], factors) if parameter in found else factors
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from softpref.algorithm.gradients.forms import Form, Outer, Read, Rows, Spans, Whole
+from softpref.algorithm.gradients.forms import EmbeddingRows, Form, HeadLogps, Outer, Spans, Whole
 from softpref.algorithm.gradients.head import linear_logps, multiplied_in, response_head
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import Gradient
@@ -122,7 +122,7 @@ class Taps:
     def _tap(
         self, read_off: ReadOff, layer: nn.Module, arguments: tuple, named: dict, output: Any
     ) -> Any:
-        """Be a layer's forward hook."""
+        """Forward hook: tap the layer's output."""
         given = [*arguments, *named.values()]
         if len(given) != 1 or not isinstance(output, Tensor):
             self._missed.update(trained(layer))
@@ -142,7 +142,9 @@ class Taps:
         pair = self._batch.responses.sequence % pairs
 
         def keep(hidden: Tensor, by_logp: Tensor) -> None:
-            self._hand_over(_head(Read(hidden, target, by_logp, head, pair, pairs, dtype), head))
+            self._hand_over(
+                _head(HeadLogps(hidden, target, by_logp, head, pair, pairs, dtype), head)
+            )
 
         return _Tap.apply(logps, hidden, self._anchor, keep)
 
@@ -227,7 +229,7 @@ def _kind(layer: nn.Module) -> ReadOff | None:
 
 
 def _linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
-    """The form of y = W a + b: ∇_W h_i = Σ_t δ_t a_tᵀ and ∇_b h_i = Σ_t δ_t."""
+    """Yield the forms of y = W a + b: ∇_W h_i = Σ_t δ_t a_tᵀ and ∇_b h_i = Σ_t δ_t."""
     delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
     yield layer.weight, Outer(delta, a, spans)
     if layer.bias is not None and layer.bias.requires_grad:
@@ -235,7 +237,7 @@ def _linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
 
 
 def _transposed_linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
-    """The form of y = Wᵀ a + b."""
+    """Yield the forms of y = Wᵀ a + b."""
     delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
     yield layer.weight, Outer(a, delta, spans)
     if layer.bias is not None and layer.bias.requires_grad:
@@ -243,22 +245,22 @@ def _transposed_linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Fo
 
 
 def _embedding(layer: Any, ids: Tensor, delta: Tensor, spans: Spans) -> Found:
-    """The form of y_t = W[ids_t], times a factor in some; the row of `padding_idx` has none."""
+    """Yield the form of y_t = W[ids_t], scaled in some models; `padding_idx` has no gradient."""
     delta, ids = _by_token(layer, delta, spans), ids.flatten()
     delta = delta * getattr(layer, "embed_scale", 1.0)
     if layer.padding_idx is not None:
         delta = delta.masked_fill((ids == layer.padding_idx)[:, None], 0)
-    yield layer.weight, Rows(ids, delta, len(layer.weight), spans)
+    yield layer.weight, EmbeddingRows(ids, delta, len(layer.weight), spans)
 
 
-def _head(read: Read, head: Any) -> Found:
+def _head(read: HeadLogps, head: Any) -> Found:
     yield head.weight, read
     if head.bias is not None and head.bias.requires_grad:
         yield head.bias, read.bias()
 
 
 def _norm(layer: Any, inputs: Tensor, delta: Tensor, spans: Spans) -> Found:
-    """The form of y = w ∘ x̂ + b, or (1 + w) ∘ x̂: ∇_w h_i = Σ_t δ_t ∘ x̂_t.
+    """Yield the forms of y = w ∘ x̂ + b, or (1 + w) ∘ x̂: ∇_w h_i = Σ_t δ_t ∘ x̂_t.
 
     Whatever makes x̂, it is the layer at weight 1 less the layer at weight 0.
     """

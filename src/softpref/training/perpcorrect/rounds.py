@@ -50,7 +50,7 @@ from softpref.progress import Progress
 from softpref.training.config import MSPOConfig
 from softpref.training.perpcorrect.two_gaussians import TwoGaussians
 from softpref.training.preparation import Prepared
-from softpref.training.step import Steps
+from softpref.training.step import StepRunner
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ class _Surrogates:
     ) -> None:
         """Train by DPO on the pairs, each as its `given_label` says, 1 where it has none."""
         args = self._args
-        steps = Steps(
+        steps = StepRunner(
             AsGiven(1.0), args.resolved_method().loss, collate, beta=args.beta,
             ppl_scope=args.ppl_scope, micro_batch=args.per_device_train_batch_size,
             ranks=Ranks(device=args.device),
@@ -304,9 +304,9 @@ class _Surrogates:
         ):
             for _ in range(EPOCHS):
                 for positions in torch.randperm(len(pairs), generator=generator).split(size):
-                    moved = steps.plain(surrogate, [pairs[i] for i in positions.tolist()]).moved
-                    require_finite("its loss or the gradient", moved.loss, *moved.gradient)
-                    for parameter, gradient in zip(parameters, moved.gradient, strict=True):
+                    update = steps.plain(surrogate, [pairs[i] for i in positions.tolist()]).update
+                    require_finite("its loss or the gradient", update.loss, *update.gradient)
+                    for parameter, gradient in zip(parameters, update.gradient, strict=True):
                         parameter.grad = dense(gradient).to(parameter)
                     if args.max_grad_norm:
                         nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
@@ -332,5 +332,5 @@ def _forward_in_mixed_precision(surrogate: Any, device: torch.device, bf16: bool
 
 
 def _plain(value: Any) -> Any:
-    """What stands for a value of an adapter's config that JSON does not know."""
+    """Return a JSON value for an entry of an adapter's config that JSON does not know."""
     return sorted(value) if isinstance(value, set) else str(value)
