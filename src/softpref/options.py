@@ -28,6 +28,7 @@ FLAGS_ALONE = {
     "push_to_hub": "it sends the model away",
 }
 """What a --config may not set, and why: who writes the file need not be who runs the command."""
+LARGEST_RATE = 1e6
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -139,6 +140,18 @@ def refuse_too_small(options: Any) -> None:
         value = getattr(options, name)
         if "least" in facts and value is not None and value < facts["least"]:
             raise UsageError(f"--{name} {value}: must be at least {facts['least']}.")
+
+
+def refuse_too_large(options: Any, *names: str) -> None:
+    """Refuse rates that no float32 could be multiplied by.
+
+    Raises:
+        UsageError: the message names the option.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value > LARGEST_RATE:
+            raise UsageError(f"--{name} {value}: must be at most {LARGEST_RATE:g}.")
 
 
 def refuse_unknown_choices(options: Any) -> None:

@@ -11,23 +11,28 @@ from typing import Any, Literal, cast
 import torch
 import transformers
 from peft import LoraConfig
+from torch import nn
 from transformers import TrainingArguments
 
 from softpref.algorithm.gradients.engine import KEEP_BUDGET_GIB, Engine
 from softpref.algorithm.likelihood import PplScope
 from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, Method
+from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS, Signal
+from softpref.data.batches import Collate
 from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.errors import UsageError
 from softpref.models.layout import Layout
 from softpref.models.loading import Tuning, lora_config
 from softpref.models.recompute import KWARGS, set_both_names
+from softpref.models.scoring import Scorer
 from softpref.models.sharding import can_shard, refuse_engines
 from softpref.options import (
     did_you_mean,
     facts_of,
     option,
     refuse_non_finite,
+    refuse_too_large,
     refuse_too_small,
     refuse_unknown_choices,
 )
@@ -53,7 +58,6 @@ FIXED: dict[str, tuple[Any, str]] = {
 
 STEP_OPTIONS = ("gradient_accumulation_steps", "num_train_epochs")
 """What depends on the number of pairs, where the recommended recipe chooses it."""
-LARGEST_RATE = 1e6
 
 
 @dataclass
@@ -334,6 +338,13 @@ class MSPOConfig(TrainingArguments):
             cast(int, self.meta_batch_size), self.seed,
         )  # fmt: skip
 
+    def scorer(self, policy: nn.Module, collate: Collate) -> Scorer:
+        """Return who measures pairs under a policy as the run's options say."""
+        return Scorer(
+            policy, collate, self.ppl_scope, self.per_device_eval_batch_size, self.bf16,
+            Ranks.here(self.device),
+        )  # fmt: skip
+
     def adapter(self) -> LoraConfig | None:
         """Return the adapter that options ask for, None where they ask for none."""
         asked = (self.lora_r, self.lora_alpha, self.lora_target_modules)
@@ -383,15 +394,3 @@ def recipe(name: str) -> dict[str, Any]:
     """Return what a recipe fills in, by option."""
     facts = facts_of(MSPOConfig).items()
     return {option: getattr(of["recipe"], name) for option, of in facts if "recipe" in of}
-
-
-def refuse_too_large(options: object, *names: str) -> None:
-    """Refuse rates that no float32 could be multiplied by.
-
-    Raises:
-        UsageError: the message names the option.
-    """
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value > LARGEST_RATE:
-            raise UsageError(f"--{name} {value}: must be at most {LARGEST_RATE:g}.")

@@ -34,10 +34,9 @@ from softpref.models.loading import context_length, load_policy, load_tokenizer,
 from softpref.models.recompute import set_both_names
 from softpref.models.reference import fingerprint_weights
 from softpref.models.soundness import require_known_padding, require_known_tokens, require_sound
-from softpref.options import option, refuse_non_finite, require
+from softpref.options import option, refuse_non_finite, refuse_too_large, require
 from softpref.places import directory_to_write
 from softpref.training.checkpoints import SafeCheckpoints
-from softpref.training.config import refuse_too_large
 from softpref.training.identity import SFT_IDENTITY
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.states import JSON

@@ -105,30 +105,19 @@ def prepare_start(
     """
     set_seed(config.seed)
     method, adapter = config.resolved_method(), adapter or config.adapter()
-    policy = _load(model, config) if isinstance(model, str) else model
-    trusted_code = config.trust_remote_code
-    tokenizer = tokenizer or tokenizer_of(model, policy, trust_remote_code=trusted_code)
-    limits = config.max_length, context_length(policy)
-    prepared = prepare(*sets, tokenizer, *limits, config.on_bad_row)
-    require_needs(method, prepared, config.noise_rate, config.meta_batch_size)
-    config.choose_steps(len(prepared.train))
-    _place(policy, config)
-    require_fit(policy, tokenizer, prepared)
-    if config.tuning == "full":
-        require_known_padding(policy, tokenizer)
+    policy, tokenizer, prepared = _load_checked(model, config, sets, tokenizer)
     fingerprint = fingerprint_weights(policy)
     switch_dropout_off(policy)
     probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
     layout = choose_layout(config.resolved_layout(), policy, probe)
     cache = ColumnCache(config.reference_cache)
-    scorer = scorer_of(policy, layout.apply(policy), config)
+    scorer = config.scorer(policy, layout.apply(policy))
     prepared = _with_reference(scorer, prepared, fingerprint, cache)
     evidence = correction = None
     if config.needs_evidence() and prepared.clean is not None:
         prepared, evidence = with_evidence(prepared, prepared.clean, config.seed)
-    prepared = prepared.map(
-        lambda pairs, _: pairs.remove_columns(list(SIGNAL_COLUMNS))
-    )  # done their part
+    # The signals have done their part: a batch does not carry them.
+    prepared = prepared.map(lambda pairs, _: pairs.remove_columns(list(SIGNAL_COLUMNS)))
     if "corrected_labels" in method.needs:
         correction = correct(policy, prepared, config, adapter, fingerprint, cache)
     train = with_given_labels(prepared.train, method, correction)
@@ -149,28 +138,35 @@ def prepare_start(
     )  # fmt: skip
 
 
-def scorer_of(policy: nn.Module, collate: Collate, config: MSPOConfig) -> Scorer:
-    """Return who measures pairs under a policy as the run's options say."""
-    return Scorer(
-        policy, collate, config.ppl_scope, config.per_device_eval_batch_size, config.bf16,
-        Ranks.here(config.device),
-    )  # fmt: skip
-
-
-def _load(source: str, config: MSPOConfig) -> nn.Module:
-    dtype = torch.bfloat16 if config.bf16 else torch.float32
-    processes = config.world_size if config.shard_base else 1
-    trusted_code = config.trust_remote_code
-    return load_to_train(source, config.tuning, dtype, processes, trust_remote_code=trusted_code)
-
-
-def _place(policy: nn.Module, config: MSPOConfig) -> None:
-    """Move a whole policy to the process's device; hold a sharded base where it lies."""
+def _load_checked(
+    model: nn.Module | str,
+    config: MSPOConfig,
+    sets: tuple[Pairs, Pairs | None, Pairs | None],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> tuple[nn.Module, PreTrainedTokenizerBase, Prepared]:
+    """Load model and tokenizer, tokenize the sets, and refuse what does not fit together."""
+    policy, trusted_code = model, config.trust_remote_code
+    if isinstance(policy, str):
+        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        processes = config.world_size if config.shard_base else 1
+        policy = load_to_train(
+            policy, config.tuning, dtype, processes, trust_remote_code=trusted_code
+        )
+    tokenizer = tokenizer or tokenizer_of(model, policy, trust_remote_code=trusted_code)
+    limits = config.max_length, context_length(policy)
+    prepared = prepare(*sets, tokenizer, *limits, config.on_bad_row)
+    method = config.resolved_method()
+    require_needs(method, prepared, config.noise_rate, config.meta_batch_size)
+    config.choose_steps(len(prepared.train))
     if config.shard_base or is_sharded(policy):
         hold_shards(policy, config.world_size)
         config.refuse_with_shards()
     else:
         policy.to(config.device)
+    require_fit(policy, tokenizer, prepared)
+    if config.tuning == "full":
+        require_known_padding(policy, tokenizer)
+    return policy, tokenizer, prepared
 
 
 def _with_reference(

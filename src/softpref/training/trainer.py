@@ -40,7 +40,7 @@ from softpref.training.preparation import GivenPairs, as_given
 from softpref.training.refits import refits_of
 from softpref.training.samplers import EpochSampler
 from softpref.training.saving import allow_sharded_save
-from softpref.training.start import prepare_start, scorer_of
+from softpref.training.start import prepare_start
 from softpref.training.states import JSON
 from softpref.training.step import StepResult, StepRunner
 
@@ -317,7 +317,7 @@ class MSPOTrainer(SafeCheckpoints):
         return 0
 
     def _score(self, pairs: Dataset, what: str) -> Measured:
-        return scorer_of(self.policy, self.start.layout.collate, self.args).measure(pairs, what)
+        return self.args.scorer(self.policy, self.start.layout.collate).measure(pairs, what)
 
     def _say_how(self) -> None:
         args, steps = self.args, self.args.total_steps(len(self.pairs))
