@@ -69,23 +69,29 @@ MakePullback = Callable[[nn.Module, PairBatch, PplScope], Pullback]
 MakeJacobian = Callable[[nn.Module, PairBatch, PplScope], MarginJacobian]
 
 
-class GraphPullback:
-    """Keeps the forward pass's graph for one `vjp`, an ordinary backward pass that frees it."""
+class _HeldGraph:
+    """A forward pass whose graph is held: h of B pairs, and what else was measured, without it."""
 
-    def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
-        with_graph = measure(policy, batch, ppl_scope)
-        self._margin = with_graph.margin
-        self._parameters = trainable(policy)
-        self.pairs, self._measured = len(batch), with_graph.detach()
+    def __init__(self, with_graph: Measured) -> None:
+        self._margin, self._measured = with_graph.margin, with_graph.detach()
+        self.pairs = len(with_graph.margin)
 
     def measure(self) -> Measured:
         return self._measured
+
+
+class GraphPullback(_HeldGraph):
+    """Keeps the forward pass's graph for one `vjp`, an ordinary backward pass that frees it."""
+
+    def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
+        super().__init__(measure(policy, batch, ppl_scope))
+        self._parameters = trainable(policy)
 
     def vjp(self, weights: Tensor) -> Gradient:
         return torch.autograd.grad(self._margin, self._parameters, weights, materialize_grads=True)
 
 
-class FactoredPullback:
+class FactoredPullback(_HeldGraph):
     """An ordinary backward pass, but a gradient that is fewer numbers as factors stays factors.
 
     Where a layer (out, in) sees T tokens with T · (out + in) < out · in, its gradient is left as
@@ -117,12 +123,7 @@ class FactoredPullback:
         self._parameters = trainable(policy)
         self._whole = [p for p in self._parameters if p not in factored]
         self._taps = Taps(policy, batch, set(self._whole))
-        with_graph = self._taps.measure(ppl_scope)
-        self._margin = with_graph.margin
-        self.pairs, self._measured = len(batch), with_graph.detach()
-
-    def measure(self) -> Measured:
-        return self._measured
+        super().__init__(self._taps.measure(ppl_scope))
 
     def vjp(self, weights: Tensor) -> Direction:
         found: dict[nn.Parameter, GradientForm] = {}
@@ -139,7 +140,7 @@ class FactoredPullback:
         return tuple(found[p] if p in found else torch.zeros_like(p) for p in self._parameters)
 
 
-class DoubleBackwardJacobian:
+class DoubleBackwardJacobian(_HeldGraph):
     """Follows the equations as they stand: what the others are held against.
 
     Jᵀw is linear in w, so its derivative with respect to w is J: the forward product comes from
@@ -149,13 +150,8 @@ class DoubleBackwardJacobian:
 
     def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
         with sdpa_kernel(SDPBackend.MATH):
-            with_graph = measure(policy, replace(batch, read=all_logits), ppl_scope)
-        self._margin = with_graph.margin
+            super().__init__(measure(policy, replace(batch, read=all_logits), ppl_scope))
         self._parameters = trainable(policy)
-        self.pairs, self._measured = len(batch), with_graph.detach()
-
-    def measure(self) -> Measured:
-        return self._measured
 
     def vjp(self, weights: Tensor) -> Gradient:
         return torch.autograd.grad(
@@ -243,7 +239,7 @@ def kept(
     return KeptJacobian(measured, forms)
 
 
-class GraphJacobian:
+class GraphJacobian(_HeldGraph):
     """Keeps the forward pass's graph, and goes back through it for each product.
 
     For policies whose B gradients do not fit: taps multiply every ∇h_i by d as it passes by and
@@ -260,12 +256,7 @@ class GraphJacobian:
     ) -> None:
         self._policy, self._batch, self._ppl_scope = policy, batch, ppl_scope
         self._untapped, self._taps = untapped, Taps(policy, batch, untapped)
-        with_graph = self._taps.measure(ppl_scope)
-        self._margin = with_graph.margin
-        self.pairs, self._measured = len(batch), with_graph.detach()
-
-    def measure(self) -> Measured:
-        return self._measured
+        super().__init__(self._taps.measure(ppl_scope))
 
     def vjp(self, weights: Tensor) -> Gradient:
         parameters = trainable(self._policy)
