@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from softpref.algorithm.bilevel import clean_gradient, label_gradient, look_ahead
+from softpref.algorithm.bilevel import Objective, clean_gradient, label_gradient, look_ahead
 from softpref.algorithm.gradients.jacobian import GraphPullback, kept
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.bench.benchmark import SHAPES, SMALL
@@ -45,16 +45,15 @@ def errors(tuning: Tuning, home: Path) -> list[float]:
     jacobians = [kept(policy, noisy, "response")]
 
     def by_label(gradient: tuple) -> Tensor:
-        return label_gradient(meta_learner, jacobians, gradient, beta=BETA, loss=GEOMETRIC)
+        return label_gradient(meta_learner, jacobians, gradient, Objective(GEOMETRIC, BETA))
 
     at_theta = [GraphPullback(policy, clean, "response")]
-    near = by_label(clean_gradient(at_theta, workload.pairs, BETA)[1])
+    near = by_label(clean_gradient(at_theta, Objective(GEOMETRIC, BETA), pairs=workload.pairs)[1])
     found = []
     for lookahead_lr in LOOKAHEAD_LRS:
         _, gradient = look_ahead(
-            policy, meta_learner, jacobians, [clean], beta=BETA, lookahead_lr=lookahead_lr,
-            loss=GEOMETRIC,
-        )  # fmt: skip
+            policy, meta_learner, jacobians, [clean], Objective(GEOMETRIC, BETA), lookahead_lr
+        )
         exact = by_label(gradient)
         found.append(float((near - exact).norm() / exact.norm()))
     return found

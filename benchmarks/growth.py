@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.algorithm import MetaLearner
-from softpref.algorithm.bilevel import move, mspo_step
+from softpref.algorithm.bilevel import Objective, move, mspo_step
 from softpref.algorithm.gradients.head import response_head
 from softpref.algorithm.gradients.jacobian import FactoredPullback, GraphPullback, kept
 from softpref.algorithm.labeller import Constant
@@ -119,13 +119,13 @@ def measure(size: Size) -> dict[str, Any]:
 
     def dpo() -> None:
         jacobians = [GraphPullback(policy, noisy, "response")]
-        move(jacobians, Constant(1.0), pairs=size.batch, beta=BETA, loss=GEOMETRIC)
+        move(jacobians, Constant(1.0), Objective(GEOMETRIC, BETA), pairs=size.batch)
 
     def mspo() -> None:
         jacobians = [kept(policy, noisy, "response")]
         mspo_step(
-            policy, meta_learner, optimizer, jacobians, [clean], beta=BETA,
-            lookahead_lr=LOOKAHEAD_LR, loss=GEOMETRIC, make_pullback=FactoredPullback,
+            policy, meta_learner, optimizer, jacobians, [clean], Objective(GEOMETRIC, BETA),
+            LOOKAHEAD_LR, FactoredPullback,
         )  # fmt: skip
 
     seconds: dict[str, list[float]] = {"dpo": [], "mspo": []}

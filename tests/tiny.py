@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from softpref.algorithm.bilevel import clean_gradient
+from softpref.algorithm.bilevel import Objective, clean_gradient
 from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.objective import GEOMETRIC
 
 VOCABULARY = 32
 ARCHITECTURES = {
@@ -85,7 +86,7 @@ def with_lora(model: nn.Module, spread: float = 0.3, **kwargs) -> nn.Module:
 
 def dpo_gradient(policy: nn.Module, batches: list, beta: float) -> tuple:
     pullbacks = (GraphPullback(policy, batch, "response") for batch in batches)
-    return clean_gradient(pullbacks, sum(map(len, batches)), beta)
+    return clean_gradient(pullbacks, Objective(GEOMETRIC, beta), pairs=sum(map(len, batches)))
 
 
 def slow_logp(policy: nn.Module, prompt: list[int], response: list[int]) -> float:

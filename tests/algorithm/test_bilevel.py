@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from softpref.algorithm import MetaLearner, meta_gradient
-from softpref.algorithm.bilevel import NonFiniteError, move, mspo_step, non_finite_pairs
+from softpref.algorithm.bilevel import NonFiniteError, Objective, move, mspo_step, non_finite_pairs
 from softpref.algorithm.gradients.engine import Engine, find_untapped
 from softpref.algorithm.gradients.jacobian import (
     DoubleBackwardJacobian,
@@ -68,9 +68,8 @@ def one_step(policy, meta_learner, *, lookahead_lr=0.05, loss=GEOMETRIC):
     optimizer = torch.optim.SGD(meta_learner.parameters(), lr=5.0)
     jacobians = [kept(policy, noisy, "response", find_untapped(policy, noisy))]
     return mspo_step(
-        policy, meta_learner, optimizer, jacobians, clean, beta=BETA, lookahead_lr=lookahead_lr,
-        loss=loss,
-    )  # fmt: skip
+        policy, meta_learner, optimizer, jacobians, clean, Objective(loss, BETA), lookahead_lr
+    )
 
 
 @pytest.mark.parametrize("loss", [GEOMETRIC, CROSS_ENTROPY])
@@ -93,12 +92,12 @@ def test_step_three_moves_with_the_new_labels_and_leaves_phi_alone():
     moved_by, _ = one_step(policy, meta_learner)
     jacobians = [kept(policy, make_batch(random_pairs(6)), "response")]
     with_new, with_old = (
-        move(jacobians, v, pairs=6, beta=BETA, loss=GEOMETRIC) for v in (meta_learner, old)
+        move(jacobians, v, Objective(GEOMETRIC, BETA), pairs=6) for v in (meta_learner, old)
     )
     assert error(flat(moved_by.gradient), flat(with_new.gradient)) < 1e-6
     assert not torch.allclose(flat(with_new.gradient), flat(with_old.gradient))
     phi = states(meta_learner)
-    move(jacobians, meta_learner, pairs=6, beta=BETA, loss=GEOMETRIC)
+    move(jacobians, meta_learner, Objective(GEOMETRIC, BETA), pairs=6)
     assert same(states(meta_learner), phi)
 
 
@@ -111,7 +110,7 @@ def test_a_signal_of_the_policys_is_no_way_into_its_gradient(engine):
     jacobian = engine(policy, make_batch(random_pairs(6)), "response")
     mspo_step(
         policy, meta_learner, torch.optim.SGD(meta_learner.parameters(), lr=1.0), [jacobian],
-        [make_batch(random_pairs(4, 1))], beta=BETA, lookahead_lr=0.05, loss=GEOMETRIC,
+        [make_batch(random_pairs(4, 1))], Objective(GEOMETRIC, BETA), 0.05,
     )  # fmt: skip
     assert all(p.grad is None for p in policy.parameters())
 
@@ -130,7 +129,7 @@ def test_a_taught_label_lowers_the_clean_loss():
     jacobians = [kept(policy, noisy, "response")]
 
     def clean_loss():
-        virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, loss=GEOMETRIC)
+        virtual = move(jacobians, meta_learner, Objective(GEOMETRIC, BETA), pairs=6)
         with shifted(policy, virtual.gradient, 0.05):
             return float(dpo_gradient(policy, clean, BETA)[0])
 
@@ -142,10 +141,7 @@ def test_a_taught_label_lowers_the_clean_loss():
 
 def one_step_on(policy, meta_learner, jacobians, clean):
     optimizer = torch.optim.SGD(meta_learner.parameters(), lr=0.5)
-    mspo_step(
-        policy, meta_learner, optimizer, jacobians, clean, beta=BETA, lookahead_lr=0.05,
-        loss=GEOMETRIC,
-    )  # fmt: skip
+    mspo_step(policy, meta_learner, optimizer, jacobians, clean, Objective(GEOMETRIC, BETA), 0.05)
 
 
 def test_static_signal_ignores_the_current_policy():
@@ -161,7 +157,7 @@ def test_the_gradient_of_dpo_is_autograds():
     policy, batch = tiny_model(), make_batch(random_pairs(4))
     halves = [make_batch(random_pairs(4)[i : i + 2]) for i in (0, 2)]
     jacobians = (GraphPullback(policy, half, "response") for half in halves)
-    ours = move(jacobians, Constant(1.0), pairs=4, beta=BETA, loss=GEOMETRIC)
+    ours = move(jacobians, Constant(1.0), Objective(GEOMETRIC, BETA), pairs=4)
     margin = GraphPullback(policy, batch, "response")._margin
     loss = -torch.nn.functional.logsigmoid(BETA * margin).mean()
     torch.testing.assert_close(ours.loss, loss.detach())
@@ -177,7 +173,7 @@ def test_the_meta_gradient_equals_differences_of_the_whole_look_ahead():
     jacobians = [kept(policy, noisy, "response", find_untapped(policy, noisy))]
 
     def meta_loss():
-        virtual = move(jacobians, meta_learner, pairs=6, beta=BETA, loss=GEOMETRIC)
+        virtual = move(jacobians, meta_learner, Objective(GEOMETRIC, BETA), pairs=6)
         with shifted(policy, virtual.gradient, alpha):
             return float(dpo_gradient(policy, clean, BETA)[0])
 
@@ -220,7 +216,7 @@ def test_non_finite_stops_before_anything_moves_and_is_traced():
         mspo_step(
             policy, meta_learner, torch.optim.SGD(meta_learner.parameters(), lr=1.0),
             [kept(policy, batch, "response")], [make_batch(random_pairs(2))],
-            beta=BETA, lookahead_lr=0.1, loss=GEOMETRIC,
+            Objective(GEOMETRIC, BETA), 0.1,
         )  # fmt: skip
     assert same(states(meta_learner), phi)
     assert non_finite_pairs(policy, [batch], "response") == [2]
@@ -237,7 +233,7 @@ def test_move_holds_one_graph_at_a_time():
             yield jacobian
             del jacobian
 
-    move(made(), Constant(1.0), pairs=6, beta=BETA, loss=GEOMETRIC)
+    move(made(), Constant(1.0), Objective(GEOMETRIC, BETA), pairs=6)
     assert len(alive) == 3
 
 

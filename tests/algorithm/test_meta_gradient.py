@@ -16,7 +16,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from softpref.algorithm import MetaLearner, meta_gradient
-from softpref.algorithm.bilevel import clean_gradient, label_gradient, look_ahead, mspo_step
+from softpref.algorithm.bilevel import (
+    Objective,
+    clean_gradient,
+    label_gradient,
+    look_ahead,
+    mspo_step,
+)
 from softpref.algorithm.gradients.engine import Engine, find_untapped
 from softpref.algorithm.gradients.forms import Factors
 from softpref.algorithm.gradients.head import response_head
@@ -216,10 +222,9 @@ def test_equals_the_oracle_on_any_shape(architecture, sizes, rank, alpha, seed, 
 def taught(policy, meta_learner, jacobian, clean, make_pullback=GraphPullback, alpha=ALPHA):
     """The clean gradient and dL_meta/dp̂."""
     _, gradient = look_ahead(
-        policy, meta_learner, [jacobian], [clean], beta=BETA, lookahead_lr=alpha,
-        loss=GEOMETRIC, make_pullback=make_pullback,
-    )  # fmt: skip
-    by_label = label_gradient(meta_learner, [jacobian], gradient, beta=BETA, loss=GEOMETRIC)
+        policy, meta_learner, [jacobian], [clean], Objective(GEOMETRIC, BETA), alpha, make_pullback
+    )
+    by_label = label_gradient(meta_learner, [jacobian], gradient, Objective(GEOMETRIC, BETA))
     return gradient, by_label
 
 
@@ -273,8 +278,8 @@ def test_without_the_look_ahead_the_error_is_of_the_order_of_alpha():
     jacobian = kept(policy, fast_batch(noisy), "response")
     whole = kept(policy, fast_batch([*noisy, *clean]), "response")
     ours, trusted = (PartJacobian(whole, torch.arange(*ends)) for ends in ((0, 8), (8, 12)))
-    _, gradient = clean_gradient([trusted], 4, BETA)
-    found = label_gradient(meta_learner, [ours], gradient, beta=BETA, loss=GEOMETRIC)
+    _, gradient = clean_gradient([trusted], Objective(GEOMETRIC, BETA), pairs=4)
+    found = label_gradient(meta_learner, [ours], gradient, Objective(GEOMETRIC, BETA))
     errors = []
     for alpha in (1e-2, 1e-4):
         _, exact = taught(policy, meta_learner, jacobian, fast_batch(clean), alpha=alpha)
@@ -317,8 +322,8 @@ def test_recomputing_holds_one_graph_at_a_time(monkeypatch):
     found = [RecomputedJacobian(policy, half, "response") for half in halves]
     optimizer = torch.optim.SGD(meta_learner.parameters(), lr=0.1)
     mspo_step(
-        policy, meta_learner, optimizer, found, micro_batches(clean, 2, fast_batch), beta=BETA,
-        lookahead_lr=ALPHA, loss=GEOMETRIC,
+        policy, meta_learner, optimizer, found, micro_batches(clean, 2, fast_batch),
+        Objective(GEOMETRIC, BETA), ALPHA,
     )  # fmt: skip
     assert max(most) == 1
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softpref.algorithm.bilevel import move
+from softpref.algorithm.bilevel import Objective, move
 from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.labeller import AsGiven, Constant, Threshold
 from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, KnownBeforeTraining, Method
@@ -50,7 +50,7 @@ def test_what_methods_need_is_named():
 
 def pulls(policy, batch, method, labeller):
     jacobian = GraphPullback(policy, batch, "response")
-    moved = move([jacobian], labeller, pairs=len(batch), beta=0.1, loss=METHODS[method].loss)
+    moved = move([jacobian], labeller, Objective(METHODS[method].loss, 0.1), pairs=len(batch))
     return moved.loss, torch.cat([g.flatten() for g in moved.gradient])
 
 

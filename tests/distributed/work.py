@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from softpref.algorithm import MetaLearner
-from softpref.algorithm.bilevel import mspo_step
+from softpref.algorithm.bilevel import Objective, mspo_step
 from softpref.algorithm.gradients.engine import StepSize, choose_engine, graph_gib
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.gradients.shards import reshard_after_error
@@ -71,8 +71,7 @@ def step(
     moved, meta_loss = mspo_step(
         policy, meta_learner, torch.optim.SGD(meta_learner.parameters(), lr=1.0),
         [choice.make_jacobian(policy, batch, "response") for batch in batches], trusted,
-        beta=0.5, lookahead_lr=0.1, loss=GEOMETRIC, make_pullback=choice.make_pullback,
-        ranks=ranks,
+        Objective(GEOMETRIC, 0.5, ranks), 0.1, choice.make_pullback,
     )  # fmt: skip
     after = meta_learner.parameters()
     return {

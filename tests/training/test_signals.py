@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from softpref.algorithm.bilevel import Objective
 from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
 from softpref.algorithm.signals import PPL_DIFF, SIGNALS, STARTING_PPL_DIFF
 from softpref.errors import UsageError
@@ -75,10 +76,9 @@ def test_a_run_on_two_signals_resumes_to_the_bit(zscore, tmp_path):
 
 
 def steps_of(trainer, loss):
-    return StepRunner(
-        trainer.start.labeller, loss, trainer.start.layout.collate, beta=trainer.args.beta,
-        ppl_scope=trainer.args.ppl_scope, micro_batch=trainer.args.per_device_train_batch_size,
-    )  # fmt: skip
+    args, start = trainer.args, trainer.start
+    objective, size = Objective(loss, args.beta), args.per_device_train_batch_size
+    return StepRunner(start.labeller, objective, start.layout.collate, size, args.ppl_scope)
 
 
 def taught_by(trainer, loss, how, *lookahead_lr):

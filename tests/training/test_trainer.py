@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from softpref.algorithm.bilevel import mspo_step
+from softpref.algorithm.bilevel import Objective, mspo_step
 from softpref.algorithm.gradients.jacobian import kept
 from softpref.algorithm.labeller import MetaLearner
 from softpref.algorithm.likelihood import measure
@@ -339,7 +339,7 @@ def test_a_step_is_mspo_step_called_by_hand(lookahead_lr, tmp_path):
         clean = make_batch(ours.clean.select(sampler.draw()).to_list())
         moved, _ = mspo_step(
             policy, meta_learner, meta_optimizer, [kept(policy, noisy, "response")],
-            [clean], beta=0.1, lookahead_lr=lookahead_lr or 0.05, loss=GEOMETRIC,
+            [clean], Objective(GEOMETRIC, 0.1), lookahead_lr or 0.05,
         )  # fmt: skip
         for parameter, gradient in zip(policy.parameters(), moved.gradient, strict=True):
             parameter.grad = gradient

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from softpref.algorithm.bilevel import move
+from softpref.algorithm.bilevel import Objective, move
 from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.methods import METHODS, KnownBeforeTraining
 from softpref.algorithm.policy import trainable
@@ -87,7 +87,7 @@ def test_token_ids_logps_loss_and_gradient_equal_trls(form, method, loss_type, r
     jacobian = GraphPullback(policy, make_batch(ours.to_list()), "response")
     method = METHODS[method]
     labeller = method.make_labeller(KnownBeforeTraining(rate, torch.empty(0)))
-    mine = move([jacobian], labeller, pairs=6, beta=0.1, loss=method.loss)
+    mine = move([jacobian], labeller, Objective(method.loss, 0.1), pairs=6)
     assert float(mine.loss) == pytest.approx(float(loss), rel=1e-6)
     metrics = {name: values[-1] for name, values in trl._metrics["train"].items()}
     for name in ("chosen", "rejected"):

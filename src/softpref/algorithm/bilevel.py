@@ -8,7 +8,7 @@ over the pairs of all, what has shape (B,) holds a rank's own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -51,14 +51,23 @@ class Update:
     soft_label: Tensor
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimizes on noisy pairs, and who takes it together.
+
+    Attributes:
+        loss: ℓ of margin and soft label.
+        beta: β of ℓ and of the trusted pairs' DPO loss, 1/nats.
+        ranks: who shares the step.
+    """
+
+    loss: PairLoss
+    beta: float
+    ranks: Ranks = ALONE
+
+
 def move(
-    jacobians: Iterable[Pullback],
-    labeller: Labeller,
-    *,
-    pairs: int,
-    beta: float,
-    loss: PairLoss,
-    ranks: Ranks = ALONE,
+    jacobians: Iterable[Pullback], labeller: Labeller, objective: Objective, *, pairs: int
 ) -> Update:
     """Return L_main and its gradient, labels from `labeller` (Eq. 7 and 11).
 
@@ -67,6 +76,7 @@ def move(
     Takes the micro-batches one after the other, so that a generator needs to hold only one of them;
     `pairs` is how many they hold, B that over all ranks.
     """
+    loss, beta, ranks = objective.loss, objective.beta, objective.ranks
     everywhere = ranks.total(pairs)
     gradient: list[GradientForm] = []
     parts_measured: list[Measured] = []
@@ -94,35 +104,34 @@ def look_ahead(
     meta_learner: MetaLearner,
     jacobians: Sequence[MarginJacobian],
     clean: Sequence[PairBatch],
-    *,
-    beta: float,
+    objective: Objective,
     lookahead_lr: float,
-    loss: PairLoss,
     make_pullback: MakePullback = GraphPullback,
-    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Direction]:
     """Return L_meta, shape (), and the clean gradient g where the policy would go.
 
-        θ' = θ − α ∇_θ L_main(θ; φ)                           (Eq. 7, 8)
+        θ' = θ − α ∇_θ L_main(θ; φ)                             (Eq. 7, 8)
         g  = ∇_θ' L_DPO(θ'; clean pairs)                        (Eq. 9)
 
     θ is bit for bit what it was when this returns.
     """
-    pairs = sum(j.pairs for j in jacobians)
-    virtual = move(jacobians, meta_learner, pairs=pairs, beta=beta, loss=loss, ranks=ranks)
+    virtual = move(jacobians, meta_learner, objective, pairs=sum(j.pairs for j in jacobians))
     require_finite("the loss of the noisy batch or its gradient", virtual.loss, *virtual.gradient)
     direction = tuple(map(dense, virtual.gradient))
     with shifted(policy, direction, lookahead_lr):
         del virtual, direction  # θ' is all that is needed of them
         at_clean = (make_pullback(policy, batch, "response") for batch in clean)
-        return clean_gradient(at_clean, sum(map(len, clean)), beta, ranks)
+        return clean_gradient(at_clean, objective, pairs=sum(map(len, clean)))
 
 
 def clean_gradient(
-    pullbacks: Iterable[Pullback], pairs: int, beta: float, ranks: Ranks = ALONE
+    pullbacks: Iterable[Pullback], objective: Objective, *, pairs: int
 ) -> tuple[Tensor, Direction]:
-    """Return the mean DPO loss of trusted pairs (Eq. 2, 9), nats, and its gradient."""
-    trusted = move(pullbacks, Constant(1.0), pairs=pairs, beta=beta, loss=GEOMETRIC, ranks=ranks)
+    """Return the mean DPO loss of trusted pairs (Eq. 2, 9), nats, and its gradient.
+
+    Of the objective its β and ranks count: trusted labels are right, whatever the loss of others.
+    """
+    trusted = move(pullbacks, Constant(1.0), replace(objective, loss=GEOMETRIC), pairs=pairs)
     require_finite("the loss of the clean batch or its gradient", trusted.loss, *trusted.gradient)
     return trusted.loss, trusted.gradient
 
@@ -131,10 +140,7 @@ def label_gradient(
     meta_learner: MetaLearner,
     jacobians: Sequence[MarginJacobian],
     gradient: Direction,
-    *,
-    beta: float,
-    loss: PairLoss,
-    ranks: Ranks = ALONE,
+    objective: Objective,
 ) -> Tensor:
     """Return dL_meta/dp̂_i without its factor α, shape (B,), for the clean gradient g.
 
@@ -144,8 +150,9 @@ def label_gradient(
     with torch.no_grad():
         soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
     margin = torch.cat([j.measure().margin for j in jacobians])
-    mixed_derivative = loss.by_margin_and_label(margin, soft_label.to(margin), beta)
-    return -mixed_derivative * u.to(margin) / ranks.total(len(u))
+    loss = objective.loss
+    mixed_derivative = loss.by_margin_and_label(margin, soft_label.to(margin), objective.beta)
+    return -mixed_derivative * u.to(margin) / objective.ranks.total(len(u))
 
 
 def mspo_step(
@@ -154,12 +161,9 @@ def mspo_step(
     meta_optimizer: torch.optim.Optimizer,
     jacobians: Sequence[MarginJacobian],
     clean: Sequence[PairBatch],
-    *,
-    beta: float,
+    objective: Objective,
     lookahead_lr: float,
-    loss: PairLoss,
     make_pullback: MakePullback = GraphPullback,
-    ranks: Ranks = ALONE,
 ) -> tuple[Update, Tensor]:
     """Do one update of φ and return the policy's move made with the new φ, and L_meta.
 
@@ -170,17 +174,12 @@ def mspo_step(
         NonFiniteError: before φ or θ moves.
     """
     meta_loss, gradient = look_ahead(  # Eq. 7 to 9
-        policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-        loss=loss, make_pullback=make_pullback, ranks=ranks,
-    )  # fmt: skip
-    teach(  # Eq. 10
-        meta_learner, meta_optimizer, jacobians, gradient,
-        beta=beta, loss=loss, ranks=ranks,
-    )  # fmt: skip
+        policy, meta_learner, jacobians, clean, objective, lookahead_lr, make_pullback
+    )
+    teach(meta_learner, meta_optimizer, jacobians, gradient, objective)  # Eq. 10
     del gradient  # as large as θ
     pairs = sum(j.pairs for j in jacobians)
-    done = move(jacobians, meta_learner, pairs=pairs, beta=beta, loss=loss, ranks=ranks)  # Eq. 11
-    return done, meta_loss
+    return move(jacobians, meta_learner, objective, pairs=pairs), meta_loss  # Eq. 11
 
 
 def teach(
@@ -188,23 +187,17 @@ def teach(
     meta_optimizer: torch.optim.Optimizer,
     jacobians: Sequence[MarginJacobian],
     gradient: Direction,
-    *,
-    beta: float,
-    loss: PairLoss,
-    ranks: Ranks = ALONE,
+    objective: Objective,
 ) -> None:
     """Update φ by the meta-gradient that a clean gradient g makes (Eq. 10), the same on all ranks.
 
     Raises:
         NonFiniteError: before φ moves.
     """
-    by_label = label_gradient(
-        meta_learner, jacobians, gradient,
-        beta=beta, loss=loss, ranks=ranks,
-    )  # fmt: skip
+    by_label = label_gradient(meta_learner, jacobians, gradient, objective)
     seed_labels(meta_learner, jacobians, by_label)
     parameters = list(meta_learner.parameters())
-    summed = ranks.sum([cast(Tensor, p.grad) for p in parameters])
+    summed = objective.ranks.sum([cast(Tensor, p.grad) for p in parameters])
     try:
         require_finite("the meta-gradient", *summed)
         for p, gradient_of_p in zip(parameters, summed, strict=True):
@@ -251,11 +244,11 @@ def meta_gradient(
     with evaluating(policy):
         choice = choose_engine(engine, policy, noisy[0], StepSize.of(noisy))
         jacobians = [choice.make_jacobian(policy, batch, ppl_scope) for batch in noisy]
+        objective = Objective(loss, beta)
         _, gradient = look_ahead(
-            policy, meta_learner, jacobians, clean, beta=beta, lookahead_lr=lookahead_lr,
-            loss=loss, make_pullback=choice.make_pullback,
-        )  # fmt: skip
-        by_label = label_gradient(meta_learner, jacobians, gradient, beta=beta, loss=loss)
+            policy, meta_learner, jacobians, clean, objective, lookahead_lr, choice.make_pullback
+        )
+        by_label = label_gradient(meta_learner, jacobians, gradient, objective)
     names, parameters = zip(*meta_learner.named_parameters(), strict=True)
     soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
     gradients = torch.autograd.grad(

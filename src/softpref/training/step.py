@@ -13,13 +13,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.bilevel import Update, clean_gradient, move, mspo_step, teach
+from softpref.algorithm.bilevel import Objective, Update, clean_gradient, move, mspo_step, teach
 from softpref.algorithm.gradients.engine import EngineChoice
 from softpref.algorithm.gradients.jacobian import GraphPullback, PartJacobian
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured, PplScope
-from softpref.algorithm.objective import PairLoss
-from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import Collate, Pair, length_buckets
 from softpref.training.teacher import Teacher
@@ -45,28 +43,23 @@ class StepRunner:
 
     Args:
         labeller: whose labels the policy follows.
-        loss: what is made of margin and label, whether a step teaches or not.
+        objective: what each step minimizes, whether it teaches or not.
         collate: makes a micro-batch of pairs.
         micro_batch: pairs in one micro-batch of this process.
-        beta: β of the DPO loss, 1/nats.
         ppl_scope: which tokens count in PPLDiff.
-        ranks: who does each step together.
     """
 
     def __init__(
         self,
         labeller: Labeller,
-        loss: PairLoss,
+        objective: Objective,
         collate: Collate,
-        *,
         micro_batch: int,
-        beta: float,
         ppl_scope: PplScope,
-        ranks: Ranks = ALONE,
     ) -> None:
-        self._labeller, self._loss, self._collate = labeller, loss, collate
-        self._micro_batch, self._ranks = micro_batch, ranks
-        self._beta, self._ppl_scope = beta, ppl_scope
+        self._labeller, self._objective, self._collate = labeller, objective, collate
+        self._micro_batch, self._ppl_scope = micro_batch, ppl_scope
+        self._ranks = objective.ranks
 
     def batches(self, pairs: Sequence[Pair]) -> list[PairBatch]:
         """Return this rank's pairs of one step as micro-batches of pairs of like length."""
@@ -77,10 +70,8 @@ class StepRunner:
         """Move by the labeller's labels, one micro-batch after the other."""
         batches = self.batches(pairs)
         pullbacks = (GraphPullback(policy, batch, self._ppl_scope) for batch in batches)
-        update = move(
-            pullbacks, self._labeller, pairs=sum(map(len, batches)), beta=self._beta,
-            loss=self._loss, ranks=self._ranks,
-        )  # fmt: skip
+        held = sum(map(len, batches))
+        update = move(pullbacks, self._labeller, self._objective, pairs=held)
         return self._whole(update, [batch.index for batch in batches], len(pairs))
 
     def taught(
@@ -101,11 +92,9 @@ class StepRunner:
             teacher.optimizer,
             jacobians,
             self.batches(clean),
-            beta=self._beta,
-            lookahead_lr=lookahead_lr,
-            loss=self._loss,
-            make_pullback=engine.make_pullback,
-            ranks=self._ranks,
+            self._objective,
+            lookahead_lr,
+            engine.make_pullback,
         )
         return self._whole(update, [batch.index for batch in batches], len(pairs), meta_loss)
 
@@ -138,15 +127,10 @@ class StepRunner:
                 if these.any():
                     parts.append(PartJacobian(whole, these.nonzero().squeeze(1)))
             index.append(batch.index[~is_clean])
-        meta_loss, gradient = clean_gradient(clean_parts, len(clean), self._beta, ranks)
-        teach(
-            teacher.meta_learner, teacher.optimizer, noisy_parts, gradient,
-            beta=self._beta, loss=self._loss, ranks=ranks,
-        )  # fmt: skip
-        update = move(
-            noisy_parts, self._labeller, pairs=len(noisy), beta=self._beta, loss=self._loss,
-            ranks=ranks,
-        )  # fmt: skip
+        objective = self._objective
+        meta_loss, gradient = clean_gradient(clean_parts, objective, pairs=len(clean))
+        teach(teacher.meta_learner, teacher.optimizer, noisy_parts, gradient, objective)
+        update = move(noisy_parts, self._labeller, objective, pairs=len(noisy))
         return self._whole(update, index, len(pairs), meta_loss)
 
     def _whole(

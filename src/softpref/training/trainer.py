@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from softpref.algorithm.bilevel import NonFiniteError, non_finite_pairs, require_finite
+from softpref.algorithm.bilevel import NonFiniteError, Objective, non_finite_pairs, require_finite
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.gradients.taps import NotTappedError
 from softpref.algorithm.likelihood import Measured
@@ -105,11 +105,9 @@ class MSPOTrainer(SafeCheckpoints):
 
     def _step_runner(self) -> StepRunner:
         args, start = self.args, self.start
-        return StepRunner(
-            start.labeller, self.method.loss, start.layout.collate, beta=args.beta,
-            ppl_scope=args.ppl_scope, micro_batch=args.per_device_train_batch_size,
-            ranks=self.ranks,
-        )  # fmt: skip
+        objective = Objective(self.method.loss, args.beta, self.ranks)
+        size = args.per_device_train_batch_size
+        return StepRunner(start.labeller, objective, start.layout.collate, size, args.ppl_scope)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return batches of the pairs of all ranks: each takes its share within the step."""

@@ -33,7 +33,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from softpref.algorithm.bilevel import NonFiniteError, require_finite
+from softpref.algorithm.bilevel import NonFiniteError, Objective, require_finite
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.labeller import AsGiven, Threshold
 from softpref.algorithm.policy import trainable
@@ -286,11 +286,10 @@ class _Surrogates:
     ) -> None:
         """Train by DPO on the pairs, each as its `given_label` says, 1 where it has none."""
         args = self._args
-        steps = StepRunner(
-            AsGiven(1.0), args.resolved_method().loss, collate, beta=args.beta,
-            ppl_scope=args.ppl_scope, micro_batch=args.per_device_train_batch_size,
-            ranks=Ranks(device=args.device),
-        )  # fmt: skip
+        ranks = Ranks(device=args.device)
+        objective = Objective(args.resolved_method().loss, args.beta, ranks)
+        size = args.per_device_train_batch_size
+        steps = StepRunner(AsGiven(1.0), objective, collate, size, args.ppl_scope)
         parameters = trainable(surrogate)
         size = args.per_device_train_batch_size * args.gradient_accumulation_steps
         total = EPOCHS * math.ceil(len(pairs) / size)
