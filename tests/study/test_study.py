@@ -117,7 +117,7 @@ class Pretended:
     version: dict = field(default_factory=lambda: {"preset": "pretended"})
     judge: None = None
 
-    def shared(self, cell):
+    def shared_key(self, cell):
         return (cell.seed,)
 
     def prepare(self, seed):
@@ -137,9 +137,9 @@ class Pretended:
 
 def pretend(monkeypatch, tmp_path, fails=()):
     preset = Pretended(str(tmp_path / "log"), fails)
-    checked = study.checked
+    validated = study.validated
     monkeypatch.setattr(
-        study, "checked", lambda name, options: (checked(name, options)[0], preset, tmp_path)
+        study, "validated", lambda name, options: (validated(name, options)[0], preset, tmp_path)
     )
     return StudyOptions(methods=["dpo", "mspo"], noise=[0.4], seeds=[0, 1], jobs=1,
                         output=str(tmp_path))  # fmt: skip
@@ -196,7 +196,7 @@ def test_an_interrupted_study_starts_no_further_runs(tmp_path):
     ("name", "given", "message"),
     [
         ("table99", {}, "no target 'table99'"),
-        ("", {}, "name one first"),
+        ("", {}, "start with softpref study TARGET"),
         ("table1", {"seeds": None, "jobs": 0}, "--jobs 0"),
         ("table1", {"output": ""}, "--output is missing"),
         ("table1", {"methods": ["ppo"]}, "--methods ppo"),

@@ -20,8 +20,8 @@ from packaging.version import Version
 from tqdm import tqdm
 
 from softpref.bench.contestants import (
-    EVERYWHERE,
     NAMES,
+    ON_EVERY_SHAPE,
     Name,
     has_response_only_head,
     make_contestant,
@@ -49,7 +49,7 @@ class BenchPreset:
 
     Attributes:
         workloads: what steps are timed on, one for each data shape; memory, and what is not in
-            `EVERYWHERE`, on the first alone.
+            `ON_EVERY_SHAPE`, on the first alone.
         rounds: timed steps of each contestant.
         slow_rounds: timed steps of MSPO by double backward, at most `rounds`.
         peaks: how many processes measure each contestant's memory.
@@ -62,7 +62,7 @@ class BenchPreset:
 
     def names_on(self, workload: Workload) -> tuple[Name, ...]:
         """Return who takes part on a workload."""
-        return NAMES if workload == self.workloads[0] else EVERYWHERE
+        return NAMES if workload == self.workloads[0] else ON_EVERY_SHAPE
 
     def rounds_of(self, name: Name) -> int:
         """Return how many steps of a contestant are timed."""
@@ -123,7 +123,7 @@ def run_bench(options: BenchOptions) -> None:
     preset = PRESETS[options.preset]
     for groups in measure_preset(replace(preset, rounds=options.rounds or preset.rounds)):
         if options.json:
-            text = json.dumps(surroundings(options.preset) | {"runs": runs(groups)}, indent=2)
+            text = json.dumps(environment(options.preset) | {"runs": runs(groups)}, indent=2)
             write_text(Path(options.json), text + "\n")
     _print_table(groups)
     if options.plot:
@@ -187,7 +187,7 @@ def _peaks(
     }
 
 
-def surroundings(preset: str) -> dict[str, Any]:
+def environment(preset: str) -> dict[str, Any]:
     """Return what one must know to judge the numbers."""
     on_gpu = preset == "gpu"
     return {

@@ -30,7 +30,7 @@ Name = Literal[
 NAMES: tuple[Name, ...] = get_args(Name)
 DPOS: tuple[Name, ...] = ("trl_default", "trl_best", "dpo")
 # The others take part on the first shape alone.
-EVERYWHERE: tuple[Name, ...] = (*DPOS, "mspo_m1/8", "mspo_m1", "double_backward")
+ON_EVERY_SHAPE: tuple[Name, ...] = (*DPOS, "mspo_m1/8", "mspo_m1", "double_backward")
 
 # m: the size of MSPO's clean batch in the size of the noisy one.
 M_FEW, M_ALL = 0.125, 1.0

@@ -37,12 +37,12 @@ _LABELS: dict[Name, str] = {
     "graph_checkpointed": "softpref MSPO, graph, checkpointed",
     "recompute_checkpointed": "softpref MSPO, recompute, checkpointed",
 }
-NO_M: tuple[Name, ...] = ("trl_default", "trl_best", "dpo", "dpo_checkpointed")
+WITHOUT_M: tuple[Name, ...] = ("trl_default", "trl_best", "dpo", "dpo_checkpointed")
 M_LABELS: dict[Name, str] = {
-    name: "1" if name == "mspo_m1" else "1/8" for name in NAMES if name not in NO_M
+    name: "1" if name == "mspo_m1" else "1/8" for name in NAMES if name not in WITHOUT_M
 }
 # MSPO in other ways, at m = 1/8, and what each is held against.
-HELD_AGAINST: dict[Name, Name] = {
+BASELINE_OF: dict[Name, Name] = {
     "double_backward": "dpo", "without_lookahead": "dpo",
     "graph_checkpointed": "dpo_checkpointed", "recompute_checkpointed": "dpo_checkpointed",
 }  # fmt: skip
@@ -123,7 +123,7 @@ def runs(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def _figures(group: Group, m: float) -> dict[str, Any]:
     """Return the ratios and medians of one tuning at one shape and m; null: not measured."""
     mspo, few = MSPO[m], m == M_FEW
-    others = (*HELD_AGAINST, "dpo_checkpointed") if few else ()
+    others = (*BASELINE_OF, "dpo_checkpointed") if few else ()
     names: dict[str, Name] = {name: name for name in (*DPOS, *others)} | {"mspo": mspo}
     ratios = {
         "mspo_vs_trl_default": group.time_ratio(mspo, "trl_default"),
@@ -132,7 +132,7 @@ def _figures(group: Group, m: float) -> dict[str, Any]:
         "dpo_vs_trl_default": group.time_ratio("dpo", "trl_default"),
         "memory_mspo_vs_dpo": group.peak_ratio(mspo, "dpo"),
     }
-    for name, base in HELD_AGAINST.items():
+    for name, base in BASELINE_OF.items():
         ratios[f"{name}_vs_{base}"] = group.time_ratio(name, base) if few else None
         if base == "dpo_checkpointed":
             ratios[f"memory_{name}_vs_{base}"] = group.peak_ratio(name, base) if few else None

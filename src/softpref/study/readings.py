@@ -120,11 +120,11 @@ def _labels(cell: Path) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _truth(cell: Path, uids: list[str]) -> Tensor:
-    is_flipped = truth_of(str(cell / "noisy.jsonl"))
+    is_flipped = flips_by_uid(str(cell / "noisy.jsonl"))
     return torch.tensor([is_flipped[uid] for uid in uids])
 
 
-def truth_of(noisy: str) -> dict[str, bool]:
+def flips_by_uid(noisy: str) -> dict[str, bool]:
     """Return whether each pair of a file, by uid, is flipped."""
     pairs = load_pairs(noisy).pairs
     return dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))

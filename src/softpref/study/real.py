@@ -30,8 +30,15 @@ from softpref.models.reference import fingerprint_weights
 from softpref.models.scoring import Scorer
 from softpref.study.grid import Cell, Target
 from softpref.study.presets import drop_weights
-from softpref.study.readings import noise_rate_estimate, truth_of
-from softpref.study.real_pairs import Sizes, Split, characters, known_pairs, labelled, split
+from softpref.study.readings import flips_by_uid, noise_rate_estimate
+from softpref.study.real_pairs import (
+    Sizes,
+    Split,
+    characters,
+    load_known_pairs,
+    split,
+    training_rows,
+)
 from softpref.study.real_tables import describe, draw_accuracy
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig, recipe
@@ -57,7 +64,7 @@ FORWARD = 1 / 2
 
 
 @dataclass(frozen=True)
-class OnReal:
+class RealPreset:
     """A chat model and files of pairs whose right labels are known.
 
     Attributes:
@@ -86,7 +93,7 @@ class OnReal:
             "training": dict(self.training),
         }
 
-    def shared(self, cell: Cell) -> tuple[str, int]:
+    def shared_key(self, cell: Cell) -> tuple[str, int]:
         """The test and trusted pairs of a file and seed."""
         assert cell.pairs
         return cell.pairs, cell.seed
@@ -110,11 +117,11 @@ class OnReal:
         write_text(home / START, json.dumps({
             "prompts": [json.dumps(row["prompt"]) for row in parts.test],
             "margin": summed.tolist(),
-            "start_sum_accuracy": above_zero(summed),
-            "start_mean_accuracy": above_zero(
+            "start_sum_accuracy": positive_share(summed),
+            "start_mean_accuracy": positive_share(
                 start.chosen_logp / chosen - start.rejected_logp / rejected
             ),
-            "length_rule_accuracy": above_zero(torch.tensor(longer)),
+            "length_rule_accuracy": positive_share(torch.tensor(longer)),
         }))  # fmt: skip
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
@@ -123,7 +130,7 @@ class OnReal:
         files = self._files(cell, directory)
         align(files, self._config(cell))
         run = Path(files.output)
-        home = self._home(*self.shared(cell))
+        home = self._home(*self.shared_key(cell))
         start = json.loads((home / START).read_text(encoding="utf-8"))
         after = self._measured(files.output, self._tokenized(home / "test.jsonl"))
         margin = after.chosen_logp - after.rejected_logp - torch.tensor(start["margin"])
@@ -131,7 +138,7 @@ class OnReal:
         low, high = interval(margin, start["prompts"])
         drop_weights(run)
         return {
-            "preference_accuracy": above_zero(margin),
+            "preference_accuracy": positive_share(margin),
             "preference_accuracy_low": low,
             "preference_accuracy_high": high,
             **{name: start[name] for name in start if name.endswith("_accuracy")},
@@ -160,7 +167,7 @@ class OnReal:
             step, rest, train = timed[cell.pairs]
             steps = self.training["num_train_epochs"] * math.ceil(train / BATCH)
             passed = self.sizes.test + train + self.sizes.trusted * _trusts(cell.method)
-            if (split := self.shared(cell)) not in scored:
+            if (split := self.shared_key(cell)) not in scored:
                 passed += self.sizes.test + self.sizes.trusted
             if (given := (split, cell.labels)) not in scored:
                 passed += train
@@ -205,9 +212,9 @@ class OnReal:
         directory.mkdir(parents=True)
         pool = self._split(cell.pairs, cell.seed).pool
         path = self.files[cell.pairs]
-        rows = labelled(pool, cell.labels, self.sizes.train, cell.seed, path)
+        rows = training_rows(pool, cell.labels, self.sizes.train, cell.seed, path)
         write_lines(directory / "noisy.jsonl", rows)
-        trusted = str(self._home(*self.shared(cell)) / "trusted.jsonl")
+        trusted = str(self._home(*self.shared_key(cell)) / "trusted.jsonl")
         return AlignFiles(
             self.model, str(directory / "noisy.jsonl"), trusted if _trusts(cell.method) else None,
             None, str(directory / "run"),
@@ -223,7 +230,7 @@ class OnReal:
 
     def _split(self, pairs: str, seed: int) -> Split:
         tokenizer = load_tokenizer(self.model, trust_remote_code=False)
-        known = known_pairs(self.files[pairs], as_chat=tokenizer.chat_template is not None)
+        known = load_known_pairs(self.files[pairs], as_chat=tokenizer.chat_template is not None)
         return split(known, self.sizes, seed, self.files[pairs])
 
     def _home(self, pairs: str, seed: int) -> Path:
@@ -248,7 +255,7 @@ def _trusts(method: str) -> bool:
     return bool({"clean", "noise_rate"} & METHODS[method].needs)
 
 
-def above_zero(margins: Tensor) -> float:
+def positive_share(margins: Tensor) -> float:
     """Return the share of positive margins (n,), one of zero counting half."""
     return float((margins > 0).double().mean() + (margins == 0).double().mean() / 2)
 
@@ -269,7 +276,7 @@ def label_numbers(method: str, noisy: str, run: Path) -> dict[str, float]:
     `label_auroc` is of the mean soft label that a pair was trained with; methods that give all
     pairs one label have none, and neither has the oracle.
     """
-    truth = truth_of(noisy)
+    truth = flips_by_uid(noisy)
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
     numbers = {"train_pairs": len(truth), "noise_rate": sum(truth.values()) / len(truth)}
     numbers |= noise_rate_estimate(record)

@@ -93,7 +93,7 @@ def set_name(path: str) -> str:
     return f"{folder}.{stem}@{digest}"  # which is a part of a directory's name
 
 
-def parsed_labels(given: str) -> str:
+def parse_labels(given: str) -> str:
     """Return what says where labels come from in its one spelling.
 
     Raises:
@@ -114,7 +114,7 @@ def parsed_labels(given: str) -> str:
     return f"{FLIPS}:{rate:g}"
 
 
-def known_pairs(path: str, *, as_chat: bool) -> list[KnownPair]:
+def load_known_pairs(path: str, *, as_chat: bool) -> list[KnownPair]:
     """Read a file's pairs, the better response chosen.
 
     Rows are preference pairs whose labels are right, or have `response_1`, `response_2` and `gold`,
@@ -222,7 +222,9 @@ def _by_turns(groups: Sequence[Sequence[KnownPair]]) -> list[KnownPair]:
     return [pair for turn in turns for pair in turn if pair is not None]
 
 
-def labelled(pool: Sequence[KnownPair], labels: str, most: int, seed: int, path: str) -> list[_Row]:
+def training_rows(
+    pool: Sequence[KnownPair], labels: str, most: int, seed: int, path: str
+) -> list[_Row]:
     """Return at most so many training pairs, the responses of wrong ones swapped, `is_flipped`.
 
     The share of flips is exact; what a seed flips at low rates it flips at higher ones too.

@@ -153,14 +153,14 @@ def _against(
     words = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
     if not d.low <= 0 <= d.high:
         return words, "told apart"
-    seeds = seeds_to_tell(d.mean, stdev(found[seed] - base[seed] for seed in both))
+    seeds = seeds_to_detect(d.mean, stdev(found[seed] - base[seed] for seed in both))
     if seeds is None:
         return words, "no difference"
     pairs = seeds * fmean(_values(by_seed, "test_pairs").values())
     return words, f"{seeds:,} seeds, {pairs:,.0f} pairs"
 
 
-def seeds_to_tell(difference: float, deviation: float) -> int | None:
+def seeds_to_detect(difference: float, deviation: float) -> int | None:
     """Return how many seeds find such a mean difference in 80% of cases, at a two-sided 5%.
 
     None where the difference is zero.

@@ -52,7 +52,7 @@ class Referee(Protocol):
         """Return a win rate by this name, with `_low` and `_high`, its 95% interval."""
 
 
-class ByChecker:
+class CheckerReferee:
     """The world's checker: scores by symbols in place."""
 
     def __init__(self, checker: Checker) -> None:
@@ -74,7 +74,7 @@ class ByChecker:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ResponseSampling:
     """How responses to the prompts of a file are made; greedy at temperature 0."""
 
     source: str
@@ -90,7 +90,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class ByJudge:
+class JudgeReferee:
     """A judge: verdicts on responses, kept beside the cell's directory, so that none is paid twice.
 
     Attributes:
@@ -101,7 +101,7 @@ class ByJudge:
     """
 
     options: JudgeOptions
-    drawing: Drawing
+    drawing: ResponseSampling
     start: str
     cell: Path
 
@@ -183,7 +183,7 @@ def distinct_prompts(test: str) -> list[Prompt]:
     return list(found.values())
 
 
-def contests(
+def referee_evaluators(
     cell: Cell, files: AlignFiles, referee: Referee, align: Callable[[Cell, AlignFiles], None]
 ) -> list[Evaluator]:
     """Return the evaluators that a referee allows: against the start, a rival, and on the way.

@@ -21,7 +21,7 @@ from softpref.data.tokens import tokenize_pairs
 from softpref.models.loading import load_tokenizer
 from softpref.statistics.calibration import expected_calibration_error
 from softpref.study.confident import label_quality
-from softpref.study.readings import truth_of
+from softpref.study.readings import flips_by_uid
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.labels import read_labels
@@ -29,7 +29,7 @@ from softpref.training.metrics import auroc
 
 
 @dataclass(frozen=True)
-class Case:
+class NoisySet:
     """One noisy set to be judged.
 
     Attributes:
@@ -71,14 +71,14 @@ class _Judged:
     noise_rate: float | None = None
 
 
-def judge_by(scorer: str, case: Case) -> dict[str, float]:
+def measure_scorer(scorer: str, case: NoisySet) -> dict[str, float]:
     """Return how well a way tells wrong labels, by names.
 
     `label_auroc`; `average_precision` of finding the wrong ones; `ece` of its probabilities and
     `noise_rate_error`, estimate minus truth, of ways that have these.
     """
     judged = SCORERS[scorer](case)
-    truth = truth_of(str(case.files.train))
+    truth = flips_by_uid(str(case.files.train))
     is_flipped = torch.tensor([truth[uid] for uid in judged.uids])
     numbers = {
         "label_auroc": auroc(judged.belief, ~is_flipped),
@@ -106,16 +106,16 @@ def average_precision(scores: Tensor, is_positive: Tensor) -> float:
     return float((precision * found).sum() / found.sum())
 
 
-def _ppl_diff(case: Case) -> _Judged:
+def _ppl_diff(case: NoisySet) -> _Judged:
     done = case.audit()
     return _Judged(list(done.pairs["uid"]), -torch.tensor(done.pairs["ppl_diff"]))
 
 
-def _audit(case: Case) -> _Judged:
+def _audit(case: NoisySet) -> _Judged:
     return _of_audit(case.audit())
 
 
-def _audit_run(case: Case) -> _Judged:
+def _audit_run(case: NoisySet) -> _Judged:
     run = case.align("mspo")
     config = case.config("mspo")
     return _of_audit(audit(
@@ -130,12 +130,12 @@ def _of_audit(done: Audit) -> _Judged:
     return _Judged(list(done.pairs["uid"]), belief, p_correct, float((1 - p_correct).mean()))
 
 
-def _dpo_margin(case: Case) -> _Judged:
+def _dpo_margin(case: NoisySet) -> _Judged:
     labels = read_labels(case.align("dpo") / "labels.jsonl")
     return _Judged(labels["uid"].to_pylist(), torch.tensor(labels["margin"].to_pylist()))
 
 
-def _official(case: Case) -> _Judged:
+def _official(case: NoisySet) -> _Judged:
     run = case.align("perpcorrect")
     history = read_table(run / "label_history.parquet")
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
@@ -143,7 +143,7 @@ def _official(case: Case) -> _Judged:
     return _Judged(history["uid"].to_pylist(), labels, noise_rate=record["noise_rate"]["rate"])
 
 
-def _confident_learning(case: Case) -> _Judged:
+def _confident_learning(case: NoisySet) -> _Judged:
     tokenizer = load_tokenizer(case.files.model, trust_remote_code=False)
     pairs = tokenize_pairs(
         load_pairs(case.files.train).pairs, tokenizer, case.config("dpo").max_length,
@@ -153,14 +153,14 @@ def _confident_learning(case: Case) -> _Judged:
     return _Judged(list(pairs["uid"]), quality, noise_rate=noise_rate)
 
 
-def _longer(case: Case) -> _Judged:
+def _longer(case: NoisySet) -> _Judged:
     pairs: Dataset = load_pairs(case.files.train).pairs
     by = [len(str(chosen)) - len(str(rejected))
           for chosen, rejected in zip(pairs["chosen"], pairs["rejected"], strict=True)]  # fmt: skip
     return _Judged(list(pairs["uid"]), torch.tensor(by).double())
 
 
-SCORERS: dict[str, Callable[[Case], _Judged]] = {
+SCORERS: dict[str, Callable[[NoisySet], _Judged]] = {
     "ppl_diff": _ppl_diff,
     "audit": _audit,
     "audit_run": _audit_run,

@@ -25,12 +25,12 @@ from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
 from softpref.memory import is_out_of_memory, memory_words
 from softpref.plots import save_figure
-from softpref.study.choices import USUAL, StudyOptions, asked_cells, checked
+from softpref.study.choices import DEFAULT_PARTS, StudyOptions, selected_cells, validated
 from softpref.study.claims import claimed
 from softpref.study.grid import Cell, Target
 from softpref.study.paper import estimate
 from softpref.study.presets import Preset
-from softpref.study.real import OnReal
+from softpref.study.real import RealPreset
 from softpref.study.results import Results, code_version
 from softpref.study.tables import latex, markdown
 from softpref.training.output import write_text
@@ -51,13 +51,13 @@ def run_study(name: str, options: StudyOptions) -> None:
         UsageError: an option is wrong, the directory holds results of another version, or some of
             the runs failed (the others were finished).
     """
-    target, preset, output = checked(name, options)
-    cells = asked_cells(target, options)
+    target, preset, output = validated(name, options)
+    cells = selected_cells(target, options)
     jobs = options.jobs or os.cpu_count() or 1
     if options.dry_run:
         logger.info("%s", _dry(preset, options, cells, jobs))
         return
-    special = [part for part in (options.signal, options.recipe) if part not in USUAL]
+    special = [part for part in (options.signal, options.recipe) if part not in DEFAULT_PARTS]
     path = output / f"{'-'.join([name or options.preset, *special])}.json"
     version = {"code": code_version(), **preset.version}
     if "scorer" in target.axes:
@@ -67,7 +67,7 @@ def run_study(name: str, options: StudyOptions) -> None:
     missing = [cell for cell in cells if _is_missing(results.cells.get(cell.key), preset)]
     done = len(cells) - len(missing)
     logger.info("%s: %d runs, %d of them done", path.stem, len(cells), done)
-    if missing and isinstance(preset, OnReal):
+    if missing and isinstance(preset, RealPreset):
         logger.info("%s", _timed(preset, missing, jobs))
     failed, elsewhere = {}, 0
     home = output / "cells" / results.version_hash
@@ -101,12 +101,12 @@ def run_study(name: str, options: StudyOptions) -> None:
 
 
 def _dry(preset: Preset, options: StudyOptions, cells: Sequence[Cell], jobs: int) -> str:
-    if isinstance(preset, OnReal):
+    if isinstance(preset, RealPreset):
         return f"{_timed(preset, cells, jobs)} Nothing was run."
     return estimate(str(options.model), cells, preset.judge)
 
 
-def _timed(preset: OnReal, cells: Sequence[Cell], jobs: int) -> str:
+def _timed(preset: RealPreset, cells: Sequence[Cell], jobs: int) -> str:
     """Return what the cells would take, from steps that are timed in a worker like the cells'."""
     with (
         TemporaryDirectory() as logs,
@@ -140,7 +140,7 @@ def _finished(
     )
     waiting: dict[Future[Any], Cell | tuple[Any, ...]] = {
         pool.submit(_prepare, preset, shared, home): shared
-        for shared in dict.fromkeys(map(preset.shared, cells))
+        for shared in dict.fromkeys(map(preset.shared_key, cells))
     }
     try:
         with tqdm(total=len(cells), desc="study", unit="run", disable=None) as bar:
@@ -155,7 +155,7 @@ def _finished(
                     if outcome is False:  # another process is at it: the others first
                         waiting[pool.submit(_prepare, preset, finished, home)] = finished
                         continue
-                    for cell in (cell for cell in cells if preset.shared(cell) == finished):
+                    for cell in (cell for cell in cells if preset.shared_key(cell) == finished):
                         if isinstance(outcome, str):  # nothing to run it with
                             bar.update()
                             yield cell, outcome
