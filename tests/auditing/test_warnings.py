@@ -44,7 +44,7 @@ def test_nothing_to_warn_of():
             replace(GOOD, sft_targets=3),
             beliefs(),
             0.5,
-            "responses of 3 of the 10 pairs of data.jsonl:",
+            "responses of 3 of the 10 pairs of data.jsonl and",
         ),
         (
             GOOD,

@@ -375,5 +375,5 @@ def test_a_gpu_computes_in_bfloat16():
 
 def test_an_older_trl_is_refused_by_its_version(monkeypatch):
     monkeypatch.setattr(benchmark, "version", lambda name: "1.8.0")
-    with pytest.raises(UsageError, match=r"bench compares with TRL 1\.16 or newer, not 1\.8\.0"):
+    with pytest.raises(UsageError, match=r"bench needs TRL 1\.16 or newer, not 1\.8\.0"):
         benchmark.run_bench(benchmark.BenchOptions())

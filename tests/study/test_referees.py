@@ -81,8 +81,8 @@ def test_tools_and_every_field_of_a_message_reach_the_model_and_the_judge(tmp_pa
     )
     with serving(Script(lambda _, user: "tie")) as script:
         judge = JudgeOptions(judge_model="m", base_url=script.url, orders="one")
-        drawing = ResponseSampling("test.jsonl", prompts, 0, 0.0)
-        by_judge = JudgeReferee(judge, drawing, str(home), tmp_path / "cells" / "one")
+        sampling = ResponseSampling("test.jsonl", prompts, 0, 0.0)
+        by_judge = JudgeReferee(judge, sampling, str(home), tmp_path / "cells" / "one")
         found = by_judge(home)
         assert sum(script.calls.values()) == 3
     texts = ["a b", "reverse a b", "reverse a b shift"]
@@ -92,7 +92,7 @@ def test_tools_and_every_field_of_a_message_reach_the_model_and_the_judge(tmp_pa
     by_judge(home)
     assert not drawn
     others = [prompts[0], replace(prompts[1], context=more), prompts[2]]
-    replace(by_judge, drawing=replace(drawing, prompts=others)).answers(home, 0)
+    replace(by_judge, sampling=replace(sampling, prompts=others)).answers(home, 0)
     assert len(drawn) == 1  # other tools, other responses
 
 
@@ -101,8 +101,8 @@ def test_a_test_prompt_that_cannot_be_used_is_named(tmp_path):
     tiny_llama(tokenizer, 0).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     long = [Prompt("a", row=4), Prompt("a " * 200, row=7)]
-    drawing = ResponseSampling("test.jsonl", long, 0, 0.0)
-    by_judge = JudgeReferee(JudgeOptions("checker"), drawing, "", tmp_path / "one")
+    sampling = ResponseSampling("test.jsonl", long, 0, 0.0)
+    by_judge = JudgeReferee(JudgeOptions("checker"), sampling, "", tmp_path / "one")
     with pytest.raises(UsageError, match=r"test.jsonl, line 7: this and 0 more of the 2 prompts"):
         by_judge.answers(tmp_path / "model", 0)
 

@@ -35,8 +35,8 @@ def options_of_run(options: AuditOptions) -> AuditOptions:
     directory = Path(str(options.run))
     if (directory / RUN_RECORD).exists() and not (directory / MANIFEST).exists():
         raise UsageError(
-            f"--run {options.run}: has no {MANIFEST}: it was removed, or an older softpref made the "
-            "run. Audit with --model, --data and --clean."
+            f"--run {options.run}: has no {MANIFEST}: it was removed, or an older softpref made "
+            "the run. Audit with --model, --data and --clean."
         )
     if reason := defect(directory):
         raise UsageError(

@@ -113,10 +113,10 @@ class WorldPreset:
         referee: Referee
         if self.judge:
             prompts = [Prompt(text, row=row) for row, text in enumerate(world.test()[0], start=1)]
-            drawing = ResponseSampling(
+            sampling = ResponseSampling(
                 "the world's test prompts", prompts, cell.seed, 1.0, MAX_NEW_TOKENS
             )
-            referee = JudgeReferee(self.judge, drawing, files.model, directory)
+            referee = JudgeReferee(self.judge, sampling, files.model, directory)
         else:
             start = None if files.model == world.sft else Path(files.model)
             referee = CheckerReferee(Checker(world, start))
@@ -260,8 +260,8 @@ def judge_referee(
     if judge is None:
         return None
     test = str(files.eval)
-    drawing = ResponseSampling(test, distinct_prompts(test), cell.seed, temperature=0.0)
-    return JudgeReferee(judge, drawing, files.model, directory)
+    sampling = ResponseSampling(test, distinct_prompts(test), cell.seed, temperature=0.0)
+    return JudgeReferee(judge, sampling, files.model, directory)
 
 
 def align_and_measure(

@@ -160,4 +160,4 @@ TARGETS = {
          "noise_rate": (0.4,)},
     ),
 }  # fmt: skip
-"""What `softpref study` can be asked for."""
+"""Targets of `softpref study`."""
