@@ -179,7 +179,7 @@ def test_the_audits_results_follow_its_own_code_too(tmp_path, monkeypatch):
 
 def test_an_interrupted_study_starts_no_further_runs(tmp_path):
     cells = TARGETS["table1"].cells(range(6), method=["dpo"], noise_rate=[0.4])
-    outcomes = study._finished(
+    outcomes = study._run_cells(
         TARGETS["table1"],
         Pretended(str(tmp_path / "log"), seconds=0.5),
         cells,

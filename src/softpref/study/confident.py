@@ -18,7 +18,7 @@ _BATCH_SIZE = 16  # pairs in one forward pass
 
 
 def label_quality(model: str, pairs: Dataset) -> tuple[Tensor, float]:
-    """Return the self-confidence of labels, from mean last hidden states of responses.
+    """Return the self-confidence of labels from mean last hidden states of responses.
 
     Args:
         model: a directory or hub id.

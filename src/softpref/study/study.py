@@ -87,8 +87,8 @@ def run_study(name: str, options: StudyOptions) -> None:
         _write(path, target, cells, results)
         _draw(path, target, cells, results)
     if results.cells:
-        picture = " and figure" * bool(target.picture)
-        logger.info("written: %s and beside it its table%s", path, picture)
+        figure = " and figure" * bool(target.picture)
+        logger.info(f"written: {path}, with its table{figure} in the same directory")
     if elsewhere:
         logger.info(
             f"other processes are running {elsewhere} runs; the last to finish writes the whole "
