@@ -80,4 +80,4 @@ def test_the_longer_response_is_right_where_it_always_is(in_world, tmp_path):
     judged = SCORERS["longer"](
         NoisySet(AlignFiles("", str(cell / "long.jsonl"), None, None, ""), lambda _: None)
     )
-    assert (judged.belief > 0).tolist() == [not row["is_flipped"] for row in rows]
+    assert (judged.values > 0).tolist() == [not row["is_flipped"] for row in rows]

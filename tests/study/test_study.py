@@ -207,13 +207,13 @@ def test_an_interrupted_study_starts_no_further_runs(tmp_path):
         ("table1", {"sft_data": ["all"]}, "--sft_data all: choose from disjoint"),
         ("table1", {"scorers": ["audit"]}, "--scorers: table1 measures methods"),
         ("audit", {"scorers": ["guess"]}, "--scorers guess: choose from ppl_diff"),
-        ("table1", {"dry_run": True}, "--dry_run is for --preset paper"),
+        ("table1", {"dry_run": True}, "--dry_run works with --preset paper"),
         ("table1", {"preset": "paper", "data": "hh"}, "--model is missing"),
         ("table1", {"preset": "paper", "data": "hh", "model": "gpt-2"}, "--model gpt-2: choose"),
         (
             "table2",
             {"preset": "paper", "data": "hh", "model": "phi-2", "judge": "none"},
-            "table2 needs the world",
+            "table2 needs models of two sizes",
         ),
     ],
 )
