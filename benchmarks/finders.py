@@ -18,7 +18,7 @@ from softpref.statistics.calibration import expected_calibration_error
 from softpref.statistics.evidence import fit_evidence
 from softpref.statistics.noise_rate import NoiseRate
 from softpref.statistics.pair_signals import PairSignals
-from softpref.study.confident import quality_of
+from softpref.study.confident import self_confidence
 from softpref.study.scorers import average_precision
 from softpref.training.metrics import auroc
 
@@ -95,7 +95,7 @@ def by_confident_learning(split: Split) -> Found:
     """Ask cleanlab about the same hidden states; trusted pairs are more labels to it."""
     n = len(split.noisy)
     states = torch.cat([split.noisy.odd["content"], split.trusted.odd["content"]])
-    quality, _ = quality_of(states)
+    quality, _ = self_confidence(states)
     return Found(quality[:n], quality[:n])
 
 

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from softpref.data.messages import CONTEXT, as_text
-from softpref.study.scorers import SCORERS, Case, judge_by
+from softpref.study.scorers import SCORERS, NoisySet, measure_scorer
 from softpref.training.align import AlignFiles
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines, write_text
@@ -37,7 +37,7 @@ def pair(row: dict, chosen: int) -> dict:
     return {"prompt": row["prompt"], **context, **texts, "is_flipped": chosen != row["gold"]}
 
 
-def make_case(rows: list[dict], name: str, seed: int, model: str, home: Path) -> Case:
+def make_case(rows: list[dict], name: str, seed: int, model: str, home: Path) -> NoisySet:
     """Write the trusted pairs and those that the judge has labelled."""
     home.mkdir(parents=True)
     shuffled = random.Random(seed).sample(rows, len(rows))
@@ -53,7 +53,7 @@ def make_case(rows: list[dict], name: str, seed: int, model: str, home: Path) ->
             logging_strategy="no", save_strategy="no", disable_tqdm=True, **special,
         )  # fmt: skip
 
-    return Case(
+    return NoisySet(
         AlignFiles(model, str(files["noisy"]), str(files["clean"]), None, str(home / "run")), config
     )
 
@@ -81,7 +81,7 @@ def main() -> None:
             home = options.output / f"{name}-{seed}-{scorer}"
             case = make_case(rows, name, seed, options.model, home)
             aurocs = found.setdefault(name, {}).setdefault(scorer, [])
-            aurocs.append(judge_by(scorer, case)["label_auroc"])
+            aurocs.append(measure_scorer(scorer, case)["label_auroc"])
             write_text(options.output / "auroc.json", json.dumps(found, indent=1) + "\n")
     print(f"{len(rows)} pairs, {CLEAN_PAIRS} of them trusted, {options.seeds} seeds\n")
     print(

@@ -561,5 +561,5 @@ def test_a_study_needs_a_target_and_no_seeds(files, capsys):
     assert "nowhere" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["study", "--output", "s"])
-    assert "name one first" in capsys.readouterr().err
+    assert "start with softpref study TARGET" in capsys.readouterr().err
     assert not (files / "s").exists()

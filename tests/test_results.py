@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from benchmarks.audit_table import tables
 
-from softpref.study.choices import StudyOptions, asked_cells
+from softpref.study.choices import StudyOptions, selected_cells
 from softpref.study.grid import Cell
 from softpref.study.real_tables import describe
 from softpref.study.tables import markdown
@@ -43,7 +43,7 @@ def test_tables_are_made_from_the_results_beside_them(path):
         recipe="faithful" if "faithful" in special else "recommended",
         seeds=sorted({int(key.rsplit("seed", 1)[1]) for key in held}),
     )
-    cells = [cell for cell in asked_cells(TARGETS[name], options) if cell.key in held]
+    cells = [cell for cell in selected_cells(TARGETS[name], options) if cell.key in held]
     assert len(cells) == len(held)
     assert path.with_suffix(".md").read_text().startswith(markdown(TARGETS[name], cells, held))
 

@@ -13,8 +13,8 @@ from datasets import load_dataset
 import softpref
 from softpref.auditing import audit
 from softpref.auditing.audit import run_audit
-from softpref.auditing.beliefs import believe
-from softpref.auditing.explanations import Explained, labelled_otherwise
+from softpref.auditing.beliefs import pair_beliefs
+from softpref.auditing.explanations import Explanations, opposite_labels
 from softpref.auditing.export import EXPORTS
 from softpref.auditing.options import AuditOptions
 from softpref.data.sources import load_pairs
@@ -176,9 +176,9 @@ def test_what_each_export_makes_of_suspects(files, tmp_path, export, monkeypatch
 
     def doubting(*found):
         doubted = torch.where(torch.arange(40) % 4 == 1, 0.2, 0.9).double()
-        return replace(believe(*found), p_correct=doubted)
+        return replace(pair_beliefs(*found), p_correct=doubted)
 
-    monkeypatch.setattr(audit, "believe", doubting)
+    monkeypatch.setattr(audit, "pair_beliefs", doubting)
     given = files | SOFT | {"export": export}
     run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
     labels = lines(tmp_path / "out" / "labels.jsonl")
@@ -220,7 +220,7 @@ def test_marks_on_the_random_sample_go_with_a_clean_set_made_of_it(files, tmp_pa
     given = files | {"clean": str(tmp_path / "clean.jsonl"), "marks": str(tmp_path / "marks.jsonl")}
     with caplog.at_level("INFO", "softpref"):
         run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
-    said = "marks.jsonl: 1 applied, 0 unsure and left as the audit has them, 3 on trusted"
+    said = "marks.jsonl: 1 applied, 0 unsure and left to the audit, 3 on trusted"
     assert said in caplog.text
 
 
@@ -292,7 +292,7 @@ def test_a_run_is_audited_from_another_directory_by_its_own_settings(run_of_adap
 @pytest.mark.parametrize("name", ["data", "clean"])
 def test_a_file_of_a_run_that_is_gone_can_be_given(run_of_adapter, tmp_path, name):
     moved = (tmp_path / f"{name}.jsonl").rename(tmp_path / "moved.jsonl")
-    with pytest.raises(UsageError, match=f"{name}.jsonl is not there; give --{name}"):
+    with pytest.raises(UsageError, match=f"{name}.jsonl does not exist: give --{name}"):
         run_audit(AuditOptions(run="../run", output="out"))
     run_audit(AuditOptions(run="../run", **{name: str(moved)}, output="out"))
 
@@ -316,7 +316,7 @@ def test_a_run_by_evidence_judges_its_labels_unless_it_was_dpo(
         labels, of_run = (lines(tmp_path / name / "labels.jsonl") for name in ("out", "run"))
         assert [row["soft_label"] for row in labels] == [row["soft_label"] for row in of_run]
     else:
-        with pytest.raises(UsageError, match="takes labels at their word"):
+        with pytest.raises(UsageError, match="believes every label"):
             run_audit(AuditOptions(run=output, output=str(tmp_path / "out")))
 
 
@@ -324,7 +324,7 @@ def test_a_run_that_believed_its_labels_cannot_judge_them(files, tmp_path):
     sft, data = files["model"], files["data"]
     output = str(tmp_path / "run")
     align(AlignFiles(sft, data, None, None, output), run_config("dpo"))
-    with pytest.raises(UsageError, match="trained by dpo, which takes labels at their word"):
+    with pytest.raises(UsageError, match="trained by dpo, which believes every label"):
         run_audit(AuditOptions(run=output, clean=files["clean"], output=str(tmp_path / "out")))
 
 
@@ -375,7 +375,7 @@ def test_evidence_that_speaks_is_told_beside_the_length_rule(files, tmp_path, ca
     assert summary["length_auroc"] == 1
     assert summary["trusted_auroc"] > 0.9
     assert "evidence by ppl_diff, length, content: AUROC" in caplog.text
-    assert "left out, 1.000 by length alone" in caplog.text
+    assert "in cross-validation, 1.000 by length alone" in caplog.text
     labels = lines(tmp_path / "out" / "labels.jsonl")
     is_wrong = [not i % 4 for i in range(len(labels))]
     assert [row["flag"] == "suspect" for row in labels] == is_wrong
@@ -383,9 +383,11 @@ def test_evidence_that_speaks_is_told_beside_the_length_rule(files, tmp_path, ca
 
 
 def test_trusted_pairs_are_named_by_their_rows(files, monkeypatch):
-    found = Explained({"content": torch.ones(40)}, torch.tensor([[3, 5]]).expand(40, 2))
-    monkeypatch.setattr(audit, "explain", lambda *_: found)
-    monkeypatch.setattr(audit, "believe", lambda *given: replace(believe(*given), speaks=True))
+    found = Explanations({"content": torch.ones(40)}, torch.tensor([[3, 5]]).expand(40, 2))
+    monkeypatch.setattr(audit, "explain_pairs", lambda *_: found)
+    monkeypatch.setattr(
+        audit, "pair_beliefs", lambda *given: replace(pair_beliefs(*given), speaks=True)
+    )
     whys = softpref.audit(**files).pairs["why"]
     assert all(why.endswith("closest trusted pairs: rows 4 and 6") for why in whys)
 
@@ -402,8 +404,11 @@ def test_evidence_that_says_nothing_claims_nothing(files, tmp_path, caplog):
     assert not summary["evidence_speaks"]
     assert summary["suspect"] == 0
     assert summary["doubted_clean"] == []
-    assert "nothing in the data tells right labels from wrong, so nothing is claimed" in caplog.text
-    skill = f"(AUROC {summary['trusted_auroc']:.3f} on trusted pairs that its fit left out, "
+    assert (
+        "nothing in the data distinguishes right labels from wrong ones, so nothing is claimed"
+        in caplog.text
+    )
+    skill = f"(AUROC {summary['trusted_auroc']:.3f} on trusted pairs in cross-validation, "
     assert f"{skill}{summary['length_auroc']:.3f} by length alone)" in caplog.text
     unknown = ("noise_rate", "expected_wrong_labels", "ece")
     assert [summary[name] for name in unknown] == [None] * 3
@@ -414,10 +419,14 @@ def test_evidence_that_says_nothing_claims_nothing(files, tmp_path, caplog):
     assert "more likely wrong than right" not in caplog.text
     labels = lines(tmp_path / "out" / "labels.jsonl")
     assert len({row["p_correct"] for row in labels}) == 1
-    assert {row["why"] for row in labels} == {"nothing in the data tells right labels from wrong"}
+    assert {row["why"] for row in labels} == {
+        "nothing in the data distinguishes right labels from wrong ones"
+    }
     assert {nats for row in labels for nats in row["evidence"].values()} == {0}
     report = (tmp_path / "out" / "report.html").read_text()
-    assert "Unknown for these 40 labels: nothing in the data tells right labels from" in report
+    assert (
+        "Unknown for these 40 labels: nothing in the data distinguishes right labels from" in report
+    )
     for name in ("soft", "drop", "flip"):
         other = AuditOptions(**files, output=str(tmp_path / "other"), export=name)
         refused = f"--export {name} is not applied: nothing .* add --force true"
@@ -433,9 +442,9 @@ def test_the_same_pair_labelled_both_ways_is_noticed():
     first = rows[0]
     turned = first | {"chosen": first["rejected"], "rejected": first["chosen"]}
     pairs = type(toy_pairs(1)).from_list([*rows, turned, rows[1]])
-    assert list(labelled_otherwise(pairs)) == ["elsewhere", "", "", "elsewhere", ""]
+    assert list(opposite_labels(pairs)) == ["elsewhere", "", "", "elsewhere", ""]
     named = pairs.add_column("source", ["a", "a", "a", "b", "b"])
-    assert list(labelled_otherwise(named)) == ["in b", "", "", "in a", ""]
+    assert list(opposite_labels(named)) == ["in b", "", "", "in a", ""]
 
 
 @pytest.mark.parametrize(
@@ -450,7 +459,7 @@ def test_the_same_pair_labelled_both_ways_is_noticed():
             {"run": "nowhere", "model": None},
             "--run nowhere: not a finished run: it has no manifest.json",
         ),
-        ({"run": "nowhere", "model": None, "seed": 1}, "--seed: taken from the run"),
+        ({"run": "nowhere", "model": None, "seed": 1}, "--seed comes from the run"),
         ({"model": "no/such/model/here"}, "--model no/such/model/here: no tokenizer"),
         ({"clean": "40"}, "give a number from 1 to 39"),
         ({"clean": "5"}, "at least 10 are needed"),
@@ -472,5 +481,5 @@ def test_a_directory_of_something_else_is_left_alone(files, tmp_path):
 
 def test_what_is_no_path_is_named_with_what_to_give(files):
     for name, given in (("data", toy_pairs(3)), ("clean", [1]), ("model", torch.nn.Linear(1, 1))):
-        with pytest.raises(UsageError, match=f"{name} is a {type(given).__name__}: give where"):
+        with pytest.raises(UsageError, match=f"{name} is a {type(given).__name__}: give a path"):
             softpref.audit(**files | {name: given})

@@ -11,11 +11,11 @@ import torch
 from datasets import Dataset
 
 from softpref.auditing.beliefs import (
-    Beliefs,
-    believe,
+    PairBeliefs,
     flag,
     length_auroc,
     longer_is_chosen,
+    pair_beliefs,
     reliability,
 )
 from softpref.statistics.calibration import expected_calibration_error
@@ -45,13 +45,15 @@ def misleading(count, rate, seed):
     return torch.where(flipped, -right, right), flipped
 
 
-def fitted(noisy, trusted) -> tuple[Evidence, Beliefs]:
+def fitted(noisy, trusted) -> tuple[Evidence, PairBeliefs]:
     evidence = fit_evidence(PairSignals(noisy, {}, {}), PairSignals(trusted, {}, {}))
     return evidence, believed(evidence)
 
 
-def believed(evidence) -> Beliefs:
-    return believe(evidence, evidence.noisy, torch.full_like(evidence.noisy, rate_of(evidence)))
+def believed(evidence) -> PairBeliefs:
+    return pair_beliefs(
+        evidence, evidence.noisy, torch.full_like(evidence.noisy, rate_of(evidence))
+    )
 
 
 def rate_of(evidence) -> float:

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from softpref.auditing import explanations
-from softpref.auditing.explanations import explain, reason
+from softpref.auditing.explanations import explain_pairs, explanation_text
 from softpref.training import evidence as fitting
 from softpref.training.evidence import SIGNAL_NAMES, evidence_of
 
@@ -69,14 +69,14 @@ def test_the_kinds_in_use_add_up_to_what_is_found(monkeypatch, names, kinds, mos
     monkeypatch.setattr(fitting, "MOST_FITTED", most_fitted)
     evidence, log_odds = evidence_of(NOISY, TRUSTED, names, 0)
     monkeypatch.setattr(type(evidence), "speaks", True)
-    explained = explain(evidence, NOISY, names, 0)
+    explained = explain_pairs(evidence, NOISY, names, 0)
     assert list(explained.evidence) == kinds
     assert torch.allclose(explained.log_odds, log_odds)
 
 
 def test_what_each_kind_is_made_of(fitted):
     parts = fitted[0].noisy_parts
-    found = explain(fitted[0], NOISY, SIGNAL_NAMES, 0).evidence
+    found = explain_pairs(fitted[0], NOISY, SIGNAL_NAMES, 0).evidence
     made_of = {
         "fluency": ["curve", "even", "ppl_diff"],
         "length": ["length", "length_ratio", "log_probability"],
@@ -88,7 +88,7 @@ def test_what_each_kind_is_made_of(fitted):
 
 
 def test_evidence_is_of_what_tells_labels_apart_and_has_its_sign(fitted):
-    found = explain(fitted[0], NOISY, SIGNAL_NAMES, 0).evidence
+    found = explain_pairs(fitted[0], NOISY, SIGNAL_NAMES, 0).evidence
     sizes = {kind: float(nats.abs().mean()) for kind, nats in found.items()}
     assert sizes["content"] > 1.5
     assert sizes["fluency"] + sizes["length"] < sizes["content"] / 3
@@ -107,22 +107,22 @@ def test_what_is_said_of_a_pair_has_not_read_its_label(fitted):
 
 
 def test_the_trusted_pairs_that_are_named_say_the_same_of_the_same_topic(fitted):
-    closest = explain(fitted[0], NOISY, SIGNAL_NAMES, 0).closest
+    closest = explain_pairs(fitted[0], NOISY, SIGNAL_NAMES, 0).closest
     assert closest.shape == (300, 2)
     alike = (TRUSTED_TOPIC[closest] == TOPIC[:, None]).double().mean()
     assert float(alike) > 0.6  # by chance 0.25
 
 
 def test_pairs_are_taken_in_parts(fitted, monkeypatch):
-    whole = explain(fitted[0], NOISY, SIGNAL_NAMES, 0)
-    monkeypatch.setattr(explanations, "PAIRS_EXPLAINED_AT_ONCE", 7)
-    parts = explain(fitted[0], NOISY, SIGNAL_NAMES, 0)
+    whole = explain_pairs(fitted[0], NOISY, SIGNAL_NAMES, 0)
+    monkeypatch.setattr(explanations, "CHUNK_PAIRS", 7)
+    parts = explain_pairs(fitted[0], NOISY, SIGNAL_NAMES, 0)
     assert torch.equal(whole.closest, parts.closest)
 
 
 def test_where_evidence_does_not_speak_no_pair_has_any(fitted):
     silent = replace(fitted[0], trusted=-fitted[0].trusted)
-    explained = explain(silent, NOISY, SIGNAL_NAMES, 0)
+    explained = explain_pairs(silent, NOISY, SIGNAL_NAMES, 0)
     assert not explained.log_odds.any()
     assert not explained.log_odds.signbit().any()  # no −0 in a file
     assert explained.closest.shape == (300, 0)
@@ -133,7 +133,7 @@ def test_no_trusted_pair_is_named_where_the_curve_is_all():
     speaking = replace(
         evidence, trusted=torch.ones(60).double(), pull=torch.zeros_like(evidence.pull)
     )
-    assert explain(speaking, NOISY, ["ppl_diff"], 0).closest.shape == (300, 0)
+    assert explain_pairs(speaking, NOISY, ["ppl_diff"], 0).closest.shape == (300, 0)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,15 @@ def test_no_trusted_pair_is_named_where_the_curve_is_all():
     ],
 )  # fmt: skip
 def test_reasons_in_plain_words(evidence, words):
-    assert reason(evidence, True, [12, 40], "") == words
+    assert explanation_text(evidence, True, [12, 40], "") == words
 
 
 def test_reasons_that_claim_nothing():
-    nothing = "nothing in the data tells right labels from wrong"
-    assert reason({"fluency": 0.0}, False, [], "") == nothing
-    both = reason({"fluency": 0.0}, False, [], "elsewhere")
+    nothing = "nothing in the data distinguishes right labels from wrong ones"
+    assert explanation_text({"fluency": 0.0}, False, [], "") == nothing
+    both = explanation_text({"fluency": 0.0}, False, [], "elsewhere")
     assert both == f"{nothing}; the same two responses are labelled the other way round elsewhere"
-    assert reason({"fluency": 1.0}, True, [], "") == "fluency speaks for the label (+1.0 nats)"
+    assert (
+        explanation_text({"fluency": 1.0}, True, [], "")
+        == "fluency speaks for the label (+1.0 nats)"
+    )

@@ -28,9 +28,7 @@ def test_the_headline_says_how_many_how_sure_and_what_to_do():
     said = headline(Said())
     assert said.startswith("About 20% of the 1,200 labels are wrong, between 15% and 25%")
     assert "80 are suspect" in said
-    assert said.endswith(
-        "AUROC 0.812 on trusted pairs that its fit left out, 0.700 by length alone."
-    )
+    assert said.endswith("AUROC 0.812 on trusted pairs in cross-validation, 0.700 by length alone.")
 
 
 def test_a_rate_that_is_unknown_is_not_told_though_evidence_speaks():
@@ -51,8 +49,10 @@ def test_of_a_wide_interval_only_the_ends_are_told(low, words):
 
 def test_the_headline_claims_nothing_where_evidence_does_not_speak():
     said = headline(replace(Said(), evidence_speaks=False, suspect=0))
-    assert said.startswith("Unknown for these 1,200 labels: nothing in the data tells right labels")
-    assert "(AUROC 0.812 on trusted pairs that its fit left out, 0.700 by length alone)" in said
+    assert said.startswith(
+        "Unknown for these 1,200 labels: nothing in the data distinguishes right labels"
+    )
+    assert "(AUROC 0.812 on trusted pairs in cross-validation, 0.700 by length alone)" in said
     assert charts(ROWS, replace(Said(), evidence_speaks=False)) == []
     assert "%" not in said
     assert "suspect" not in said
@@ -68,7 +68,7 @@ def test_pairs_come_with_their_evidence_the_most_suspect_first():
 
 def test_the_picture_of_what_evidence_comes_from():
     drawn = charts(ROWS, Said())[1]
-    read_out = "What the evidence comes from, nats: fluency 0.30, what the responses say 2.00"
+    read_out = "Evidence by kind, nats: fluency 0.30, what the responses say 2.00"
     assert f'role="img" aria-label="{read_out}"' in drawn
     assert "fluency 0.30</text>" in drawn
 

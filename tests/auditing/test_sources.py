@@ -75,10 +75,10 @@ def test_a_mixed_run_and_its_audit_say_of_each_file_what_it_gave(home, caplog):
         (row["uid"], row["soft_label"]) for row in labels
     ]
     assert [row["source"] for row in audited] == [files[0]] * 30 + [files[1]] * 10
-    with pytest.raises(UsageError, match="--mix: taken from the run"):
+    with pytest.raises(UsageError, match="--mix comes from the run"):
         run_audit(AuditOptions(run="run", mix=[1, 1], output="out"))
     (home / "b.jsonl").unlink()
-    with pytest.raises(UsageError, match=r"b.jsonl is not there; give --data"):
+    with pytest.raises(UsageError, match=r"b.jsonl does not exist: give --data"):
         run_audit(AuditOptions(run="run", output="out"))
 
 

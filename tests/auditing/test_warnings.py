@@ -7,19 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from softpref.auditing.beliefs import Beliefs
-from softpref.auditing.scores import Scored
+from softpref.auditing.beliefs import PairBeliefs
+from softpref.auditing.scores import ScoredSets
 from softpref.auditing.warnings import warnings_about
 from softpref.data.splits import ASSUMED_CORRECT
 from tests.toy import toy_pairs
 
-GOOD = Scored(toy_pairs(10), toy_pairs(150), torch.empty(10), {}, 0, "data.jsonl", "clean.jsonl")
+GOOD = ScoredSets(
+    toy_pairs(10), toy_pairs(150), torch.empty(10), {}, 0, "data.jsonl", "clean.jsonl"
+)
 REVIEWED = "given as a file"
 
 
 def beliefs(doubted=0, speaks=True, is_misled=False):
     none = torch.empty(0)
-    return Beliefs(none, none, speaks, is_misled, 0.8, 0.0, [], list(range(doubted)))
+    return PairBeliefs(none, none, speaks, is_misled, 0.8, 0.0, [], list(range(doubted)))
 
 
 def test_nothing_to_warn_of():
@@ -29,8 +31,8 @@ def test_nothing_to_warn_of():
 @pytest.mark.parametrize(
     ("scored", "found", "longer", "words"),
     [
-        (GOOD, beliefs(speaks=False), 0.5, "cannot tell right from wrong"),
-        (GOOD, beliefs(is_misled=True), 0.5, "fluent in what it gets wrong"),
+        (GOOD, beliefs(speaks=False), 0.5, "cannot distinguish right labels"),
+        (GOOD, beliefs(is_misled=True), 0.5, "are wrong more often than its weaker ones"),
         (
             replace(GOOD, clean=toy_pairs(99)),
             beliefs(),
@@ -42,7 +44,7 @@ def test_nothing_to_warn_of():
             replace(GOOD, sft_targets=3),
             beliefs(),
             0.5,
-            "responses of 3 of the 10 pairs of data.jsonl:",
+            "responses of 3 of the 10 pairs of data.jsonl and",
         ),
         (
             GOOD,
@@ -55,7 +57,7 @@ def test_nothing_to_warn_of():
             replace(GOOD, contradicting={"a.jsonl and b.jsonl": 2, "b.jsonl": 1}),
             beliefs(),
             0.5,
-            "so that one label is wrong: 2 in a.jsonl and b.jsonl, 1 in b.jsonl",
+            "so one of the two labels is wrong: 2 in a.jsonl and b.jsonl, 1 in b.jsonl",
         ),
     ],
 )
@@ -66,4 +68,4 @@ def test_each_is_given(scored, found, longer, words):
 
 def test_trusted_pairs_that_nobody_reviewed():
     (warning,) = warnings_about(GOOD, beliefs(), 0.5, ASSUMED_CORRECT)
-    assert "nobody reviewed them" in warning
+    assert "were not reviewed" in warning

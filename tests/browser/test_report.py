@@ -95,7 +95,7 @@ def test_text_stays_text_and_no_other_script_runs(page):
 def test_the_random_sample_comes_first_without_the_models_opinion(page):
     assert len(texts(page, "prompt")) == 20
     assert texts(page, "rank") == texts(page, "label right") == []
-    assert "150 pairs drawn by chance" in page.find_element(By.ID, "advice").text
+    assert "150 pairs drawn at random" in page.find_element(By.ID, "advice").text
     assert not page.find_element(By.ID, "filters").is_displayed()
 
 
@@ -178,7 +178,7 @@ def test_a_response_of_many_words_is_shown(page, tmp_path, text, count):
     write(tmp_path / "report.html", 2, text, worse="b " * count)
     page.refresh()
     assert len(page.find_elements(By.CSS_SELECTOR, "#rows tr")) == 2
-    assert "pairs drawn by chance" in page.find_element(By.ID, "advice").text
+    assert "pairs drawn at random" in page.find_element(By.ID, "advice").text
 
 
 def test_a_pair_may_have_any_uid(page, tmp_path):

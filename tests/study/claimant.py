@@ -15,8 +15,8 @@ def main() -> None:
     output, seconds, together = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     preset = Pretended(str(output / "log"), seconds=seconds, together=together)
-    checked = study.checked
-    study.checked = lambda name, options: (checked(name, options)[0], preset, output)
+    validated = study.validated
+    study.validated = lambda name, options: (validated(name, options)[0], preset, output)
     options = StudyOptions(
         methods=["dpo", "mspo"], noise=[0.4], seeds=[0, 1, 2, 3], jobs=1, output=str(output)
     )

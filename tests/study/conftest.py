@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from softpref.study import presets
-from softpref.study.presets import InWorld
+from softpref.study.presets import WorldPreset
 from softpref.world.build import INFORMATIVE
 
 SMALL = replace(
@@ -20,4 +20,4 @@ def in_world(tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "WORLDS", {"informative": SMALL})
     monkeypatch.setattr(presets, "LARGEST_CLEAN_SET", 16)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return InWorld("informative", tmp_path / "worlds")
+    return WorldPreset("informative", tmp_path / "worlds")

@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from softpref.bench import benchmark, memory
 from softpref.bench.benchmark import OLDEST_TRL, ONE_BILLION, PRESETS, SHAPES, SMALL, BenchPreset
-from softpref.bench.contestants import EVERYWHERE, NAMES, make_contestant
+from softpref.bench.contestants import NAMES, ON_EVERY_SHAPE, make_contestant
 from softpref.bench.report import Group, rows, runs
 from softpref.bench.timing import Quartiles, paired_ratio, time_rounds
 from softpref.bench.workload import TUNINGS, ModelSize, Shape, Workload
@@ -288,7 +288,7 @@ def test_the_command_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
         torch.set_num_threads(threads)
     printed = capsys.readouterr()
     assert printed.err.count("Warning") == 0
-    assert len(printed.out.splitlines()) == 1 + 2 * (len(NAMES) + len(EVERYWHERE)) + 1
+    assert len(printed.out.splitlines()) == 1 + 2 * (len(NAMES) + len(ON_EVERY_SHAPE)) + 1
     found = json.loads(numbers.read_text())
     assert found.keys() == {"preset", "device", "machine", "versions", "threads", "runs"}
     assert (found["preset"], found["device"], found["threads"]) == ("cpu", "cpu", 1)
@@ -375,5 +375,5 @@ def test_a_gpu_computes_in_bfloat16():
 
 def test_an_older_trl_is_refused_by_its_version(monkeypatch):
     monkeypatch.setattr(benchmark, "version", lambda name: "1.8.0")
-    with pytest.raises(UsageError, match=r"bench compares with TRL 1\.16 or newer, not 1\.8\.0"):
+    with pytest.raises(UsageError, match=r"bench needs TRL 1\.16 or newer, not 1\.8\.0"):
         benchmark.run_bench(benchmark.BenchOptions())

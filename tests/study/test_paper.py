@@ -12,7 +12,7 @@ from softpref.errors import UsageError
 from softpref.study import paper
 from softpref.study.choices import StudyOptions
 from softpref.study.grid import Cell
-from softpref.study.paper import OnPaper, estimate, single_turn, without_prompter
+from softpref.study.paper import PaperPreset, estimate, single_turn, without_prompter
 from softpref.study.study import run_study
 from softpref.study.targets import TARGETS
 from softpref.training.align import AlignFiles
@@ -70,7 +70,7 @@ def on_paper(tmp_path, monkeypatch):
     )
     tiny = paper.PaperModel(str(tmp_path / "model"), 1e6, 5e-7)
     monkeypatch.setattr(paper, "MODELS", {"tiny": tiny})
-    return OnPaper("tiny", "hh", tmp_path / "home")
+    return PaperPreset("tiny", "hh", tmp_path / "home")
 
 
 def lines(path):

@@ -11,7 +11,7 @@ from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
 from softpref.study import presets
 from softpref.study.grid import Cell
-from softpref.study.presets import OnFiles, _config, for_recipe
+from softpref.study.presets import FilesPreset, _config, for_recipe
 from softpref.world.prepare import alignment, prepare_world
 from tests.study.conftest import SMALL
 
@@ -115,18 +115,18 @@ def test_losses_of_clean_and_held_out_pairs(in_world, tmp_path):
 
 def test_files_of_the_users_own(in_world, tmp_path):
     world = prepare_world(SMALL, 3, tmp_path / "own")
-    files = OnFiles(world.sft, *(world.pairs(name) for name in ("train", "clean", "eval")))
+    files = FilesPreset(world.sft, *(world.pairs(name) for name in ("train", "clean", "eval")))
     numbers = files.run(Cell("mspo", 0), tmp_path / "cell")
     assert {"preference_accuracy", "length_rule_accuracy", "label_auroc"} <= numbers.keys()
     assert "win_rate" not in numbers
     assert len(load_pairs(str(tmp_path / "cell" / "clean.jsonl")).pairs) == 12
-    with pytest.raises(UsageError, match="has 12 pairs, and 50 are asked for"):
+    with pytest.raises(UsageError, match="has 12 pairs, but the target needs 50"):
         files.run(Cell("mspo", 0, clean_pairs=50), tmp_path / "too_many")
 
 
 def test_the_version_follows_model_and_files(tmp_path, monkeypatch):
     world = prepare_world(replace(SMALL, sft_rows=64), 3, tmp_path / "own")
-    files = OnFiles(world.sft, *(world.pairs(name) for name in ("train", "clean", "eval")))
+    files = FilesPreset(world.sft, *(world.pairs(name) for name in ("train", "clean", "eval")))
     version = files.version
     assert replace(files, test=world.pairs("clean")).version != version
     assert files.version == version

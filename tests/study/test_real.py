@@ -11,11 +11,18 @@ import torch
 
 from softpref.errors import UsageError
 from softpref.study import study
-from softpref.study.choices import StudyOptions, asked_cells, checked
+from softpref.study.choices import StudyOptions, selected_cells, validated
 from softpref.study.grid import Cell
-from softpref.study.real import REAL, OnReal, above_zero, interval
-from softpref.study.real_pairs import Sizes, known_pairs, labelled, parsed_labels, set_name, split
-from softpref.study.real_tables import describe, draw_accuracy, gain_kept, seeds_to_tell
+from softpref.study.real import REAL, RealPreset, interval, positive_share
+from softpref.study.real_pairs import (
+    Sizes,
+    load_known_pairs,
+    parse_labels,
+    set_name,
+    split,
+    training_rows,
+)
+from softpref.study.real_tables import describe, draw_accuracy, gain_kept, seeds_to_detect
 from softpref.study.study import run_study
 from softpref.world.language import make_tokenizer
 from tests.tiny import tiny_model
@@ -46,7 +53,7 @@ def judged_file(path, **changed):
 
 
 def test_the_parts_of_a_split_share_no_prompt_and_have_their_sizes(tmp_path):
-    pairs = known_pairs(pairs_file(tmp_path / "a.jsonl"), as_chat=False)
+    pairs = load_known_pairs(pairs_file(tmp_path / "a.jsonl"), as_chat=False)
     parts = split(pairs, SIZES, 3, "a")
     assert (len(parts.test), len(parts.trusted)) == (8, 10)
     prompts = [
@@ -60,17 +67,17 @@ def test_the_parts_of_a_split_share_no_prompt_and_have_their_sizes(tmp_path):
 
 
 def test_a_part_is_of_many_prompts_where_prompts_have_many_pairs(tmp_path):
-    pairs = known_pairs(pairs_file(tmp_path / "a.jsonl", each=5), as_chat=False)
+    pairs = load_known_pairs(pairs_file(tmp_path / "a.jsonl", each=5), as_chat=False)
     parts = split(pairs, SIZES, 3, "a")
     assert len({row["prompt"] for row in parts.test}) == 8  # of nine: three tenths of thirty
     assert len({row["prompt"] for row in parts.trusted}) == 6
     assert len({pair.prompt for pair in parts.pool[:15]}) == 15
-    single = known_pairs(pairs_file(tmp_path / "b.jsonl", each=1), as_chat=False)
+    single = load_known_pairs(pairs_file(tmp_path / "b.jsonl", each=1), as_chat=False)
     assert len(split(single, replace(SIZES, test=12), 3, "b").pool) == 30 - 12 - 10
 
 
 def test_too_few_or_too_long_pairs_are_refused(tmp_path):
-    pairs = known_pairs(pairs_file(tmp_path / "a.jsonl"), as_chat=False)
+    pairs = load_known_pairs(pairs_file(tmp_path / "a.jsonl"), as_chat=False)
     with pytest.raises(UsageError, match=r"a.jsonl: 60 pairs of 30 prompts .* --test_pairs"):
         split(pairs, replace(SIZES, test=50), 0, "a.jsonl")
     with pytest.raises(UsageError, match=r"0 pairs of 0 prompts have at most 10 characters"):
@@ -78,8 +85,8 @@ def test_too_few_or_too_long_pairs_are_refused(tmp_path):
 
 
 def test_flips_are_an_exact_share_and_nested(tmp_path):
-    pairs = known_pairs(pairs_file(tmp_path / "a.jsonl"), as_chat=False)
-    few, many = (labelled(pairs, f"flips:{rate}", 20, 3, "a") for rate in (0.2, 0.4))
+    pairs = load_known_pairs(pairs_file(tmp_path / "a.jsonl"), as_chat=False)
+    few, many = (training_rows(pairs, f"flips:{rate}", 20, 3, "a") for rate in (0.2, 0.4))
     assert [sum(row["is_flipped"] for row in rows) for rows in (few, many)] == [4, 8]
     assert all(
         after["is_flipped"] for before, after in zip(few, many, strict=True) if before["is_flipped"]
@@ -89,40 +96,40 @@ def test_flips_are_an_exact_share_and_nested(tmp_path):
 
 
 def test_a_judges_first_verdicts_are_labels_and_pairs_without_one_are_left_out(tmp_path):
-    pairs = known_pairs(judged_file(tmp_path / "a.jsonl"), as_chat=True)
+    pairs = load_known_pairs(judged_file(tmp_path / "a.jsonl"), as_chat=True)
     assert pairs[1].row["chosen"] == [{"role": "assistant", "content": "two 1"}]
-    by_a = labelled(pairs, "judge:A", 100, 0, "a")
+    by_a = training_rows(pairs, "judge:A", 100, 0, "a")
     assert [row["is_flipped"] for row in by_a] == [bool(i % 2) for i in range(30)]
     assert by_a[1]["chosen"][0]["content"] == "one 1"
-    assert len(labelled(pairs, "judge:B", 100, 0, "a")) == 10
-    assert labelled(pairs, "judge:C", 100, 0, "a")[0]["is_flipped"]
+    assert len(training_rows(pairs, "judge:B", 100, 0, "a")) == 10
+    assert training_rows(pairs, "judge:C", 100, 0, "a")[0]["is_flipped"]
     with pytest.raises(UsageError, match=r"0 pairs .* verdict of D; its judges are A, B, C"):
-        labelled(pairs, "judge:D", 100, 0, "a")
+        training_rows(pairs, "judge:D", 100, 0, "a")
 
 
 @pytest.mark.parametrize("changed", [{"gold": 3}, {"gold": None}, {"response_2": None}])
 def test_a_row_that_says_no_right_answer_is_named(tmp_path, changed):
     with pytest.raises(UsageError, match=r"a.jsonl, (line|row) 1"):
-        known_pairs(judged_file(tmp_path / "a.jsonl", **changed), as_chat=False)
+        load_known_pairs(judged_file(tmp_path / "a.jsonl", **changed), as_chat=False)
 
 
 def test_flipped_pairs_are_not_taken_for_right_ones(tmp_path):
     toy_pairs(10, flip_every=3).to_json(tmp_path / "a.jsonl")
     with pytest.raises(UsageError, match="has is_flipped or soft_label"):
-        known_pairs(str(tmp_path / "a.jsonl"), as_chat=False)
+        load_known_pairs(str(tmp_path / "a.jsonl"), as_chat=False)
 
 
 def test_labels_have_one_spelling():
-    assert parsed_labels("flips:0.20") == "flips:0.2"
-    assert parsed_labels("judge:GPT-4") == "judge:GPT-4"
+    assert parse_labels("flips:0.20") == "flips:0.2"
+    assert parse_labels("judge:GPT-4") == "judge:GPT-4"
     for wrong in ("flips:1", "flips:x", "judge:", "gold", "flips:nan"):
         with pytest.raises(UsageError, match=f"--labels {wrong}: give flips:RATE"):
-            parsed_labels(wrong)
+            parse_labels(wrong)
 
 
 def test_accuracy_counts_ties_half_and_its_interval_takes_prompts_whole():
     margins = torch.tensor([1.0, 0.0, -1.0, 2.0])
-    assert above_zero(margins) == 5 / 8
+    assert positive_share(margins) == 5 / 8
     many = torch.tensor([1.0, -1.0]).repeat_interleave(50)
     low, high = interval(many, [str(i) for i in range(100)])
     assert 0.38 < low < 0.42 < 0.58 < high < 0.62
@@ -143,12 +150,12 @@ def preset(tmp_path, model):
     path = tmp_path / "toys.jsonl"
     toy_pairs(60).remove_columns("is_flipped").to_json(path)
     training = {"learning_rate": 1e-3, "num_train_epochs": 1.0, "bf16": False, "use_cpu": True}
-    return OnReal(model, {"toys": str(path)}, SIZES, training, tmp_path / "splits")
+    return RealPreset(model, {"toys": str(path)}, SIZES, training, tmp_path / "splits")
 
 
 def test_a_cell_is_split_labelled_aligned_and_measured(preset, tmp_path):
     cell = Cell("mspo", 3, pairs="toys", labels="flips:0.4")
-    preset.prepare(*preset.shared(cell))
+    preset.prepare(*preset.shared_key(cell))
     numbers = preset.run(cell, tmp_path / "cell")
     assert (numbers["test_pairs"], numbers["train_pairs"], numbers["noise_rate"]) == (8, 20, 0.4)
     shares = ("preference_accuracy", "start_sum_accuracy", "length_rule_accuracy", "label_auroc")
@@ -166,7 +173,7 @@ def test_a_cell_is_split_labelled_aligned_and_measured(preset, tmp_path):
 def test_margins_are_against_the_model_as_it_was(preset, tmp_path):
     still = replace(preset, training={**preset.training, "learning_rate": 1e-12})
     cell = Cell("dpo", 3, pairs="toys", labels="flips:0")
-    still.prepare(*still.shared(cell))
+    still.prepare(*still.shared_key(cell))
     still.run(cell, tmp_path / "cell")
     margins = json.loads((tmp_path / "cell" / "margins.json").read_text())
     assert margins == pytest.approx([0.0] * 8, abs=1e-4)
@@ -188,8 +195,8 @@ def options(sft, tmp_path, **given):
 
 def test_cells_are_of_files_labels_methods_and_seeds(model, tmp_path):
     asked = options(model, tmp_path, labels=["flips:0.20", "judge:GPT 4"], methods=["dpo"])
-    target, made, _ = checked("", asked)
-    cells = asked_cells(target, asked)
+    target, made, _ = validated("", asked)
+    cells = selected_cells(target, asked)
     name = set_name(asked.pairs[0])
     assert [cell.key for cell in cells][:2] == [
         f"dpo-{name}-flips_0.2-seed0", f"dpo-{name}-judge_GPT_4-seed0"
@@ -264,7 +271,7 @@ def test_the_page_compares_with_dpo_by_seed_and_says_what_would_tell():
 
 
 def test_power_and_gain_are_as_written():
-    assert seeds_to_tell(0.01, 0.0283) == 63  # ((1.95996 + 0.84162) * 2.83)² = 62.9
-    assert seeds_to_tell(0.0, 0.1) is None
+    assert seeds_to_detect(0.01, 0.0283) == 63  # ((1.95996 + 0.84162) * 2.83)² = 62.9
+    assert seeds_to_detect(0.0, 0.1) is None
     assert gain_kept({0: 0.6, 1: 0.9}, {0: 0.7}) == "50%"
     assert gain_kept({0: 0.6}, {0: 0.5}) == "none to keep"

@@ -11,10 +11,10 @@ from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
 from softpref.judging.responses import Prompt
 from softpref.study import referees
-from softpref.study.choices import StudyOptions, checked
+from softpref.study.choices import StudyOptions, validated
 from softpref.study.grid import Cell
-from softpref.study.presets import OnFiles
-from softpref.study.referees import ByJudge, Drawing, distinct_prompts
+from softpref.study.presets import FilesPreset
+from softpref.study.referees import JudgeReferee, ResponseSampling, distinct_prompts
 from softpref.training.output import write_lines
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
@@ -39,7 +39,7 @@ def test_a_judge_behind_an_endpoint_is_asked_once_whatever_is_repeated(in_world,
     with serving(Script(lambda *_: "A")) as script:
         judge = JudgeOptions(judge_model="m", base_url=script.url, orders="one")
         world = prepare_world(replace(SMALL, hidden_size=96), 3, in_world.home / "w")
-        preset = OnFiles(world.sft, world.pairs("train"), world.pairs("clean"),
+        preset = FilesPreset(world.sft, world.pairs("train"), world.pairs("clean"),
                          world.pairs("eval"), judge)  # fmt: skip
         first = preset.run(Cell("dpo", 3, clean_pairs=12), tmp_path / "cells" / "one")
         asked = sum(script.calls.values())
@@ -81,8 +81,8 @@ def test_tools_and_every_field_of_a_message_reach_the_model_and_the_judge(tmp_pa
     )
     with serving(Script(lambda _, user: "tie")) as script:
         judge = JudgeOptions(judge_model="m", base_url=script.url, orders="one")
-        drawing = Drawing("test.jsonl", prompts, 0, 0.0)
-        by_judge = ByJudge(judge, drawing, str(home), tmp_path / "cells" / "one")
+        sampling = ResponseSampling("test.jsonl", prompts, 0, 0.0)
+        by_judge = JudgeReferee(judge, sampling, str(home), tmp_path / "cells" / "one")
         found = by_judge(home)
         assert sum(script.calls.values()) == 3
     texts = ["a b", "reverse a b", "reverse a b shift"]
@@ -92,7 +92,7 @@ def test_tools_and_every_field_of_a_message_reach_the_model_and_the_judge(tmp_pa
     by_judge(home)
     assert not drawn
     others = [prompts[0], replace(prompts[1], context=more), prompts[2]]
-    replace(by_judge, drawing=replace(drawing, prompts=others)).answers(home, 0)
+    replace(by_judge, sampling=replace(sampling, prompts=others)).answers(home, 0)
     assert len(drawn) == 1  # other tools, other responses
 
 
@@ -101,8 +101,8 @@ def test_a_test_prompt_that_cannot_be_used_is_named(tmp_path):
     tiny_llama(tokenizer, 0).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     long = [Prompt("a", row=4), Prompt("a " * 200, row=7)]
-    drawing = Drawing("test.jsonl", long, 0, 0.0)
-    by_judge = ByJudge(JudgeOptions("checker"), drawing, "", tmp_path / "one")
+    sampling = ResponseSampling("test.jsonl", long, 0, 0.0)
+    by_judge = JudgeReferee(JudgeOptions("checker"), sampling, "", tmp_path / "one")
     with pytest.raises(UsageError, match=r"test.jsonl, line 7: this and 0 more of the 2 prompts"):
         by_judge.answers(tmp_path / "model", 0)
 
@@ -128,23 +128,23 @@ def options(tmp_path, **given):
 def test_the_papers_judge_is_gpt_4_in_one_order_unless_another_is_named(tmp_path, monkeypatch):
     paper = dict(preset="paper", data="hh", model="phi-2")
     monkeypatch.setenv("OPENAI_API_KEY", "key")
-    _, preset, _ = checked("table1", options(tmp_path, **paper))
+    _, preset, _ = validated("table1", options(tmp_path, **paper))
     assert (preset.judge.judge_model, preset.judge.orders) == ("gpt-4-0613", "one")
-    assert checked("fig4", options(tmp_path, **paper))[1].judge == preset.judge
-    assert checked("table1", options(tmp_path, **paper, judge="none"))[1].judge is None
+    assert validated("fig4", options(tmp_path, **paper))[1].judge == preset.judge
+    assert validated("table1", options(tmp_path, **paper, judge="none"))[1].judge is None
     (tmp_path / "judge.yaml").write_text("judge_model: other\nbase_url: http://localhost:1/v1\n")
     named = options(tmp_path, **paper, judge=str(tmp_path / "judge.yaml"))
-    assert checked("table1", named)[1].judge.judge_model == "other"
+    assert validated("table1", named)[1].judge.judge_model == "other"
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UsageError, match="OPENAI_API_KEY is not set"):
-        checked("table1", options(tmp_path, **paper))
-    assert checked("table1", options(tmp_path, **paper, dry_run=True))[1].judge.orders == "one"
+        validated("table1", options(tmp_path, **paper))
+    assert validated("table1", options(tmp_path, **paper, dry_run=True))[1].judge.orders == "one"
 
 
 @pytest.mark.parametrize("target", ["table6", "fig4"])
 def test_a_target_of_win_rates_needs_someone_who_compares(tmp_path, target):
     paper = dict(preset="paper", data="hh", model="phi-2", judge="none")
-    with pytest.raises(UsageError, match=r"needs win rates: name who judges by --judge"):
-        checked(target, options(tmp_path, **paper))
+    with pytest.raises(UsageError, match=r"needs win rates: name a judge with --judge"):
+        validated(target, options(tmp_path, **paper))
     with pytest.raises(UsageError, match="nowhere.yaml: No such file"):
-        checked(target, options(tmp_path, judge=str(tmp_path / "nowhere.yaml")))
+        validated(target, options(tmp_path, judge=str(tmp_path / "nowhere.yaml")))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from softpref.data.sources import load_pairs
 from softpref.study import presets
 from softpref.study.grid import Cell
-from softpref.study.presets import InWorld
-from softpref.study.scorers import SCORERS, Case, average_precision
+from softpref.study.presets import WorldPreset
+from softpref.study.scorers import SCORERS, NoisySet, average_precision
 from softpref.training.align import AlignFiles
 from softpref.world.build import INFORMATIVE
 
@@ -51,7 +51,7 @@ def in_world(tmp_path_factory):
         patch.setattr(presets, "WORLDS", {"informative": SMALL})
         patch.setattr(presets, "LARGEST_CLEAN_SET", 16)
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-        yield InWorld("informative", home)
+        yield WorldPreset("informative", home)
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
@@ -78,6 +78,6 @@ def test_the_longer_response_is_right_where_it_always_is(in_world, tmp_path):
     lines = "".join(json.dumps({name: row[name] for name in keep}) + "\n" for row in rows)
     (cell / "long.jsonl").write_text(lines)
     judged = SCORERS["longer"](
-        Case(AlignFiles("", str(cell / "long.jsonl"), None, None, ""), lambda _: None)
+        NoisySet(AlignFiles("", str(cell / "long.jsonl"), None, None, ""), lambda _: None)
     )
-    assert (judged.belief > 0).tolist() == [not row["is_flipped"] for row in rows]
+    assert (judged.values > 0).tolist() == [not row["is_flipped"] for row in rows]

@@ -117,7 +117,7 @@ class Pretended:
     version: dict = field(default_factory=lambda: {"preset": "pretended"})
     judge: None = None
 
-    def shared(self, cell):
+    def shared_key(self, cell):
         return (cell.seed,)
 
     def prepare(self, seed):
@@ -137,9 +137,9 @@ class Pretended:
 
 def pretend(monkeypatch, tmp_path, fails=()):
     preset = Pretended(str(tmp_path / "log"), fails)
-    checked = study.checked
+    validated = study.validated
     monkeypatch.setattr(
-        study, "checked", lambda name, options: (checked(name, options)[0], preset, tmp_path)
+        study, "validated", lambda name, options: (validated(name, options)[0], preset, tmp_path)
     )
     return StudyOptions(methods=["dpo", "mspo"], noise=[0.4], seeds=[0, 1], jobs=1,
                         output=str(tmp_path))  # fmt: skip
@@ -179,7 +179,7 @@ def test_the_audits_results_follow_its_own_code_too(tmp_path, monkeypatch):
 
 def test_an_interrupted_study_starts_no_further_runs(tmp_path):
     cells = TARGETS["table1"].cells(range(6), method=["dpo"], noise_rate=[0.4])
-    outcomes = study._finished(
+    outcomes = study._run_cells(
         TARGETS["table1"],
         Pretended(str(tmp_path / "log"), seconds=0.5),
         cells,
@@ -196,7 +196,7 @@ def test_an_interrupted_study_starts_no_further_runs(tmp_path):
     ("name", "given", "message"),
     [
         ("table99", {}, "no target 'table99'"),
-        ("", {}, "name one first"),
+        ("", {}, "start with softpref study TARGET"),
         ("table1", {"seeds": None, "jobs": 0}, "--jobs 0"),
         ("table1", {"output": ""}, "--output is missing"),
         ("table1", {"methods": ["ppo"]}, "--methods ppo"),
@@ -207,13 +207,13 @@ def test_an_interrupted_study_starts_no_further_runs(tmp_path):
         ("table1", {"sft_data": ["all"]}, "--sft_data all: choose from disjoint"),
         ("table1", {"scorers": ["audit"]}, "--scorers: table1 measures methods"),
         ("audit", {"scorers": ["guess"]}, "--scorers guess: choose from ppl_diff"),
-        ("table1", {"dry_run": True}, "--dry_run is for --preset paper"),
+        ("table1", {"dry_run": True}, "--dry_run works with --preset paper"),
         ("table1", {"preset": "paper", "data": "hh"}, "--model is missing"),
         ("table1", {"preset": "paper", "data": "hh", "model": "gpt-2"}, "--model gpt-2: choose"),
         (
             "table2",
             {"preset": "paper", "data": "hh", "model": "phi-2", "judge": "none"},
-            "table2 needs the world",
+            "table2 needs models of two sizes",
         ),
     ],
 )

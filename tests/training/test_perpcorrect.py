@@ -12,7 +12,6 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from softpref import options
 from softpref.data import make_batch
 from softpref.data.column_cache import ColumnCache
 from softpref.errors import UsageError
@@ -454,7 +453,7 @@ def test_clean_pairs_are_needed_and_own_labels_refused(tmp_path):
 
 def test_a_surrogate_that_breaks_is_named_and_not_kept(monkeypatch, tmp_path):
     says = "surrogate of round 0: its loss or the gradient is not finite. Lower --learning_rate"
-    monkeypatch.setattr(options, "LARGEST_RATE", 1e30)
+    monkeypatch.setattr("softpref.options.LARGEST_RATE", 1e30)
     with pytest.raises(UsageError, match=says):
         official(tmp_path, learning_rate=1e30)
 

@@ -1,4 +1,4 @@
-"""`softpref audit`: how far to believe each label of a preference set, and what to do about it."""
+"""`softpref audit`: estimate how reliable each label of a preference set is."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from typing import Any
 
 from datasets import Dataset
 
-from softpref.auditing.beliefs import believe
-from softpref.auditing.explanations import explain
-from softpref.auditing.export import CLEANED, EXPORTS, LeftOut, Trusted, read_marks, write_cleaned
-from softpref.auditing.of_run import labels_of_run, of_run, require_same_pairs
+from softpref.auditing.beliefs import pair_beliefs
+from softpref.auditing.explanations import explain_pairs
+from softpref.auditing.export import (
+    CLEANED,
+    EXPORTS,
+    DroppedRows,
+    TrustedLabels,
+    read_marks,
+    write_cleaned,
+)
+from softpref.auditing.finished_run import labels_of_run, options_of_run, require_same_pairs
 from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdicts
 from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.scores import score_sets
-from softpref.auditing.summary import Summary, how_far, summarise
+from softpref.auditing.summary import Summary, evidence_skill, summarise
 from softpref.data.bad_rows import BadRow
 from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import dataset_rows
@@ -54,21 +61,21 @@ class Audit:
     """An audit's result.
 
     Attributes:
-        pairs: a row a pair, in the order of the data: `uid`, `row`, of several files `source`,
-            `ppl_diff` (nats per token), `soft_label` (null without a run), `p_correct`, `margin`
-            (nats) and `step` (of the run), `rank` (1: most suspect), `evidence` (for the label,
-            nats, by what it comes from), `flag` (`suspect`, `unsure`, `fine`), `why`.
-        summary: of the set.
-        texts: the same pairs' prompts and responses.
-        trusted: the trusted pairs.
-        fingerprint: of the data.
+        pairs: one row per pair, in the order of the data: `uid`, `row`, `source` (with several
+            files), `ppl_diff` (nats per token), `soft_label`, `margin` (nats) and `step` (null
+            without a run), `p_correct`, `rank` (1: most suspect), `evidence` (for the label, nats,
+            by kind), `flag` (`suspect`, `unsure`, `fine`), `why`.
+        summary: numbers about the whole set.
+        texts: prompts and responses of the same pairs.
+        trusted: the labels of the trusted pairs.
+        fingerprint: fingerprint of the data.
         unused: rows of the data that could not be used, with reasons.
     """
 
     pairs: Dataset
     summary: Summary
     texts: Dataset
-    trusted: Trusted
+    trusted: TrustedLabels
     fingerprint: str
     unused: tuple[BadRow, ...]
 
@@ -77,48 +84,47 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     """Audit a set and write `labels.jsonl`, `summary.json`, `report.html` and `cleaned.jsonl`.
 
     Raises:
-        UsageError: an option is wrong or missing, or data, model or judge cannot be used; then
-            nothing is written but the verdicts that the judge has given by then. Or the audit is
-            written, and `export` acts on suspects that evidence does not know.
+        UsageError: an option is wrong or missing, or data, model or judge cannot be used. Only
+            verdicts that the judge has already given are written then. It is also raised after
+            the audit is written, if `export` needs evidence that the data do not give.
     """
     require(options.output, "--output")
     output = directory_to_write(options.output)
     _refuse_other_contents(output)
-    asked = _asked(options)
-    marks = _marks_of(options.marks, asked) if options.marks else {}
+    complete = _complete(options)
+    marks = _read_marks(options.marks, complete) if options.marks else {}
     with one_writer(output):
-        done = _audit(asked, options, judge)
-        acts = done.summary.evidence_speaks or options.force
-        export = (options.export or "soft") if acts else "keep"
+        result = _audit(complete, options, judge)
+        pairs, summary, fingerprint = result.pairs, result.summary, result.fingerprint
+        applies = summary.evidence_speaks or options.force
+        export = (options.export or "soft") if applies else "keep"
+        trusted, columns, unused = result.trusted, complete.columns(), result.unused
         with appearing_together(output, SUMMARY) as home:
-            write_lines(home / LABELS, dataset_rows(done.pairs))
-            write_text(home / SUMMARY, json.dumps(done.summary.record(), indent=1) + "\n")
-            write_report(
-                home / REPORT, done.pairs, done.texts, done.summary, done.fingerprint, asked.seed
+            write_lines(home / LABELS, dataset_rows(pairs))
+            write_text(home / SUMMARY, json.dumps(summary.record(), indent=1) + "\n")
+            write_report(home / REPORT, pairs, result.texts, summary, fingerprint, complete.seed)
+            dropped = write_cleaned(
+                complete.data, home, pairs, trusted, export, marks, columns, unused
             )
-            left_out = write_cleaned(
-                asked.data, home, done.pairs, done.trusted, export, marks, asked.columns(),
-                done.unused,
-            )  # fmt: skip
     if marks:
-        certain = sum(marks.get(uid) is not None for uid in done.pairs["uid"])
+        applied = sum(marks.get(uid) is not None for uid in pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
         logger.info(
-            "--marks %s: %d applied, %d unsure and left as the audit has them, %d on trusted pairs "
-            "and not needed", options.marks, certain, unsure, len(marks) - certain - unsure,
-        )  # fmt: skip
-    _say(done.summary, names_of(asked.data), output, export, left_out)
+            f"--marks {options.marks}: {applied} applied, {unsure} unsure and left to the audit, "
+            f"{len(marks) - applied - unsure} on trusted pairs and not needed"
+        )
+    _log_summary(summary, names_of(complete.data), output, export, dropped)
     if options.export not in (None, export):
         raise UsageError(
-            f"--export {options.export} is not applied: {how_far(done.summary)}. {CLEANED} is that "
-            "of --export keep; add --force true to apply it anyway."
+            f"--export {options.export} is not applied: {evidence_skill(summary)}. {CLEANED} is "
+            "written as by --export keep; add --force true to apply it anyway."
         )
 
 
-def _marks_of(path: str, asked: AuditOptions) -> dict[str, float | None]:
-    """Read marks and refuse those of other data, before an hour of scoring."""
+def _read_marks(path: str, options: AuditOptions) -> dict[str, float | None]:
+    """Read marks and refuse those of other data before the pairs are scored."""
     marks = read_marks(path)
-    loaded = load_pairs(asked.data, on_bad_row="skip", columns=asked.columns())
+    loaded = load_pairs(options.data, on_bad_row="skip", columns=options.columns())
     unknown = marks.keys() - {uid for uid in loaded.pairs["uid"] if uid in marks}
     if unknown:
         raise UsageError(
@@ -136,15 +142,15 @@ def audit(
     judge: JudgeOptions | None = None,
     **options: Any,
 ) -> Audit:
-    """Return how far each label of a preference set is to be believed.
+    """Return how reliable each label of a preference set is.
 
     Args:
         model: a directory or hub id.
-        data: what `softpref.data.sources.load_pairs` reads: a file, or a list of them.
-        clean: trusted pairs, likewise, or a number of pairs to hold out.
-        judge: who is asked which response is better, as a further signal; its verdicts are kept in
-            the directory `output`.
-        options: further fields of `AuditOptions`, such as `run` in the place of `model`.
+        data: a file or a list of files that `softpref.data.sources.load_pairs` can read.
+        clean: a file of trusted pairs, or a number of pairs to hold out.
+        judge: a judge whose verdicts on the pairs are a further signal; they are stored in the
+            directory `output`.
+        options: further fields of `AuditOptions`, such as `run` instead of `model`.
 
     Raises:
         UsageError: data, model or judge cannot be used.
@@ -154,49 +160,43 @@ def audit(
     for name, given in (*paths.items(), *(("data", each) for each in several)):
         if not isinstance(given, str | PathLike | int | None):
             raise UsageError(
-                f"{name} is a {type(given).__name__}: give where it lies, a path or hub id; "
-                "a data set is written to a file by to_json('pairs.jsonl')."
+                f"{name} is a {type(given).__name__}: give a path or hub id; "
+                "write a data set to a file with to_json('pairs.jsonl')."
             )
     if not isinstance(judge, JudgeOptions | None):
         raise UsageError(
             f"judge is a {type(judge).__name__}: give softpref.judging.options.JudgeOptions(...)."
         )
-    asked: dict[str, Any] = {
-        name: None if given is None else str(given) for name, given in paths.items()
-    }
-    asked["data"] = [str(each) for each in several]
-    given_options = AuditOptions(**asked | options)
-    return _audit(_asked(given_options), given_options, judge)
+    named: dict[str, Any] = {k: None if path is None else str(path) for k, path in paths.items()}
+    given_options = AuditOptions(**named, data=[str(each) for each in several], **options)
+    return _audit(_complete(given_options), given_options, judge)
 
 
-def _asked(options: AuditOptions) -> AuditOptions:
-    """Return the options with a run's own filled in; nothing that is needed is missing."""
-    asked = of_run(options) if options.run else options
-    given = {name: getattr(asked, name) for name in DEFAULTS}
-    asked = dataclasses.replace(
-        asked, **{name: DEFAULTS[name] if value is None else value for name, value in given.items()}
-    )
+def _complete(options: AuditOptions) -> AuditOptions:
+    """Return the options with those of a run and defaults filled in."""
+    complete = options_of_run(options) if options.run else options
+    unset = {name: value for name, value in DEFAULTS.items() if getattr(complete, name) is None}
+    complete = dataclasses.replace(complete, **unset)
     for needed in ("model", "data", "clean"):
-        require(getattr(asked, needed), f"--{needed}")
-    refuse_unknown_choices(asked)
-    refuse_too_small(asked)
-    return asked
+        require(getattr(complete, needed), f"--{needed}")
+    refuse_unknown_choices(complete)
+    refuse_too_small(complete)
+    return complete
 
 
-def _audit(options: AuditOptions, given: AuditOptions, judged_by: JudgeOptions | None) -> Audit:
-    """Audit by complete options; `given` are the user's own, nothing of a run filled in."""
+def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptions | None) -> Audit:
+    """Audit by complete options; `given` are the user's own, without those of a run."""
     judge = None
-    if judged_by:
+    if judge_options:
         require(options.output, "--output")
         directory_to_write(options.output)
-        check_judge(judged_by)
-        judge = make_judge(judged_by)  # what it lacks is said before an hour of scoring
+        check_judge(judge_options)
+        judge = make_judge(judge_options)  # fails before the pairs are scored
     signals = _signals(options.signals)
-    asked_too = _listed(options.reward_model)
-    files = AlignFiles(
-        str(options.model), options.data, options.clean, None, options.output, options.mix,
-        **{name: getattr(options, name) for name in COLUMN_OPTIONS},
-    )  # fmt: skip
+    opinions = _as_list(options.reward_model)
+    columns = {name: getattr(options, name) for name in COLUMN_OPTIONS}
+    model, data, output = str(options.model), options.data, options.output
+    files = AlignFiles(model, data, options.clean, None, output, options.mix, **columns)
     loaded, clean, _, provenance = load_sets(files, options.on_bad_row, options.seed)
     assert clean is not None
     labels = None
@@ -204,77 +204,74 @@ def _audit(options: AuditOptions, given: AuditOptions, judged_by: JudgeOptions |
         require_same_pairs(given, loaded, clean)
         labels = labels_of_run(options.run)
     if clean.source != options.clean:
-        logger.info("clean: %s pairs held out of --data, %s; they are not audited", options.clean,
-                    provenance)  # fmt: skip
+        logger.info(f"clean: {options.clean} pairs held out of --data, not audited: {provenance}")
     cache = ColumnCache(options.reference_cache)
-    loaded, clean = with_opinions((loaded, clean), asked_too, cache)
-    named_by = "--run" if options.run else "--model"
-    scored = score_sets(str(options.model), loaded, clean, options, cache, named_by)
-    asked_judge = None
-    if judge and judged_by:
-        scored, asked_judge = with_verdicts(scored, judge, judged_by, Path(options.output))
-        asked_too.append(asked_judge.name)
+    loaded, clean = with_opinions((loaded, clean), opinions, cache)
+    model_option = "--run" if options.run else "--model"
+    scored = score_sets(model, loaded, clean, options, cache, model_option)
+    judged = None
+    if judge and judge_options:
+        scored, judged = with_verdicts(scored, judge, judge_options, Path(output))
+        opinions.append(judged.name)
     evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
-    of_sources = noise_by_source(scored.pairs, -log_odds, -evidence.trusted)
-    beliefs = believe(evidence, log_odds, rates_of(evidence, scored.pairs, signals))
-    explained = explain(evidence, scored.pairs, signals, options.seed)
+    noise = evidence.noise, noise_by_source(scored.pairs, -log_odds, -evidence.trusted)
+    beliefs = pair_beliefs(evidence, log_odds, rates_of(evidence, scored.pairs, signals))
+    explanations = explain_pairs(evidence, scored.pairs, signals, options.seed)
     return Audit(
-        pair_rows(scored, beliefs, explained, labels),
-        summarise(
-            scored, beliefs, evidence.noise, of_sources, [*signals, *asked_too], provenance,
-            asked_judge,
-        ),
+        pair_rows(scored, beliefs, explanations, labels),
+        summarise(scored, beliefs, *noise, [*signals, *opinions], provenance, judged),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
-        Trusted.of(scored.clean),
+        TrustedLabels.of(scored.clean),
         loaded.fingerprint,
         scored.unused,
-    )  # fmt: skip
+    )
 
 
-def _signals(asked: Sequence[str] | None) -> list[SignalName]:
-    """Return the signals to read, PPLDiff always among them."""
-    if asked is None:
+def _signals(given: Sequence[str] | None) -> list[SignalName]:
+    """Return the signals to read; PPLDiff is always one of them."""
+    if given is None:
         return list(SIGNAL_NAMES)
-    names = set(_listed(asked))
+    names = set(_as_list(given))
     unknown = names - {*SIGNAL_NAMES}
     if unknown:
         raise UsageError(
-            f"--signals {min(unknown)}: choose from {' '.join(SIGNAL_NAMES)}, with spaces between."
+            f"--signals {min(unknown)}: choose from {' '.join(SIGNAL_NAMES)}, separated by spaces."
         )
     return [name for name in SIGNAL_NAMES if name in names | {"ppl_diff"}]
 
 
-def _listed(names: Sequence[str] | None) -> list[str]:
-    """Return names as a list; from Python one may come alone."""
+def _as_list(names: Sequence[str] | None) -> list[str]:
+    """Return names as a list; in Python a single name may be a string."""
     return [names] if isinstance(names, str) else list(names or [])
 
 
 def _refuse_other_contents(output: Path) -> None:
-    holds = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    verdicts = {VERDICT_FILE, f"{VERDICT_FILE}.lock"}  # of an audit that was interrupted
-    if holds - verdicts and SUMMARY not in holds and not is_unfinished(output):
+    names = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    verdicts = {VERDICT_FILE, f"{VERDICT_FILE}.lock"}  # of an interrupted audit
+    if names - verdicts and SUMMARY not in names and not is_unfinished(output):
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
 
 
-def _say(
-    summary: Summary, sources: Sequence[str], output: Path, export: str, left_out: LeftOut
+def _log_summary(
+    summary: Summary, sources: Sequence[str], output: Path, export: str, dropped: DroppedRows
 ) -> None:
     for warning in summary.warnings:
         logger.warning("warning: %s", warning)
     rate = rate_text(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high)
-    logger.info("evidence by %s: %s", ", ".join(summary.signals), how_far(summary))
+    logger.info("evidence by %s: %s", ", ".join(summary.signals), evidence_skill(summary))
     logger.info("wrong labels: %s", rate)
-    for of in summary.sources:
-        logger.info("%s", of)
+    for source in summary.sources:
+        logger.info("%s", source)
     if summary.ece is not None:
+        suspect = f"{summary.suspect} suspect (more likely wrong than right)"
+        calibration = f"calibration error {summary.ece:.1%}"
+        names = ", ".join(sources)
         logger.info(
-            "%d pairs of %s: %d suspect (more likely wrong than right), %d unsure; calibration "
-            "error %.1f%%", summary.pairs, ", ".join(sources), summary.suspect, summary.unsure,
-            100 * summary.ece,
-        )  # fmt: skip
+            f"{summary.pairs} pairs of {names}: {suspect}, {summary.unsure} unsure; {calibration}"
+        )
     if summary.auroc is not None:
-        logger.info("suspicion tells right from flipped labels with AUROC %.3f", summary.auroc)
-    logger.info("%s", left_out)
+        logger.info(f"ranks separate right from flipped labels with AUROC {summary.auroc:.3f}")
+    logger.info("%s", dropped)
     logger.info("%s", EXPORTS[export])
-    logger.info("written: %s, %s, %s, %s; open the last", *(output / name for name in
-                (LABELS, SUMMARY, CLEANED, REPORT)))  # fmt: skip
+    written = ", ".join(str(output / name) for name in (LABELS, SUMMARY, CLEANED, REPORT))
+    logger.info(f"written: {written}; open the last")

@@ -1,4 +1,4 @@
-"""From evidence to what an audit says: each pair's probability, rank and flag; the set's sum.
+"""Turn evidence into each pair's probability, rank and flag, and check them on trusted pairs.
 
 Shapes: n audited pairs, m trusted pairs.
 """
@@ -19,27 +19,26 @@ from softpref.training.metrics import auroc
 
 _BINS = 10
 SUSPECT, UNSURE = 0.5, 0.8
-"""Below the first a label is more likely wrong than right; below the second it is worth a look."""
+"""Labels below the first probability are probably wrong; those below the second need review."""
 CLEAR_FALL = 0.1
-"""Of the share of right preferences, as they become stronger."""
+"""A clear drop in the share of right labels from weaker to stronger preferences."""
 
 
 @dataclass(frozen=True)
-class Beliefs:
-    """What an audit believes of every pair.
+class PairBeliefs:
+    """What an audit believes about the pairs of a set.
 
     Attributes:
         p_correct: (n,) the probability that the label is right, float64.
         rank: (n,) 1 for the most suspect pair.
-        speaks: whether evidence tells right labels from wrong ones at all.
-        is_misled: whether fluency is all that is believed, and the model is surest of what it gets
-            wrong.
-        trusted_auroc: how often a trusted pair as given has more evidence than one swapped, by
-            fits that left it out.
-        ece: calibration error of `p_correct` on trusted pairs that its fit left out.
-        reliability: for each of ten bins of these the mean stated probability, the share that was
-            right, and how many they are.
-        doubted_clean: places of trusted pairs whose label evidence contradicts most surely.
+        speaks: whether evidence distinguishes right labels from wrong ones at all.
+        is_misled: whether fluency is the only evidence used, and the model's strongest preferences
+            are wrong more often than its weaker ones.
+        trusted_auroc: how often a trusted pair as given has more evidence than a swapped one, in
+            cross-validation.
+        ece: cross-validated calibration error of `p_correct` on trusted pairs.
+        reliability: mean stated probability, share of right labels and count for each of ten bins.
+        doubted_clean: indices of trusted pairs whose label evidence contradicts most clearly.
     """
 
     p_correct: Tensor
@@ -52,8 +51,8 @@ class Beliefs:
     doubted_clean: list[int]
 
 
-def believe(evidence: Evidence, log_odds: Tensor, rate: Tensor) -> Beliefs:
-    """Return the beliefs about pairs of these log-odds g, nats, and flip rates ε, (n,) each."""
+def pair_beliefs(evidence: Evidence, log_odds: Tensor, rate: Tensor) -> PairBeliefs:
+    """Return the beliefs about pairs with log-odds g, nats, and flip rates ε, (n,) each."""
     rank = torch.empty(len(log_odds), dtype=torch.int64)
     suspicion = log_odds + torch.log1p(-rate) - rate.log()
     rank[suspicion.argsort(stable=True)] = torch.arange(1, len(log_odds) + 1)
@@ -61,7 +60,7 @@ def believe(evidence: Evidence, log_odds: Tensor, rate: Tensor) -> Beliefs:
     right = (trusted * evidence.speaks).sigmoid()
     stated = torch.cat([right, 1 - right])
     is_right = torch.arange(len(stated)) < len(right)
-    return Beliefs(
+    return PairBeliefs(
         evidence.probability_correct(log_odds, rate),
         rank,
         evidence.speaks,
@@ -74,7 +73,7 @@ def believe(evidence: Evidence, log_odds: Tensor, rate: Tensor) -> Beliefs:
 
 
 def _falls(curve: Curve) -> bool:
-    """Return whether stronger preferences are clearly less often right than weaker ones."""
+    """Return whether stronger preferences are right clearly less often than weaker ones."""
     if not len(curve.knots):
         return False
     right = curve.log_odds(curve.knots).sigmoid()
@@ -82,7 +81,7 @@ def _falls(curve: Curve) -> bool:
 
 
 def reliability(stated: Tensor, is_right: Tensor) -> list[dict[str, float]]:
-    """Return stated probability and share right, by bins of equally many."""
+    """Return stated probability and share of right labels in bins of equal size."""
     bins = stated.argsort(stable=True).tensor_split(_BINS)
     share = share_of_equals(stated, is_right)
     return [
@@ -104,21 +103,21 @@ def flag(p_correct: float) -> str:
 def longer_is_chosen(pairs: Dataset) -> float:
     """Return the share of pairs, (n,), whose longer response is the one labelled better.
 
-    In tokens; pairs of equally long ones count half.
+    Length is in tokens; a tie counts half.
     """
-    by = _longer_by(pairs)
+    by = _length_difference(pairs)
     return float(((by > 0).double() + (by == 0) / 2).mean())
 
 
 def length_auroc(trusted: Dataset) -> float:
-    """Return how well length alone tells trusted pairs as given from swapped ones.
+    """Return how well length alone separates trusted pairs as given from swapped ones.
 
-    In tokens; as "longer is better" or "shorter is better", whichever does better.
+    Length is in tokens; the better of "longer is better" and "shorter is better" counts.
     """
-    by = _longer_by(trusted)
+    by = _length_difference(trusted)
     share = auroc(torch.cat([by, -by]), torch.arange(2 * len(by)) < len(by))
     return max(share, 1 - share)
 
 
-def _longer_by(pairs: Dataset) -> Tensor:
+def _length_difference(pairs: Dataset) -> Tensor:
     return token_counts(pairs, "chosen_ids") - token_counts(pairs, "rejected_ids")

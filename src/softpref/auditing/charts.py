@@ -1,4 +1,4 @@
-"""The report's drawings: inline SVG, coloured by the page's style alone."""
+"""The report's charts: inline SVG, styled by the page's CSS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BINS = 40
 
 
 def histogram(values: Sequence[float], title: str, caption: str) -> str:
-    """Return a figure with how many values fall into each of 40 equal bins, its ends marked."""
+    """Return a histogram with 40 bins of equal width."""
     low, high = np.quantile(values, [0.002, 0.998])
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -31,7 +31,7 @@ def histogram(values: Sequence[float], title: str, caption: str) -> str:
 
 
 def bars(values: Mapping[str, float], title: str, caption: str) -> str:
-    """Return a figure with a bar from 0 for each value, its name and number above it."""
+    """Return a bar chart with the name and number of each value above its bar."""
     most = max(values.values()) or 1.0
     step = max(HEIGHT / len(values), 24)
     drawn = "".join(
@@ -45,7 +45,7 @@ def bars(values: Mapping[str, float], title: str, caption: str) -> str:
 
 
 def reliability_curve(bins: Sequence[dict[str, float]], title: str, caption: str) -> str:
-    """Return a figure of the share right against the probability stated, a dot a bin."""
+    """Return a plot of the share of right labels against the stated probability by bin."""
     ends = f'x1="{LEFT}" y1="{_height(0):.1f}" x2="{WIDTH}" y2="{_height(1):.1f}"'
     ideal = f'<line class="ideal" {ends}/>'
     dots = "".join(

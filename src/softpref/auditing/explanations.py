@@ -1,4 +1,4 @@
-"""What the signals say of each pair, in nats and in words.
+"""Explain each label: the evidence by kind in nats, and a sentence about it.
 
 Shapes: n audited pairs, m trusted pairs.
 """
@@ -27,25 +27,26 @@ _KINDS = {
     "length_ratio": "length",
     "content": "content",
 }
-"""What a user is told of each kind of columns of the model; opinions stand for themselves."""
-WORDS = {"fluency": "fluency", "length": "length", "content": "what the responses say"}
-_NAMED = 2
-"""Trusted pairs that are named beside a pair."""
-HARDLY = 0.2
-"""Nats below which evidence is next to none: a probability of 55%."""
-PAIRS_EXPLAINED_AT_ONCE = 1000
-"""What every trusted pair adds to these is held at once."""
+"""The kind that users see for each group of the model's columns; an opinion is a kind itself."""
+KIND_NAMES = {"fluency": "fluency", "length": "length", "content": "what the responses say"}
+NO_EVIDENCE = "nothing in the data distinguishes right labels from wrong ones"
+_CLOSEST = 2
+"""How many trusted pairs an explanation names."""
+NEGLIGIBLE = 0.2
+"""Evidence below this, in nats, is a probability below 55%."""
+CHUNK_PAIRS = 1000
+"""Memory grows with this number times the number of trusted pairs."""
 
 
 @dataclass(frozen=True)
-class Explained:
-    """What was found of every pair, and why.
+class Explanations:
+    """The evidence about every pair, and the trusted pairs behind it.
 
     Attributes:
-        evidence: what each of `KINDS` in use adds to a label's log-odds, nats, (n,) each; 0 where
-            evidence does not speak.
-        closest: (n, 2) places of the trusted pairs that add most to what is found; (n, 0) where
-            none adds anything.
+        evidence: what each kind in use adds to a label's log-odds, nats, (n,) each; 0 where
+            evidence is uninformative.
+        closest: (n, 2) indices of the trusted pairs that add most to the result; (n, 0) where none
+            adds anything.
     """
 
     evidence: Mapping[str, Tensor]
@@ -57,92 +58,91 @@ class Explained:
         return torch.stack(list(self.evidence.values())).sum(0)
 
 
-def explain(
+def explain_pairs(
     evidence: Evidence, pairs: Dataset, names: Collection[SignalName], seed: int
-) -> Explained:
-    """Take the evidence of every pair apart.
+) -> Explanations:
+    """Return the evidence about every pair by kind, and the trusted pairs behind it.
 
     Args:
         evidence: fitted by `softpref.training.evidence.evidence_of` on these pairs.
         pairs: the audited pairs.
-        names: the signals, as in that fit.
-        seed: likewise.
+        names: the signals of that fit.
+        seed: the seed of that fit.
     """
     summed: dict[str, Tensor] = {}
     for name, part in parts_of(evidence, pairs, names, seed).items():
         kind = _KINDS.get(name, name)
         summed[kind] = summed[kind] + part if kind in summed else part
-    found = {kind: summed[kind] for kind in dict.fromkeys([*WORDS, *summed]) if kind in summed}
+    found = {kind: summed[kind] for kind in dict.fromkeys([*KIND_NAMES, *summed]) if kind in summed}
     if not evidence.speaks:
         found = {kind: torch.zeros_like(nats) for kind, nats in found.items()}
-    explained = Explained(found, torch.empty(len(pairs), 0, dtype=torch.int64))
+    explanations = Explanations(found, torch.empty(len(pairs), 0, dtype=torch.int64))
     if not (evidence.speaks and evidence.pull.any()):
-        return explained
-    sign = explained.log_odds.sign().split(PAIRS_EXPLAINED_AT_ONCE)
+        return explanations
+    sign = explanations.log_odds.sign().split(CHUNK_PAIRS)
     closest = [
-        (evidence.influence(signals_of(part, names)) * of_part[:, None]).topk(_NAMED).indices
-        for part, of_part in zip(chunks(pairs, PAIRS_EXPLAINED_AT_ONCE), sign, strict=True)
+        (evidence.influence(signals_of(part, names)) * of_part[:, None]).topk(_CLOSEST).indices
+        for part, of_part in zip(chunks(pairs, CHUNK_PAIRS), sign, strict=True)
     ]
-    return Explained(found, torch.cat(closest))
+    return Explanations(found, torch.cat(closest))
 
 
-def reason(
-    evidence: Mapping[str, float], speaks: bool, closest: Sequence[int], labelled_otherwise: str
+def explanation_text(
+    evidence: Mapping[str, float], speaks: bool, closest: Sequence[int], opposite: str
 ) -> str:
-    """Return in plain words why a label is believed as it is.
+    """Return a sentence that explains the belief about a label.
 
     Args:
         evidence: what each kind adds to the label's log-odds, nats.
-        speaks: whether evidence tells right labels from wrong ones at all.
+        speaks: whether evidence distinguishes right labels from wrong ones at all.
         closest: rows of the trusted pairs that weigh most.
-        labelled_otherwise: where the same two responses are labelled the other way round, "" for
-            nowhere.
+        opposite: where the same two responses are labelled the other way round, "" for nowhere.
     """
-    words = _in_words(evidence) if speaks else "nothing in the data tells right labels from wrong"
+    text = _evidence_text(evidence) if speaks else NO_EVIDENCE
     if speaks and closest:
-        words += f"; closest trusted pairs: rows {' and '.join(map(str, closest))}"
-    if not labelled_otherwise:
-        return words
-    return f"{words}; the same two responses are labelled the other way round {labelled_otherwise}"
+        text += f"; closest trusted pairs: rows {' and '.join(map(str, closest))}"
+    if not opposite:
+        return text
+    return f"{text}; the same two responses are labelled the other way round {opposite}"
 
 
-def words_of(kind: str) -> str:
-    """Return what a kind of evidence is called in a sentence."""
-    return f"the {kind}" if kind.startswith(OPINION) else WORDS[kind]
+def kind_name(kind: str) -> str:
+    """Return the name of a kind of evidence in a sentence."""
+    return f"the {kind}" if kind.startswith(OPINION) else KIND_NAMES[kind]
 
 
-def _in_words(evidence: Mapping[str, float]) -> str:
+def _evidence_text(evidence: Mapping[str, float]) -> str:
     first, *others = sorted(evidence.items(), key=lambda part: -abs(part[1]))
     kind, nats = first
-    if abs(nats) < HARDLY:
-        parts = ", ".join(f"{words_of(kind)} {_signed(nats)}" for kind, nats in evidence.items())
+    if abs(nats) < NEGLIGIBLE:
+        parts = ", ".join(f"{kind_name(kind)} {_signed(nats)}" for kind, nats in evidence.items())
         return f"hardly anything speaks for or against the label ({parts} nats)"
     side = "against" if nats < 0 else "for"
-    words = [f"{words_of(kind)} speaks {side} the label ({_signed(nats)} nats)"]
-    agree = all(abs(other) < HARDLY or (other < 0) == (nats < 0) for _, other in others)
+    clauses = [f"{kind_name(kind)} speaks {side} the label ({_signed(nats)} nats)"]
+    agree = all(abs(other) < NEGLIGIBLE or (other < 0) == (nats < 0) for _, other in others)
     for kind, other in others:
         how = "too" if agree else "against it" if other < 0 else "for it"
-        how = "hardly" if abs(other) < HARDLY else how
-        words.append(f"{words_of(kind)} {how} ({_signed(other)})")
-    return ", ".join(words)
+        how = "hardly" if abs(other) < NEGLIGIBLE else how
+        clauses.append(f"{kind_name(kind)} {how} ({_signed(other)})")
+    return ", ".join(clauses)
 
 
 def _signed(nats: float) -> str:
     return f"{round(nats, 1) + 0.0:+.1f}".replace("-", "−")
 
 
-def labelled_otherwise(pairs: Dataset) -> Iterator[str]:
+def opposite_labels(pairs: Dataset) -> Iterator[str]:
     """Yield for every pair where the same two responses are labelled the other way round.
 
-    That is "elsewhere", of several sources the names of those where it is so, and "" for nowhere.
+    A place is "elsewhere", or with several sources the names of those, or "" for nowhere.
     """
     books: dict[str, Books] = {}
     for where, part in by_source(pairs, "elsewhere"):
-        of = books[where] = Books()
+        seen = books[where] = Books()
         for row in dataset_rows(contents(part)):
             ahead = in_sorted_order(row["chosen"], row["rejected"])
-            of.enter_order(content_key(**row), where, ahead=ahead)
+            seen.enter_order(content_key(**row), where, ahead=ahead)
     for row in dataset_rows(contents(pairs)):
         ahead, key = in_sorted_order(row["chosen"], row["rejected"]), content_key(**row)
-        found = [where for where, of in books.items() if of.orders(key)[1 if ahead else 0]]
+        found = [where for where, seen in books.items() if seen.orders(key)[1 if ahead else 0]]
         yield ("in " if found and len(books) > 1 else "") + " and in ".join(found)

@@ -1,6 +1,6 @@
 """`cleaned.jsonl`: the audited data in its own format, with what the audit found.
 
-Rows keep their order and every column that they had.
+Rows keep their order and all of their columns.
 """
 
 from __future__ import annotations
@@ -29,25 +29,23 @@ EXPORTS = {
     "soft": "cleaned.jsonl carries `soft_label`, which TRL ignores: methods gdpo and cdpo of "
     "softpref train read it; for TRL use --export drop",
     "keep": "cleaned.jsonl marks suspects by `is_suspect` and changes no label",
-    "drop": "cleaned.jsonl leaves the suspects out; TRL can train on it as it is",
+    "drop": "cleaned.jsonl drops the suspects; TRL can train on it without changes",
     "flip": "cleaned.jsonl flips the suspects; review some of them before you train on it",
 }
-"""What is said of each way to write it."""
-
-
+"""What the log says about each way to write it."""
 SUSPECTED, MARKED = "suspect", "marked wrong by --marks"
-OTHERWISE = "trusted pairs that the data label the other way"
+CONTRADICTED = "trusted pairs that the data label the other way"
 NOT_DRAWN = "not audited (not drawn by --mix, or held out and not usable)"
 
 
 @dataclass
-class LeftOut:
-    """Which rows of the data are not in `cleaned.jsonl`.
+class DroppedRows:
+    """The rows of the data that are not in `cleaned.jsonl`.
 
     Attributes:
-        rows: how many rows the data have.
-        why: how many of them were left out for which reason.
-        unused: those that the audit could not use.
+        rows: number of rows in the data.
+        why: number of dropped rows by reason.
+        unused: rows that the audit could not use.
     """
 
     rows: int = 0
@@ -59,37 +57,37 @@ class LeftOut:
         if self.unused:
             reasons.append(f"{len(self.unused)} not usable ({in_words(self.unused)})")
         count = self.why.total() + len(self.unused)
-        told = f"{CLEANED}: {self.rows - count} of {self.rows} rows"
-        return told + (f"; {count} are left out: {', '.join(reasons)}" if count else "")
+        text = f"{CLEANED}: {self.rows - count} of {self.rows} rows"
+        return text + (f"; {count} are dropped: {', '.join(reasons)}" if count else "")
 
 
 @dataclass(frozen=True)
-class Trusted:
-    """The trusted pairs by content, whichever way round, and which response is the better."""
+class TrustedLabels:
+    """The better response of each trusted pair, by a key that ignores the order of responses."""
 
     better: dict[str, str]
 
     @classmethod
-    def of(cls, clean: Dataset) -> Trusted:
-        """Take them from the trusted set."""
+    def of(cls, clean: Dataset) -> TrustedLabels:
+        """Return the labels of a trusted set."""
         rows = dataset_rows(contents(clean))
         return cls({content_key(**row): _text(row["chosen"]) for row in rows})
 
     def p_correct(self, pair: dict[str, Any]) -> float | None:
-        """Return 1 where a pair is labelled as its trusted one is, 0 where not, None for others."""
+        """Return 1 if the trusted set agrees with the label, 0 if not, None for other pairs."""
         key = content_key(**{name: pair[name] for name in CONTENT if name in pair})
         better = self.better.get(key)
         return None if better is None else float(better == _text(pair["chosen"]))
 
 
 def read_marks(path: str) -> dict[str, float | None]:
-    """Return what a reviewer makes of each marked pair's label, by uid: 1 right, 0 wrong.
+    """Return a reviewer's verdict on each marked pair by uid: 1 right, 0 wrong, None unsure.
 
-    The file is the report's export: a line a pair, with `uid` and `mark`. An unsure pair is None:
-    it is believed as the audit believes it.
+    The file is the report's export, one line per pair, with `uid` and `mark`. An unsure pair keeps
+    the audit's probability.
 
     Raises:
-        UsageError: there is no such file, or a line is none of these.
+        UsageError: there is no such file, or a line has no valid mark.
     """
     value = {"right": 1.0, "wrong": 0.0, "unsure": None}
     marks: dict[str, float | None] = {}
@@ -112,71 +110,71 @@ def write_cleaned(
     data: str | Sequence[str],
     output: Path,
     audited: Dataset,
-    trusted: Trusted,
+    trusted: TrustedLabels,
     export: str,
     marks: Mapping[str, float | None],
     columns: Columns = STANDARD,
     unused: Sequence[BadRow] = (),
-) -> LeftOut:
-    """Write the data's rows with `soft_label` and `is_suspect`; return which are not among them.
+) -> DroppedRows:
+    """Write the data's rows with `is_suspect`, and return the rows that were dropped.
 
-    `soft_label` holds `p_correct` and is written under `soft` alone. Trusted pairs among the data
-    are certain, and so is what a reviewer has marked. Rows that the audit did not use are left out.
+    Only `soft` also writes `soft_label`, which holds `p_correct`. Labels of trusted pairs and of
+    pairs that a reviewer has marked are certain. Rows that the audit did not use are dropped.
 
     Args:
-        data: what was audited, or all of it in order.
+        data: the audited file, or files in order.
         output: the audit's directory.
         audited: the rows of the audit.
-        trusted: the trusted pairs.
+        trusted: the labels of the trusted pairs.
         export: one of `EXPORTS`.
-        marks: a reviewer's, by uid.
-        columns: what the data's columns are called.
+        marks: a reviewer's verdicts, by uid.
+        columns: names of the data's columns.
         unused: rows that the audit could not use, with reasons.
     """
     names = names_of(data)
-    of_source = {
-        name: [column(part, of).to_numpy() for of in ("row", "p_correct")]
+    by_name = {
+        name: [column(part, key).to_numpy() for key in ("row", "p_correct")]
         for name, part in by_source(audited, names[0])
     }
 
     def belief(source: str, number: int, pair: dict[str, Any]) -> tuple[float | None, str]:
-        by = ((trusted.p_correct(pair), OTHERWISE), (marks.get(pair["uid"]), MARKED))
-        for certain, why in by:
+        verdicts = ((trusted.p_correct(pair), CONTRADICTED), (marks.get(pair["uid"]), MARKED))
+        for certain, why in verdicts:
             if certain is not None:
                 return certain, why
-        if source not in of_source:  # all its pairs are trusted
+        if source not in by_name:  # all its pairs are trusted
             return None, NOT_DRAWN
-        rows, believed = of_source[source]
+        rows, p_correct = by_name[source]
         at = rows.searchsorted(number)  # an audit's rows are in the data's order
-        is_there = at < len(rows) and rows[at] == number
-        return (float(believed[at]), SUSPECTED) if is_there else (None, NOT_DRAWN)
+        is_audited = at < len(rows) and rows[at] == number
+        return (float(p_correct[at]), SUSPECTED) if is_audited else (None, NOT_DRAWN)
 
-    left_out = LeftOut(unused=tuple(unused))
-    rows = _cleaned(names, belief, export, columns, left_out)
+    dropped = DroppedRows(unused=tuple(unused))
+    rows = _cleaned_rows(names, belief, export, columns, dropped)
     write_lines(output / CLEANED, json_rows(rows, CLEANED))
-    return left_out
+    return dropped
 
 
-def _cleaned(
+def _cleaned_rows(
     sources: Sequence[str],
     belief: Callable[[str, int, dict[str, Any]], tuple[float | None, str]],
     export: str,
     columns: Columns,
-    left_out: LeftOut,
+    dropped: DroppedRows,
 ) -> Iterator[dict[str, Any]]:
     books = Books()
     intakes = {name: Intake(name, "skip", columns, books) for name in sources}
     rows = ((name, *row) for name in sources for row in read_rows(name))
-    unused = {(bad.source, bad.row) for bad in left_out.unused}
+    unused = {(bad.source, bad.row) for bad in dropped.unused}
     for name, number, raw in rows:
-        left_out.rows += 1
+        dropped.rows += 1
         pair = intakes[name].admit(number, raw)
         if pair is None or not isinstance(raw, dict):  # it is in `unused`
             continue
         p, why = belief(name, number, pair)
         is_suspect = p is not None and p < SUSPECT
         if p is None or (is_suspect and export == "drop"):
-            left_out.why[why] += (name, number) not in unused
+            dropped.why[why] += (name, number) not in unused
             continue
         row: dict[str, Any] = {**raw, "is_suspect": is_suspect}
         if export == "soft":

@@ -1,4 +1,4 @@
-"""What reward models and judges say of pairs: further signals, weighed like any other.
+"""Opinions of reward models and judges about pairs, used as further signals.
 
 Shapes: n pairs of a set.
 """
@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.auditing.scores import Scored
+from softpref.auditing.scores import ScoredSets
 from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import LoadedPairs, contents
@@ -35,21 +35,21 @@ from softpref.training.evidence import OPINION
 
 logger = logging.getLogger(__name__)
 
-_PAIRS_AT_ONCE = 8
+_BATCH_SIZE = 8
 OPINION_FORMAT = 2
-"""Of the rewards kept on disk; those of format 1 were of messages read as text."""
+"""Version of the stored rewards; format 1 read messages as text."""
 VERDICT_FILE = "verdicts.jsonl"
 
 
 @dataclass(frozen=True)
-class AskedJudge:
-    """A judge that was asked about an audit's pairs.
+class JudgeSummary:
+    """A judge's part in an audit.
 
     Attributes:
-        name: as a signal.
-        pairs: about how many it was asked.
-        without_opinion: of how many it has none, because a call failed.
-        record: who it is, how it was asked, and what its answers cost.
+        name: the judge's name as a signal.
+        pairs: number of pairs that it was asked about.
+        without_opinion: number of pairs without a verdict, because a call failed.
+        record: the judge's options, how it was asked, and what its answers cost.
     """
 
     name: str
@@ -61,21 +61,21 @@ class AskedJudge:
 def with_opinions(
     sets: Sequence[LoadedPairs], reward_models: Iterable[str], cache: ColumnCache
 ) -> tuple[LoadedPairs, ...]:
-    """Add a column for each reward model to every set: the reward of chosen less that of rejected.
+    """Add one column per reward model to every set: the reward of chosen minus that of rejected.
 
-    A pair that a model cannot score has 0, no opinion. Rewards are kept on disk by content and
-    weights, in parts, so that a repeated audit asks for none of them again.
+    A pair that a model cannot score gets 0, no opinion. Rewards are cached by content and weights,
+    in parts, so that a repeated audit does not compute them again.
 
     Raises:
         UsageError: there is no such reward model, or it cannot read a text.
     """
-    found = tuple(sets)
+    extended = tuple(sets)
     for source in dict.fromkeys(reward_models):
-        model = RewardModel(source, _PAIRS_AT_ONCE, "--reward_model")
-        found = tuple(
-            replace(each, pairs=_with_opinion(each, model, source, cache)) for each in found
+        model = RewardModel(source, _BATCH_SIZE, "--reward_model")
+        extended = tuple(
+            replace(each, pairs=_with_opinion(each, model, source, cache)) for each in extended
         )
-    return found
+    return extended
 
 
 def _with_opinion(
@@ -87,50 +87,50 @@ def _with_opinion(
         for start in range(0, len(pairs), PART)
     ]
     opinion = torch.cat(parts)
-    if silent := int((~opinion.isfinite()).sum()):
-        logger.warning("%s: could not score %d pairs (too long or unreadable)", name, silent)
+    if unscored := int((~opinion.isfinite()).sum()):
+        logger.warning("%s: could not score %d pairs (too long or unreadable)", name, unscored)
     return pairs.add_column(OPINION + source, opinion.nan_to_num(0.0, 0.0, 0.0).numpy())
 
 
 def _opinion(pairs: Dataset, model: RewardModel, name: str, cache: ColumnCache) -> Tensor:
-    """Return the differences of rewards, (n,), from disk or by asking; NaN is no opinion."""
+    """Return the differences of rewards, (n,), from the cache or the model; NaN is no opinion."""
     rows = list(dataset_rows(contents(pairs)))
-    asked = json.dumps([model.identity["weights"], rows, OPINION_FORMAT], sort_keys=True)
-    key = f"opinion-{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
-    kept = cache.read(key, ["opinion"], len(pairs))
-    if kept:
-        return kept["opinion"]
+    content = json.dumps([model.identity["weights"], rows, OPINION_FORMAT], sort_keys=True)
+    key = f"opinion-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+    cached = cache.read(key, ["opinion"], len(pairs))
+    if cached:
+        return cached["opinion"]
     by_uid = questions_of(_comparisons(pairs), "both", 0)
     questions = [as_labelled for as_labelled, _ in by_uid.values()]
     logger.info("%s: %d responses to score", name, 2 * len(questions))
     numbers: list[float] = []
     with Progress(name, len(questions), "pair") as bar:
-        for start in range(0, len(questions), _PAIRS_AT_ONCE):
-            some = questions[start : start + _PAIRS_AT_ONCE]
-            answers = model.differences(some)
+        for start in range(0, len(questions), _BATCH_SIZE):
+            batch = questions[start : start + _BATCH_SIZE]
+            answers = model.differences(batch)
             numbers += [math.nan if isinstance(each, Answer) else each for each in answers]
-            bar.update(len(some))
+            bar.update(len(batch))
     opinion = torch.tensor(numbers, dtype=torch.float64)
     cache.write(key, {"opinion": opinion})
     return opinion
 
 
 def with_verdicts(
-    scored: Scored, judge: Judge, options: JudgeOptions, output: Path
-) -> tuple[Scored, AskedJudge]:
-    """Add a column with a judge's mean verdict on chosen to audited and trusted pairs, in [−1, 1].
+    scored: ScoredSets, judge: Judge, options: JudgeOptions, output: Path
+) -> tuple[ScoredSets, JudgeSummary]:
+    """Add a column with a judge's mean verdict on `chosen`, in [−1, 1], to both sets.
 
-    A pair on which a call failed has 0, no opinion. Verdicts are kept in `output`, one by one, so
-    that none is asked for twice.
+    A pair with a failed call gets 0, no opinion. Each verdict is stored in `output` as it arrives,
+    so that the judge is never asked twice.
 
     Raises:
         UsageError: as in `put`.
     """
     sets = {"audited": scored.pairs, "trusted": scored.clean}
     comparisons = [each for name, pairs in sets.items() for each in _comparisons(pairs, f"{name} ")]
+    task = f"judging pairs of {scored.source} and {scored.clean_source}"
     with VerdictLog(output / VERDICT_FILE) as log:
-        judged = put(comparisons, judge, options, log, f"judging pairs of {scored.source} and "
-                     f"{scored.clean_source}")  # fmt: skip
+        judged = put(comparisons, judge, options, log, task)
     name = f"judge {options.judge_model or options.judge}"
     logger.info("%s: %s", name, account_words(judged))
     failed = sum(outcome.result == "failed" for outcome in judged.outcomes)
@@ -142,11 +142,11 @@ def with_verdicts(
     }
     leanings = torch.tensor(judged.leanings, dtype=torch.float64).split([*map(len, sets.values())])
     pairs, clean = (
-        of_one.add_column(OPINION + name, part.numpy())
-        for of_one, part in zip(sets.values(), leanings, strict=True)
+        each.add_column(OPINION + name, part.numpy())
+        for each, part in zip(sets.values(), leanings, strict=True)
     )
-    asked = AskedJudge(name, len(comparisons), failed, record)
-    return replace(scored, pairs=pairs, clean=clean), asked
+    summary = JudgeSummary(name, len(comparisons), failed, record)
+    return replace(scored, pairs=pairs, clean=clean), summary
 
 
 def _comparisons(pairs: Dataset, prefix: str = "") -> Iterator[Comparison]:

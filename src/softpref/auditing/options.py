@@ -11,9 +11,9 @@ from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.data.mixing import MIX
 from softpref.options import option
 
-OF_RUN: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
-"""What a run has its own of, and what it is without one."""
-DEFAULTS: dict[str, Any] = OF_RUN | {"on_bad_row": "stop"}
+RUN_DEFAULTS: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
+"""Options that come from a run, with their defaults without one."""
+DEFAULTS: dict[str, Any] = RUN_DEFAULTS | {"on_bad_row": "stop"}
 COLUMN_OPTIONS = [field.name for field in dataclasses.fields(ColumnOptions)]
 
 
@@ -27,36 +27,38 @@ class AuditOptions(ColumnOptions):
     )
     clean: str | None = option("Trusted pairs: a file, or a number of pairs to hold out.")
     run: str | None = option(
-        "A finished run of mspo or evidence, in the place of --model: its labels, its policy; "
-        "--data and --clean are the run's own unless given."
+        "A finished run of mspo or evidence, instead of --model: its labels and its policy; "
+        "--data and --clean default to those of the run."
     )
     output: str = option("Directory for the audit; an earlier audit in it is replaced.", "")
     signals: list[str] | None = option(
-        "What is read of each pair in the one pass: ppl_diff (always), length, content, what the "
-        "responses say; default: all."
+        "Signals to read from each pair in one pass: ppl_diff (always), length, content (what the "
+        "responses say); default: all."
     )
     reward_model: list[str] | None = option(
-        "Reward models whose opinions are weighed with the other signals: sequence classifiers of "
-        "one output, directories or hub ids. Each scores every response once."
+        "Reward models whose opinions are further signals: sequence classifiers with one output, "
+        "directories or hub ids. Each scores every response once."
     )
     export: Literal["keep", "soft", "drop", "flip"] | None = option(
-        "What cleaned.jsonl makes of suspects: `soft` adds their probability as `soft_label`, "
-        "`keep` marks them, `drop` leaves them out, `flip` turns them round; default soft, or keep "
-        "where nothing tells right labels from wrong."
+        "How cleaned.jsonl treats suspects: `soft` adds each label's probability as `soft_label`, "
+        "`keep` marks them, `drop` removes them, `flip` swaps the responses; default soft, or keep "
+        "if no signal distinguishes right labels from wrong ones."
     )
     force: bool = option(
         "Apply --export even if no signal distinguishes right labels from wrong ones.", False
     )
-    marks: str | None = option("Marks on suspects that report.html exported, for cleaned.jsonl.")
-    max_length: int = option("Longest prompt plus response, tokens; default 1024.", least=2)
+    marks: str | None = option(
+        "Reviewer marks exported from report.html, to apply to cleaned.jsonl."
+    )
+    max_length: int = option("Maximum tokens in prompt plus response; default 1024.", least=2)
     batch_size: int = option("Pairs in one forward pass.", 8, least=1)
     ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
         "Which tokens count in PPLDiff; default `response`."
     )
     bf16: bool = option("Score in bfloat16.", False)
-    seed: int = option("Seed of what --clean N holds out; default 42.")
+    seed: int = option("Seed for the pairs that --clean N holds out; default 42.")
     on_bad_row: Literal["stop", "skip"] = option(
-        "Stop at a bad row, or leave it out; default `stop`, or as the run did."
+        "Stop at a bad row, or skip it; default `stop`, or the run's choice."
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
     mix: list[float] | None = option(MIX)

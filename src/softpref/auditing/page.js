@@ -1,13 +1,13 @@
 "use strict";
 // The pairs come as [uid, p, evidence, flag, prompt, better, worse, rank, why], most suspect first;
-// those with a `why` have their texts whole, the others' are cut.
+// those with a `why` have full texts, the others previews.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 20;
 const [UID, P, EVIDENCE, FLAG, PROMPT, BETTER, WORSE, RANK, WHY] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 const MARKS = ["right", "wrong", "unsure"];
 const KEY = "softpref-audit-" + DATA.fingerprint;
 const ALL = DATA.pairs.map((pair) => ({ pair, rank: pair[RANK] }));
-const LEFT_OUT = DATA.total - ALL.length;
+const NOT_LISTED = DATA.total - ALL.length;
 const SAMPLE = DATA.sample.map((index) => ALL[index]);
 const get = (id) => document.getElementById(id);
 
@@ -22,7 +22,7 @@ function remembered() {
   try {
     return new Map(Object.entries(JSON.parse(localStorage.getItem(KEY)) || {}));
   } catch {
-    return new Map(); // a browser that keeps nothing: marks last as long as the page
+    return new Map(); // no storage: marks last until the page is closed
   }
 }
 
@@ -30,7 +30,7 @@ function remember() {
   try {
     localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(marks)));
   } catch {
-    get("advice").textContent = "Your browser keeps no marks: export before you close this page.";
+    get("advice").textContent = "Your browser cannot store marks: export them before you close this page.";
   }
 }
 
@@ -40,7 +40,7 @@ function element(name, properties, ...children) {
   return made;
 }
 
-// Words of one text that a longest common subsequence with the other leaves out.
+// Mark the words of one text that are not in its longest common subsequence with the other.
 function differing(mine, other) {
   const [a, b] = [mine.split(/(\s+)/), other.split(/(\s+)/)];
   if (a.length * b.length > 1e6) return [[mine, false]];
@@ -65,7 +65,7 @@ function response(mine, other) {
   const parts = differing(mine, other).map(([word, differs]) =>
     differs && word.trim() ? element("mark", {}, word) : word);
   const made = element("div", { className: "text" });
-  for (const part of parts) made.append(part); // there may be more than a call takes arguments
+  for (const part of parts) made.append(part); // one call has a limit on arguments
   return made;
 }
 
@@ -93,7 +93,7 @@ function setMark(pair, mark) {
   render();
 }
 
-// What the model thinks would sway a reviewer, so the random sample is shown without it.
+// The model's opinion would bias a reviewer, so the random sample does not show it.
 function opinion({ pair, rank }) {
   if (view === "sample") return [];
   return [
@@ -156,18 +156,18 @@ function render() {
   get("rows").replaceChildren(...shown.slice(from, from + PAGE).map(row));
   get("where").textContent = shown.length
     ? `${from + 1} to ${Math.min(from + PAGE, shown.length)} of ${shown.length.toLocaleString("en")} pairs`
-    : "no pair is like that";
+    : "no matching pairs";
   get("back").disabled = page === 0;
   get("next").disabled = page >= pages - 1;
   const done = MARKS.map((mark) => `${count(SAMPLE, mark)} ${mark}`).join(", ");
   const sampling = view === "sample";
   get("advice").textContent = sampling
-    ? `${SAMPLE.length} pairs drawn by chance, without what the model thinks of them. Is the response ` +
-      `labelled better the better one? Marked so far: ${done}. Reviewed, they are a clean set: export them ` +
-      "and give the file as --clean. Pairs you are unsure of are left out, wrong ones turned round."
-    : "Your marks on these go to the cleaned data by --marks. They are no clean set: suspects are not " +
-      "like other pairs." + (LEFT_OUT ? ` ${LEFT_OUT.toLocaleString("en")} less suspect ones are in ` +
-      "labels.jsonl alone." : "");
+    ? `${SAMPLE.length} pairs drawn at random, without the model's opinion. Is the response labelled ` +
+      `better really the better one? Marked so far: ${done}. The reviewed pairs are a clean set: export ` +
+      "them and pass the file as --clean. Unsure pairs are dropped; wrong ones have their responses swapped."
+    : "Apply your marks on these pairs to the cleaned data with --marks. They are not a clean set, because " +
+      "suspects differ from other pairs." + (NOT_LISTED ? ` ${NOT_LISTED.toLocaleString("en")} less suspect ` +
+      "pairs are only in labels.jsonl." : "");
   get("export").textContent = sampling ? "Export reviewed pairs (clean.jsonl)" : "Export marks (marks.jsonl)";
   get("filters").hidden = sampling;
   for (const button of document.querySelectorAll("[data-sort]")) button.parentElement.hidden = sampling;
@@ -236,7 +236,7 @@ get("back").addEventListener("click", () => turn(-1));
 get("next").addEventListener("click", () => turn(1));
 get("export").addEventListener("click", exportMarks);
 get("forget").addEventListener("click", () => {
-  if (!confirm("Forget every mark on this page?")) return;
+  if (!confirm("Delete every mark on this page?")) return;
   marks.clear();
   remember();
   render();

@@ -1,4 +1,4 @@
-"""What an audit says of each pair: the rows of its `labels.jsonl`."""
+"""The audit's result for each pair: the rows of `labels.jsonl`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
-from softpref.auditing.beliefs import Beliefs, flag
-from softpref.auditing.explanations import Explained, labelled_otherwise, reason
-from softpref.auditing.scores import Scored
+from softpref.auditing.beliefs import PairBeliefs, flag
+from softpref.auditing.explanations import Explanations, explanation_text, opposite_labels
+from softpref.auditing.scores import ScoredSets
 from softpref.data.readers import column, dataset_rows, store
 
 logger = logging.getLogger(__name__)
@@ -20,15 +20,15 @@ RUN_COLUMNS = ("soft_label", "margin", "step")
 
 
 def pair_rows(
-    scored: Scored, beliefs: Beliefs, explained: Explained, labels: pa.Table | None
+    scored: ScoredSets, beliefs: PairBeliefs, explanations: Explanations, labels: pa.Table | None
 ) -> Dataset:
-    """Return what an audit says of each pair, in the order of the data.
+    """Return the audit's result for each pair, in the order of the data.
 
     Args:
         scored: the pairs.
-        beliefs: how far their labels are believed.
-        explained: why.
-        labels: those of a run, None without one.
+        beliefs: how reliable their labels are.
+        explanations: the evidence behind that.
+        labels: the labels of a run; None without one.
     """
     named = [name for name in ("uid", "row", "source") if name in scored.pairs.column_names]
     places = scored.pairs.select_columns(named)
@@ -40,8 +40,8 @@ def pair_rows(
                 "p_correct": beliefs.p_correct.numpy(),
                 "rank": beliefs.rank.numpy(),
                 "evidence": pa.StructArray.from_arrays(
-                    [pa.array(nats.numpy()) for nats in explained.evidence.values()],
-                    list(explained.evidence),
+                    [pa.array(nats.numpy()) for nats in explanations.evidence.values()],
+                    list(explanations.evidence),
                 ),
             }
         )
@@ -50,16 +50,16 @@ def pair_rows(
     sentences = (
         {
             "flag": flag(row["p_correct"]),
-            "why": reason(
+            "why": explanation_text(
                 row["evidence"], beliefs.speaks, trusted_rows[closest.numpy()].tolist(), where
             ),
         }
         for row, closest, where in zip(
-            dataset_rows(numbers), explained.closest, labelled_otherwise(scored.pairs), strict=True
+            dataset_rows(numbers), explanations.closest, opposite_labels(scored.pairs), strict=True
         )
     )
-    words = store(sentences, pa.schema([("flag", pa.string()), ("why", pa.string())]))
-    return concatenate_datasets([places, numbers, words], axis=1)
+    texts = store(sentences, pa.schema([("flag", pa.string()), ("why", pa.string())]))
+    return concatenate_datasets([places, numbers, texts], axis=1)
 
 
 def _labels_by_uid(labels: pa.Table | None, uids: pa.ChunkedArray) -> dict[str, pa.Array]:
@@ -68,7 +68,7 @@ def _labels_by_uid(labels: pa.Table | None, uids: pa.ChunkedArray) -> dict[str, 
     places = pc.index_in(uids, value_set=labels["uid"])
     if places.null_count:
         logger.warning(
-            "%d of %d pairs are not among those that the run trained on, and have no soft_label, "
-            "margin and step", places.null_count, len(uids),
-        )  # fmt: skip
+            f"the run did not train on {places.null_count} of {len(uids)} pairs, which have no "
+            "soft_label, margin or step"
+        )
     return {name: labels[name].take(places) for name in RUN_COLUMNS}

@@ -1,7 +1,7 @@
-"""`report.html`: an audit on one page, without a network.
+"""`report.html`: an audit on one page that needs no network.
 
-The page runs no script but its own: its content policy names that script's hash. Texts reach it as
-JSON and are put into the page as text, never as markup.
+The content policy allows the page's own script alone, by its hash. Texts reach the script as JSON
+and become text nodes, never markup.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from datasets import Dataset
 
 from softpref.auditing.beliefs import UNSURE
 from softpref.auditing.charts import bars, histogram, reliability_curve
-from softpref.auditing.explanations import words_of
-from softpref.auditing.summary import Summary, how_far
+from softpref.auditing.explanations import kind_name
+from softpref.auditing.summary import Summary, evidence_skill
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
 from softpref.markup import for_html
@@ -28,8 +28,8 @@ from softpref.statistics.noise_rate import KNOWN, bounds
 from softpref.training.output import write_text
 
 REPORT = "report.html"
-WHOLE_TEXTS = 5000
-LISTED = 50_000  # a browser holds no more at ease
+FULL_TEXTS = 5000
+MAX_LISTED = 50_000  # larger pages are slow in a browser
 SAMPLE = 150
 PREVIEW = 80
 
@@ -39,15 +39,15 @@ def write_report(
 ) -> None:
     """Write the page.
 
-    The 5,000 most suspect pairs and the random sample carry their whole texts, the 45,000 after
-    them previews of 80 characters; of larger sets the rest is in `labels.jsonl` alone.
+    The 5,000 most suspect pairs and the random sample have their full texts, the next 45,000 have
+    previews of 80 characters. The remaining pairs of larger sets are only in `labels.jsonl`.
 
     Args:
         path: the file.
         rows: an audit's rows.
         pairs: the same pairs with `prompt`, `chosen` and `rejected`, in the same order.
         summary: the audit's `Summary`.
-        fingerprint: of the data; the browser keeps marks under it.
+        fingerprint: of the data; the key under which the browser stores marks.
         seed: of the random sample.
     """
     page = files("softpref.auditing")
@@ -55,9 +55,9 @@ def write_report(
         (page / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html")
     )
     data = page_data(rows, pairs, fingerprint, seed)
-    warnings = "".join(f'<p class="warning">{for_html(words)}</p>' for words in summary.warnings)
-    by_source = [str(of).replace("wrong", "Wrong", 1) for of in summary.sources]
-    sources = "".join(f"<p>{for_html(words)}.</p>" for words in by_source)
+    warnings = "".join(f'<p class="warning">{for_html(text)}</p>' for text in summary.warnings)
+    by_source = [str(source).replace("wrong", "Wrong", 1) for source in summary.sources]
+    sources = "".join(f"<p>{for_html(text)}.</p>" for text in by_source)
     write_text(
         path,
         Template(frame).substitute(
@@ -68,13 +68,13 @@ def write_report(
             headline=for_html(headline(summary)),
             warnings=sources + warnings,
             charts="\n".join(charts(rows, summary)),
-            data=_inert(data),
+            data=_script_safe_json(data),
         ),
     )
 
 
 def charts(rows: Dataset, summary: Summary) -> list[str]:
-    """Return the figures; none where evidence does not speak, for they would show nothing."""
+    """Return the charts, or none if evidence is uninformative."""
     if not summary.evidence_speaks:
         return []
     found = column(rows, "evidence").combine_chunks()
@@ -83,38 +83,38 @@ def charts(rows: Dataset, summary: Summary) -> list[str]:
         histogram(
             sum(evidence.values()),
             "Evidence of the pairs, nats",
-            "Left of 0 it speaks against the label, right of it for the label.",
+            "Negative evidence speaks against the label, positive evidence for it.",
         ),
         bars(
-            {words_of(kind): float(abs(nats).mean()) for kind, nats in evidence.items()},
-            "What the evidence comes from, nats",
-            "How much each kind speaks for or against a label, the mean of all pairs.",
+            {kind_name(kind): float(abs(nats).mean()) for kind, nats in evidence.items()},
+            "Evidence by kind, nats",
+            "How much each kind speaks for or against a label: the mean absolute value over pairs.",
         ),
         histogram(
             column(rows, "p_correct").to_numpy(),
             "Probability that the label is right",
-            "Pairs at the left end are the suspects.",
+            "The suspects are on the left.",
         ),
         reliability_curve(
             summary.reliability,
-            "How far the probabilities can be trusted",
-            "Trusted pairs, as given and swapped, judged by fits that never saw them; on the line "
-            "they are exact.",
+            "Calibration of the probabilities",
+            "Trusted pairs, as given and swapped, in cross-validation; the line is perfect "
+            "calibration.",
         ),
     ]
 
 
 def headline(summary: Summary) -> str:
-    """Return the answer in few sentences: how many, how sure, what to do next."""
+    """Return a short answer: how many labels are wrong, how sure that is, what to do next."""
     low, high = summary.noise_rate_low, summary.noise_rate_high
     if not summary.evidence_speaks:
         return (
-            f"Unknown for these {summary.pairs:,} labels: {how_far(summary)}. Check the trusted "
-            "pairs, give more of them, or try another model."
+            f"Unknown for these {summary.pairs:,} labels: {evidence_skill(summary)}. "
+            "Check the trusted pairs, add more of them, or try another model."
         )
     if high - low > KNOWN:
         how_many = f"How many of the {summary.pairs:,} labels are wrong is unknown."
-        what = "Try the model that you will align, or more trusted pairs, before you act."
+        what = "Before you act, try the model that you will align, or add more trusted pairs."
     else:
         of_all = f"of the {summary.pairs:,} labels are wrong"
         how_many = f"{bounds(low, high)} {of_all}, with 95% confidence.".capitalize()
@@ -123,38 +123,37 @@ def headline(summary: Summary) -> str:
                 f"About {summary.noise_rate:.0%} {of_all}, between {low:.0%} and {high:.0%} with "
                 "95% confidence."
             )
-        what = "Review the random sample below: that makes a clean set."
+        what = "Review the random sample below to make a clean set."
         if summary.suspect:
-            what += " Then look at the first of the suspects."
+            what += " Then review the most suspect pairs."
     found = (
         f"{summary.suspect:,} are suspect, more likely wrong than right, and {summary.unsure:,} "
         f"more are below {UNSURE:.0%}."
     )
     if not summary.suspect:
         found = (
-            "No single label is more likely wrong than right, so which ones are wrong is not "
-            f"known; {summary.unsure:,} are below {UNSURE:.0%}."
+            "No single label is more likely wrong than right, so the wrong ones cannot be "
+            f"named; {summary.unsure:,} are below {UNSURE:.0%}."
         )
-    return f"{how_many} {found} {what} Evidence: {how_far(summary)}."
+    return f"{how_many} {found} {what} Evidence: {evidence_skill(summary)}."
 
 
 def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dict[str, Any]:
-    """Return what the page's script reads: pairs by rank, the sample's places, its originals."""
+    """Return the data of the page's script: pairs by rank, the sample's indices and originals."""
     order = column(rows, "rank").to_numpy().argsort()
     sample = Random(seed).sample(range(len(order)), min(SAMPLE, len(order)))
-    listed = sorted({*range(min(LISTED, len(order))), *sample})
+    listed = sorted({*range(min(MAX_LISTED, len(order))), *sample})
     entries = []
     originals = {}
-    chosen = (dataset_rows(of.select(order[listed])) for of in (rows, pairs))
-    for place, row, texts in zip(listed, *chosen, strict=True):
-        words = [as_text(texts[name]) for name in ("prompt", "chosen", "rejected")]
+    selected = (dataset_rows(dataset.select(order[listed])) for dataset in (rows, pairs))
+    for place, row, texts in zip(listed, *selected, strict=True):
+        shown = [as_text(texts[name]) for name in ("prompt", "chosen", "rejected")]
         nats = sum(row["evidence"].values())
-        is_whole = place < WHOLE_TEXTS or place in sample
-        entries.append([
-            row["uid"], round(row["p_correct"], 4), round(nats, 3), row["flag"],
-            *(words if is_whole else map(_preview, words)), row["rank"],
-            *([_why(row)] if is_whole else []),
-        ])  # fmt: skip
+        numbers = [row["uid"], round(row["p_correct"], 4), round(nats, 3), row["flag"]]
+        if place < FULL_TEXTS or place in sample:
+            entries.append([*numbers, *shown, row["rank"], _why(row)])
+        else:
+            entries.append([*numbers, *map(_preview, shown), row["rank"]])
         if place in sample:
             responses = [texts["chosen"], texts["rejected"]]
             originals[row["uid"]] = {"prompt": texts["prompt"], "responses": responses}
@@ -175,8 +174,8 @@ def _preview(text: str) -> str:
     return text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
 
 
-def _inert(data: Any) -> str:
-    """Return JSON that no browser takes for markup, whatever texts it holds."""
+def _script_safe_json(data: Any) -> str:
+    """Return JSON that a browser cannot parse as markup, whatever texts it holds."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for mark in "<>&\u2028\u2029":
         text = text.replace(mark, f"\\u{ord(mark):04x}")

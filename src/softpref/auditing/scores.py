@@ -1,4 +1,4 @@
-"""What one pass of a model over a set leaves to tell right labels from wrong ones.
+"""Scores of pairs by one pass of a model, the basis of an audit's evidence.
 
 Shapes: n pairs of the audited set.
 """
@@ -29,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The pairs of an audit with what its model says of them.
+class ScoredSets:
+    """The audited and the trusted pairs with their scores.
 
     Attributes:
-        pairs: the audited pairs, tokenized and read, without those that are trusted pairs too.
-        clean: the trusted pairs, likewise.
+        pairs: the audited pairs, tokenized and scored, without those that are also trusted pairs.
+        clean: the trusted pairs, tokenized and scored.
         ppl_diff: (n,) of `pairs`, nats per token.
-        contradicting: how many distinct pairs are labelled both ways, by their file or files.
-        sft_targets: how many pairs SFT has seen a response of.
+        contradicting: number of distinct pairs that are labelled both ways, by file or files.
+        sft_targets: number of pairs of which SFT has seen a response.
         source: the file or files of `pairs`.
-        clean_source: that of the trusted pairs.
+        clean_source: the file of the trusted pairs.
         unused: rows of `source` that could not be used, with reasons.
     """
 
@@ -60,16 +60,16 @@ def score_sets(
     options: AuditOptions,
     cache: ColumnCache,
     option: str = "--model",
-) -> Scored:
-    """Score both sets, once and for all: an interrupted audit resumes where it was.
+) -> ScoredSets:
+    """Score both sets; an interrupted audit resumes with the scores in the cache.
 
     Args:
         model: a directory or hub id.
         loaded: the pairs to audit.
         clean: the trusted pairs.
-        options: of which scoring reads lengths, precision and the like.
-        cache: where scores are kept.
-        option: what named the model, for messages.
+        options: lengths, batch size and precision.
+        cache: the store of scores.
+        option: the option that named the model, for messages.
 
     Raises:
         UsageError: there is no such model, or a set cannot be used.
@@ -94,7 +94,7 @@ def score_sets(
         with_reference(scorer, pairs, weights, cache, what)
         for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))
     )
-    return Scored(
+    return ScoredSets(
         scored,
         trusted,
         starting_ppl_diff(scored),

@@ -1,4 +1,4 @@
-"""What an audit says of a whole set."""
+"""The audit's summary of a whole set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.auditing.beliefs import SUSPECT, UNSURE, Beliefs, length_auroc, longer_is_chosen
-from softpref.auditing.opinions import AskedJudge
-from softpref.auditing.scores import Scored
+from softpref.auditing.beliefs import SUSPECT, UNSURE, PairBeliefs, length_auroc, longer_is_chosen
+from softpref.auditing.explanations import NO_EVIDENCE
+from softpref.auditing.opinions import JudgeSummary
+from softpref.auditing.scores import ScoredSets
 from softpref.auditing.warnings import warnings_about
 from softpref.data.readers import column
 from softpref.data.sources import by_source
@@ -25,11 +26,11 @@ class SourceNoise:
     """The share of wrong labels of one source, with its 95% interval.
 
     Attributes:
-        source: the file, as it was named.
-        pairs: audited pairs from it.
+        source: the file, as given.
+        pairs: number of audited pairs from it.
         noise_rate: as in `Summary`.
         noise_rate_low: lower end of the interval.
-        noise_rate_high: its upper end.
+        noise_rate_high: upper end of the interval.
     """
 
     source: str
@@ -45,33 +46,33 @@ class SourceNoise:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an audit says of a whole set; shares are in [0, 1].
+    """An audit's numbers about a whole set; shares are in [0, 1].
 
     Attributes:
-        pairs: audited pairs, the trusted ones not among them.
-        clean_pairs: trusted pairs.
-        clean_provenance: where the trust is from.
-        noise_rate: share of wrong labels; None where its 95% interval, `noise_rate_low` to
-            `noise_rate_high`, is wider than 15 points, or evidence does not speak.
-        expected_wrong_labels: so many of the pairs; likewise.
-        suspect: pairs more likely labelled wrong than right.
-        unsure: others that are worth a look.
-        signals: what the evidence is made of.
-        evidence_speaks: whether it tells right labels from wrong ones; if not, nothing is claimed
-            of any single pair.
-        trusted_auroc: how often a trusted pair as given has more evidence than one swapped, by
-            fits that left it out; 1/2 where evidence says nothing.
-        length_auroc: the same by length alone, longer or shorter, whichever does better.
-        ece: calibration error of `p_correct`, on trusted pairs that its fit left out; None where
-            evidence does not speak.
-        reliability: the curve behind it; likewise empty.
-        auroc: of `p_correct` against the truth; null where `is_flipped` is not known.
+        pairs: number of audited pairs, without the trusted ones.
+        clean_pairs: number of trusted pairs.
+        clean_provenance: why the trusted pairs are trusted.
+        noise_rate: share of wrong labels; None if its 95% interval, `noise_rate_low` to
+            `noise_rate_high`, is wider than 15 points, or evidence is uninformative.
+        expected_wrong_labels: the same as a number of pairs.
+        suspect: number of pairs that are more likely labelled wrong than right.
+        unsure: number of other pairs that need review.
+        signals: signals behind the evidence.
+        evidence_speaks: whether evidence distinguishes right labels from wrong ones; if not, the
+            audit claims nothing about single pairs.
+        trusted_auroc: how often a trusted pair as given has more evidence than a swapped one, in
+            cross-validation; 1/2 if evidence is uninformative.
+        length_auroc: the same by length alone, longer or shorter, whichever is better.
+        ece: cross-validated calibration error of `p_correct` on trusted pairs; None if evidence is
+            uninformative.
+        reliability: the calibration curve; empty if evidence is uninformative.
+        auroc: of `p_correct` against the truth; None if `is_flipped` is unknown.
         longer_is_chosen: share of pairs whose longer response is the one labelled better.
         doubted_clean: uids of trusted pairs that look wrong.
-        warnings: what to mind before anything else, in words.
-        sources: of several sources, the noise rate of each; else empty.
-        judge: who was asked about the pairs, what that cost, and of how many pairs it has no
-            opinion, `without_opinion`; None where nobody was.
+        warnings: problems with the audit or its data, most serious first.
+        sources: noise rate by source; empty with one source.
+        judge: the judge, what it cost, and its number of pairs `without_opinion`; None without a
+            judge.
     """
 
     pairs: int
@@ -97,7 +98,7 @@ class Summary:
     judge: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return what is written of it: of one source nothing by source, nothing of no judge."""
+        """Return the contents of `summary.json`, without `sources` and `judge` if none."""
         written = asdict(self)
         if not self.sources:
             del written["sources"]
@@ -107,19 +108,20 @@ class Summary:
 
 
 def summarise(
-    scored: Scored,
-    beliefs: Beliefs,
+    scored: ScoredSets,
+    beliefs: PairBeliefs,
     noise: NoiseRate,
-    of_sources: Mapping[str, NoiseRate],
+    source_noise: Mapping[str, NoiseRate],
     signals: Sequence[str],
     provenance: str,
-    judge: AskedJudge | None = None,
+    judge: JudgeSummary | None = None,
 ) -> Summary:
-    """Return what an audit says of the whole set."""
+    """Return the summary of an audit."""
     longer = longer_is_chosen(scored.pairs)
     suspect = int((beliefs.p_correct < SUSPECT).sum())
     if not beliefs.speaks:
-        noise, of_sources = NoiseRate.unknown(), dict.fromkeys(of_sources, NoiseRate.unknown())
+        noise = NoiseRate.unknown()
+        source_noise = dict.fromkeys(source_noise, noise)
     return Summary(
         pairs=len(scored.pairs),
         clean_pairs=len(scored.clean),
@@ -140,23 +142,20 @@ def summarise(
         longer_is_chosen=longer,
         doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
         warnings=warnings_about(scored, beliefs, longer, provenance, judge),
-        sources=_sources(scored.pairs, of_sources),
+        sources=_sources(scored.pairs, source_noise),
         judge=judge.record if judge else None,
     )
 
 
-def how_far(summary: Summary) -> str:
-    """Return in words how well evidence tells right labels from wrong ones, beside length alone."""
+def evidence_skill(summary: Summary) -> str:
+    """Describe how well evidence, and length alone, separate right labels from wrong ones."""
     skill = (
-        f"AUROC {summary.trusted_auroc:.3f} on trusted pairs that its fit left out, "
+        f"AUROC {summary.trusted_auroc:.3f} on trusted pairs in cross-validation, "
         f"{summary.length_auroc:.3f} by length alone"
     )
     if summary.evidence_speaks:
         return skill
-    return (
-        "nothing in the data tells right labels from wrong, so nothing is claimed of any pair "
-        f"({skill})"
-    )
+    return f"{NO_EVIDENCE}, so nothing is claimed about any pair ({skill})"
 
 
 def _sources(pairs: Dataset, rates: Mapping[str, NoiseRate]) -> list[SourceNoise]:

@@ -1,1 +1,1 @@
-"""`softpref bench`: what a training step costs beside TRL's."""
+"""`softpref bench`: cost of a training step compared with TRL's."""

@@ -1,4 +1,4 @@
-"""`softpref bench`: seconds and memory of a training step, against TRL's DPO on the same pairs."""
+"""`softpref bench`: time and memory of a training step, compared with TRL's DPO."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from packaging.version import Version
 from tqdm import tqdm
 
 from softpref.bench.contestants import (
-    EVERYWHERE,
     NAMES,
+    ON_EVERY_SHAPE,
     Name,
     has_response_only_head,
     make_contestant,
@@ -45,14 +45,14 @@ OLDEST_TRL = "1.16"
 
 @dataclass(frozen=True)
 class BenchPreset:
-    """How much is measured.
+    """Amount of measurement.
 
     Attributes:
-        workloads: what steps are timed on, one for each data shape; memory, and what is not in
-            `EVERYWHERE`, on the first alone.
+        workloads: workloads of the timed steps, one for each data shape; memory, and contestants
+            outside `ON_EVERY_SHAPE`, are measured on the first only.
         rounds: timed steps of each contestant.
         slow_rounds: timed steps of MSPO by double backward, at most `rounds`.
-        peaks: how many processes measure each contestant's memory.
+        peaks: number of processes that measure each contestant's memory.
     """
 
     workloads: tuple[Workload, ...]
@@ -61,11 +61,11 @@ class BenchPreset:
     peaks: dict[Name, int]
 
     def names_on(self, workload: Workload) -> tuple[Name, ...]:
-        """Return who takes part on a workload."""
-        return NAMES if workload == self.workloads[0] else EVERYWHERE
+        """Return the contestants on a workload."""
+        return NAMES if workload == self.workloads[0] else ON_EVERY_SHAPE
 
     def rounds_of(self, name: Name) -> int:
-        """Return how many steps of a contestant are timed."""
+        """Return the number of timed steps of a contestant."""
         return min(self.slow_rounds, self.rounds) if name == SLOW else self.rounds
 
 
@@ -87,7 +87,7 @@ PRESETS = {
         workloads=(Workload(ONE_BILLION, Shape(256, 256), "cuda", pairs=16),),
         rounds=10,
         slow_rounds=3,
-        peaks=dict.fromkeys(PEAKS, 1),  # torch counts its memory to the byte
+        peaks=dict.fromkeys(PEAKS, 1),  # one is enough: torch counts its memory exactly
     ),
 }
 
@@ -97,7 +97,8 @@ class BenchOptions:
     """Options of `softpref bench`."""
 
     preset: Literal["cpu", "gpu"] = option(
-        "`cpu`: a 6 M model in float32; `gpu`: a 1 B model in bfloat16; ten minutes each.", "cpu"
+        "`cpu`: a 6 M model in float32; `gpu`: a 1 B model in bfloat16; about ten minutes each.",
+        "cpu",
     )
     json: str | None = option("Write the numbers to this file.")
     plot: str | None = option("Plot the step times to this PNG.")
@@ -105,25 +106,27 @@ class BenchOptions:
 
 
 def run_bench(options: BenchOptions) -> None:
-    """Measure, print the table, and write what was asked for.
+    """Measure, print the table, and write the files that options name.
 
     Raises:
         UsageError: there is no GPU for the preset, or an option is impossible.
     """
     require_package("trl", "sft", "bench")
     if Version(version("trl")) < Version(OLDEST_TRL):
-        raise UsageError(f"bench compares with TRL {OLDEST_TRL} or newer, not {version('trl')}.")
+        raise UsageError(
+            f"bench needs TRL {OLDEST_TRL} or newer, not {version('trl')}: upgrade trl."
+        )
     if options.preset == "gpu" and not torch.cuda.is_available():
         raise UsageError("--preset gpu needs a CUDA device, and torch sees none: try --preset cpu.")
     if options.rounds is not None and options.rounds < 1:
         raise UsageError(f"--rounds {options.rounds}: must be at least 1.")
     for flag, path in (("--json", options.json), ("--plot", options.plot)):
         if path and not file_to_write(path, flag).absolute().parent.is_dir():
-            raise UsageError(f"{flag} {path}: there is no directory to write it to.")
+            raise UsageError(f"{flag} {path}: its directory does not exist: create it.")
     preset = PRESETS[options.preset]
     for groups in measure_preset(replace(preset, rounds=options.rounds or preset.rounds)):
         if options.json:
-            text = json.dumps(surroundings(options.preset) | {"runs": runs(groups)}, indent=2)
+            text = json.dumps(environment(options.preset) | {"runs": runs(groups)}, indent=2)
             write_text(Path(options.json), text + "\n")
     _print_table(groups)
     if options.plot:
@@ -133,7 +136,7 @@ def run_bench(options: BenchOptions) -> None:
 def measure_preset(preset: BenchPreset) -> Iterator[list[Group]]:
     """Time every contestant on every workload, and measure memory on the first.
 
-    Yields what there is once all steps are timed, and again with the memory.
+    Yield the groups when all steps are timed, and again with memory.
     """
     timed = [(workload, tuning) for workload in preset.workloads for tuning in TUNINGS]
     steps = sum(
@@ -146,7 +149,7 @@ def measure_preset(preset: BenchPreset) -> Iterator[list[Group]]:
             seconds = _time(preset, workload, tuning, bar.update)
             groups.append(Group(tuning, workload, seconds, {}, has_response_only_head()))
         yield groups
-        # Not before: these processes run beside each other.
+        # Last, since these processes run in parallel and would slow down timed steps.
         for i, tuning in enumerate(TUNINGS):
             peaks = _peaks(preset, preset.workloads[0], tuning, bar.update)
             groups[i] = replace(groups[i], peaks=peaks)
@@ -171,24 +174,24 @@ def _time(
 def _peaks(
     preset: BenchPreset, workload: Workload, tuning: Tuning, after_process: Callable[[], object]
 ) -> dict[Name, list[float]]:
-    """Return every process' peak, MiB; two at a time where they do not share a device's memory."""
+    """Return the peak of every process, MiB; two run in parallel on a CPU, one on a GPU."""
     names = [name for name, count in preset.peaks.items() for _ in range(count)]
 
-    def one(name: Name) -> float:
+    def measure(name: Name) -> float:
         peak = peak_in_new_process(name, workload, tuning)
         after_process()
         return peak
 
     with ThreadPoolExecutor(2 if workload.device == "cpu" else 1) as pool:
-        found = list(pool.map(one, names))
+        peaks = list(pool.map(measure, names))
     return {
-        name: [peak for other, peak in zip(names, found, strict=True) if other == name]
+        name: [peak for other, peak in zip(names, peaks, strict=True) if other == name]
         for name in preset.peaks
     }
 
 
-def surroundings(preset: str) -> dict[str, Any]:
-    """Return what one must know to judge the numbers."""
+def environment(preset: str) -> dict[str, Any]:
+    """Return hardware and versions, which the numbers depend on."""
     on_gpu = preset == "gpu"
     return {
         "preset": preset,

@@ -1,6 +1,6 @@
 """The contestants of `softpref bench`: trainers, each ready to do one training step.
 
-TRL's are used through their own public methods, so what is timed is what its users run.
+TRL's trainers are called through their public methods, so timings are those of its users.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ Name = Literal[
 ]  # fmt: skip
 NAMES: tuple[Name, ...] = get_args(Name)
 DPOS: tuple[Name, ...] = ("trl_default", "trl_best", "dpo")
-# The others take part on the first shape alone.
-EVERYWHERE: tuple[Name, ...] = (*DPOS, "mspo_m1/8", "mspo_m1", "double_backward")
+# The others run on the first shape only.
+ON_EVERY_SHAPE: tuple[Name, ...] = (*DPOS, "mspo_m1/8", "mspo_m1", "double_backward")
 
-# m: the size of MSPO's clean batch in the size of the noisy one.
+# m: the size of MSPO's clean batch over the size of the noisy batch.
 M_FEW, M_ALL = 0.125, 1.0
 MSPO: dict[float, Name] = {M_FEW: "mspo_m1/8", M_ALL: "mspo_m1"}
 LOOKAHEAD_LR = 1e-6
 
 
 class Contestant:
-    """A trainer at the point where `train` would do its first step.
+    """A trainer in the state in which `train` does its first step.
 
     Attributes:
-        trainer: of transformers, TRL or softpref.
-        model: as the trainer's accelerator has prepared it.
+        trainer: a trainer of transformers, TRL or softpref.
+        model: the model after the trainer's accelerator has prepared it.
     """
 
     def __init__(self, trainer: Trainer, workload: Workload) -> None:
@@ -62,11 +62,11 @@ class Contestant:
         ]
 
     def clear(self) -> None:
-        """Drop the gradients of the step before."""
+        """Drop the gradients of the previous step."""
         self.model.zero_grad(set_to_none=True)
 
     def step(self, batch: int) -> Tensor:
-        """Do one training step, all but the optimizer's, on batch `batch`, counted in a circle.
+        """Do one training step without the optimizer on batch `batch`, modulo their number.
 
         Returns:
             The loss, shape ().
@@ -78,7 +78,7 @@ class Contestant:
 
 
 class ResponseOnlyContestant(Contestant):
-    """TRL with the head that scores nothing but responses, which it uses on GPUs alone."""
+    """TRL with its head for responses only, which it enables on GPUs only."""
 
     def step(self, batch: int) -> Tensor:
         """Do one training step; see `Contestant.step`."""
@@ -87,7 +87,7 @@ class ResponseOnlyContestant(Contestant):
 
 
 def make_contestant(name: Name, workload: Workload, tuning: Tuning, home: Path) -> Contestant:
-    """Return a contestant; it writes to `home` alone and prints nothing."""
+    """Return a contestant, which writes only to `home` and prints nothing."""
     with _quiet():
         match name:
             case "trl_default":
@@ -128,7 +128,7 @@ def make_contestant(name: Name, workload: Workload, tuning: Tuning, home: Path) 
 
 
 def has_response_only_head() -> bool:
-    """Whether the TRL that is installed can be told to score nothing but responses."""
+    """Return whether the installed TRL has a head for responses only."""
     return hasattr(_heads_module(), "_use_triton")
 
 
@@ -137,7 +137,7 @@ def _response_only_head() -> Iterator[None]:
     if not has_response_only_head():
         yield
         return
-    # The head asks this name here; TRL's kernels ask their own, and continue without Triton.
+    # Only the head reads this name; TRL's kernels have their own check for Triton.
     module = _heads_module()
     on_device = module._use_triton
     module._use_triton = lambda device: True
@@ -168,7 +168,7 @@ def _trl(workload: Workload, tuning: Tuning, home: Path, reference: Any, **optio
 def _mspo(
     workload: Workload, tuning: Tuning, home: Path, m: float, engine: str, **options: Any
 ) -> Trainer:
-    # The noise rate is given and the labeller not fitted first, since neither is part of a step.
+    # Noise rate and warm start are not part of a step, so neither is computed.
     given = {
         "method": "mspo",
         "engine": engine,
@@ -211,7 +211,7 @@ def _common(workload: Workload, home: Path) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what trainers print while they are made: logs, warnings and progress bars."""
+    """Suppress logs, warnings and progress bars while a trainer is made."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""Peak memory of a few training steps, each contestant in a process of its own.
+"""Peak memory of a few training steps, each contestant in its own process.
 
-Run as a module, it is that process: the request comes as JSON in the first argument, the peak in
-MiB goes to standard output.
+Run as a module, this is that process: it reads a JSON request from its first argument and prints
+the peak in MiB.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from softpref.models.loading import Tuning
 
 STEPS = 3
 MIB = 2**20
-# glibc keeps freed memory, how much depends on the order of requests. With fixed thresholds a
-# tensor of 64 KiB or more goes back to the system as soon as it is freed.
+# glibc keeps freed memory, and the amount depends on the order of allocations. With fixed
+# thresholds it returns tensors of 64 KiB or more to the system at once.
 MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**16),
@@ -34,9 +34,9 @@ MALLOC = {
 
 
 def peak_in_new_process(name: Name, workload: Workload, tuning: Tuning) -> float:
-    """Return the peak of `STEPS` steps above what was in use before the first, MiB.
+    """Return the peak of `STEPS` steps above the memory in use before the first, MiB.
 
-    On "cpu" it is the process' resident memory, on "cuda" what torch has allocated there.
+    On "cpu" this is the process' resident memory, on "cuda" the memory that torch has allocated.
     """
     request = json.dumps({"name": name, "workload": asdict(workload), "tuning": tuning})
     done = subprocess.run(
@@ -52,7 +52,7 @@ def peak_in_new_process(name: Name, workload: Workload, tuning: Tuning) -> float
 
 
 def _main(request: str) -> None:
-    """Measure the contestant that is asked for and print its peak, MiB."""
+    """Measure the requested contestant and print its peak, MiB."""
     torch.set_num_threads(1)
     asked = json.loads(request)
     given = asked["workload"]
@@ -64,7 +64,7 @@ def _main(request: str) -> None:
 
 
 def peak(name: Name, workload: Workload, tuning: Tuning, home: Path) -> float:
-    """Return the peak of `STEPS` steps above what was in use before the first, MiB."""
+    """Return the peak of `STEPS` steps above the memory in use before the first, MiB."""
     contestant = make_contestant(name, workload, tuning, home)
     on_cuda = workload.device == "cuda"
     before = _start_on_cuda() if on_cuda else _start_on_cpu()
@@ -82,8 +82,8 @@ def _start_on_cuda() -> int:
 
 
 def _start_on_cpu() -> int:
-    """Forget the highest resident memory so far, where the system can; return it, bytes."""
-    # Elsewhere than on Linux, what was highest before the first step is the start.
+    """Reset the peak of resident memory if the system can, and return it, bytes."""
+    # Outside Linux the peak before the first step is the baseline.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _highest_resident()

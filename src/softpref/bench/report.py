@@ -1,4 +1,4 @@
-"""What `softpref bench` says of its measurements: the table, the JSON and the picture."""
+"""The results of `softpref bench`: table, JSON and plot."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _HEADER = (
     "x TRL's default", "x TRL at its best", "x our DPO", "peak, MiB",
 )  # fmt: skip
 LEGEND = (
-    "Seconds: median step, optimizer's part left out. x: median (quartiles) of ratios within a "
-    "round. Lengths are means. Peak: above what was in use before the first step. m: clean batch / "
-    "batch of {pairs} pairs. Weights that train are float32."
+    "Seconds: median step without the optimizer. x: median (quartiles) of ratios within a round. "
+    "Lengths are means. Peak: above the memory in use before the first step. m: clean batch / "
+    "batch of {pairs} pairs. Trained weights are float32."
 )
 TUNING_LABELS: dict[Tuning, str] = {"lora": "LoRA r=16", "full": "full"}
 _LABELS: dict[Name, str] = {
@@ -37,12 +37,12 @@ _LABELS: dict[Name, str] = {
     "graph_checkpointed": "softpref MSPO, graph, checkpointed",
     "recompute_checkpointed": "softpref MSPO, recompute, checkpointed",
 }
-NO_M: tuple[Name, ...] = ("trl_default", "trl_best", "dpo", "dpo_checkpointed")
+WITHOUT_M: tuple[Name, ...] = ("trl_default", "trl_best", "dpo", "dpo_checkpointed")
 M_LABELS: dict[Name, str] = {
-    name: "1" if name == "mspo_m1" else "1/8" for name in NAMES if name not in NO_M
+    name: "1" if name == "mspo_m1" else "1/8" for name in NAMES if name not in WITHOUT_M
 }
-# MSPO in other ways, at m = 1/8, and what each is held against.
-HELD_AGAINST: dict[Name, Name] = {
+# Variants of MSPO at m = 1/8, and the baseline of each.
+BASELINE_OF: dict[Name, Name] = {
     "double_backward": "dpo", "without_lookahead": "dpo",
     "graph_checkpointed": "dpo_checkpointed", "recompute_checkpointed": "dpo_checkpointed",
 }  # fmt: skip
@@ -51,12 +51,12 @@ _COLOURS = ("#1f6f8b", "#c8553d")
 
 @dataclass(frozen=True)
 class Group:
-    """What was measured with one tuning on one workload.
+    """Measurements of one tuning on one workload.
 
     Attributes:
-        seconds: a contestant's timed steps, by round; empty where its step did not fit.
-        peaks: a contestant's peaks, MiB, by process; missing where not measured.
-        response_only_head: whether TRL at its best scored nothing but responses.
+        seconds: timed steps of a contestant by round; empty if its step did not fit in memory.
+        peaks: peaks of a contestant by process, MiB; missing if not measured.
+        response_only_head: whether TRL at its best used its head for responses only.
     """
 
     tuning: Tuning
@@ -66,11 +66,11 @@ class Group:
     response_only_head: bool
 
     def time_ratio(self, ours: Name, theirs: Name) -> Quartiles | None:
-        """Return step time of one contestant in that of another."""
+        """Return the ratio of the step times of two contestants."""
         return paired_ratio(self.seconds.get(ours, []), self.seconds.get(theirs, []))
 
     def peak_ratio(self, ours: Name, theirs: Name) -> Quartiles | None:
-        """Return peak memory of one contestant in that of another."""
+        """Return the ratio of the peak memory of two contestants."""
         return paired_ratio(self.peaks.get(ours, []), self.peaks.get(theirs, []))
 
 
@@ -84,7 +84,7 @@ def _row(group: Group, name: Name) -> tuple[str, ...]:
     if name == "trl_best":
         label += f" (response-only head: {'on' if group.response_only_head else 'off'})"
     seconds, peak = (quartiles(sample.get(name, [])) for sample in (group.seconds, group.peaks))
-    ratios = (_in_words(group.time_ratio(name, other)) for other in DPOS)
+    ratios = (_ratio_text(group.time_ratio(name, other)) for other in DPOS)
     return (
         TUNING_LABELS[group.tuning],
         _dtype(group),
@@ -97,33 +97,26 @@ def _row(group: Group, name: Name) -> tuple[str, ...]:
     )
 
 
-def _in_words(ratio: Quartiles | None) -> str:
+def _ratio_text(ratio: Quartiles | None) -> str:
     return f"{ratio.median:.2f} ({ratio.q1:.2f} to {ratio.q3:.2f})" if ratio else "-"
 
 
 def runs(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return the `runs` of the JSON: one for every shape and m, LoRA and full side by side."""
+    """Return the `runs` of the JSON: one for every shape and m, with LoRA and full tuning."""
     shapes = dict.fromkeys(group.workload.shape for group in groups)
-    found = []
+    records = []
     for shape in shapes:
-        of_shape = {group.tuning: group for group in groups if group.workload.shape == shape}
+        by_tuning = {group.tuning: group for group in groups if group.workload.shape == shape}
         for m in MSPO:
-            found.append(
-                {
-                    "shape": asdict(shape),
-                    "m": m,
-                    "dtype": _dtype(of_shape["lora"]),
-                    "lora": _figures(of_shape["lora"], m),
-                    "full": _figures(of_shape["full"], m),
-                }
-            )
-    return found
+            record = {"shape": asdict(shape), "m": m, "dtype": _dtype(by_tuning["lora"])}
+            records.append(record | {name: _figures(by_tuning[name], m) for name in TUNINGS})
+    return records
 
 
 def _figures(group: Group, m: float) -> dict[str, Any]:
-    """Return the ratios and medians of one tuning at one shape and m; null: not measured."""
-    mspo, few = MSPO[m], m == M_FEW
-    others = (*HELD_AGAINST, "dpo_checkpointed") if few else ()
+    """Return the ratios and medians of one tuning, shape and m; None if not measured."""
+    mspo, is_few = MSPO[m], m == M_FEW
+    others = (*BASELINE_OF, "dpo_checkpointed") if is_few else ()
     names: dict[str, Name] = {name: name for name in (*DPOS, *others)} | {"mspo": mspo}
     ratios = {
         "mspo_vs_trl_default": group.time_ratio(mspo, "trl_default"),
@@ -132,10 +125,10 @@ def _figures(group: Group, m: float) -> dict[str, Any]:
         "dpo_vs_trl_default": group.time_ratio("dpo", "trl_default"),
         "memory_mspo_vs_dpo": group.peak_ratio(mspo, "dpo"),
     }
-    for name, base in HELD_AGAINST.items():
-        ratios[f"{name}_vs_{base}"] = group.time_ratio(name, base) if few else None
+    for name, base in BASELINE_OF.items():
+        ratios[f"{name}_vs_{base}"] = group.time_ratio(name, base) if is_few else None
         if base == "dpo_checkpointed":
-            ratios[f"memory_{name}_vs_{base}"] = group.peak_ratio(name, base) if few else None
+            ratios[f"memory_{name}_vs_{base}"] = group.peak_ratio(name, base) if is_few else None
     seconds = {key: quartiles(group.seconds.get(name, [])) for key, name in names.items()}
     peaks = {key: quartiles(group.peaks.get(name, [])) for key, name in names.items()}
     return {
@@ -147,36 +140,35 @@ def _figures(group: Group, m: float) -> dict[str, Any]:
 
 
 def draw_step_times(groups: Sequence[Group], path: Path) -> None:
-    """Draw step times in TRL's default, a panel for LoRA and one for full fine-tuning.
+    """Draw step times relative to TRL's default, with one panel per tuning.
 
     Args:
-        groups: what was measured.
+        groups: the measurements.
         path: a PNG.
     """
     figure = Figure(figsize=(10, 6), layout="constrained")
     panels = figure.subplots(1, len(TUNINGS), sharey=True)
     for axes, tuning in zip(panels, TUNINGS, strict=True):
-        of_tuning = [group for group in groups if group.tuning == tuning]
-        height = 0.8 / len(of_tuning)
-        for i, (group, colour) in enumerate(zip(of_tuning, _COLOURS, strict=False)):
+        selected = [group for group in groups if group.tuning == tuning]
+        height = 0.8 / len(selected)
+        for i, (group, colour) in enumerate(zip(selected, _COLOURS, strict=False)):
             for place, name in enumerate(NAMES):
                 ratio = group.time_ratio(name, "trl_default")
                 if ratio is None:
                     continue
                 spread = [[ratio.median - ratio.q1], [ratio.q3 - ratio.median]]
-                axes.barh(
-                    place + i * height, ratio.median, height, xerr=spread, color=colour,
-                    label=f"{group.workload.shape} tokens" if place == 0 else None,
-                )  # fmt: skip
+                label = f"{group.workload.shape} tokens" if place == 0 else None
+                bar = place + i * height, ratio.median, height
+                axes.barh(*bar, xerr=spread, color=colour, label=label)
         axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
-        axes.set(title=f"{TUNING_LABELS[tuning]}, {_dtype(of_tuning[0])}",
-                 xlabel="step time, in TRL's default step")  # fmt: skip
+        title = f"{TUNING_LABELS[tuning]}, {_dtype(selected[0])}"
+        axes.set(title=title, xlabel="step time / step time of TRL's default")
     ticks = [_LABELS[name] + (f", m = {m}" if (m := M_LABELS.get(name)) else "") for name in NAMES]
     panels[0].set_yticks([place + 0.2 for place in range(len(NAMES))], ticks)
     panels[0].invert_yaxis()
-    handles, shapes = panels[0].get_legend_handles_labels()
-    figure.legend(handles, shapes, loc="outside lower center", ncols=2, frameon=False,
-                  title="prompt + response")  # fmt: skip
+    entries = panels[0].get_legend_handles_labels()
+    legend = figure.legend(*entries, loc="outside lower center", ncols=2, frameon=False)
+    legend.set_title("prompt + response")
     save_figure(figure, path)
 
 

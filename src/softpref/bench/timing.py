@@ -1,7 +1,7 @@
-"""Seconds a step of several contestants, measured so that their ratios mean something.
+"""Seconds per step of several contestants, measured so that their ratios are comparable.
 
-In every round each contestant does one step on the same batch, in an order that turns by one from
-round to round, and ratios are formed within a round: what slows the machine for a while slows both.
+In every round each contestant does one step on the same batch, in an order that rotates by one from
+round to round. Ratios are formed within a round, so a temporary slowdown affects both sides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from softpref.bench.contestants import Contestant, Name
 
 @dataclass(frozen=True)
 class Quartiles:
-    """The middle half of a sample."""
+    """Median and quartiles of a sample."""
 
     median: float
     q1: float
@@ -25,7 +25,7 @@ class Quartiles:
 
 
 def quartiles(sample: list[float]) -> Quartiles | None:
-    """Return the sample's quartiles, interpolated; None where there is no sample."""
+    """Return the sample's quartiles by interpolation; None for an empty sample."""
     if not sample:
         return None
     values = torch.tensor(sample, dtype=torch.float64)
@@ -34,7 +34,7 @@ def quartiles(sample: list[float]) -> Quartiles | None:
 
 
 def paired_ratio(ours: list[float], theirs: list[float]) -> Quartiles | None:
-    """Return the quartiles of ours / theirs, over the rounds in which both took part."""
+    """Return the quartiles of ours / theirs over the rounds of both."""
     return quartiles([a / b for a, b in zip(ours, theirs, strict=False)])
 
 
@@ -47,25 +47,25 @@ def time_rounds(
     """Return the seconds of every timed step, by contestant and round.
 
     Args:
-        contestants: by name; each does one untimed step first.
-        rounds: how many rounds each takes part in, the first ones.
+        contestants: contestants by name; each first does one untimed step.
+        rounds: number of rounds by contestant.
         device: "cpu" or "cuda".
-        after_step: called after every step, the untimed ones too.
+        after_step: called after every step, timed or not.
 
     Returns:
-        One list a contestant, empty where its step does not fit into the device's memory.
+        One list per contestant, empty if its step does not fit in the device's memory.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in contestants}
-    racing = []
+    fitting = []
     for name, contestant in contestants.items():
         if _fits(contestant):
-            racing.append(name)
+            fitting.append(name)
         after_step()
-    for turn in range(max(rounds.values())):
-        names = [name for name in racing if turn < rounds[name]]
-        first = turn % len(names)
+    for batch in range(max(rounds.values())):
+        names = [name for name in fitting if batch < rounds[name]]
+        first = batch % len(names)
         for name in names[first:] + names[:first]:
-            seconds[name].append(_time(contestants[name], turn, device))
+            seconds[name].append(_time(contestants[name], batch, device))
             after_step()
     return seconds
 

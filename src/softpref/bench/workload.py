@@ -1,6 +1,6 @@
-"""What `softpref bench` times a step on: a random Llama, and pairs of random words.
+"""The workload of `softpref bench`: a random Llama, and pairs of random words.
 
-Shapes: B pairs a step; lengths are in tokens.
+Shapes: B pairs per step; lengths are in tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SPECIAL = ("<pad>", "</s>", "<unk>")
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The size of a Llama, by the names of its config."""
+    """The size of a Llama, with the names of its config."""
 
     vocab_size: int
     hidden_size: int
@@ -41,7 +41,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Shape:
-    """Mean lengths, in tokens; the closing EOS counts as one of the response's."""
+    """Mean lengths, in tokens; the final EOS counts as part of the response."""
 
     prompt: int
     response: int
@@ -52,14 +52,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Workload:
-    """All that two contestants must have in common to be comparable.
+    """Everything that comparable contestants have in common.
 
     Attributes:
         size: the model's size.
         shape: mean lengths of the pairs.
         device: "cpu" or "cuda"; on "cuda" a step runs in bfloat16, else in float32.
-        pairs: B, pairs a step.
-        batches: how many different batches there are.
+        pairs: B, pairs per step.
+        batches: number of different batches.
     """
 
     size: ModelSize
@@ -70,11 +70,11 @@ class Workload:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What a step is computed in."""
+        """The data type of a step."""
         return torch.bfloat16 if self.device == "cuda" else torch.float32
 
     def model(self, tuning: Tuning) -> Any:
-        """Return the model, the same weights at every call; weights that train are float32."""
+        """Return the model with the same weights at every call; trained weights are float32."""
         config = LlamaConfig(
             **vars(self.size), bos_token_id=None, eos_token_id=1, pad_token_id=0, use_cache=False
         )
@@ -98,11 +98,11 @@ class Workload:
         )
 
     def train_pairs(self) -> Dataset:
-        """Return the pairs of all batches, batch after batch."""
+        """Return the pairs of all batches, in order."""
         return _pairs(self, self.pairs * self.batches, SEED)
 
     def clean_pairs(self) -> Dataset:
-        """Return trusted pairs of the same kind, twice as many as a step has."""
+        """Return trusted pairs of the same kind, twice as many as in a step."""
         return _pairs(self, 2 * self.pairs, CLEAN_SEED)
 
 
@@ -122,7 +122,7 @@ def _pairs(workload: Workload, count: int, seed: int) -> Dataset:
         [
             {
                 "prompt": text(shape.prompt, PROMPT_SPREAD, 0),
-                # The space parts it from the prompt; the tokenizer's users append EOS.
+                # The space separates it from the prompt; the caller of the tokenizer appends EOS.
                 "chosen": " " + text(shape.response, RESPONSE_SPREAD, 1),
                 "rejected": " " + text(shape.response, RESPONSE_SPREAD, 1),
             }

@@ -1,7 +1,7 @@
-"""Who runs what, where several processes or machines share a study's directory.
+"""Claims on cells, so that several processes or machines can share a study's directory.
 
-A claim is a lock of the operating system on a file of that directory: of two claimants one gets it,
-and when its process dies, however it dies, the lock is gone. The files stay; they mean nothing.
+A claim is an operating system lock on a file in that directory. One process holds it at a time, and
+it ends with the process, however that ends. The lock files stay and mean nothing.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 @contextmanager
 def claimed(home: Path, name: str, *, patience: float = 0.0) -> Iterator[bool]:
-    """Yield whether this process has the claim; it is given up at the end of the block.
+    """Yield whether this process holds the claim, and release it at the end of the block.
 
     Args:
         home: the shared directory.
-        name: what is claimed.
-        patience: how long to wait for another's claim to end, seconds; -1 is as long as it takes.
+        name: the name of the claim.
+        patience: seconds to wait for another process to release it; -1 waits without limit.
 
     Raises:
         UsageError: the file system has no locks.
     """
     directory = home / "claims"
     directory.mkdir(parents=True, exist_ok=True)
-    # What filelock falls back to outlives its process.
+    # A soft lock would outlive its process.
     lock = FileLock(directory / f"{name}.lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=patience)

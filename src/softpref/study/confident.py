@@ -18,22 +18,22 @@ _BATCH_SIZE = 16  # pairs in one forward pass
 
 
 def label_quality(model: str, pairs: Dataset) -> tuple[Tensor, float]:
-    """Return `quality_of` the mean last hidden states over the responses, under the model as it is.
+    """Return the self-confidence of labels from mean last hidden states of responses.
 
     Args:
         model: a directory or hub id.
         pairs: tokenized.
     """
-    return quality_of(response_features(model, pairs))
+    return self_confidence(response_features(model, pairs))
 
 
-def quality_of(features: Tensor) -> tuple[Tensor, float]:
-    """Return how far each label is supported by pairs that it had no part in, and a noise rate.
+def self_confidence(features: Tensor) -> tuple[Tensor, float]:
+    """Return the cross-validated support for each label, and a noise rate.
 
         p_i = σ(w · (f(x, y1) − f(x, y2))),   w from the other folds (Bradley and Terry 1952)
 
-    The pairs are given to cleanlab in an order drawn by a fixed seed, since "the first is better"
-    must be wrong of some; w has no intercept, so what it says does not depend on the order.
+    Pairs get a random orientation from a fixed seed, since cleanlab needs both classes of "first is
+    better". The model has no intercept, so predictions do not depend on the orientation.
 
     Args:
         features: (n, D) f(x, y1) − f(x, y2).
@@ -67,15 +67,15 @@ def quality_of(features: Tensor) -> tuple[Tensor, float]:
 
 
 def response_features(model: str, pairs: Dataset) -> Tensor:
-    """Return f(x, y1) − f(x, y2) of every pair, (n, D)."""
+    """Return f(x, y1) − f(x, y2) for every pair, (n, D)."""
     policy = load_policy(model, trust_remote_code=False)
     differences = []
     with evaluating(policy), torch.no_grad():
         starts = range(0, len(pairs), _BATCH_SIZE)
         for start in tqdm(starts, "hidden states", unit="batch", leave=False, disable=None):
-            some = pairs.select(range(start, min(start + _BATCH_SIZE, len(pairs)))).to_list()
+            batch = pairs.select(range(start, min(start + _BATCH_SIZE, len(pairs)))).to_list()
             chosen, rejected = (
-                _mean_states(policy, [(pair["prompt_ids"], pair[branch]) for pair in some])
+                _mean_states(policy, [(pair["prompt_ids"], pair[branch]) for pair in batch])
                 for branch in ("chosen_ids", "rejected_ids")
             )
             differences.append(chosen - rejected)
@@ -91,7 +91,7 @@ def _mean_states(policy: nn.Module, texts: list[tuple[list[int], list[int]]]) ->
         end = len(prompt) + len(response)
         ids[row, :end] = torch.tensor(prompt + response)
         in_response[row, len(prompt) : end] = 1
-    # Rows are padded on the right, where causal attention has nothing look at the padding.
+    # Padding is on the right, so causal attention never sees it.
     states = policy(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     weights = in_response / in_response.sum(1, keepdim=True)
     return (weights[:, :, None] * states.float()).sum(1)

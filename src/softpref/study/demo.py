@@ -1,4 +1,4 @@
-"""`softpref demo`: the whole story on the synthetic world, through the commands' own code."""
+"""`softpref demo`: the full workflow on the synthetic world, with the code of the commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from softpref.options import option
 from softpref.places import directory_to_write
 from softpref.study.evaluators import HeldOutPairs, LabelQuality
 from softpref.study.figures import draw_label_curves, draw_learned_map, draw_learned_plane
-from softpref.study.readings import truth_of
+from softpref.study.readings import flips_by_uid
 from softpref.study.report import figure, page, table
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
@@ -41,71 +41,70 @@ WIDTHS = (8, 28, 23, 6)
 
 LEAD = (
     "A tiny language model learned to sort, reverse and shift symbols from faulty answers. It was "
-    "then aligned on preference pairs of which {rate} are labelled the wrong way round: by DPO, "
-    "which believes every label; by MSPO, which learns from 150 trusted pairs how far to believe "
-    "each one by its PPLDiff; and by softpref's method evidence, which learns from the same pairs "
-    "what more than one signal says. Win rate: share of new prompts on which the aligned model's "
-    "answer has more symbols in place than the SFT model's, without ties. Accuracy: share of "
-    "held-out, rightly labelled pairs whose right answer the policy has come to prefer."
+    "then aligned on preference pairs of which {rate} have the wrong label. DPO believes every "
+    "label. MSPO learns from 150 trusted pairs how much to believe each label, given its PPLDiff. "
+    "softpref's method evidence learns this from the same pairs with more than one signal. Win "
+    "rate: share of new prompts on which the aligned model's answer has more symbols in place than "
+    "the SFT model's, without ties. Accuracy: share of held-out, correctly labelled pairs whose "
+    "right answer the policy prefers more than before."
 )
 HOW_TO_READ_MAP = (
-    "Above, what the meta-learner makes of a pair's PPLDiff: near 1 the label is believed, near 0 "
-    "it is reversed, at 0.5 the pair is left out. Below, where the right and the flipped labels "
-    "lie; softpref never saw which is which. A good map is high over the right labels and low over "
-    "the flipped ones. Where the two overlap no number can tell them apart, and the map is what "
-    "the trusted pairs found useful there."
+    "Top: the soft label that the meta-learner gives to a pair by its PPLDiff. Near 1 the label is "
+    "believed, near 0 it is reversed, at 0.5 the pair is ignored. Bottom: the distribution of "
+    "right and flipped labels; softpref never saw which is which. A good map is high over the "
+    "right labels and low over the flipped ones. Where the two overlap, PPLDiff cannot separate "
+    "them, and the map follows the trusted pairs."
 )
 HOW_TO_READ_PLANE = (
-    "Each point is a pair, coloured by the label that method evidence trained it with: blue is "
-    "believed, red is reversed. To the right is what several signals say for the label before "
-    "training, among them fluency, length and what the responses say. Upwards is the margin that "
-    "the policy had reached just before it saw this label. A good model has blue points in the "
-    "left panel and red ones in the right."
+    "Each point is a pair, colored by the soft label that method evidence trained it with: blue is "
+    "believed, red is reversed. The horizontal axis is the evidence for the label before training, "
+    "from fluency, length and what the responses say. The vertical axis is the policy's margin "
+    "just before it saw this label. A good model has blue points in the left panel and red ones in "
+    "the right."
 )
 HOW_TO_READ_CURVES = (
-    "The mean label that MSPO's pairs were trained with, step by step. The warm start parts right "
-    "and flipped labels as well as PPLDiff of the SFT model can. Where the lines keep parting, the "
-    "policy's own progress makes the signal better: that is what the paper calls dynamic. Lines "
-    "that run together would mean that PPLDiff says nothing about the labels."
+    "The mean soft label of MSPO's pairs by step. The warm start separates right and flipped "
+    "labels as well as PPLDiff of the SFT model can. If the gap then grows, the policy's own "
+    "progress improves the signal: the paper calls this dynamic. Lines that stay together would "
+    "mean that PPLDiff says nothing about the labels."
 )
-END = "One seed of a small world: it shows how the method works, not how well it does on your data."
+END = "One seed of a small world shows how the method works, not how well it does on your data."
 
 
 @dataclass
 class DemoOptions:
     """Options of `softpref demo`."""
 
-    output: str = option("Directory for the demo; replaced if a demo made it.", "runs/demo")
-    noise_rate: float = option("Share of the training labels that are flipped.", 0.4)
-    seed: int = option("Seed of world, models and flips.", 1000)
+    output: str = option("Directory for the demo; an earlier demo in it is replaced.", "runs/demo")
+    noise_rate: float = option("Share of training labels to flip.", 0.4)
+    seed: int = option("Seed for world, models and flips.", 1000)
 
 
 def run_demo(options: DemoOptions) -> None:
-    """Make the world, fit the SFT model, flip labels, align twice, sample, and report.
+    """Make the world, fit the SFT model, flip labels, align by each method, sample, and report.
 
     Raises:
-        UsageError: the output directory holds something that no demo made.
+        UsageError: the output directory has contents that no demo made.
     """
     if not 0 <= options.noise_rate < 1:
         raise UsageError(f"--noise_rate {options.noise_rate}: must be at least 0 and below 1.")
     start = time.monotonic()
     home = _fresh_directory(options.output)
-    _say(1, "the synthetic world: SFT of a tiny Llama from scratch on faulty answers; pairs, a "
-            "teacher's answer over the model's own")  # fmt: skip
+    _log_stage(1, "SFT of a tiny Llama on faulty answers; pairs of a teacher's and its own answers")
     world = prepare_world(INFORMATIVE, options.seed, home)
-    _say(2, f"flip {options.noise_rate:.0%} of the labels")
+    _log_stage(2, f"flip {options.noise_rate:.0%} of the labels")
     noisy = str(home / "noisy.jsonl")
     flips = inject(world.pairs("train"), noisy, options.noise_rate, options.seed)
     logger.info(
         "  %d of %d labels flipped (%.1f%%)", flips.flipped, flips.pairs, 100 * flips.realised_rate
     )
     for stage, method in enumerate(COMPARED, start=3):
-        _say(stage, f"align with {method}")
+        _log_stage(stage, f"align with {method}")
         files = AlignFiles(
             world.sft, noisy, world.pairs("clean"), world.pairs("eval"), str(home / method)
         )
         align(files, MSPOConfig(**alignment(method, options.seed)))
-    _say(STAGES, "sample answers to new prompts and compare")
+    _log_stage(STAGES, "sample answers to new prompts and compare")
     evaluators = (Checker(world), HeldOutPairs(world.pairs("eval")), LabelQuality(noisy))
     outcomes = {
         method: {k: v for evaluate in evaluators for k, v in evaluate(home / method).items()}
@@ -117,7 +116,7 @@ def run_demo(options: DemoOptions) -> None:
         "methods": outcomes,
     }
     write_text(home / "summary.json", json.dumps(summary, indent=2) + "\n")
-    _report(home, outcomes, options.noise_rate, truth_of(noisy))
+    _report(home, outcomes, options.noise_rate, flips_by_uid(noisy))
     for row in (_HEADER, *result_rows(outcomes)):
         logger.info("  ".join(cell.ljust(width) for cell, width in zip(row, WIDTHS, strict=True)))
     logger.info("%.0f seconds; open %s", summary["seconds"], home / "report.html")
@@ -134,7 +133,7 @@ def _fresh_directory(path: str) -> Path:
 
 
 def result_rows(outcomes: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
-    """Return the table's rows, every number with its unit."""
+    """Return the table's rows; every number has its unit."""
     rows: list[tuple[str, ...]] = []
     for method, o in outcomes.items():
         wins = f"{o['win_rate']:.1%}" if "win_rate" in o else "undecided"
@@ -186,10 +185,10 @@ def _first_labels(run: Path, truth: dict[str, bool]) -> list[Tensor]:
 
 
 def _columns(pairs: pa.Table, truth: dict[str, bool], *names: str) -> list[Tensor]:
-    """Return the named columns of a table of pairs, and last of all which pairs are flipped."""
+    """Return the named columns of a table of pairs, and then which pairs are flipped."""
     is_flipped = [truth[uid] for uid in pairs["uid"].to_pylist()]
     return [torch.tensor(pairs[name].to_pylist()) for name in names] + [torch.tensor(is_flipped)]
 
 
-def _say(stage: int, what: str) -> None:
-    logger.info("[%d/%d] %s", stage, STAGES, what)
+def _log_stage(stage: int, text: str) -> None:
+    logger.info("[%d/%d] %s", stage, STAGES, text)

@@ -1,4 +1,4 @@
-"""What is measured of a finished run: every evaluator turns its directory into named numbers."""
+"""Measurements of a finished run: an evaluator reads its directory and returns named numbers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Evaluator(Protocol):
 
 
 class HeldOutPairs:
-    """Accuracy on the pairs a run was given by `--eval`, with the rule of the longer response.
+    """Accuracy on the pairs given by `--eval`, with the rule that the longer response is better.
 
     `preference_accuracy` is the share of pairs whose chosen response has the larger implicit reward
-    β log π/π_ref; `length_rule_accuracy` is what calling the longer response (in characters) the
-    better one would score, a tie counting half.
+    β log π/π_ref. `length_rule_accuracy` is the accuracy of calling the longer response (in
+    characters) the better one; a tie counts half.
     """
 
     def __init__(self, pairs: str) -> None:
@@ -57,21 +57,21 @@ def _characters(response: Text) -> int:
 
 
 class CleanLoss:
-    """DPO's loss on the trusted pairs that a run was taught by (R̂ of Eq. 16, Appendix B.2).
+    """DPO's loss on the trusted pairs of a run (R̂ of Eq. 16, Appendix B.2).
 
-    `clean_loss` is the mean over these pairs under the finished policy; `held_out_loss` the same on
-    the pairs given by `--eval`. The first may be the lower: φ and so the policy has followed them.
+    `clean_loss` is the mean over these pairs under the finished policy; `held_out_loss` is the same
+    on the pairs given by `--eval`. The first may be lower, since φ was trained on these pairs.
 
     Args:
-        clean: the trusted pairs' file.
-        start: the directory of the model that training started from, the reference.
+        clean: the file of trusted pairs.
+        start: the directory of the starting model, which is the reference.
     """
 
     def __init__(self, clean: str, start: str) -> None:
         self._clean, self._start = clean, start
 
     def __call__(self, run: Path) -> dict[str, float]:
-        """Return both losses, a number of no unit."""
+        """Return both losses."""
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))
         options = record["options"]
         tokenizer = load_tokenizer(self._start, trust_remote_code=False)
@@ -85,21 +85,21 @@ class CleanLoss:
             ).measure(pairs, "clean loss")
             for path in (str(run), self._start)
         )
-        gained = [
+        log_ratios = [
             getattr(policy, name) - getattr(reference, name)
             for name in ("chosen_logp", "rejected_logp")
         ]
-        loss = geometric_loss(gained[0] - gained[1], 1.0, options["beta"])
+        loss = geometric_loss(log_ratios[0] - log_ratios[1], 1.0, options["beta"])
         held_out = record["evaluation"]["eval_loss"]
         return {"clean_loss": float(loss.mean()), "held_out_loss": held_out}
 
 
 class LabelQuality:
-    """How well a run's beliefs part right from flipped labels, where the truth is known.
+    """How well a run's beliefs separate right from flipped labels, where the truth is known.
 
-    `label_auroc` is that of `p_correct`, so for a method without a meta-learner that of PPLDiff
-    under the starting policy; `label_mean_right` and `label_mean_flipped` are of soft labels, of
-    methods that make them. A number that cannot be had, as without flips, is left out.
+    `label_auroc` is of `p_correct`, which is PPLDiff under the starting policy for a method without
+    a meta-learner. `label_mean_right` and `label_mean_flipped` are means of soft labels, if the
+    method has them. Undefined numbers are omitted, for example without flips.
     """
 
     def __init__(self, noisy: str) -> None:
@@ -107,7 +107,7 @@ class LabelQuality:
         self._is_flipped = dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
 
     def __call__(self, run: Path) -> dict[str, float]:
-        """Return what can be had of AUROC and mean labels."""
+        """Return AUROC and mean labels, as far as they are defined."""
         labels = read_json(run / "labels.jsonl")
         is_flipped = torch.tensor([self._is_flipped[uid] for uid in labels["uid"].to_pylist()])
         numbers = {}

@@ -1,4 +1,4 @@
-"""The pictures of a run: what it learned of labels, and the labels as they were trained with."""
+"""Figures of a run: what it learned about labels, and the soft labels it trained with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw_learned_map(
     """Draw p̂(PPLDiff) over the histograms of PPLDiff of right and of flipped labels (Figure 3a).
 
     Args:
-        meta_learner: the V of a finished run.
+        meta_learner: V of a finished run.
         ppl_diff: (n,) PPLDiff of the training pairs under the finished policy, nats per token.
         is_flipped: (n,) bool, the truth.
         path: a PNG.
@@ -49,12 +49,12 @@ def draw_learned_map(
 def draw_learned_plane(
     evidence: Tensor, margin: Tensor, soft_label: Tensor, is_flipped: Tensor, path: Path
 ) -> None:
-    """Draw p̂ by evidence and margin, for right and for flipped labels.
+    """Draw p̂ by evidence and margin for right and flipped labels.
 
     Args:
         evidence: (n,) g of the training pairs before training, nats.
-        margin: (n,) h of each when its label was made, nats.
-        soft_label: (n,) that label.
+        margin: (n,) h of each pair when its soft label was made, nats.
+        soft_label: (n,) soft labels.
         is_flipped: (n,) bool, the truth.
         path: a PNG.
     """
@@ -63,10 +63,8 @@ def draw_learned_plane(
     for axes, which, title in zip(
         panels, (~is_flipped, is_flipped), ("right labels", "flipped labels"), strict=True
     ):
-        points = axes.scatter(
-            evidence[which], margin[which], c=soft_label[which], s=5, cmap="coolwarm_r",
-            vmin=0, vmax=1,
-        )  # fmt: skip
+        x, y, color = (values[which] for values in (evidence, margin, soft_label))
+        points = axes.scatter(x, y, 5, color, cmap="coolwarm_r", vmin=0, vmax=1)
         axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
         axes.axvline(0, color="grey", linewidth=0.8, linestyle=":")
         axes.set(title=f"{int(which.sum()):,} {title}", xlabel="evidence before training, nats")
@@ -79,24 +77,20 @@ def draw_label_curves(step: Tensor, soft_label: Tensor, is_flipped: Tensor, path
     """Draw the mean label of right and of flipped pairs over training (Figure 4b).
 
     Args:
-        step: (r,) the step of each label that was trained with.
-        soft_label: (r,) the label.
-        is_flipped: (r,) bool, the truth of its pair.
+        step: (r,) the step of each soft label.
+        soft_label: (r,) soft labels in training.
+        is_flipped: (r,) bool, the truth about the pair.
         path: a PNG.
     """
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     steps = step.unique()
-    for name, part, colour in (
-        ("right labels", ~is_flipped, RIGHT),
-        ("flipped labels", is_flipped, WRONG),
-    ):
+    parts = ("right labels", ~is_flipped, RIGHT), ("flipped labels", is_flipped, WRONG)
+    for name, part, colour in parts:
         means = [float(soft_label[part & (step == s)].mean()) for s in steps]
         axes.plot(steps, means, color=colour, linewidth=2, label=name)
     axes.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(
-        ylim=(-0.03, 1.03), xlabel="step", ylabel="mean soft label p̂",
-        title="The labels the policy was trained with",
-    )  # fmt: skip
+    axes.set(ylim=(-0.03, 1.03), xlabel="step", ylabel="mean soft label p̂")
+    axes.set_title("The soft labels in training")
     axes.legend(frameon=False)
     save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""What a study is made of: cells, one run each, and targets, grids of cells."""
+"""Parts of a study: cells, one run each, and targets, which are grids of cells."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Cell:
         method: one of `METHODS`.
         seed: of data, flips and training.
         noise_rate: share of training labels that are flipped.
-        noise_kind: "random", or "difficulty": hard pairs, by the SFT model, at 1.6 times the rate
-            and easy ones at 0.4 times, so 40% and 10% at 25%.
-        clean_pairs: size of the clean set; None is 150 in the world, and a clean file whole.
+        noise_kind: "random", or "difficulty": pairs that are hard for the SFT model at 1.6 times
+            the rate and easy ones at 0.4 times, so 40% and 10% at 25%.
+        clean_pairs: size of the clean set; None is 150 in the world, else the whole file.
         clean_noise_rate: share of the clean set's labels that are flipped.
-        noise_rate_source: "estimated" or "given": where cDPO and rDPO have the noise rate from.
-        recipe: of the alignment options.
-        sft_data: what SFT has seen: "disjoint" pairs, or in a second pass the training pairs'
+        noise_rate_source: "estimated" or "given": the source of the noise rate of cDPO and rDPO.
+        recipe: recipe of the alignment options.
+        sft_data: training data of SFT: "disjoint" pairs, or in a second pass the training pairs'
             responses that are truly better ("clean_chosen") or labelled so ("noisy_chosen").
-        model_size: of the world's model: "usual" or "small".
-        rival: a method that is run as well, and compared with head to head.
-        measure_every: steps between win rates on the way; None: at the end alone.
+        model_size: size of the world's model: "usual" or "small".
+        rival: a second method to run and compare with head to head.
+        measure_every: steps between win rates during training; None: at the end only.
         perpcorrect_mode: how perpcorrect finds wrong labels; None: by threshold.
-        scorer: a way to tell wrong labels that is measured instead of a method.
-        pairs: of real pairs, the file by name.
-        labels: of real pairs, where training labels come from, instead of noise rate and kind:
-            `flips:RATE` or `judge:NAME`.
+        scorer: a method of finding wrong labels, measured instead of a training method.
+        pairs: name of the file, for real pairs.
+        labels: source of the training labels of real pairs, `flips:RATE` or `judge:NAME`, instead
+            of noise rate and kind.
     """
 
     method: str
@@ -60,7 +60,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The cell's name: method, noise, seed, and whatever else is not the default."""
+        """The cell's name: method, noise, seed, and all values that are not defaults."""
         if self.pairs and self.labels:
             labels = re.sub(r"[^\w.-]", "_", self.labels)
             return f"{self.method}-{self.pairs}-{labels}-seed{self.seed}"
@@ -83,16 +83,16 @@ class Target:
     """A table or figure: every combination of `axes`, shown as rows by columns.
 
     Attributes:
-        title: what it shows.
-        rows: the axis down the table.
-        columns: the axis across.
+        title: title of the page.
+        rows: the field of `Cell` in the rows.
+        columns: the field of `Cell` in the columns.
         axes: values by field of `Cell`.
         paper: the paper's win rates on Golden HH, %, by row and column, as printed.
-        paper_model: whose win rates these are.
-        metrics: what its tables show, of `tables.METRICS`.
-        reading: what is read off each run of a method that makes labels, besides its numbers.
+        paper_model: the model of these win rates.
+        metrics: metrics of its tables, keys of `tables.METRICS`.
+        reading: returns further data from each run of a method that makes labels.
         picture: draws the figure.
-        text: says in Markdown what a table cannot.
+        text: returns further Markdown.
     """
 
     title: str
@@ -108,23 +108,23 @@ class Target:
 
     @property
     def needs_two_sizes(self) -> bool:
-        """Whether only the world can run it, which has models of two sizes."""
+        """Whether it needs models of two sizes, which only the world has."""
         return "model_size" in self.axes
 
     @property
     def needs_win_rates(self) -> bool:
-        """Whether it is about nothing but win rates, so that someone must compare answers."""
+        """Whether it shows only win rates, so that a judge or checker is required."""
         return not {"rival", "measure_every"}.isdisjoint(self.axes)
 
     @property
     def compares_answers(self) -> bool:
-        """Whether its runs are compared by their answers, so that a judge would be asked."""
+        """Whether it compares answers, so that a judge can be used."""
         return "scorer" not in self.axes
 
     def cells(self, seeds: Sequence[int], **overrides: Sequence[Any] | None) -> list[Cell]:
-        """Return the cells for these seeds, an override taking an axis' place.
+        """Return the cells for these seeds; an override replaces an axis.
 
-        Cells of one seed stand together, so that a grid that is cut off leaves whole seeds.
+        Cells are grouped by seed, so that an interrupted grid has complete seeds.
         """
         axes = dict(self.axes) | {name: given for name, given in overrides.items() if given}
         return [

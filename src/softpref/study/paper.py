@@ -1,7 +1,7 @@
-"""The paper's own setting: its models and data by hub ids, and what running it would take.
+"""The paper's own setting: its models and data by hub id, and the cost of running it.
 
-Win rates are a judge's, the paper's unless another is named; without one a run is measured by
-held-out preference accuracy alone.
+Win rates come from a judge, by default the paper's. Without one a run is measured by held-out
+preference accuracy only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from softpref.data.fingerprints import SFT_TARGETS
 from softpref.data.readers import read_rows
 from softpref.judging.options import JudgeOptions
 from softpref.study.grid import Cell
-from softpref.study.presets import Sources, align_and_measure, cell_files, judge_version, judging
+from softpref.study.presets import (
+    Sources,
+    align_and_measure,
+    cell_files,
+    judge_referee,
+    judge_version,
+)
 from softpref.training.config import recipe
 from softpref.training.output import write_lines
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
@@ -28,22 +34,22 @@ from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 logger = logging.getLogger(__name__)
 
 PAPER_JUDGE = JudgeOptions(judge_model="gpt-4-0613", structured_output="words", orders="one")
-"""Appendix C: one order, drawn. The model is from before replies could be held to a schema."""
+"""Appendix C: one random order. The model is too old for structured output."""
 CLEAN_PAIRS = 150
 TEST_PROMPTS = 1000
 TRAIN_PAIRS, PAIR_TOKENS = 80_000, 400
-"""For the estimate: pairs of Golden HH by Appendix C, and tokens of a pair, an assumption."""
+"""For the estimate: pairs of Golden HH (Appendix C), and tokens per pair (an assumption)."""
 PEAK_FLOPS, UTILISATION = 312e12, 0.4
-"""Of an A100 in bfloat16, and the share of it that training is assumed to reach."""
+"""Peak of an A100 in bfloat16, and the share of it that training is assumed to reach."""
 
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
 _Row = dict[str, str]
 
 
 def single_turn(row: _Row) -> _Row | None:
-    """Return an HH row as a pair; None where it is not one question and one answer.
+    """Return an HH row as a pair; None if it is not one question and one answer.
 
-    PerpCorrect's way: exactly one "Human:" and one "Assistant:" in both texts, and the marks gone.
+    As in PerpCorrect, both texts have one "Human:" and one "Assistant:", which are removed.
     """
     texts = row["chosen"], row["rejected"]
     if any(text.count("Human:") != 1 or text.count("Assistant:") != 1 for text in texts):
@@ -56,7 +62,7 @@ def single_turn(row: _Row) -> _Row | None:
 
 
 def without_prompter(row: _Row) -> _Row:
-    """Return an OASST1 row as a pair, its first "prompter: " gone, as PerpCorrect does it."""
+    """Return an OASST1 row as a pair without its first "prompter: ", as in PerpCorrect."""
     return {
         "prompt": row["prompt"].removeprefix("prompter: "),
         "chosen": row["chosen"],
@@ -66,14 +72,14 @@ def without_prompter(row: _Row) -> _Row:
 
 @dataclass(frozen=True)
 class PaperData:
-    """A data set of the paper: hub id, the split its test prompts are from, rows to pairs."""
+    """A data set of the paper: hub id, split of test prompts, conversion of rows to pairs."""
 
     hub_id: str
     test_split: str
     to_pair: Callable[[_Row], _Row | None]
 
     def pairs(self, split: str) -> list[_Row]:
-        """Load a split; pairs with a text of at most one character are left out."""
+        """Load a split without pairs that have a text of at most one character."""
         rows = read_rows(f"{self.hub_id}:{split}")
         pairs = (self.to_pair(cast(_Row, row)) for _, row in rows)
         return [pair for pair in pairs if pair and min(map(len, pair.values())) > 1]
@@ -99,7 +105,7 @@ MODELS = {
 
 
 @dataclass(frozen=True)
-class OnPaper:
+class PaperPreset:
     """A model and a data set of the paper, one epoch, the clean set held out of training."""
 
     model: str
@@ -109,7 +115,7 @@ class OnPaper:
 
     @property
     def version(self) -> dict[str, Any]:
-        """The hub ids, and who judges."""
+        """The hub ids and the judge."""
         return {
             "preset": "paper",
             "model": MODELS[self.model].hub_id,
@@ -117,16 +123,16 @@ class OnPaper:
             **judge_version(self.judge),
         }
 
-    def shared(self, cell: Cell) -> tuple[int, str]:
-        """The files and the SFT model of a seed, by what SFT has seen."""
+    def shared_key(self, cell: Cell) -> tuple[int, str]:
+        """Return seed and SFT data, which fix the files and the SFT model."""
         return cell.seed, cell.sft_data
 
     def prepare(self, *shared: Any) -> None:
-        """Draw clean pairs and test pairs, and fit the SFT model for an epoch.
+        """Draw clean pairs and test pairs, and train the SFT model for one epoch.
 
-        SFT sees the responses that are truly better: of one half of the pairs, of which the other
-        is aligned on ("disjoint"), or, as in the paper, of those that are aligned on. What it sees
-        of noisy pairs, every cell must fit by itself.
+        SFT trains on the truly better responses: of half of the pairs, with alignment on the other
+        half ("disjoint"), or, as in the paper, of the pairs for alignment. SFT on noisy responses
+        is part of each cell.
         """
         seed, sft_data = shared
         home = self._home(seed, sft_data)
@@ -139,10 +145,10 @@ class OnPaper:
         random.shuffle(pairs)
         random.shuffle(tests)
         clean, rest = pairs[:CLEAN_PAIRS], pairs[CLEAN_PAIRS:]
-        seen, train = (rest, rest)
+        sft, train = rest, rest
         if sft_data == "disjoint":
-            seen, train = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        files = {"clean": clean, "train": train, "sft": seen, "test": _one_a_prompt(tests)}
+            sft, train = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        files = {"clean": clean, "train": train, "sft": sft, "test": _one_per_prompt(tests)}
         for name, rows in files.items():
             write_lines(home / f"{name}.jsonl", rows)
         if sft_data == "noisy_chosen":
@@ -153,13 +159,12 @@ class OnPaper:
         )
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
-        """Flip labels, align, measure on the test pairs."""
+        """Flip labels, align and measure on the test pairs."""
         home = self._home(cell.seed, cell.sft_data)
-        fitted = cell.sft_data != "noisy_chosen"
-        sources = Sources(
-            str(home / "sft") if fitted else MODELS[self.model].hub_id,
-            str(home / "train.jsonl"), str(home / "clean.jsonl"), cell.clean_pairs or CLEAN_PAIRS,
-        )  # fmt: skip
+        has_sft = cell.sft_data != "noisy_chosen"
+        start = str(home / "sft") if has_sft else MODELS[self.model].hub_id
+        train, clean = str(home / "train.jsonl"), str(home / "clean.jsonl")
+        sources = Sources(start, train, clean, cell.clean_pairs or CLEAN_PAIRS)
 
         def options(method: str) -> dict[str, Any]:
             own = {"method": method, "seed": cell.seed, "bf16": True, "save_strategy": "no"}
@@ -167,27 +172,28 @@ class OnPaper:
                 own["learning_rate"] = MODELS[self.model].learning_rate
             return own
 
-        as_fitted = dataclasses.replace(cell, sft_data="disjoint") if fitted else cell
-        own = options(cell.method)
-        own.pop("learning_rate", None)  # it is the alignment's, not SFT's
-        files = cell_files(as_fitted, sources, str(home / "test.jsonl"), directory, own)
-        return align_and_measure(cell, files, options, judging(self.judge, cell, files, directory))
+        without_sft = dataclasses.replace(cell, sft_data="disjoint") if has_sft else cell
+        sft_options = options(cell.method)
+        sft_options.pop("learning_rate", None)  # of the alignment, not of SFT
+        files = cell_files(without_sft, sources, str(home / "test.jsonl"), directory, sft_options)
+        referee = judge_referee(self.judge, cell, files, directory)
+        return align_and_measure(cell, files, options, referee)
 
     def _home(self, seed: int, sft_data: str) -> Path:
         return self.home / f"{self.model}-{self.data}-{sft_data}-seed{seed}"
 
 
-def _one_a_prompt(pairs: Sequence[_Row]) -> list[_Row]:
+def _one_per_prompt(pairs: Sequence[_Row]) -> list[_Row]:
     return list({pair["prompt"]: pair for pair in pairs}.values())[:TEST_PROMPTS]
 
 
 def estimate(model: str, cells: Sequence[Cell], judge: JudgeOptions | None = None) -> str:
-    """Return what a grid would take, in words: runs, A100 hours, memory.
+    """Return the cost of a grid as a sentence: runs, A100 hours, memory.
 
-    Operations, with F = 2 · parameters · tokens of a forward pass: SFT 3F of half of the tokens;
-    reference and labels 2F; alignment 3F a step with all weights or 2F with LoRA; a method that
-    teaches (1 + m) times that, m the clean batch over the batch divided by the steps between. With
-    all weights and weights, gradients and AdamW's moments in float32: 16 bytes a parameter.
+    A forward pass takes F = 2 · parameters · tokens operations. SFT takes 3F on half of the tokens;
+    reference and labels 2F; alignment 3F with all weights or 2F with LoRA, times (1 + m) for a
+    method with a meta-learner. Here m is the clean batch over the batch over the steps between its
+    updates. Full fine-tuning in float32 with AdamW needs 16 bytes per parameter.
     """
     parameters = MODELS[model].parameters
     forward = 2 * parameters * TRAIN_PAIRS * PAIR_TOKENS

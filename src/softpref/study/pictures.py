@@ -1,4 +1,4 @@
-"""The paper's figures, drawn from a target's results."""
+"""The paper's figures, drawn from the results of a target."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from softpref.study.grid import Cell, CellNumbers
 
 _COLOURS = ("#c8553d", "#c9a227", "#1f6f8b", "#5b8c5a", "#7a5195")
 _PPL_DIFF = "PPLDiff, nats per token\n← the policy agrees with the label   contradicts it →"
+_EXAMPLE_COLUMNS = "seed|prompt|labelled better|labelled worse|PPLDiff, nats per token|soft label"
 _PARTS = (("right", "right labels", RIGHT), ("flipped", "flipped labels", WRONG))
 
 
 def draw_map_and_labels(cells: Sequence[Cell], results: CellNumbers) -> Figure:
-    """Draw V over PPLDiff, a line a seed, and the labels of all right and flipped pairs."""
+    """Draw V over PPLDiff, one line per seed, and the soft labels of right and flipped pairs."""
     readings = _readings(cells, results)
     figure, (left, right) = _two_panels()
     for reading in readings:
@@ -33,13 +34,13 @@ def draw_map_and_labels(cells: Sequence[Cell], results: CellNumbers) -> Figure:
         ]
         edges = [i / len(counts) for i in range(len(counts) + 1)]
         right.stairs(counts, edges, fill=True, color=colour, alpha=0.6, label=name)
-    right.set(xlabel="soft label p̂", ylabel=f"pairs of {_seeds(readings)}", yscale="log",
-              title="(b) the labels")  # fmt: skip
+    right.set(xlabel="soft label p̂", ylabel=f"pairs of {_seeds(readings)}", yscale="log")
+    right.set_title("(b) the labels")
     right.legend(frameon=False)
     return figure
 
 
-def draw_on_the_way(cells: Sequence[Cell], results: CellNumbers) -> Figure:
+def draw_progress(cells: Sequence[Cell], results: CellNumbers) -> Figure:
     """Draw win rate by step, mean and deviation over seeds, and MSPO's mean labels by step."""
     figure, (left, right) = _two_panels()
     for method, colour in zip(dict.fromkeys(cell.method for cell in cells), _COLOURS, strict=False):
@@ -56,11 +57,10 @@ def draw_on_the_way(cells: Sequence[Cell], results: CellNumbers) -> Figure:
     readings = _readings(cells, results)
     for part, name, colour in _PARTS:
         for i, reading in enumerate(readings):
-            right.plot(reading["step"], reading[part],
-                       color=colour, linewidth=1, alpha=0.6,
-                       label=None if i else name)  # fmt: skip
-    right.set(xlabel="step", ylabel="mean soft label p̂", ylim=(-0.03, 1.03),
-              title=f"(b) MSPO's labels, {_seeds(readings)}")  # fmt: skip
+            label, x, y = None if i else name, reading["step"], reading[part]
+            right.plot(x, y, color=colour, linewidth=1, alpha=0.6, label=label)
+    right.set(xlabel="step", ylabel="mean soft label p̂", ylim=(-0.03, 1.03))
+    right.set_title(f"(b) MSPO's labels, {_seeds(readings)}")
     if readings:
         right.legend(frameon=False)
     return figure
@@ -76,7 +76,7 @@ def draw_clean_sizes(cells: Sequence[Cell], results: CellNumbers) -> Figure:
 
 
 def draw_bound(cells: Sequence[Cell], results: CellNumbers) -> Figure:
-    """Draw the clean pairs' loss and the held-out pairs', by the size of the clean set."""
+    """Draw the loss of clean and held-out pairs by the size of the clean set."""
     figure = Figure(figsize=(5, 3.8), layout="constrained")
     axes = figure.subplots()
     _by_size(axes, cells, results, "clean_loss", WRONG, "clean pairs")
@@ -87,41 +87,37 @@ def draw_bound(cells: Sequence[Cell], results: CellNumbers) -> Figure:
 
 
 def draw_weights(cells: Sequence[Cell], results: CellNumbers) -> Figure:
-    """Draw how hard pairs pulled, by their PPLDiff when they were trained."""
+    """Draw the weight of pairs in training by their PPLDiff at that time."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     readings = _readings(cells, results)
     for part, name, colour in _PARTS:
         for i, reading in enumerate(readings):
-            axes.plot(reading[part]["ppl_diff"], reading[part]["weight"], ".", color=colour,
-                      alpha=0.6, label=None if i else name)  # fmt: skip
+            label, x, y = None if i else name, reading[part]["ppl_diff"], reading[part]["weight"]
+            axes.plot(x, y, ".", color=colour, alpha=0.6, label=label)
     axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel=_PPL_DIFF, ylabel="weight s σ(−β s h)\n← reverses the label   follows it →",
-             title=f"Means of equally many pairs, {_seeds(readings)}")  # fmt: skip
+    axes.set(xlabel=_PPL_DIFF, ylabel="weight s σ(−β s h)\n← reverses the label   follows it →")
+    axes.set_title(f"Means over bins of equal size, {_seeds(readings)}")
     axes.legend(frameon=False)
     return figure
 
 
 def describe_examples(cells: Sequence[Cell], results: CellNumbers) -> str:
-    """Return Markdown: every seed's best correction and worst failure."""
+    """Return Markdown with the best correction and the worst failure of every seed."""
     titles = {
         "correction": "Best correction: a flipped label, reversed",
         "failure": "Worst failure: a right label, doubted most",
     }
     parts = []
     for kind, title in titles.items():
-        rows = [
-            (
-                str(cell.seed), *(reading[name] for name in ("prompt", "chosen", "rejected")),
-                f"{reading['ppl_diff']:+.2f}", f"{reading['soft_label']:.3f}",
-            )
-            for cell, reading in (
-                (cell, results[cell.key]["reading"][kind]) for cell in cells if cell.key in results
-            )
-        ]  # fmt: skip
-        head = ("seed", "prompt", "labelled better", "labelled worse", "PPLDiff, nats per token",
-                "soft label")  # fmt: skip
-        parts.append(f"## {title}\n\n{pipes([head, *rows])}")
+        rows = [tuple(_EXAMPLE_COLUMNS.split("|"))]
+        for cell in cells:
+            if cell.key in results:
+                reading = results[cell.key]["reading"][kind]
+                texts = (reading[name] for name in ("prompt", "chosen", "rejected"))
+                numbers = f"{reading['ppl_diff']:+.2f}", f"{reading['soft_label']:.3f}"
+                rows.append((str(cell.seed), *texts, *numbers))
+        parts.append(f"## {title}\n\n{pipes(rows)}")
     return "\n".join(parts)
 
 
@@ -141,7 +137,7 @@ def _seeds(readings: Sequence[Any]) -> str:
 
 
 def _win_rates(numbers: Mapping[str, Any]) -> dict[int, float]:
-    """Return win rates by step; at step 0 the policy is the SFT model."""
+    """Return win rates by step; the policy of step 0 is the SFT model."""
     mark = "win_rate_at_"
     measured = {int(n.removeprefix(mark)): rate for n, rate in numbers.items() if mark in n}
     return {0: 0.5} | measured

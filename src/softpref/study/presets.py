@@ -1,4 +1,4 @@
-"""Where a study's runs take place: the synthetic world, or a model and files of the user's own."""
+"""Presets of a study: the synthetic world, or a user's own model and files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ from softpref.models.reference import fingerprint_weights
 from softpref.study.evaluators import CleanLoss, Evaluator, HeldOutPairs, LabelQuality
 from softpref.study.grid import Cell
 from softpref.study.readings import noise_rate_estimate
-from softpref.study.referees import ByChecker, ByJudge, Drawing, Referee, contests, distinct_prompts
+from softpref.study.referees import (
+    CheckerReferee,
+    JudgeReferee,
+    Referee,
+    ResponseSampling,
+    distinct_prompts,
+    referee_evaluators,
+)
 from softpref.study.results import code_version
-from softpref.study.scorers import Case, judge_by
+from softpref.study.scorers import NoisySet, measure_scorer
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
@@ -38,32 +45,36 @@ LARGEST_CLEAN_SET = 200
 SMALL_MODEL_LR = 1e-4
 HARD_SHARE, EASY_SHARE = 1.6, 0.4
 HIDDEN_SIZE = {"usual": 96, "small": 64}
+_BATCH_OPTION = "per_device_train_batch_size"
+_STRATEGIES = ("logging_strategy", "save_strategy")
+_SFT_OPTIONS = ("learning_rate", _BATCH_OPTION, "seed", "bf16", "use_cpu", *_STRATEGIES)
+_RECIPE_OPTIONS = ("learning_rate", _BATCH_OPTION, "beta", "tuning", "gradient_accumulation_steps")
 
 
 class Preset(Protocol):
-    """Prepares what the runs of a seed share, and runs a cell; sent to worker processes whole."""
+    """Prepares what cells share, and runs a cell; worker processes get a pickled copy."""
 
     @property
     def judge(self) -> JudgeOptions | None:
-        """Who says win rates, instead of the world's checker or of no one."""
+        """The judge of win rates; None for the world's checker or no win rates."""
 
     @property
     def version(self) -> dict[str, Any]:
-        """What results must agree in besides code."""
+        """Everything but code that results in one file must have in common."""
 
-    def shared(self, cell: Cell) -> tuple[Any, ...]:
-        """Name what the cell shares with others."""
+    def shared_key(self, cell: Cell) -> tuple[Any, ...]:
+        """Return the key of what the cell shares with others."""
 
     def prepare(self, *shared: Any) -> None:
-        """Make what cells share, once, before the first of them runs."""
+        """Make what cells with this key share, once, before the first of them runs."""
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
-        """Do the run in a new directory and return its numbers."""
+        """Run a cell in a new directory and return its numbers."""
 
 
 @dataclass(frozen=True)
-class InWorld:
-    """The synthetic world: its own SFT model, pairs and checker for every seed."""
+class WorldPreset:
+    """The synthetic world, with an SFT model, pairs and a checker for every seed."""
 
     signal: str
     home: Path
@@ -71,26 +82,26 @@ class InWorld:
 
     @property
     def version(self) -> dict[str, Any]:
-        """The world follows from code and signal."""
+        """The signal, since code and signal define the world."""
         return {"preset": "world", "signal": self.signal} | judge_version(self.judge)
 
-    def shared(self, cell: Cell) -> tuple[int, str]:
-        """A world for every seed and size of model."""
+    def shared_key(self, cell: Cell) -> tuple[int, str]:
+        """Return seed and model size, which define a world."""
         return cell.seed, cell.model_size
 
     def prepare(self, *shared: Any) -> None:
-        """Fit the SFT model and make its pairs."""
+        """Train the SFT model and make its pairs."""
         self._world(*shared)
 
     def _world(self, seed: int, model_size: str) -> PreparedWorld:
-        # The first of them are the same whatever the target, the last 50 are for Figure 5 alone.
+        # All targets share the first 150 clean pairs; only Figure 5 uses the last 50.
         world = dataclasses.replace(
             WORLDS[self.signal], clean_pairs=LARGEST_CLEAN_SET, hidden_size=HIDDEN_SIZE[model_size]
         )
         return prepare_world(world, seed, self.home / f"{self.signal}-{model_size}-seed{seed}")
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
-        """Flip labels, align, let the checker compare drawn answers."""
+        """Flip labels, align, and compare sampled answers."""
         world = self._world(cell.seed, cell.model_size)
         size = cell.clean_pairs or WORLDS[self.signal].clean_pairs
         sources = Sources(world.sft, world.pairs("train"), world.pairs("clean"), size)
@@ -102,17 +113,19 @@ class InWorld:
         referee: Referee
         if self.judge:
             prompts = [Prompt(text, row=row) for row, text in enumerate(world.test()[0], start=1)]
-            drawing = Drawing("the world's test prompts", prompts, cell.seed, 1.0, MAX_NEW_TOKENS)
-            referee = ByJudge(self.judge, drawing, files.model, directory)
+            sampling = ResponseSampling(
+                "the world's test prompts", prompts, cell.seed, 1.0, MAX_NEW_TOKENS
+            )
+            referee = JudgeReferee(self.judge, sampling, files.model, directory)
         else:
-            same = files.model == world.sft
-            referee = ByChecker(Checker(world, None if same else Path(files.model)))
+            start = None if files.model == world.sft else Path(files.model)
+            referee = CheckerReferee(Checker(world, start))
         return align_and_measure(cell, files, options, referee)
 
 
 @dataclass(frozen=True)
-class OnFiles:
-    """A model and pairs of the user's own; without a checker, measured by held-out pairs."""
+class FilesPreset:
+    """A user's own model and pairs; without a judge, measured by held-out pairs."""
 
     model: str
     train: str
@@ -132,15 +145,15 @@ class OnFiles:
             **judge_version(self.judge),
         }
 
-    def shared(self, cell: Cell) -> tuple[()]:
-        """Nothing."""
+    def shared_key(self, cell: Cell) -> tuple[()]:
+        """Return an empty key: cells share nothing."""
         return ()
 
     def prepare(self, *shared: Any) -> None:
         """Do nothing."""
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
-        """Flip labels, align, measure on the test pairs."""
+        """Flip labels, align and measure on the test pairs."""
         size = cell.clean_pairs or len(load_pairs(self.clean).pairs)
         sources = Sources(self.model, self.train, self.clean, size)
 
@@ -156,12 +169,14 @@ class OnFiles:
             return for_recipe(cell, own)
 
         files = cell_files(cell, sources, self.test, directory, options(cell.method))
-        return align_and_measure(cell, files, options, judging(self.judge, cell, files, directory))
+        return align_and_measure(
+            cell, files, options, judge_referee(self.judge, cell, files, directory)
+        )
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a cell's files are made from: SFT model, right training and clean pairs, how many."""
+    """Sources of a cell's files: SFT model, correctly labelled pairs, number of clean pairs."""
 
     sft: str
     train: str
@@ -172,31 +187,30 @@ class Sources:
 def cell_files(
     cell: Cell, sources: Sources, test: str, directory: Path, own: dict[str, Any]
 ) -> AlignFiles:
-    """Write the cell's pairs, and its SFT model if SFT has seen them, and say where all lies.
+    """Write the cell's pairs, and its SFT model if it has its own; return all paths.
 
     Args:
-        cell: what is asked for.
-        sources: what the files are made from.
+        cell: the cell.
+        sources: sources of the files.
         test: pairs to evaluate on.
-        directory: the cell's; new.
-        own: the preset's own alignment options, of which SFT takes rate and batch.
+        directory: the cell's new directory.
+        own: the preset's alignment options; SFT uses learning rate and batch size.
     """
     directory.mkdir(parents=True)
     noisy, clean, chosen = (
         str(directory / f"{name}.jsonl") for name in ("noisy", "clean", "before_flips")
     )
     if cell.noise_kind == "difficulty":
-        inject_by_difficulty(
-            sources.train, noisy, sources.sft, cell.seed,
-            hard_rate=HARD_SHARE * cell.noise_rate, easy_rate=EASY_SHARE * cell.noise_rate,
-        )  # fmt: skip
+        hard, easy = HARD_SHARE * cell.noise_rate, EASY_SHARE * cell.noise_rate
+        files = sources.train, noisy, sources.sft
+        inject_by_difficulty(*files, cell.seed, hard_rate=hard, easy_rate=easy)
     else:
         inject(sources.train, noisy, cell.noise_rate, cell.seed)
     rows = load_pairs(sources.clean).pairs
     if len(rows) < sources.clean_pairs:
         raise UsageError(
-            f"{sources.clean} has {len(rows)} pairs, and {sources.clean_pairs} are asked for: "
-            "give more."
+            f"{sources.clean} has {len(rows)} pairs, but the target needs {sources.clean_pairs}: "
+            "add more."
         )
     write_lines(Path(chosen), rows.select(range(sources.clean_pairs)))
     inject(chosen, clean, cell.clean_noise_rate, cell.seed)
@@ -209,10 +223,8 @@ def cell_files(
 
 
 def _second_sft(files: SFTFiles, own: dict[str, Any]) -> None:
-    """Fine-tune the SFT model for an epoch more."""
-    same = ("learning_rate", "per_device_train_batch_size", "seed", "bf16", "logging_strategy",
-            "save_strategy", "use_cpu")  # fmt: skip
-    config = {name: own[name] for name in same if name in own}
+    """Fine-tune the SFT model for one more epoch."""
+    config = {name: own[name] for name in _SFT_OPTIONS if name in own}
     fine_tune_files(files, SFTOptions(disable_tqdm=True, **config))
 
 
@@ -220,9 +232,7 @@ def for_recipe(cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
     """Return a preset's options without those that the faithful recipe sets itself."""
     if cell.recipe == "recommended":
         return options
-    set_by_recipe = ("learning_rate", "beta", "tuning", "gradient_accumulation_steps",
-                     "per_device_train_batch_size")  # fmt: skip
-    return {name: value for name, value in options.items() if name not in set_by_recipe}
+    return {name: value for name, value in options.items() if name not in _RECIPE_OPTIONS}
 
 
 def _config(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
@@ -237,77 +247,73 @@ def _config(cell: Cell, options: dict[str, Any]) -> MSPOConfig:
 
 
 def judge_version(judge: JudgeOptions | None) -> dict[str, Any]:
-    """Return what results by a judge must agree in besides."""
+    """Return what results of one judge must have in common."""
     if judge is None:
         return {}
     return {"judge": described(judge), "judging": code_version(["judging"])}
 
 
-def judging(
+def judge_referee(
     judge: JudgeOptions | None, cell: Cell, files: AlignFiles, directory: Path
 ) -> Referee | None:
-    """Return the judge as a referee of greedy responses to the test pairs' prompts."""
+    """Return a referee that judges greedy responses to the prompts of the test pairs."""
     if judge is None:
         return None
     test = str(files.eval)
-    drawing = Drawing(test, distinct_prompts(test), cell.seed, temperature=0.0)
-    return ByJudge(judge, drawing, files.model, directory)
+    sampling = ResponseSampling(test, distinct_prompts(test), cell.seed, temperature=0.0)
+    return JudgeReferee(judge, sampling, files.model, directory)
 
 
 def align_and_measure(
     cell: Cell, files: AlignFiles, options: Callable[[str], dict[str, Any]], referee: Referee | None
 ) -> dict[str, float]:
-    """Align, and measure by the referee and by what any files allow.
-
-    A cell that names a scorer measures that instead.
+    """Align and measure a cell, or measure its scorer if it names one.
 
     Args:
-        cell: what is asked for.
-        files: made for it.
-        options: the preset's alignment options of a method.
-        referee: who compares answers; without one there is no win rate.
+        cell: the cell.
+        files: its files.
+        options: returns the preset's alignment options of a method.
+        referee: compares answers; None for no win rates.
     """
     if cell.scorer:
-        return _judge_labels(cell, files, options)
+        return _measure_labels(cell, files, options)
 
-    def run(of: Cell, where: AlignFiles) -> None:
-        align(where, _config(of, options(of.method)))
+    def run(cell: Cell, files: AlignFiles) -> None:
+        align(files, _config(cell, options(cell.method)))
 
-    compared = contests(cell, files, referee, run) if referee else []
+    contests = referee_evaluators(cell, files, referee, run) if referee else []
     run(cell, files)
     output = Path(files.output)
     record = json.loads((output / RUN_RECORD).read_text(encoding="utf-8"))
     numbers = noise_rate_estimate(record)
-    everywhere: list[Evaluator] = [
-        HeldOutPairs(str(files.eval)),
-        CleanLoss(str(files.clean), files.model),
-    ]
+    held_out, clean_loss = HeldOutPairs(str(files.eval)), CleanLoss(str(files.clean), files.model)
+    evaluators: list[Evaluator] = [held_out, clean_loss]
     if "clean" in METHODS[cell.method].needs:
-        everywhere.append(LabelQuality(str(files.train)))
-    for evaluate in (*compared, *everywhere):
+        evaluators.append(LabelQuality(str(files.train)))
+    for evaluate in (*contests, *evaluators):
         numbers |= evaluate(output)
     drop_weights(output)
     return numbers
 
 
-def _judge_labels(
+def _measure_labels(
     cell: Cell, files: AlignFiles, options: Callable[[str], dict[str, Any]]
 ) -> dict[str, float]:
-    """Measure the cell's way to tell wrong labels."""
+    """Measure the cell's method of finding wrong labels."""
     assert cell.scorer
 
     def config(method: str) -> MSPOConfig:
         mode = "official" if method == "perpcorrect" else None
-        of_method = dataclasses.replace(cell, method=method, perpcorrect_mode=mode)
-        return _config(of_method, options(method))
+        method_cell = dataclasses.replace(cell, method=method, perpcorrect_mode=mode)
+        return _config(method_cell, options(method))
 
-    numbers = judge_by(cell.scorer, Case(files, config))
+    numbers = measure_scorer(cell.scorer, NoisySet(files, config))
     drop_weights(Path(files.output))
     return numbers
 
 
 def drop_weights(run: Path) -> None:
-    """Keep records and labels: a grid's models would fill the disk; run.json can repeat them."""
+    """Delete model weights, which would fill the disk; run.json can reproduce them."""
     for weights in run.glob("*.safetensors"):
         if weights.name != META_LEARNER:
             weights.unlink()

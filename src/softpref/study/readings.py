@@ -1,9 +1,9 @@
-"""What a target reads off a finished run besides its numbers: labels, maps, weights, examples.
+"""Further data that a target reads from a finished run: labels, maps, weights, examples.
 
-A reading is plain data that goes into the results file, so that pictures can be drawn again where
-the runs are no more.
+A reading is plain data in the results file, so that figures can be redrawn after the runs are
+deleted.
 
-Shapes: n training pairs; r labels that were trained with.
+Shapes: n training pairs; r soft labels in training.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _BINS = 40
 
 
 def learned_map(cell: Path) -> dict[str, Any]:
-    """Return V over PPLDiff, and histograms of PPLDiff and of labels, right and flipped (Fig. 3).
+    """Return V over PPLDiff, and histograms of PPLDiff and soft labels (Fig. 3).
 
-    PPLDiff is the finished policy's, nats per token.
+    PPLDiff is that of the finished policy, in nats per token.
     """
     labels, is_flipped = _labels(cell)
     ppl_diff, soft_label = labels["ppl_diff"], labels["soft_label"]
@@ -52,14 +52,13 @@ def learned_map(cell: Path) -> dict[str, Any]:
 
 
 def label_curves(cell: Path) -> dict[str, Any]:
-    """Return the mean label that right and flipped pairs were trained with, by step (Fig. 4b)."""
+    """Return the mean soft label of right and flipped pairs by step (Fig. 4b)."""
     history = read_table(cell / "run" / "label_history.parquet")
     is_flipped = _truth(cell, history["uid"].to_pylist())
     step, soft_label = (torch.tensor(history[name].to_pylist()) for name in ("step", "soft_label"))
     steps = step.unique()
 
     def means(part: Tensor) -> list[float | None]:
-        """None where a step had no such pair."""
         found = [soft_label[part & (step == s)] for s in steps]
         return [float(labels.mean()) if len(labels) else None for labels in found]
 
@@ -69,16 +68,16 @@ def label_curves(cell: Path) -> dict[str, Any]:
 def examples(cell: Path) -> dict[str, Any]:
     """Return the best correction and the worst failure (Tables 8 and 9).
 
-    They are the flipped pair with the lowest label, and the right one with the lowest.
+    These are the flipped pair and the right pair with the lowest soft label.
     """
     labels, is_flipped = _labels(cell)
     pairs = load_pairs(str(cell / "noisy.jsonl")).pairs
-    of_uid = {uid: i for i, uid in enumerate(pairs["uid"])}
+    index = {uid: i for i, uid in enumerate(pairs["uid"])}
     uids = read_labels(cell / "run" / "labels.jsonl")["uid"].to_pylist()
 
     def lowest(part: Tensor) -> dict[str, Any]:
         at = int(labels["soft_label"].masked_fill(~part, 2.0).argmin())
-        texts = pairs[of_uid[uids[at]]]
+        texts = pairs[index[uids[at]]]
         numbers = {name: float(labels[name][at]) for name in ("ppl_diff", "soft_label")}
         return {name: texts[name] for name in ("prompt", "chosen", "rejected")} | numbers
 
@@ -86,12 +85,12 @@ def examples(cell: Path) -> dict[str, Any]:
 
 
 def implicit_weights(cell: Path) -> dict[str, Any]:
-    """Return how hard pairs pulled on their margins, by PPLDiff when they were trained (B.1).
+    """Return the weight of pairs in training by their PPLDiff at that time (B.1).
 
         weight = −∂ℓ/∂h / β = s σ(−β s h)
 
-    Above 0 it lifts the response that is labelled better, below 0 the other. Means over bins with
-    equally many pairs; PPLDiff in nats per token.
+    A positive weight raises the response that is labelled better, a negative one the other. Values
+    are means over bins of equal size; PPLDiff is in nats per token.
     """
     history = read_table(cell / "run" / "label_history.parquet")
     is_flipped = _truth(cell, history["uid"].to_pylist())
@@ -101,12 +100,12 @@ def implicit_weights(cell: Path) -> dict[str, Any]:
     beta = json.loads((cell / "run" / "run.json").read_text(encoding="utf-8"))["options"]["beta"]
     weight = -loss_by_margin(margin, strength(soft_label), beta) / beta
 
-    def by_ppl_diff(part: Tensor) -> dict[str, list[float]]:
-        order = part.nonzero().squeeze(1)[ppl_diff[part].argsort()]
-        bins = [some for some in order.tensor_split(_BINS) if len(some)]
+    def by_ppl_diff(mask: Tensor) -> dict[str, list[float]]:
+        order = mask.nonzero().squeeze(1)[ppl_diff[mask].argsort()]
+        bins = [part for part in order.tensor_split(_BINS) if len(part)]
         return {
-            "ppl_diff": [float(ppl_diff[some].mean()) for some in bins],
-            "weight": [float(weight[some].mean()) for some in bins],
+            "ppl_diff": [float(ppl_diff[part].mean()) for part in bins],
+            "weight": [float(weight[part].mean()) for part in bins],
         }
 
     return {"right": by_ppl_diff(~is_flipped), "flipped": by_ppl_diff(is_flipped)}
@@ -120,17 +119,17 @@ def _labels(cell: Path) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _truth(cell: Path, uids: list[str]) -> Tensor:
-    is_flipped = truth_of(str(cell / "noisy.jsonl"))
+    is_flipped = flips_by_uid(str(cell / "noisy.jsonl"))
     return torch.tensor([is_flipped[uid] for uid in uids])
 
 
-def truth_of(noisy: str) -> dict[str, bool]:
-    """Return whether each pair of a file, by uid, is flipped."""
+def flips_by_uid(noisy: str) -> dict[str, bool]:
+    """Return whether each pair of a file is flipped, by uid."""
     pairs = load_pairs(noisy).pairs
     return dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
 
 
 def noise_rate_estimate(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the share of wrong labels that a run expects, by its name; nothing if it has none."""
+    """Return a run's estimated share of wrong labels by name, or nothing without an estimate."""
     noise = record["noise_rate"]
     return {"noise_rate_estimate": noise["expected"]} if noise else {}

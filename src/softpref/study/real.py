@@ -1,4 +1,4 @@
-"""Studies on real pairs: a chat model and files of pairs of the user's own, of known truth."""
+"""Studies on real pairs: a user's own chat model and files of pairs with known right labels."""
 
 from __future__ import annotations
 
@@ -30,8 +30,15 @@ from softpref.models.reference import fingerprint_weights
 from softpref.models.scoring import Scorer
 from softpref.study.grid import Cell, Target
 from softpref.study.presets import drop_weights
-from softpref.study.readings import noise_rate_estimate, truth_of
-from softpref.study.real_pairs import Sizes, Split, characters, known_pairs, labelled, split
+from softpref.study.readings import flips_by_uid, noise_rate_estimate
+from softpref.study.real_pairs import (
+    Sizes,
+    Split,
+    characters,
+    load_known_pairs,
+    split,
+    training_rows,
+)
 from softpref.study.real_tables import describe, draw_accuracy
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig, recipe
@@ -53,19 +60,19 @@ START = "start.json"
 BATCH = 8
 TIMED_STEPS = 2
 FORWARD = 1 / 2
-"""Cost of a pass without gradients beside a step of as many pairs, with an adapter."""
+"""Cost of a pass without gradients, relative to a LoRA step on the same number of pairs."""
 
 
 @dataclass(frozen=True)
-class OnReal:
+class RealPreset:
     """A chat model and files of pairs whose right labels are known.
 
     Attributes:
         model: directory or hub id.
-        files: the files of pairs by the names that cells have for them.
-        sizes: of a cell's parts.
+        files: files of pairs by the name in `Cell.pairs`.
+        sizes: sizes of a cell's parts.
         training: alignment options, the same for all methods.
-        home: where parts that cells share lie.
+        home: directory of the parts that cells share.
     """
 
     model: str
@@ -77,7 +84,7 @@ class OnReal:
 
     @property
     def version(self) -> dict[str, Any]:
-        """The model's weights, sizes and training; files are named by what they hold."""
+        """The model's weights, sizes and training; names of files contain a hash."""
         policy = load_policy(self.model, trust_remote_code=False)
         return {
             "preset": "real",
@@ -86,13 +93,13 @@ class OnReal:
             "training": dict(self.training),
         }
 
-    def shared(self, cell: Cell) -> tuple[str, int]:
-        """The test and trusted pairs of a file and seed."""
+    def shared_key(self, cell: Cell) -> tuple[str, int]:
+        """Return file and seed, which fix the test and trusted pairs."""
         assert cell.pairs
         return cell.pairs, cell.seed
 
     def prepare(self, *shared: Any) -> None:
-        """Write test and trusted pairs, and what the model says of the test pairs as it is."""
+        """Write test and trusted pairs, and the starting model's margins on the test pairs."""
         home = self._home(*shared)
         if (home / START).is_file():
             return
@@ -107,23 +114,23 @@ class OnReal:
         lengths = [[len(ids) for ids in test[name]] for name in ("chosen_ids", "rejected_ids")]
         chosen, rejected = map(torch.tensor, lengths)
         longer = [characters(row["chosen"]) - characters(row["rejected"]) for row in parts.test]
-        write_text(home / START, json.dumps({
+        mean = start.chosen_logp / chosen - start.rejected_logp / rejected
+        record = {
             "prompts": [json.dumps(row["prompt"]) for row in parts.test],
             "margin": summed.tolist(),
-            "start_sum_accuracy": above_zero(summed),
-            "start_mean_accuracy": above_zero(
-                start.chosen_logp / chosen - start.rejected_logp / rejected
-            ),
-            "length_rule_accuracy": above_zero(torch.tensor(longer)),
-        }))  # fmt: skip
+            "start_sum_accuracy": positive_share(summed),
+            "start_mean_accuracy": positive_share(mean),
+            "length_rule_accuracy": positive_share(torch.tensor(longer)),
+        }
+        write_text(home / START, json.dumps(record))
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
-        """Draw labels, align, measure on the test pairs."""
+        """Draw labels, align and measure on the test pairs."""
         began = time.monotonic(), time.process_time()
         files = self._files(cell, directory)
         align(files, self._config(cell))
         run = Path(files.output)
-        home = self._home(*self.shared(cell))
+        home = self._home(*self.shared_key(cell))
         start = json.loads((home / START).read_text(encoding="utf-8"))
         after = self._measured(files.output, self._tokenized(home / "test.jsonl"))
         margin = after.chosen_logp - after.rejected_logp - torch.tensor(start["margin"])
@@ -131,7 +138,7 @@ class OnReal:
         low, high = interval(margin, start["prompts"])
         drop_weights(run)
         return {
-            "preference_accuracy": above_zero(margin),
+            "preference_accuracy": positive_share(margin),
             "preference_accuracy_low": low,
             "preference_accuracy_high": high,
             **{name: start[name] for name in start if name.endswith("_accuracy")},
@@ -143,11 +150,11 @@ class OnReal:
         }
 
     def estimate(self, cells: Sequence[Cell], jobs: int) -> str:
-        """Return what the cells would take, in words, from steps of each file that are timed.
+        """Return the cost of the cells as a sentence, from timed steps on each file.
 
-        A cell: so many steps, (1 + m) times dearer where a meta-learner is taught, m its clean
-        batch over the batch divided by the steps between; a pass over all pairs at its end, and
-        over those whose reference no cell before has taken; what it takes to load and to begin.
+        A step with a meta-learner costs (1 + m) plain steps, where m is the clean batch over the
+        batch over the steps between its updates. A cell also has a pass over all pairs at the end,
+        a reference pass over pairs that no earlier cell has measured, and its start.
         """
         timed = {
             pairs: self._time(next(cell for cell in cells if cell.pairs == pairs))
@@ -159,28 +166,28 @@ class OnReal:
         for cell in cells:
             step, rest, train = timed[cell.pairs]
             steps = self.training["num_train_epochs"] * math.ceil(train / BATCH)
-            passed = self.sizes.test + train + self.sizes.trusted * _trusts(cell.method)
-            if (split := self.shared(cell)) not in scored:
-                passed += self.sizes.test + self.sizes.trusted
-            if (given := (split, cell.labels)) not in scored:
-                passed += train
-            scored |= {split, given}
-            taught = 1 + m * METHODS[cell.method].teaches
-            seconds.append(rest + step * (steps * taught + passed / BATCH * FORWARD))
+            forward = self.sizes.test + train
+            forward += self.sizes.trusted * _reads_trusted_pairs(cell.method)
+            if (split := self.shared_key(cell)) not in scored:
+                forward += self.sizes.test + self.sizes.trusted
+            if (labelled := (split, cell.labels)) not in scored:
+                forward += train
+            scored |= {split, labelled}
+            factor = 1 + m * METHODS[cell.method].teaches
+            seconds.append(rest + step * (steps * factor + forward / BATCH * FORWARD))
+        hours = sum(seconds) / 3600
+        measured = ", ".join(
+            f"a step of {BATCH} pairs of {str(pairs).partition('@')[0]} takes {step:.1f} s"
+            for pairs, (step, *_) in timed.items()
+        )
         return (
             f"{len(cells)} runs of {min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes "
-            f"each, in all {sum(seconds) / 3600:.1f} hours of one thread, "
-            f"{sum(seconds) / 3600 / jobs:.1f} hours with --jobs {jobs}, if the processors are "
-            "free: by the time of "
-            + ", ".join(
-                f"a step of {BATCH} pairs of {str(pairs).partition('@')[0]}, {step:.1f} s"
-                for pairs, (step, *_) in timed.items()
-            )
-            + "."
+            f"each, in all {hours:.1f} hours on one thread, {hours / jobs:.1f} hours with "
+            f"--jobs {jobs}, if the processors are idle: {measured}."
         )
 
     def _time(self, cell: Cell) -> tuple[float, float, int]:
-        """Return the seconds of a step and of all beside the steps, and the training pairs."""
+        """Return the seconds per step and outside steps, and the number of training pairs."""
         began = time.monotonic()
         with TemporaryDirectory() as directory:
             files = self._files(replace(cell, method="dpo"), Path(directory) / "cell")
@@ -193,8 +200,8 @@ class OnReal:
             )
             align(few, config)
             lines = (Path(files.output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            told = {name: value for line in lines for name, value in json.loads(line).items()}
-        training = float(told["train_runtime"])
+            logged = {name: value for line in lines for name, value in json.loads(line).items()}
+        training = float(logged["train_runtime"])
         step = training / TIMED_STEPS
         passes = step * TIMED_STEPS * FORWARD
         return step, max(0.0, time.monotonic() - began - training - passes), train
@@ -205,25 +212,27 @@ class OnReal:
         directory.mkdir(parents=True)
         pool = self._split(cell.pairs, cell.seed).pool
         path = self.files[cell.pairs]
-        rows = labelled(pool, cell.labels, self.sizes.train, cell.seed, path)
+        rows = training_rows(pool, cell.labels, self.sizes.train, cell.seed, path)
         write_lines(directory / "noisy.jsonl", rows)
-        trusted = str(self._home(*self.shared(cell)) / "trusted.jsonl")
-        return AlignFiles(
-            self.model, str(directory / "noisy.jsonl"), trusted if _trusts(cell.method) else None,
-            None, str(directory / "run"),
-        )  # fmt: skip
+        noisy, run = str(directory / "noisy.jsonl"), str(directory / "run")
+        trusted = str(self._home(*self.shared_key(cell)) / "trusted.jsonl")
+        clean = trusted if _reads_trusted_pairs(cell.method) else None
+        return AlignFiles(self.model, noisy, clean, None, run)
 
     def _config(self, cell: Cell, **others: Any) -> MSPOConfig:
-        return MSPOConfig(**{
-            "method": cell.method, "seed": cell.seed, "logging_strategy": "no",
-            "save_strategy": "no", "disable_tqdm": True, "gradient_accumulation_steps": 1,
-            "per_device_train_batch_size": BATCH, "reference_cache": str(self.home / "reference"),
-            **self.training, **others,
-        })  # fmt: skip
+        own: dict[str, Any] = {
+            "method": cell.method,
+            "seed": cell.seed,
+            "per_device_train_batch_size": BATCH,
+            "gradient_accumulation_steps": 1,
+            "reference_cache": str(self.home / "reference"),
+            **dict.fromkeys(("logging_strategy", "save_strategy"), "no"),
+        }
+        return MSPOConfig(disable_tqdm=True, **own | {**self.training, **others})
 
     def _split(self, pairs: str, seed: int) -> Split:
         tokenizer = load_tokenizer(self.model, trust_remote_code=False)
-        known = known_pairs(self.files[pairs], as_chat=tokenizer.chat_template is not None)
+        known = load_known_pairs(self.files[pairs], as_chat=tokenizer.chat_template is not None)
         return split(known, self.sizes, seed, self.files[pairs])
 
     def _home(self, pairs: str, seed: int) -> Path:
@@ -243,18 +252,18 @@ class OnReal:
         return scorer.measure(pairs, "test pairs")
 
 
-def _trusts(method: str) -> bool:
-    """Return whether a method looks at trusted pairs, if only for the noise rate."""
+def _reads_trusted_pairs(method: str) -> bool:
+    """Return whether a method reads trusted pairs, if only for the noise rate."""
     return bool({"clean", "noise_rate"} & METHODS[method].needs)
 
 
-def above_zero(margins: Tensor) -> float:
-    """Return the share of positive margins (n,), one of zero counting half."""
+def positive_share(margins: Tensor) -> float:
+    """Return the share of positive margins (n,); zero counts half."""
     return float((margins > 0).double().mean() + (margins == 0).double().mean() / 2)
 
 
 def interval(margins: Tensor, prompts: Sequence[str]) -> tuple[float, float]:
-    """Return the 95% interval of the share of positive margins (n,), whole prompts resampled."""
+    """Return the 95% interval of the share of positive margins (n,) by resampling prompts."""
     right = (margins > 0).double() + (margins == 0).double() / 2
 
     def share(weights: Tensor) -> Tensor:
@@ -264,12 +273,12 @@ def interval(margins: Tensor, prompts: Sequence[str]) -> tuple[float, float]:
 
 
 def label_numbers(method: str, noisy: str, run: Path) -> dict[str, float]:
-    """Return the share of wrong labels, the run's estimate of it, and how well its labels tell.
+    """Return the share of wrong labels, the run's estimate of it, and the AUROC of its labels.
 
-    `label_auroc` is of the mean soft label that a pair was trained with; methods that give all
-    pairs one label have none, and neither has the oracle.
+    `label_auroc` is of each pair's mean soft label in training. It is omitted for the oracle and
+    for methods that give all pairs the same label.
     """
-    truth = truth_of(noisy)
+    truth = flips_by_uid(noisy)
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
     numbers = {"train_pairs": len(truth), "noise_rate": sum(truth.values()) / len(truth)}
     numbers |= noise_rate_estimate(record)

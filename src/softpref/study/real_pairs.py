@@ -1,4 +1,4 @@
-"""Real pairs whose truth is known: read, split by prompt, and given labels that may be wrong."""
+"""Real pairs with known right labels: reading, splitting by prompt, and adding wrong labels."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from softpref.errors import UsageError
 
 FLIPS, JUDGE = "flips", "judge"
 TEST_PROMPTS, TRUSTED_PROMPTS = 0.3, 0.2
-"""Shares of a file's prompts; the rest is trained on."""
+"""Shares of a file's prompts; the rest is for training."""
 LEAST_TRAIN = 8
-"""Training pairs without which a cell is refused: one batch."""
+"""Minimum training pairs of a cell: one batch."""
 _Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many pairs a cell has, and how long they are.
+    """Numbers of pairs in a cell, and their maximum length.
 
     Attributes:
-        trusted: pairs with right labels beside the training pairs.
-        train: most training pairs.
-        test: held-out pairs with right labels.
-        longest: most characters of prompt and both responses together.
+        trusted: number of trusted pairs with right labels.
+        train: maximum number of training pairs.
+        test: number of held-out pairs with right labels.
+        longest: maximum characters in prompt and both responses together.
     """
 
     trusted: int
@@ -50,8 +50,8 @@ class KnownPair:
     """A pair with the better response as `chosen`.
 
     Attributes:
-        row: `uid`, prompt, responses and what a chat template is given beside them.
-        mistaken: whether a judge took the other response for the better one, by its name.
+        row: `uid`, prompt, responses and further columns for a chat template.
+        mistaken: whether a judge preferred the other response, by name of the judge.
     """
 
     row: _Row
@@ -59,18 +59,18 @@ class KnownPair:
 
     @property
     def prompt(self) -> str:
-        """The prompt as a name."""
+        """The prompt as JSON, a key for grouping."""
         return json.dumps(self.row["prompt"])
 
     @property
     def length(self) -> int:
-        """Characters of prompt and both responses."""
+        """Number of characters in prompt and both responses."""
         return sum(characters(self.row[name]) for name in ("prompt", "chosen", "rejected"))
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs of one file in three parts that share no prompt; `pool` is what may be trained on."""
+    """Pairs of one file in three parts that share no prompt; `pool` is for training."""
 
     test: list[_Row]
     trusted: list[_Row]
@@ -93,8 +93,8 @@ def set_name(path: str) -> str:
     return f"{folder}.{stem}@{digest}"  # which is a part of a directory's name
 
 
-def parsed_labels(given: str) -> str:
-    """Return what says where labels come from in its one spelling.
+def parse_labels(given: str) -> str:
+    """Return the canonical spelling of a source of labels.
 
     Raises:
         UsageError: it is neither `flips:RATE` nor `judge:NAME`.
@@ -109,21 +109,21 @@ def parsed_labels(given: str) -> str:
     if kind != FLIPS or not 0 <= rate < 1:
         raise UsageError(
             f"--labels {given}: give flips:RATE, a share of pairs in [0, 1), or judge:NAME, a "
-            "judge of the files' column `judges`."
+            "judge in the files' column `judges`."
         )
     return f"{FLIPS}:{rate:g}"
 
 
-def known_pairs(path: str, *, as_chat: bool) -> list[KnownPair]:
-    """Read a file's pairs, the better response chosen.
+def load_known_pairs(path: str, *, as_chat: bool) -> list[KnownPair]:
+    """Read a file's pairs with the better response as `chosen`.
 
-    Rows are preference pairs whose labels are right, or have `response_1`, `response_2` and `gold`,
-    1 or 2; then `judges` may say by name which of the two each judge preferred: 1 or 2, of a list
-    the first, null where it did not decide.
+    Rows are preference pairs with right labels, or have `response_1`, `response_2` and `gold`, 1 or
+    2. In the second form `judges` may map a judge's name to the response that it preferred: 1 or 2,
+    a list of which the first counts, or null for no decision.
 
     Args:
-        path: what `load_pairs` reads.
-        as_chat: put plain texts as a user's and an assistant's messages.
+        path: a file that `load_pairs` can read.
+        as_chat: convert plain texts to messages of a user and an assistant.
 
     Raises:
         UsageError: a row cannot be read.
@@ -137,8 +137,8 @@ def known_pairs(path: str, *, as_chat: bool) -> list[KnownPair]:
         mistaken = [{}] * len(loaded.pairs)
     if {"is_flipped", "soft_label"} & set(loaded.pairs.column_names):
         raise UsageError(
-            f"{path} has is_flipped or soft_label, and study --preset real makes labels of its "
-            "own: give the pairs as they were before."
+            f"{path} has is_flipped or soft_label, but study --preset real makes its own labels: "
+            "give the original pairs."
         )
     pairs = [
         {name: row[name] for name in ("uid", *CONTENT) if row.get(name) is not None}
@@ -146,7 +146,7 @@ def known_pairs(path: str, *, as_chat: bool) -> list[KnownPair]:
     ]
     if as_chat:
         pairs = [_as_chat(row) for row in pairs]
-    return [KnownPair(row, said) for row, said in zip(pairs, mistaken, strict=True)]
+    return [KnownPair(row, errors) for row, errors in zip(pairs, mistaken, strict=True)]
 
 
 def _by_gold(path: str) -> tuple[list[_Row], list[dict[str, bool]]]:
@@ -155,19 +155,19 @@ def _by_gold(path: str) -> tuple[list[_Row], list[dict[str, bool]]]:
         try:
             gold = raw["gold"]  # type: ignore[index]
             better, worse = raw[f"response_{gold}"], raw[f"response_{3 - gold}"]  # type: ignore[index]
-            said = _first_verdicts(raw.get("judges") or {})  # type: ignore[attr-defined]
+            verdicts = _first_verdicts(raw.get("judges") or {})  # type: ignore[attr-defined]
             rows.append({"prompt": raw["prompt"], "chosen": better, "rejected": worse})  # type: ignore[index]
         except (KeyError, TypeError, AttributeError, IndexError):
             raise UsageError(
                 f"{place(path, number)}: give prompt, response_1, response_2, gold (1 or 2) and, "
                 "for judge:NAME, judges as {NAME: 1 or 2}."
             ) from None
-        mistaken.append({name: verdict != gold for name, verdict in said.items()})
+        mistaken.append({name: verdict != gold for name, verdict in verdicts.items()})
     return rows, mistaken
 
 
 def _first_verdicts(judges: Mapping[str, Any]) -> dict[str, Any]:
-    first = {name: said[0] if isinstance(said, list) else said for name, said in judges.items()}
+    first = {name: v[0] if isinstance(v, list) else v for name, v in judges.items()}
     return {name: verdict for name, verdict in first.items() if verdict in (1, 2)}
 
 
@@ -182,14 +182,14 @@ def _as_chat(row: _Row) -> _Row:
 
 
 def split(pairs: Sequence[KnownPair], sizes: Sizes, seed: int, path: str) -> Split:
-    """Split pairs by prompt: a prompt's pairs lie in one part alone.
+    """Split pairs by prompt, so that all pairs of a prompt are in one part.
 
-    Test and trusted pairs are of as many prompts as their share, or more where so many do not have
-    enough pairs, and take one of each prompt by turns: pairs of one prompt tell less. How many are
-    trained on changes neither.
+    Test and trusted pairs come from their share of the prompts, or from more if those have too few
+    pairs. They are taken round-robin over prompts, since pairs of one prompt are correlated. The
+    number of training pairs does not affect them.
 
     Raises:
-        UsageError: there are too few of at most `sizes.longest` characters.
+        UsageError: there are too few pairs of at most `sizes.longest` characters.
     """
     groups: dict[str, list[KnownPair]] = {}
     for pair in pairs:
@@ -201,41 +201,44 @@ def split(pairs: Sequence[KnownPair], sizes: Sizes, seed: int, path: str) -> Spl
         taken: list[list[KnownPair]] = []
         while waiting and (len(taken) < least_prompts or sum(map(len, taken)) < count):
             taken.append(waiting.pop())
-        return _by_turns(taken)[:count]
+        return _round_robin(taken)[:count]
 
     test = take(round(TEST_PROMPTS * len(groups)), sizes.test)
     trusted = take(round(TRUSTED_PROMPTS * len(groups)), sizes.trusted)
-    pool = _by_turns(waiting)
+    pool = _round_robin(waiting)
     if len(trusted) < sizes.trusted or len(pool) < LEAST_TRAIN:
         raise UsageError(
             f"{path}: {sum(map(len, groups.values()))} pairs of {len(groups)} prompts have at most "
             f"{sizes.longest} characters, too few for {sizes.test} test and {sizes.trusted} "
-            "trusted pairs and some to train on: lower --test_pairs or --trusted_pairs, or raise "
+            "trusted pairs and a training set: lower --test_pairs or --trusted_pairs, or raise "
             "--longest."
         )
     return Split([pair.row for pair in test], [pair.row for pair in trusted], pool)
 
 
-def _by_turns(groups: Sequence[Sequence[KnownPair]]) -> list[KnownPair]:
-    """Return the first pair of every prompt, then the second of each that has one, and so on."""
+def _round_robin(groups: Sequence[Sequence[KnownPair]]) -> list[KnownPair]:
+    """Return the first pair of every prompt, then the second pair of each, and so on."""
     turns = zip_longest(*groups)
     return [pair for turn in turns for pair in turn if pair is not None]
 
 
-def labelled(pool: Sequence[KnownPair], labels: str, most: int, seed: int, path: str) -> list[_Row]:
-    """Return at most so many training pairs, the responses of wrong ones swapped, `is_flipped`.
+def training_rows(
+    pool: Sequence[KnownPair], labels: str, most: int, seed: int, path: str
+) -> list[_Row]:
+    """Return training pairs with `is_flipped`; the responses of wrongly labelled ones are swapped.
 
-    The share of flips is exact; what a seed flips at low rates it flips at higher ones too.
+    The share of flips is exact. The pairs that a seed flips at one rate are also flipped at higher
+    rates.
 
     Args:
-        pool: what may be trained on.
+        pool: pairs for training.
         labels: `flips:RATE` or `judge:NAME`.
-        most: training pairs.
-        seed: of the flips.
-        path: what messages call the pairs.
+        most: maximum number of training pairs.
+        seed: seed of the flips.
+        path: name of the pairs in messages.
 
     Raises:
-        UsageError: the judge is not one of the file's.
+        UsageError: the file has no such judge.
     """
     kind, _, value = labels.partition(":")
     if kind == JUDGE:
@@ -252,10 +255,10 @@ def labelled(pool: Sequence[KnownPair], labels: str, most: int, seed: int, path:
         order = Random(f"{seed} {FLIPS}").sample(range(len(train)), len(train))
         flipped = set(order[: round(float(value) * len(train))])
         wrong = [i in flipped for i in range(len(train))]
-    return [_given(pair.row, is_wrong) for pair, is_wrong in zip(train, wrong, strict=True)]
+    return [_with_label(pair.row, is_wrong) for pair, is_wrong in zip(train, wrong, strict=True)]
 
 
-def _given(row: _Row, is_flipped: bool) -> _Row:
+def _with_label(row: _Row, is_flipped: bool) -> _Row:
     if is_flipped:
         row = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
     return row | {"is_flipped": is_flipped}

@@ -1,4 +1,4 @@
-"""The page of a study on real pairs: methods against DPO, by file and labels."""
+"""The page of a study on real pairs: methods compared with DPO, by file and labels."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ difference of the observed size in 80% of cases, n = ((1.96 + 0.84) s / d)², s 
 deviation over seeds. *Label AUROC* is of the mean soft label that a pair was trained with; *says*
 is the estimated share of wrong labels.
 """
-HEAD = ("method", "seeds", "accuracy, %", "gain kept", "minus DPO, points", "to tell apart",
-        "label AUROC, %", "says, %", "CPU minutes")  # fmt: skip
+HEAD = (
+    *("method", "seeds", "accuracy, %", "gain kept", "minus DPO, points", "to tell apart"),
+    *("label AUROC, %", "says, %", "CPU minutes"),
+)
 
 Run = Mapping[str, Any]
 Runs = dict[str, dict[int, Run]]
@@ -36,7 +38,7 @@ Runs = dict[str, dict[int, Run]]
 
 
 def describe(cells: Sequence[Cell], results: CellNumbers) -> str:
-    """Return a table for each file and labels that have a finished cell."""
+    """Return a table for each combination of file and labels that has a finished cell."""
     parts = [ABOUT]
     for (pairs, labels), runs in _by_set(cells, results).items():
         title = for_markdown(f"{shortened(_short(pairs))}, {shortened(labels)}")
@@ -45,12 +47,12 @@ def describe(cells: Sequence[Cell], results: CellNumbers) -> str:
 
 
 def draw_accuracy(cells: Sequence[Cell], results: CellNumbers) -> Figure:
-    """Draw accuracy by labels, a panel for each file."""
+    """Draw accuracy by labels, with one panel per file."""
     by_set = _by_set(cells, results)
     files = list(dict.fromkeys(pairs for pairs, _ in by_set))
     figure = Figure(figsize=(6 * len(files), 4), layout="constrained")
     for axes, pairs in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
-        sets = {labels: runs for (of, labels), runs in by_set.items() if of == pairs}
+        sets = {labels: runs for (file, labels), runs in by_set.items() if file == pairs}
         for method in dict.fromkeys(method for runs in sets.values() for method in runs):
             found = [
                 (place, mean_interval(_values(runs[method], ACCURACY)))
@@ -107,13 +109,12 @@ def _rows(runs: Runs) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [HEAD]
     for method, by_seed in runs.items():
         found = accuracy[method]
-        difference, apart = ("", "") if method == BASELINE else _against(found, base, by_seed)
-        auroc, says = (_values(by_seed, name) for name in ("label_auroc", "noise_rate_estimate"))
+        difference = ("", "") if method == BASELINE else _minus_dpo(found, base, by_seed)
+        means = (_mean(_values(by_seed, name)) for name in ("label_auroc", "noise_rate_estimate"))
         minutes = fmean(_values(by_seed, "cpu_seconds").values()) / 60
-        rows.append([
-            method, str(len(by_seed)), _accuracy(by_seed), gain_kept(found, ceiling), difference,
-            apart, _mean(auroc), _mean(says), f"{minutes:.1f}",
-        ])  # fmt: skip
+        kept = gain_kept(found, ceiling)
+        numbers = (str(len(by_seed)), _accuracy(by_seed), kept, *difference, *means)
+        rows.append([method, *numbers, f"{minutes:.1f}"])
     return rows
 
 
@@ -132,38 +133,38 @@ def _accuracy(by_seed: Mapping[int, Run]) -> str:
 
 
 def gain_kept(found: Mapping[int, float], ceiling: Mapping[int, float]) -> str:
-    """Return the share of the oracle's gain over 50%, of the seeds that both have, in words."""
+    """Return the share of the oracle's gain over 50%, over the seeds that both have, as text."""
     both = found.keys() & ceiling.keys()
     if not both:
         return ""
-    gain, of = (fmean(values[seed] for seed in both) - 0.5 for values in (found, ceiling))
-    return f"{gain / of:.0%}" if of > 0 else "none to keep"
+    gain, full = (fmean(values[seed] for seed in both) - 0.5 for values in (found, ceiling))
+    return f"{gain / full:.0%}" if full > 0 else "none to keep"
 
 
-def _against(
+def _minus_dpo(
     found: Mapping[int, float], base: Mapping[int, float], by_seed: Mapping[int, Run]
 ) -> tuple[str, str]:
-    """Return the difference to DPO, and what would tell it from none."""
+    """Return the difference to DPO, and the sample size that would detect it."""
     both = sorted(found.keys() & base.keys())
     if not both:
         return "", ""
     d = paired_difference(found, base)
     if len(both) == 1:
         return f"{100 * d.mean:+.1f} (one seed)", ""
-    words = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+    text = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
     if not d.low <= 0 <= d.high:
-        return words, "told apart"
-    seeds = seeds_to_tell(d.mean, stdev(found[seed] - base[seed] for seed in both))
+        return text, "told apart"
+    seeds = seeds_to_detect(d.mean, stdev(found[seed] - base[seed] for seed in both))
     if seeds is None:
-        return words, "no difference"
+        return text, "no difference"
     pairs = seeds * fmean(_values(by_seed, "test_pairs").values())
-    return words, f"{seeds:,} seeds, {pairs:,.0f} pairs"
+    return text, f"{seeds:,} seeds, {pairs:,.0f} pairs"
 
 
-def seeds_to_tell(difference: float, deviation: float) -> int | None:
-    """Return how many seeds find such a mean difference in 80% of cases, at a two-sided 5%.
+def seeds_to_detect(difference: float, deviation: float) -> int | None:
+    """Return the number of seeds that detect a mean difference with power 80% at a two-sided 5%.
 
-    None where the difference is zero.
+    Return None if the difference is zero.
     """
     if difference == 0:
         return None

@@ -1,4 +1,4 @@
-"""Who says which of two models answers better in a study: the world's checker, or a judge."""
+"""Referees of a study compare the answers of two models: the world's checker, or a judge."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Referee(Protocol):
         """Return the win rate of a run against the model it started from."""
 
     def answers(self, run: Path, draws: int) -> Sequence[Any]:
-        """Return what is compared of a run, drawn by the referee's seed and `draws`."""
+        """Return what to compare of a run, sampled with the referee's seed and `draws`."""
 
     def compare(self, name: str, answers: Sequence[Any], others: Sequence[Any]) -> dict[str, float]:
-        """Return a win rate by this name, with `_low` and `_high`, its 95% interval."""
+        """Return a win rate under this name, and its 95% interval as `_low` and `_high`."""
 
 
-class ByChecker:
-    """The world's checker: scores by symbols in place."""
+class CheckerReferee:
+    """The world's checker, which scores symbols in place."""
 
     def __init__(self, checker: Checker) -> None:
         self._checker = checker
@@ -74,8 +74,8 @@ class ByChecker:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How responses to the prompts of a file are made; greedy at temperature 0."""
+class ResponseSampling:
+    """Settings for sampling responses to the prompts of a file; greedy at temperature 0."""
 
     source: str
     prompts: Sequence[Prompt]
@@ -84,24 +84,24 @@ class Drawing:
     max_new_tokens: int = RESPONSE_TOKENS
 
     def describe(self) -> list[Any]:
-        """Return all that responses depend on beside the model."""
-        prompts = [[given.prompt, given.context] for given in self.prompts]
+        """Return everything but the model that responses depend on."""
+        prompts = [[prompt.prompt, prompt.context] for prompt in self.prompts]
         return [prompts, self.seed, self.temperature, self.max_new_tokens]
 
 
 @dataclass(frozen=True)
-class ByJudge:
-    """A judge: verdicts on responses, kept beside the cell's directory, so that none is paid twice.
+class JudgeReferee:
+    """A judge whose verdicts are stored beside the cell's directory, so that none is paid twice.
 
     Attributes:
-        options: who judges.
-        drawing: how responses are made.
+        options: options of the judge.
+        sampling: settings for responses.
         start: the model that training started from.
         cell: the cell's directory.
     """
 
     options: JudgeOptions
-    drawing: Drawing
+    sampling: ResponseSampling
     start: str
     cell: Path
 
@@ -111,49 +111,43 @@ class ByJudge:
         return self.compare("win_rate", self.answers(run, METHOD_DRAWS), start)
 
     def answers(self, run: Path, draws: int) -> Sequence[str]:
-        """Return responses; those of a model that several cells share are made once."""
+        """Return responses; cells that share a model also share its responses."""
         policy = load_policy(str(run), trust_remote_code=False)
-        made_by = [fingerprint_weights(policy), self.drawing.describe(), draws]
-        name = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:24]
+        version = [fingerprint_weights(policy), self.sampling.describe(), draws]
+        name = hashlib.sha256(json.dumps(version).encode()).hexdigest()[:24]
         path = self.cell.parent / "responses" / f"{name}.json"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
-            write_text(path, json.dumps(self._draw(policy, run, draws)))
+            write_text(path, json.dumps(self._sample(policy, run, draws)))
         found: list[str] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
-    def _draw(self, policy: Any, run: Path, draws: int) -> list[str]:
+    def _sample(self, policy: Any, run: Path, draws: int) -> list[str]:
         tokenizer = load_tokenizer(str(run), trust_remote_code=False)
-        source, prompts = self.drawing.source, self.drawing.prompts
-        ids = [ids_to_continue(given, source, tokenizer) for given in prompts]
-        where = (place(source, given.row) for given in prompts)
+        source, prompts, seed = self.sampling.source, self.sampling.prompts, self.sampling.seed
+        ids = [ids_to_continue(prompt, source, tokenizer) for prompt in prompts]
+        where = (place(source, prompt.row) for prompt in prompts)
         require_known_tokens(policy, tokenizer, zip(where, ids, strict=True))
-        longest = min(self.drawing.max_new_tokens, context_length(policy) // 2)
+        longest = min(self.sampling.max_new_tokens, context_length(policy) // 2)
         room = context_length(policy) - longest
-        long = [given for given, of_one in zip(prompts, ids, strict=True) if len(of_one) > room]
+        long = [prompt for prompt, tokens in zip(prompts, ids, strict=True) if len(tokens) > room]
         if long:
             raise UsageError(
                 f"{place(source, long[0].row)}: this and {len(long) - 1} more of the {len(ids)} "
-                f"prompts leave less than {longest} tokens of the model's context for a response: "
+                f"prompts leave fewer than {longest} tokens of the model's context for a response: "
                 "remove them."
             )
-        return sample(
-            on_accelerator(policy), tokenizer, ids, temperature=self.drawing.temperature,
-            batch_size=_BATCH_SIZE, max_new_tokens=longest,
-            seed=self.drawing.seed + draws,
-        )  # fmt: skip
+        options = {"batch_size": _BATCH_SIZE, "max_new_tokens": longest, "seed": seed + draws}
+        temperature = self.sampling.temperature
+        return sample(on_accelerator(policy), tokenizer, ids, temperature=temperature, **options)
 
     def compare(self, name: str, answers: Sequence[str], others: Sequence[str]) -> dict[str, float]:
-        """Return the share of decided comparisons that were won, and what qualifies it."""
-        comparisons = [
-            Comparison(
-                f"{prompt_uid(given.prompt, 0, given.context)}-{i}", given.prompt, answer, other,
-                given.context,
-            )
-            for i, (given, answer, other) in enumerate(
-                zip(self.drawing.prompts, answers, others, strict=True)
-            )
-        ]  # fmt: skip
+        """Return the share of decided comparisons that were won, with interval and bounds."""
+        comparisons: list[Comparison] = []
+        for prompt, ours, theirs in zip(self.sampling.prompts, answers, others, strict=True):
+            text, context = prompt.prompt, prompt.context
+            uid = f"{prompt_uid(text, 0, context)}-{len(comparisons)}"
+            comparisons.append(Comparison(uid, text, ours, theirs, context))
         log = self.cell.with_name(f"{self.cell.name}.verdicts.jsonl")
         with VerdictLog(log) as verdicts:
             judge = make_judge(self.options)
@@ -174,38 +168,38 @@ class ByJudge:
 def distinct_prompts(test: str) -> list[Prompt]:
     """Return the distinct prompts of a file of pairs, each at its first row.
 
-    Prompts whose template is given other tools or arguments are not the same.
+    Prompts with different tools or template arguments are distinct.
     """
-    found: dict[str, Prompt] = {}
+    prompts: dict[str, Prompt] = {}
     for row in dataset_rows(load_pairs(test).pairs):
-        given = Prompt(row["prompt"], context_of(row), row["row"])
-        found.setdefault(prompt_uid(given.prompt, 0, given.context), given)
-    return list(found.values())
+        prompt = Prompt(row["prompt"], context_of(row), row["row"])
+        prompts.setdefault(prompt_uid(prompt.prompt, 0, prompt.context), prompt)
+    return list(prompts.values())
 
 
-def contests(
+def referee_evaluators(
     cell: Cell, files: AlignFiles, referee: Referee, align: Callable[[Cell, AlignFiles], None]
 ) -> list[Evaluator]:
-    """Return the evaluators that a referee allows: against the start, a rival, and on the way.
+    """Return evaluators of win rates against the start, a rival, and at checkpoints.
 
     Args:
-        cell: what is asked for.
-        files: of the run.
-        referee: who compares.
-        align: does a cell's run.
+        cell: the cell.
+        files: files of the run.
+        referee: compares answers.
+        align: trains a cell.
     """
-    found: list[Evaluator] = [referee]
+    evaluators: list[Evaluator] = [referee]
     if cell.rival:
-        found.append(_head_to_head(cell, files, referee, align))
+        evaluators.append(_head_to_head(cell, files, referee, align))
     if cell.measure_every:
-        found.append(partial(_on_the_way, referee))
-    return found
+        evaluators.append(partial(_at_checkpoints, referee))
+    return evaluators
 
 
 def _head_to_head(
     cell: Cell, files: AlignFiles, referee: Referee, align: Callable[[Cell, AlignFiles], None]
 ) -> Evaluator:
-    """Do the rival's run on the cell's own pairs, and compare answers with it, drawn by chance."""
+    """Train the rival on the same pairs, and return an evaluator against its sampled answers."""
     assert cell.rival
     own = replace(files, output=f"{files.output}-of-{cell.rival}")
     align(replace(cell, method=cell.rival), own)
@@ -214,7 +208,7 @@ def _head_to_head(
     return lambda run: referee.compare("rival_win_rate", referee.answers(run, METHOD_DRAWS), theirs)
 
 
-def _on_the_way(referee: Referee, run: Path) -> dict[str, float]:
+def _at_checkpoints(referee: Referee, run: Path) -> dict[str, float]:
     """Return the win rate at every checkpoint, as `win_rate_at_STEP`."""
     return {
         f"win_rate_at_{checkpoint.name.removeprefix('checkpoint-')}": numbers["win_rate"]

@@ -1,4 +1,4 @@
-"""The demo's report: one static page, no scripts, pictures inside."""
+"""The demo's report: one static page without scripts and with inline images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ figcaption { margin-top: .6rem; }
 
 
 def page(title: str, lead: str, table: str, figures: Sequence[str], end: str) -> str:
-    """Return the whole page; the parts are HTML already, title and texts are plain."""
+    """Return the page; `table` and `figures` are HTML, the other texts are plain."""
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -52,7 +52,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(path: Path, title: str, how_to_read: str) -> str:
-    """Return a picture, inlined, with a paragraph on how to read it."""
+    """Return an inline image with a paragraph on how to read it."""
     data = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img alt="{for_html(title)}" src="data:image/png;base64,{data}">'

@@ -1,4 +1,4 @@
-"""One results file per target: finished cells, of one version of code and data and no other."""
+"""One results file per target: finished cells of one version of code and data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RINGS = ("algorithm", "data", "training", "evaluation", "world")
 
 
 def code_version(rings: Sequence[str] = RINGS) -> str:
-    """Return a hash of every source file that a result can depend on, whatever the commit."""
+    """Return a hash of every source file that a result can depend on."""
     root = Path(str(softpref.__file__)).parent
     digest = hashlib.sha256()
     for ring in rings:
@@ -28,11 +28,11 @@ def code_version(rings: Sequence[str] = RINGS) -> str:
 
 @dataclass
 class Results:
-    """The finished cells of a target, by key, kept in a file.
+    """The finished cells of a target, stored in a file.
 
     Attributes:
-        path: the file, JSON.
-        version: what must be the same for every cell of it: code, and what the preset says of data.
+        path: the JSON file.
+        version: code and data version, the same for every cell in the file.
         cells: numbers by name, by the cell's key.
     """
 
@@ -42,29 +42,29 @@ class Results:
 
     @classmethod
     def load(cls, path: Path, version: dict[str, Any]) -> Results:
-        """Return what the file holds, or nothing where there is none.
+        """Return the contents of the file, or no results without one.
 
         Raises:
-            UsageError: it holds results of another version of code or data.
+            UsageError: the file has results of another version of code or data.
         """
         if not path.is_file():
             return cls(path, version)
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if held["version"] != version:
-            differing = [name for name in version if held["version"].get(name) != version[name]]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["version"] != version:
+            differing = [name for name in version if stored["version"].get(name) != version[name]]
             raise UsageError(
-                f"{path} holds results of another version ({', '.join(differing)} differ); results "
-                "of two versions are never mixed: move it away, or choose another --output."
+                f"{path} holds results of another version ({', '.join(differing)} differ): move it "
+                "away, or choose another --output."
             )
-        return cls(path, version, held["cells"])
+        return cls(path, version, stored["cells"])
 
     @property
     def version_hash(self) -> str:
-        """A short name of the version, for the directory of its runs."""
+        """A short hash of the version, which names the directory of its runs."""
         return hashlib.sha256(json.dumps(self.version, sort_keys=True).encode()).hexdigest()[:16]
 
     def add(self, key: str, numbers: dict[str, Any]) -> None:
-        """Keep a finished cell, on disk before this returns."""
+        """Add a finished cell and write the file."""
         self.cells[key] = numbers
-        held = {"version": self.version, "cells": dict(sorted(self.cells.items()))}
-        write_text(self.path, json.dumps(held, indent=1) + "\n")
+        contents = {"version": self.version, "cells": dict(sorted(self.cells.items()))}
+        write_text(self.path, json.dumps(contents, indent=1) + "\n")

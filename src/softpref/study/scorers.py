@@ -1,4 +1,4 @@
-"""Ways to tell which labels are wrong, each measured against the truth (`study audit`).
+"""Methods of finding wrong labels, each measured against the truth (`study audit`).
 
 Shapes: n training pairs.
 """
@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -21,7 +22,7 @@ from softpref.data.tokens import tokenize_pairs
 from softpref.models.loading import load_tokenizer
 from softpref.statistics.calibration import expected_calibration_error
 from softpref.study.confident import label_quality
-from softpref.study.readings import truth_of
+from softpref.study.readings import flips_by_uid
 from softpref.training.align import RUN_RECORD, AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.labels import read_labels
@@ -29,138 +30,137 @@ from softpref.training.metrics import auroc
 
 
 @dataclass(frozen=True)
-class Case:
-    """One noisy set to be judged.
+class NoisySet:
+    """One noisy set whose labels are scored.
 
     Attributes:
-        files: SFT model, noisy and clean pairs, and where a run may write.
-        config: a method's alignment options.
+        files: SFT model, noisy and clean pairs, and the output directory of a run.
+        config: returns the alignment options of a method.
     """
 
     files: AlignFiles
     config: Callable[[str], MSPOConfig]
 
     def align(self, method: str) -> Path:
-        """Align by a method; return the run."""
+        """Align by a method and return the run's directory."""
         align(self.files, self.config(method))
         return Path(self.files.output)
 
     def audit(self) -> Audit:
-        """Audit by the SFT model alone."""
+        """Audit with the SFT model alone."""
         config = self.config("dpo")
-        return audit(
-            self.files.model, self.files.train, self.files.clean, max_length=config.max_length,
-            batch_size=config.per_device_eval_batch_size, reference_cache=config.reference_cache,
-        )  # fmt: skip
+        files, length = self.files, config.max_length
+        options = _audit_options(config)
+        return audit(files.model, files.train, files.clean, max_length=length, **options)
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """What a way says of the pairs that `uids` name.
+class _LabelScores:
+    """Scores of labels by one method.
 
     Attributes:
-        uids: the pairs.
-        belief: (n,) higher where the label looks more right.
-        p_correct: (n,) the probability that it is right; None where the way knows none.
-        noise_rate: share of wrong labels; likewise.
+        uids: uids of the pairs.
+        values: (n,) higher if the label is more likely right.
+        p_correct: (n,) the probability that it is right; None if the method has none.
+        noise_rate: estimated share of wrong labels; None if the method has none.
     """
 
     uids: list[str]
-    belief: Tensor
+    values: Tensor
     p_correct: Tensor | None = None
     noise_rate: float | None = None
 
 
-def judge_by(scorer: str, case: Case) -> dict[str, float]:
-    """Return how well a way tells wrong labels, by names.
+def measure_scorer(scorer: str, case: NoisySet) -> dict[str, float]:
+    """Return how well a scorer finds wrong labels, by name of the metric.
 
-    `label_auroc`; `average_precision` of finding the wrong ones; `ece` of its probabilities and
-    `noise_rate_error`, estimate minus truth, of ways that have these.
+    These are `label_auroc`, `average_precision` of the wrong labels, and if the scorer has them,
+    `ece` of its probabilities and `noise_rate_error`, estimate minus truth.
     """
-    judged = SCORERS[scorer](case)
-    truth = truth_of(str(case.files.train))
-    is_flipped = torch.tensor([truth[uid] for uid in judged.uids])
+    scores = SCORERS[scorer](case)
+    truth = flips_by_uid(str(case.files.train))
+    is_flipped = torch.tensor([truth[uid] for uid in scores.uids])
     numbers = {
-        "label_auroc": auroc(judged.belief, ~is_flipped),
-        "average_precision": average_precision(-judged.belief, is_flipped),
+        "label_auroc": auroc(scores.values, ~is_flipped),
+        "average_precision": average_precision(-scores.values, is_flipped),
     }
-    if judged.p_correct is not None:
-        numbers["ece"] = expected_calibration_error(judged.p_correct, ~is_flipped)
-    if judged.noise_rate is not None:
-        numbers["noise_rate_error"] = judged.noise_rate - float(is_flipped.double().mean())
+    if scores.p_correct is not None:
+        numbers["ece"] = expected_calibration_error(scores.p_correct, ~is_flipped)
+    if scores.noise_rate is not None:
+        numbers["noise_rate_error"] = scores.noise_rate - float(is_flipped.double().mean())
     return numbers
 
 
 def average_precision(scores: Tensor, is_positive: Tensor) -> float:
-    """Return Σ (R_k − R_{k−1}) P_k over the distinct thresholds k; tied pairs come together.
+    """Return Σ (R_k − R_{k−1}) P_k over the distinct thresholds k; ties share a threshold.
 
     Args:
-        scores: (n,), higher for what should be positive.
+        scores: (n,), higher for positives.
         is_positive: (n,) bool.
     """
-    values, place = torch.unique(scores, return_inverse=True)
-    found = torch.zeros(len(values), dtype=torch.float64)
-    found = found.index_add_(0, place, is_positive.double()).flip(0)
-    taken = torch.bincount(place, minlength=len(values)).double().flip(0)
-    precision = found.cumsum(0) / taken.cumsum(0)
-    return float((precision * found).sum() / found.sum())
+    values, index = torch.unique(scores, return_inverse=True)
+    positives = torch.zeros(len(values), dtype=torch.float64)
+    positives = positives.index_add_(0, index, is_positive.double()).flip(0)
+    counts = torch.bincount(index, minlength=len(values)).double().flip(0)
+    precision = positives.cumsum(0) / counts.cumsum(0)
+    return float((precision * positives).sum() / positives.sum())
 
 
-def _ppl_diff(case: Case) -> _Judged:
-    done = case.audit()
-    return _Judged(list(done.pairs["uid"]), -torch.tensor(done.pairs["ppl_diff"]))
+def _ppl_diff(case: NoisySet) -> _LabelScores:
+    pairs = case.audit().pairs
+    return _LabelScores(list(pairs["uid"]), -torch.tensor(pairs["ppl_diff"]))
 
 
-def _audit(case: Case) -> _Judged:
-    return _of_audit(case.audit())
+def _audit(case: NoisySet) -> _LabelScores:
+    return _from_audit(case.audit())
 
 
-def _audit_run(case: Case) -> _Judged:
+def _audit_options(config: MSPOConfig) -> dict[str, Any]:
+    size, cache = config.per_device_eval_batch_size, config.reference_cache
+    return {"batch_size": size, "reference_cache": cache}
+
+
+def _audit_run(case: NoisySet) -> _LabelScores:
     run = case.align("mspo")
-    config = case.config("mspo")
-    return _of_audit(audit(
-        run=str(run), batch_size=config.per_device_eval_batch_size,
-        reference_cache=config.reference_cache,
-    ))  # fmt: skip
+    return _from_audit(audit(run=str(run), **_audit_options(case.config("mspo"))))
 
 
-def _of_audit(done: Audit) -> _Judged:
-    p_correct = torch.tensor(done.pairs["p_correct"], dtype=torch.float64)
-    belief = torch.tensor(done.pairs["rank"]).double()
-    return _Judged(list(done.pairs["uid"]), belief, p_correct, float((1 - p_correct).mean()))
+def _from_audit(result: Audit) -> _LabelScores:
+    p_correct = torch.tensor(result.pairs["p_correct"], dtype=torch.float64)
+    rank = torch.tensor(result.pairs["rank"]).double()
+    uids = list(result.pairs["uid"])
+    return _LabelScores(uids, rank, p_correct, float((1 - p_correct).mean()))
 
 
-def _dpo_margin(case: Case) -> _Judged:
+def _dpo_margin(case: NoisySet) -> _LabelScores:
     labels = read_labels(case.align("dpo") / "labels.jsonl")
-    return _Judged(labels["uid"].to_pylist(), torch.tensor(labels["margin"].to_pylist()))
+    return _LabelScores(labels["uid"].to_pylist(), torch.tensor(labels["margin"].to_pylist()))
 
 
-def _official(case: Case) -> _Judged:
+def _official(case: NoisySet) -> _LabelScores:
     run = case.align("perpcorrect")
     history = read_table(run / "label_history.parquet")
     record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
     labels = torch.tensor(history["soft_label"].to_pylist())
-    return _Judged(history["uid"].to_pylist(), labels, noise_rate=record["noise_rate"]["rate"])
+    return _LabelScores(history["uid"].to_pylist(), labels, noise_rate=record["noise_rate"]["rate"])
 
 
-def _confident_learning(case: Case) -> _Judged:
+def _confident_learning(case: NoisySet) -> _LabelScores:
     tokenizer = load_tokenizer(case.files.model, trust_remote_code=False)
-    pairs = tokenize_pairs(
-        load_pairs(case.files.train).pairs, tokenizer, case.config("dpo").max_length,
-        name=str(case.files.train),
-    ).pairs  # fmt: skip
+    train, length = case.files.train, case.config("dpo").max_length
+    pairs = tokenize_pairs(load_pairs(train).pairs, tokenizer, length, name=str(train)).pairs
     quality, noise_rate = label_quality(case.files.model, pairs)
-    return _Judged(list(pairs["uid"]), quality, noise_rate=noise_rate)
+    return _LabelScores(list(pairs["uid"]), quality, noise_rate=noise_rate)
 
 
-def _longer(case: Case) -> _Judged:
+def _longer(case: NoisySet) -> _LabelScores:
     pairs: Dataset = load_pairs(case.files.train).pairs
-    by = [len(str(chosen)) - len(str(rejected))
-          for chosen, rejected in zip(pairs["chosen"], pairs["rejected"], strict=True)]  # fmt: skip
-    return _Judged(list(pairs["uid"]), torch.tensor(by).double())
+    responses = zip(pairs["chosen"], pairs["rejected"], strict=True)
+    longer_by = [len(str(chosen)) - len(str(rejected)) for chosen, rejected in responses]
+    return _LabelScores(list(pairs["uid"]), torch.tensor(longer_by).double())
 
 
-SCORERS: dict[str, Callable[[Case], _Judged]] = {
+SCORERS: dict[str, Callable[[NoisySet], _LabelScores]] = {
     "ppl_diff": _ppl_diff,
     "audit": _audit,
     "audit_run": _audit_run,
@@ -169,6 +169,6 @@ SCORERS: dict[str, Callable[[Case], _Judged]] = {
     "confident_learning": _confident_learning,
     "longer": _longer,
 }
-"""PPLDiff under the SFT model; the audit by it and by an MSPO run; the implicit reward margin of a
-DPO run; PerpCorrect's authors' labels; cleanlab's confident learning over the SFT model's hidden
-states; the rule that the longer response is the better."""
+"""PPLDiff under the SFT model; the audit with it and with an MSPO run; the implicit reward margin
+of a DPO run; labels of PerpCorrect's official code; cleanlab's confident learning over the SFT
+model's hidden states; the rule that the longer response is better."""

@@ -1,6 +1,6 @@
-"""`softpref study TARGET`: a grid of runs that survives being killed, and its table.
+"""`softpref study TARGET`: run a resumable grid of cells, and write its table.
 
-Several processes, on one machine or many, may work on one output: each takes what none has claimed.
+Several processes, on one machine or many, can share an output: each runs unclaimed cells.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
 from softpref.memory import is_out_of_memory, memory_words
 from softpref.plots import save_figure
-from softpref.study.choices import USUAL, StudyOptions, asked_cells, checked
+from softpref.study.choices import DEFAULT_PARTS, StudyOptions, selected_cells, validated
 from softpref.study.claims import claimed
 from softpref.study.grid import Cell, Target
 from softpref.study.paper import estimate
 from softpref.study.presets import Preset
-from softpref.study.real import OnReal
+from softpref.study.real import RealPreset
 from softpref.study.results import Results, code_version
 from softpref.study.tables import latex, markdown
 from softpref.training.output import write_text
 
 PATIENCE = 1.0
-"""Seconds to wait for another process before something else is looked at."""
+"""Seconds to wait for another process before trying the next task."""
 
 logger = logging.getLogger(__name__)
 
 
 def run_study(name: str, options: StudyOptions) -> None:
-    """Run what is missing of a target's grid and write its table.
+    """Run the missing cells of a target's grid and write its table.
 
-    The directory gets `TARGET.json`, `.md` and `.tex`, renewed as cells finish, and below `cells/`
-    a directory for each run, of which the weights are not kept.
+    The directory gets `TARGET.json`, `.md` and `.tex`, updated as cells finish, and in `cells/` a
+    directory for each run, without weights.
 
     Raises:
-        UsageError: an option is wrong, the directory holds results of another version, or some of
-            the runs failed (the others were finished).
+        UsageError: an option is wrong, the directory has results of another version, or some of
+            the runs failed (the others are finished).
     """
-    target, preset, output = checked(name, options)
-    cells = asked_cells(target, options)
+    target, preset, output = validated(name, options)
+    cells = selected_cells(target, options)
     jobs = options.jobs or os.cpu_count() or 1
     if options.dry_run:
-        logger.info("%s", _dry(preset, options, cells, jobs))
+        logger.info("%s", _dry_run(preset, options, cells, jobs))
         return
-    special = [part for part in (options.signal, options.recipe) if part not in USUAL]
+    special = [part for part in (options.signal, options.recipe) if part not in DEFAULT_PARTS]
     path = output / f"{'-'.join([name or options.preset, *special])}.json"
     version = {"code": code_version(), **preset.version}
     if "scorer" in target.axes:
@@ -67,11 +67,11 @@ def run_study(name: str, options: StudyOptions) -> None:
     missing = [cell for cell in cells if _is_missing(results.cells.get(cell.key), preset)]
     done = len(cells) - len(missing)
     logger.info("%s: %d runs, %d of them done", path.stem, len(cells), done)
-    if missing and isinstance(preset, OnReal):
+    if missing and isinstance(preset, RealPreset):
         logger.info("%s", _timed(preset, missing, jobs))
     failed, elsewhere = {}, 0
     home = output / "cells" / results.version_hash
-    for cell, outcome in _finished(target, preset, missing, home, jobs):
+    for cell, outcome in _run_cells(target, preset, missing, home, jobs):
         if isinstance(outcome, str):
             failed[cell.key] = outcome
             logger.warning("%s failed: %s", cell.key, outcome)
@@ -79,7 +79,7 @@ def run_study(name: str, options: StudyOptions) -> None:
             elsewhere += 1
         else:
             with claimed(home, path.name, patience=-1):
-                results = Results.load(path, version)  # with what others have added
+                results = Results.load(path, version)  # with results of other processes
                 results.add(cell.key, outcome)
                 _write(path, target, cells, results)
     with claimed(home, path.name, patience=-1):
@@ -87,27 +87,29 @@ def run_study(name: str, options: StudyOptions) -> None:
         _write(path, target, cells, results)
         _draw(path, target, cells, results)
     if results.cells:
-        picture = " and picture" * bool(target.picture)
-        logger.info("written: %s and beside it its table%s", path, picture)
+        figure = " and figure" * bool(target.picture)
+        logger.info(f"written: {path}, with its table{figure} in the same directory")
     if elsewhere:
-        logger.info("%d runs are other processes' at this moment; the last to finish writes the "
-                    "whole table, the same command takes over what died", elsewhere)  # fmt: skip
+        logger.info(
+            f"other processes are running {elsewhere} runs; the last to finish writes the whole "
+            "table, and the same command takes over runs of killed processes"
+        )
     if failed:
         first, why = next(iter(failed.items()))
         raise UsageError(
-            f"{len(failed)} of {len(cells)} runs failed; the same command tries them again. The "
-            f"first of them, {first}: {why}"
+            f"{len(failed)} of {len(cells)} runs failed; the same command retries them. The first "
+            f"one, {first}: {why}"
         )
 
 
-def _dry(preset: Preset, options: StudyOptions, cells: Sequence[Cell], jobs: int) -> str:
-    if isinstance(preset, OnReal):
+def _dry_run(preset: Preset, options: StudyOptions, cells: Sequence[Cell], jobs: int) -> str:
+    if isinstance(preset, RealPreset):
         return f"{_timed(preset, cells, jobs)} Nothing was run."
     return estimate(str(options.model), cells, preset.judge)
 
 
-def _timed(preset: OnReal, cells: Sequence[Cell], jobs: int) -> str:
-    """Return what the cells would take, from steps that are timed in a worker like the cells'."""
+def _timed(preset: RealPreset, cells: Sequence[Cell], jobs: int) -> str:
+    """Return the cost of the cells, from steps timed in a worker process."""
     with (
         TemporaryDirectory() as logs,
         ProcessPoolExecutor(
@@ -118,19 +120,19 @@ def _timed(preset: OnReal, cells: Sequence[Cell], jobs: int) -> str:
 
 
 def _is_missing(numbers: dict[str, Any] | None, preset: Preset) -> bool:
-    """Return whether a cell is to be run: not done, or a judge failed and may be asked again."""
+    """Return whether to run a cell: it is not done, or failed judge calls are to be retried."""
     if numbers is None:
         return True
-    again = preset.judge is not None and preset.judge.retry_failed
-    return again and any(n for name, n in numbers.items() if name.endswith("_failed"))
+    retries = preset.judge is not None and preset.judge.retry_failed
+    return retries and any(n for name, n in numbers.items() if name.endswith("_failed"))
 
 
-def _finished(
+def _run_cells(
     target: Target, preset: Preset, cells: Sequence[Cell], home: Path, jobs: int
 ) -> Iterator[tuple[Cell, dict[str, Any] | str | None]]:
-    """Yield every cell as workers finish them.
+    """Yield cells as workers finish them.
 
-    With its numbers, or with what went wrong, or with None where another process has claimed it.
+    A cell comes with its numbers, an error message, or None if another process has claimed it.
     """
     if not cells:
         return
@@ -140,7 +142,7 @@ def _finished(
     )
     waiting: dict[Future[Any], Cell | tuple[Any, ...]] = {
         pool.submit(_prepare, preset, shared, home): shared
-        for shared in dict.fromkeys(map(preset.shared, cells))
+        for shared in dict.fromkeys(map(preset.shared_key, cells))
     }
     try:
         with tqdm(total=len(cells), desc="study", unit="run", disable=None) as bar:
@@ -152,23 +154,22 @@ def _finished(
                         bar.update()
                         yield finished, outcome
                         continue
-                    if outcome is False:  # another process is at it: the others first
+                    if outcome is False:  # another process is preparing it: try later
                         waiting[pool.submit(_prepare, preset, finished, home)] = finished
                         continue
-                    for cell in (cell for cell in cells if preset.shared(cell) == finished):
-                        if isinstance(outcome, str):  # nothing to run it with
+                    for cell in (cell for cell in cells if preset.shared_key(cell) == finished):
+                        if isinstance(outcome, str):  # its shared files are missing
                             bar.update()
                             yield cell, outcome
                         else:
-                            waiting[pool.submit(_run_cell, target, preset, cell, home, started)] = (
-                                cell
-                            )
+                            run = pool.submit(_run_cell, target, preset, cell, home, started)
+                            waiting[run] = cell
     finally:
-        pool.shutdown(cancel_futures=True)  # else an interrupted study would run to its end
+        pool.shutdown(cancel_futures=True)  # else an interrupted study would run to the end
 
 
 def _outcome(done: Future[Any], home: Path) -> Any:
-    """Return what came out, or in words what went wrong."""
+    """Return the result of a task, or an error message."""
     error = done.exception()
     if error is None:
         return done.result()
@@ -180,9 +181,9 @@ def _outcome(done: Future[Any], home: Path) -> Any:
 
 
 def _prepare(preset: Preset, shared: tuple[Any, ...], home: Path) -> bool:
-    """Make what cells share; return whether it is made, and not another process at it."""
-    whose = home.parents[1]  # the output: results of other versions may share a world
-    with claimed(whose, "-".join(map(str, ("shared", *shared))), patience=PATIENCE) as mine:
+    """Make what cells share; return False if another process is doing so."""
+    output = home.parents[1]  # results of other versions may share a world
+    with claimed(output, "-".join(map(str, ("shared", *shared))), patience=PATIENCE) as mine:
         if mine:
             preset.prepare(*shared)
         return mine
@@ -191,7 +192,7 @@ def _prepare(preset: Preset, shared: tuple[Any, ...], home: Path) -> bool:
 def _run_cell(
     target: Target, preset: Preset, cell: Cell, home: Path, started: float
 ) -> dict[str, Any] | None:
-    """Run a cell in a directory of its own, unless it was finished there before or is claimed."""
+    """Run a cell in its own directory, unless it is finished or claimed."""
     with claimed(home, cell.key) as mine:
         return _run_claimed(target, preset, cell, home, started) if mine else None
 
@@ -202,7 +203,7 @@ def _run_claimed(
     directory = home / cell.key
     done = directory / "cell.json"
     is_done = done.is_file()
-    if is_done and done.stat().st_mtime < started:  # else another process has just asked again
+    if is_done and done.stat().st_mtime < started:  # else another process has just retried it
         is_done = not _is_missing(json.loads(done.read_text(encoding="utf-8")), preset)
     if not is_done:
         shutil.rmtree(directory, ignore_errors=True)
@@ -217,7 +218,7 @@ def _run_claimed(
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Return how workers start: from a process that has imported all once, where there is one."""
+    """Return the start method: a fork server with all imports where available, else spawn."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -226,13 +227,13 @@ def _context() -> multiprocessing.context.BaseContext:
 
 
 def _quiet_worker(logs: Path, environment: dict[str, str]) -> None:
-    """One thread each, since workers share the processors; what runs say goes to a file.
+    """Set up a worker: one thread, since workers share the processors, and output in a log file.
 
-    A worker does not outlive the study: it would write where the next one resumes.
+    A worker ends with the study, since it would write where the next study resumes.
     """
     import torch
 
-    os.environ |= environment  # the process that it was forked from may have an older one
+    os.environ |= environment  # the fork server may have an older one
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logs.mkdir(parents=True, exist_ok=True)

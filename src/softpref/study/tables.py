@@ -1,4 +1,4 @@
-"""A target's table: means over seeds with deviations, and paired differences with intervals."""
+"""Tables of a target: means over seeds with deviations, and paired differences with intervals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ METRICS = {
     "clean_loss": "DPO's loss on the clean pairs, × 100",
     "held_out_loss": "DPO's loss on held-out pairs, × 100",
 }
-"""What tables can show, a hundred times the number."""
+"""Titles of metrics; tables show the number times 100."""
 WIN_RATES = ("win_rate", "rival_win_rate")
 REFERENCE = "mspo"
 
@@ -41,7 +41,7 @@ class Difference:
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
-    """Return first minus second over the seeds that both have.
+    """Return the mean of first minus second over the seeds that both have.
 
     The interval is Student's: d̄ ± t(n − 1, 97.5%) s / √n; unbounded for one seed.
 
@@ -60,13 +60,13 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
 
 
 Numbers = Mapping[tuple[Any, Any], Mapping[int, float]]
-"""One metric by row and column, then by seed."""
+"""Values of one metric by row and column, then by seed."""
 
 
 def collect(
     target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]], metric: str
 ) -> Numbers:
-    """Return the metric of every finished cell that has it."""
+    """Return the values of a metric in all finished cells that have it."""
     numbers: dict[tuple[Any, Any], dict[int, float]] = {}
     for cell in cells:
         if cell.key in results and metric in results[cell.key]:
@@ -78,7 +78,7 @@ def collect(
 def markdown(
     target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """Return the whole page: a table for each metric, and what each method is short of MSPO."""
+    """Return the page: a table for each metric, and the difference between MSPO and each method."""
     parts = [f"# {target.title}\n"]
     for metric in target.metrics:
         name, numbers = METRICS[metric], collect(target, cells, results, metric)
@@ -97,15 +97,15 @@ def markdown(
             parts.append(bounds)
         differences = _differences(target, numbers)
         if differences:
-            parts.append(f"MSPO minus each, paired by seed, points, with 95% interval:\n\n"
-                         f"{pipes(differences)}")  # fmt: skip
+            title = "MSPO minus each, paired by seed, points, with 95% interval"
+            parts.append(f"{title}:\n\n{pipes(differences)}")
     return "\n".join(parts)
 
 
 def _bounds(
     target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]], metric: str
 ) -> str:
-    """Return a judge's bounds, all failures lost to all won; nothing where none failed."""
+    """Return bounds of win rates, from all failed comparisons lost to all won, if any failed."""
     lost, won = (
         collect(target, cells, results, f"{metric}_if_failures_{what}") for what in ("lost", "won")
     )
@@ -113,16 +113,14 @@ def _bounds(
         return ""
     rows = list(dict.fromkeys(row for row, _ in lost))
     columns = sorted({column for _, column in lost}, key=str)
-    body = [
-        [_value(row)]
-        + [
-            " to ".join(f"{100 * fmean(ends[row, column].values()):.1f}" for ends in (lost, won))
-            if (row, column) in lost
-            else ""
-            for column in columns
-        ]
-        for row in rows
-    ]
+
+    def bounds(row: Any, column: Any) -> str:
+        if (row, column) not in lost:
+            return ""
+        low, high = (100 * fmean(ends[row, column].values()) for ends in (lost, won))
+        return f"{low:.1f} to {high:.1f}"
+
+    body = [[_value(row), *(bounds(row, column) for column in columns)] for row in rows]
     head = [target.rows.replace("_", " "), *map(_value, columns)]
     return f"The judge failed at some; all of them lost to all won:\n\n{pipes([head, *body])}"
 
@@ -136,7 +134,7 @@ def _length_rule(
 
 
 def latex(target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]) -> str:
-    """Return a tabular for each metric, percent signs and underscores escaped."""
+    """Return a LaTeX tabular for each metric."""
     parts = []
     for metric in target.metrics:
         name, numbers = METRICS[metric], collect(target, cells, results, metric)

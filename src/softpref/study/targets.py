@@ -10,7 +10,7 @@ from softpref.study.pictures import (
     draw_bound,
     draw_clean_sizes,
     draw_map_and_labels,
-    draw_on_the_way,
+    draw_progress,
     draw_weights,
 )
 from softpref.study.readings import examples, implicit_weights, label_curves, learned_map
@@ -104,7 +104,7 @@ TARGETS = {
         "Win rate and labels on the way (Figure 4)",
         "method", "noise_rate",
         {"method": ("dpo", "perpcorrect", "mspo"), "noise_rate": (0.3,), "measure_every": (10,)},
-        reading=label_curves, picture=draw_on_the_way,
+        reading=label_curves, picture=draw_progress,
     ),
     "fig5": Target(
         "MSPO by the size of the clean set (Figure 5)",
@@ -160,4 +160,4 @@ TARGETS = {
          "noise_rate": (0.4,)},
     ),
 }  # fmt: skip
-"""What `softpref study` can be asked for."""
+"""Targets of `softpref study`."""

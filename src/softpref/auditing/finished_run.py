@@ -1,4 +1,4 @@
-"""What an audit takes from a finished run, once it is sure that the run is whole."""
+"""Options, fingerprints and labels that an audit reads from a finished run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from softpref.algorithm.methods import METHODS
-from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, OF_RUN, AuditOptions
+from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, RUN_DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, RUN_COLUMNS
 from softpref.data.sources import LoadedPairs, names_of
 from softpref.errors import UsageError
@@ -19,38 +19,38 @@ from softpref.training.labels import read_labels
 from softpref.training.seals import MANIFEST, defect
 
 
-def of_run(options: AuditOptions) -> AuditOptions:
-    """Return the options with what a finished run says of itself.
+def options_of_run(options: AuditOptions) -> AuditOptions:
+    """Return the options with model, data and settings of a finished run filled in.
 
     Raises:
-        UsageError: there is no such run, it is not as it was written, it cannot judge its labels,
-            or its files are gone.
+        UsageError: there is no such run, it was changed since it was written, its method believes
+            every label, or its files are missing.
     """
     if options.model:
         raise UsageError("--model and --run: give one of them; a run has its own policy.")
     own_mix = [] if options.data else ["mix"]
-    for name in (*OF_RUN, *own_mix):
+    for name in (*RUN_DEFAULTS, *own_mix):
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name}: taken from the run; leave this option out.")
+            raise UsageError(f"--{name} comes from the run: omit this option.")
     directory = Path(str(options.run))
     if (directory / RUN_RECORD).exists() and not (directory / MANIFEST).exists():
         raise UsageError(
-            f"--run {options.run}: has no {MANIFEST}: it was removed, or the run is of a softpref "
-            "that wrote none. Audit by --model, --data and --clean."
+            f"--run {options.run}: has no {MANIFEST}: it was removed, or an older softpref made "
+            "the run. Audit with --model, --data and --clean."
         )
     if reason := defect(directory):
         raise UsageError(
-            f"--run {options.run}: not a finished run: {reason}. Give the --output of softpref "
-            "train as it was written; without it, audit by --model, --data and --clean."
+            f"--run {options.run}: not a finished run: {reason}. Give the unchanged --output of "
+            "softpref train, or audit with --model, --data and --clean."
         )
     try:
         record = _record(directory)
-        method, files, said = record["method"], record["files"], record["options"]
-        own = {name: said[name] for name in DEFAULTS}
-        given = {"data": files["train"], "clean": files["clean"]}
-        own |= {name: files[name] for name in COLUMN_OPTIONS}
-        own |= {name: files.get(name) for name in own_mix}
-        needed = [(name, file) for name in given for file in names_of(given[name] or [])]
+        method, files, settings = record["method"], record["files"], record["options"]
+        recorded = {"model": options.run, "data": files["train"], "clean": files["clean"]}
+        needed = [(k, file) for k in ("data", "clean") for file in names_of(recorded[k] or [])]
+        recorded |= {name: settings[name] for name in DEFAULTS}
+        recorded |= {name: files[name] for name in COLUMN_OPTIONS}
+        recorded |= {name: files.get(name) for name in own_mix}
         doubts = METHODS[method].doubts and record.get("evidence_speaks") is not False
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
@@ -59,38 +59,38 @@ def of_run(options: AuditOptions) -> AuditOptions:
         ) from None
     if not doubts:
         raise UsageError(
-            f"--run {options.run} was trained by {method}, which takes labels at their word, so "
-            "its policy repeats them: audit by the model it started from, --model "
+            f"--run {options.run} was trained by {method}, which believes every label, so its "
+            "policy repeats them: audit with the model that it started from, --model "
             f"{files['model']}."
         )
-    asked = {name: getattr(options, name) for name in ("data", "clean", "on_bad_row")}
+    given = {name: getattr(options, name) for name in ("data", "clean", "on_bad_row")}
     for name, file in needed:
-        if not asked[name] and Path(file).is_absolute() and not Path(file).exists():
-            raise UsageError(f"--run {options.run}: its file {file} is not there; give --{name}.")
-    asked = {name: value for name, value in asked.items() if value}
-    return dataclasses.replace(options, **{"model": options.run, **own, **given, **asked})
+        if not given[name] and Path(file).is_absolute() and not Path(file).exists():
+            raise UsageError(f"--run {options.run}: its file {file} does not exist: give --{name}.")
+    given = {name: value for name, value in given.items() if value}
+    return dataclasses.replace(options, **recorded | given)
 
 
 def require_same_pairs(given: AuditOptions, loaded: LoadedPairs, clean: LoadedPairs) -> None:
-    """Refuse files of a run that have changed since; files that the user gave may be others.
+    """Refuse files that have changed since the run; files that the user gives may differ.
 
     Args:
-        given: the user's own options, nothing of the run filled in.
+        given: the user's own options, without those of the run.
         loaded: the pairs to audit.
         clean: the trusted pairs.
 
     Raises:
-        UsageError: one has.
+        UsageError: a file has changed.
     """
     record = _record(Path(str(given.run)))
     held_out = any(str(n).isdigit() for n in (given.clean, record["files"]["clean"]))
-    if held_out and (given.data or given.clean):  # other pairs are held out, so others remain
+    if held_out and (given.data or given.clean):  # the split differs from the run's
         return
     for option, now, then in (("data", loaded, "train"), ("clean", clean, "clean")):
         if not getattr(given, option) and now.fingerprint != record["data"][then]["fingerprint"]:
             raise UsageError(
                 f"--run {given.run}: {now.source} has changed since the run read it: restore it, "
-                f"or give --{option} to audit by the pairs that it holds now."
+                f"or give --{option} to audit with its present pairs."
             )
 
 
@@ -107,8 +107,8 @@ def labels_of_run(run: str) -> pa.Table | None:
         return read_labels(path).select(["uid", *RUN_COLUMNS])
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"--run {run}: its {path} cannot be read ({error}); train again, or audit by --model, "
-            "--data and --clean."
+            f"--run {run}: its {path} cannot be read ({error}); train again, or audit with "
+            "--model, --data and --clean."
         ) from None
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from softpref.auditing import audit
 from softpref.auditing.audit import run_audit
-from softpref.auditing.of_run import labels_of_run, of_run
+from softpref.auditing.finished_run import labels_of_run, options_of_run
 from softpref.auditing.options import AuditOptions
 from softpref.errors import UsageError
 from softpref.training.align import AlignFiles, align
@@ -65,7 +65,7 @@ def test_a_run_seals_all_but_its_card(made):
     assert {"run.json", "labels.jsonl", "label_history.parquet", "metrics.jsonl"} <= set(sealed)
     with (made / "run" / "README.md").open("a") as card:
         card.write("of the user")
-    assert of_run(options(made / "run")).model == str(made / "run")
+    assert options_of_run(options(made / "run")).model == str(made / "run")
 
 
 def other_columns(path):
@@ -102,7 +102,7 @@ def test_what_is_not_as_the_run_left_it_is_refused(run, name, spoil, fault):
     with pytest.raises(UsageError, match=f"--run {run}: .*{fault}") as told:
         run_audit(options(run))
     assert name in str(told.value)
-    assert "udit by --model, --data and --clean" in str(told.value)
+    assert "udit with --model, --data and --clean" in str(told.value)
     assert not (run.parent / "out").exists()
 
 
@@ -136,7 +136,7 @@ def test_other_pairs_have_no_label_of_the_run(made, tmp_path, caplog):
     found = audit.audit(run=str(made / "run"), data=str(tmp_path / "other.jsonl"),
                         reference_cache=str(tmp_path))  # fmt: skip
     assert found.pairs["soft_label"][:] == [None] * 12
-    assert "12 of 12 pairs are not among those that the run trained on" in caplog.text
+    assert "the run did not train on 12 of 12 pairs" in caplog.text
 
 
 def test_uids_that_look_like_dates_stay_text(made):
