@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from softpref.errors import UsageError
-from softpref.memory import is_out_of_memory, memory_words
+from softpref.memory import is_out_of_memory, memory_message
 from softpref.options import did_you_mean, parse
 from softpref.terminal import PrintableFormatter, printable, unfailing_output
 
 if TYPE_CHECKING:
     pass
 
-FIRST_SPEAKS = 5.0
+FIRST_PROCESS_LEAD = 5.0
 """Seconds that the other processes leave to the first for its message."""
 SHARED = ("sft", "train")
 """Commands that several processes do together."""
@@ -202,14 +202,14 @@ def _run(arguments: Sequence[str] | None) -> None:
             raise
         _fail(f"softpref {command}: {str(error).strip().splitlines()[0]}")
     except (OSError, SafetensorError, sqlite3.OperationalError) as error:
-        words = memory_words(command, error) if is_out_of_memory(error) else _disk_words(error)
+        words = memory_message(command, error) if is_out_of_memory(error) else _disk_message(error)
         if words is None:
             raise
         _fail(f"softpref {command}: {words}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        _fail(f"softpref {command}: {memory_words(command, error)}")
+        _fail(f"softpref {command}: {memory_message(command, error)}")
     except KeyboardInterrupt:
         print("interrupted; run the same command to resume, sft and train from their last "
               "checkpoint (--save_steps)", file=sys.stderr)  # fmt: skip
@@ -218,7 +218,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         log.removeHandler(handler)
 
 
-def _disk_words(error: Exception) -> str | None:
+def _disk_message(error: Exception) -> str | None:
     """Say which disk is full or cannot be written; None where it is something else."""
     numbers = {
         number: os.strerror(number)
@@ -250,7 +250,7 @@ def _disk_words(error: Exception) -> str | None:
 def _fail(message: str) -> None:
     if rank := int(os.environ.get("RANK", "0")):
         # What all processes say, the first says for them: its end is that of the others.
-        time.sleep(FIRST_SPEAKS)
+        time.sleep(FIRST_PROCESS_LEAD)
         message = f"process {rank}: {message}"
     print(printable(message), file=sys.stderr)
     sys.exit(2)

@@ -28,7 +28,7 @@ FLAGS_ALONE = {
     "push_to_hub": "it sends the model away",
 }
 """What a --config may not set, and why: who writes the file need not be who runs the command."""
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_NOT_UTF8_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Help(str):
@@ -93,7 +93,7 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
             raise UsageError(f"{message}; see softpref {command} --help.")
 
     prefix = _flags_from_yaml(config, names) if config else []
-    _refuse_key_to_address_of_file(config, prefix, flags)
+    _refuse_key_for_config_address(config, prefix, flags)
     parser = Parser(
         cast(Any, options), prog=f"softpref {command}", allow_abbrev=False, epilog=epilog,
         usage=f"softpref {command} [--config FILE.yaml] [--option VALUE ...]",
@@ -113,7 +113,7 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
         raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
     for found in parsed:
         refuse_non_finite(found)
-        _refuse_other_encodings(found)
+        _refuse_non_utf8(found)
     return tuple(parsed)
 
 
@@ -158,7 +158,7 @@ def _choices(hint: Any) -> tuple[str, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def _refuse_other_encodings(options: Any) -> None:
+def _refuse_non_utf8(options: Any) -> None:
     """Refuse names that no file of text can repeat, such as run.json or a report.
 
     Raises:
@@ -166,7 +166,7 @@ def _refuse_other_encodings(options: Any) -> None:
     """
     for name, value in vars(options).items():
         for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and _NO_TEXT.search(text):
+            if isinstance(text, str) and _NOT_UTF8_TEXT.search(text):
                 raise UsageError(f"--{name} {text}: is not UTF-8 text; rename it.")
 
 
@@ -246,7 +246,7 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _refuse_key_to_address_of_file(
+def _refuse_key_for_config_address(
     config: str | None, of_file: Sequence[str], flags: Sequence[str]
 ) -> None:
     """Refuse a key in a flag and the address that it would go to in a file.

@@ -13,14 +13,14 @@ SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 """Endings of the names of environment variables whose values are never shown."""
 SHORTEST_SECRET = 8
 """Characters; shorter values are words that a message may hold for other reasons."""
-_STEERING = (
+_CONTROL_CODES = (
     *range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F),
     *range(0x2066, 0x206A), 0xFEFF, *range(0xD800, 0xE000),
 )  # fmt: skip
 """Control characters, marks that turn the direction of text round, and halves of characters."""
 _ESCAPES = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-    for code in _STEERING
+    for code in _CONTROL_CODES
     if chr(code) not in "\n\t"
 }
 

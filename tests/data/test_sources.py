@@ -132,7 +132,7 @@ BAD_ROWS = [
     (GOOD | {"rejected": "\t"}, "rejected is empty"),
     ({"prompt": [USER], "chosen": [HELLO], "rejected": [NO | {"content": " "}]}, "rejected is em"),
     ({"prompt": [], "chosen": [HELLO], "rejected": [NO]}, "prompt is empty"),
-    ({"chosen": "Q: yes", "rejected": "Q: yes indeed"}, "where the prompt ends cannot be told"),
+    ({"chosen": "Q: yes", "rejected": "Q: yes indeed"}, "the end of the prompt is unknown"),
     ({"chosen": "yes", "rejected": "no"}, "prompt is missing"),
     ({"chosen": [HELLO], "rejected": [NO]}, "prompt is missing"),
     ({"chosen": [USER, HELLO], "rejected": [USER]}, "rejected does not end with a message of the"),
@@ -311,7 +311,7 @@ def test_a_uid_names_one_row(tmp_path):
     rows = [first | {"uid": "a"}, second | {"uid": "a"}, first, second | {"uid": missing}]
     loaded = load_pairs(jsonl(tmp_path / "p.jsonl", rows), on_bad_row="skip")
     assert [bad.row for bad in loaded.bad_rows] == [2]
-    assert "uid 'a' is already that of" in loaded.bad_rows[0].reason
+    assert "uid 'a' is already used by" in loaded.bad_rows[0].reason
     assert loaded.bad_rows[0].reason.endswith("p.jsonl, line 1")
     clash = load_pairs(
         jsonl(tmp_path / "c.jsonl", [first, second | {"uid": missing}]), on_bad_row="skip"

@@ -252,7 +252,7 @@ def test_columns_counts_and_bad_rows(caplog):
     with caplog.at_level(logging.WARNING, "softpref"):
         assert len(tokenize_pairs(pairs, BOS_ONLY, 30, name="some.jsonl").pairs) == 2
     assert (
-        "2 of 4 pairs are left out: some.jsonl, line 2: longer than --max_length 30: the prompt "
+        "2 of 4 pairs are dropped: some.jsonl, line 2: longer than --max_length 30: the prompt "
         "alone has 41 tokens (and 1 more like it)"
     ) in caplog.text
     tokenize_pairs(pairs, BOS_ONLY, 99, name="some.jsonl", context_length=30)

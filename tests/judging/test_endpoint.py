@@ -14,7 +14,7 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.judging import endpoint
-from softpref.judging.ask import GIVE_UP_AFTER, make_judge, put
+from softpref.judging.ask import GIVE_UP_AFTER, ask_judge, make_judge
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.questions import Comparison, judge_hash
@@ -40,7 +40,7 @@ def judged(script, tmp_path, count, **given):
     asked = options(script, **given)
     check_judge(asked)
     with VerdictLog(tmp_path / "verdicts.jsonl") as log:
-        return put(comparisons(count), make_judge(asked), asked, log)
+        return ask_judge(comparisons(count), make_judge(asked), asked, log)
 
 
 def test_verdicts_are_the_judges_in_both_orders(tmp_path):

@@ -11,7 +11,7 @@ from softpref.errors import UsageError
 from softpref.judging.endpoint import Endpoint
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
-from softpref.judging.outcomes import Outcome, leaning, outcomes_of
+from softpref.judging.outcomes import Outcome, mean_verdict, outcomes_of
 from softpref.judging.questions import Answer, Comparison, Judge, Question, judge_hash, questions_of
 from softpref.judging.scored import ImplicitReward, RewardModel, RightAnswers
 from softpref.progress import Progress
@@ -28,7 +28,7 @@ class Judged:
 
     Attributes:
         outcomes: one a comparison.
-        leanings: one a comparison, as `leaning` returns it.
+        mean_verdicts: one a comparison, as `mean_verdict` returns it.
         first_share: how often, of all verdicts but ties, A was preferred; None without any.
         calls: distinct questions that these outcomes rest on.
         failures: how many of the calls failed, by kind.
@@ -38,7 +38,7 @@ class Judged:
     """
 
     outcomes: list[Outcome]
-    leanings: list[float]
+    mean_verdicts: list[float]
     first_share: float | None
     calls: int
     failures: Mapping[str, int]
@@ -62,7 +62,7 @@ def make_judge(options: JudgeOptions) -> Judge:
     return RightAnswers()
 
 
-def put(
+def ask_judge(
     comparisons: Sequence[Comparison],
     judge: Judge,
     options: JudgeOptions,
@@ -112,8 +112,8 @@ def put(
         for uid, of_one in questions.items()
     }
     outcomes = outcomes_of(comparisons, questions, answers)
-    leanings = [leaning(questions[each.uid], answers[each.uid]) for each in comparisons]
-    return _account(outcomes, leanings, [log.answers[key] for key in every], judge)
+    mean_verdicts = [mean_verdict(questions[each.uid], answers[each.uid]) for each in comparisons]
+    return _account(outcomes, mean_verdicts, [log.answers[key] for key in every], judge)
 
 
 def _announce(judge: Judge, missing: Sequence[Question], every: int, what: str) -> None:
@@ -163,7 +163,7 @@ def _give_up(streak: Sequence[Question], answer: Answer, log: VerdictLog, name: 
 
 
 def _account(
-    outcomes: list[Outcome], leanings: list[float], answers: Sequence[Answer], judge: Judge
+    outcomes: list[Outcome], mean_verdicts: list[float], answers: Sequence[Answer], judge: Judge
 ) -> Judged:
     verdicts = Counter(answer.verdict for answer in answers)
     preferred = verdicts["A"] + verdicts["B"]
@@ -173,7 +173,7 @@ def _account(
     ]
     return Judged(
         outcomes=outcomes,
-        leanings=leanings,
+        mean_verdicts=mean_verdicts,
         first_share=verdicts["A"] / preferred if preferred and judge.sees_order else None,
         calls=len(answers),
         failures=dict(Counter(answer.failure for answer in answers if answer.failure)),

@@ -7,7 +7,7 @@ from typing import Any
 
 LONGEST_BODY = 1_000_000
 """Bytes; what comes after them is not read, so that a longer reply is a broken one."""
-OF_TRANSPORT = ("content-encoding", "content-length", "transfer-encoding")
+TRANSPORT_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
 
 
 def bounded_client(timeout_s: float) -> Any:
@@ -36,7 +36,7 @@ def bounded_client(timeout_s: float) -> Any:
             kept = [
                 (name, value)
                 for name, value in response.headers.multi_items()
-                if name.lower() not in OF_TRANSPORT
+                if name.lower() not in TRANSPORT_HEADERS
             ]
             return type(response)(
                 response.status_code, headers=kept, content=bytes(body[:LONGEST_BODY]),

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from softpref.errors import UsageError
-from softpref.judging.ask import Judged, make_judge, put
+from softpref.judging.ask import Judged, ask_judge, make_judge
 from softpref.judging.controls import Controls, run_controls
-from softpref.judging.judge import account, account_words, who_judged
+from softpref.judging.judge import account, account_text, judge_record
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.questions import Judge
@@ -74,7 +74,7 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     controls = None
     with VerdictLog(output / "verdicts.jsonl") as log:
         judged = {
-            contest: put(comparisons, judge, options, log, contest.words)
+            contest: ask_judge(comparisons, judge, options, log, contest.words)
             for contest, comparisons in contests.items()
         }
         if files.controls:
@@ -83,7 +83,9 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
         if second and other:
             _write(output, judge, options, judged, controls, agreements)  # that much is paid for
             for contest, comparisons in contests.items():
-                verdicts = put(comparisons, other, second, log, f"second judge, {contest.words}")
+                verdicts = ask_judge(
+                    comparisons, other, second, log, f"second judge, {contest.words}"
+                )
                 agreements[contest.words] = agreement(judged[contest].outcomes, verdicts.outcomes)
         _write(output, judge, options, judged, controls, agreements)
 
@@ -143,7 +145,7 @@ def _write(
     rates = {
         contest: judged_rate(found.outcomes, found.first_share) for contest, found in judged.items()
     }
-    record = who_judged(judge, options) | {
+    record = judge_record(judge, options) | {
         "contests": [
             asdict(contest) | {"account": account(judged[contest]), "found": asdict(rate)}
             for contest, rate in rates.items()
@@ -158,5 +160,5 @@ def _write(
     figure = draw_win_rates(rates)
     for kind in ("png", "svg"):
         save_figure(figure, output / f"compare.{kind}")
-    accounts = "\n".join(f"{c.words}: {account_words(found)}" for c, found in judged.items())
+    accounts = "\n".join(f"{c.words}: {account_text(found)}" for c, found in judged.items())
     logger.info("%s\n%s\nwritten: %s", text, accounts, output / "compare.md")

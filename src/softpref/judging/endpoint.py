@@ -38,7 +38,7 @@ MILLION = 1e6
 HIDDEN = "[key]"
 REDIRECTS = (301, 302, 303, 307, 308)
 
-_Answered = queue.SimpleQueue[tuple[int, Answer | Exception]]
+_Results = queue.SimpleQueue[tuple[int, Answer | Exception]]
 
 
 class Endpoint:
@@ -98,13 +98,13 @@ class Endpoint:
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
         """Yield answers as they come; a call that takes too long altogether is given up."""
         asked: queue.SimpleQueue[tuple[int, Question] | None] = queue.SimpleQueue()
-        answered: _Answered = queue.SimpleQueue()
+        answered: _Results = queue.SimpleQueue()
         most, workers, given_up = min(self._options.concurrency, len(questions)), 0, 0
         left, reserved, numbers = deque(questions), 0.0, itertools.count()
         waiting: dict[int, tuple[Question, float]] = {}  # calls in flight, the oldest first
         try:
             while True:
-                while left and len(waiting) < most and self._affords(reserved, left[0]):
+                while left and len(waiting) < most and self._is_affordable(reserved, left[0]):
                     reserved += self._worst_cost(left[0])
                     number, question = next(numbers), left.popleft()
                     waiting[number] = question, time.monotonic() + self._longest_call()
@@ -135,7 +135,7 @@ class Endpoint:
                 asked.put(None)
 
     def _next(
-        self, answered: _Answered, waiting: Mapping[int, tuple[Question, float]]
+        self, answered: _Results, waiting: Mapping[int, tuple[Question, float]]
     ) -> tuple[int, Answer | Exception | None]:
         """Return the next answer, or None for the oldest call once its time is over."""
         number, (_, end) = next(iter(waiting.items()))
@@ -149,7 +149,7 @@ class Endpoint:
         tries = 1 + self._options.max_retries
         return tries * self._options.timeout_s + self._options.max_retries * LONGEST_WAIT
 
-    def _work(self, asked: Any, answered: _Answered) -> None:
+    def _work(self, asked: Any, answered: _Results) -> None:
         while (given := asked.get()) is not None:
             number, question = given
             try:
@@ -167,7 +167,7 @@ class Endpoint:
     def _worst_cost(self, question: Question) -> float:
         return self.dollars(*self._most_tokens(question)) or 0.0
 
-    def _affords(self, reserved: float, question: Question) -> bool:
+    def _is_affordable(self, reserved: float, question: Question) -> bool:
         limit = self._options.max_cost
         return limit is None or self.spent + reserved + self._worst_cost(question) <= limit
 
@@ -183,9 +183,9 @@ class Endpoint:
             if refused in {"max_tokens", "temperature"} & request.keys():
                 self._refused_parameters.add(refused)
                 return self._answer(question)
-            return self._of_status(error.status_code)
+            return self._status_answer(error.status_code)
         except openai.APIStatusError as error:
-            return self._of_status(error.status_code)
+            return self._status_answer(error.status_code)
         except (openai.APITimeoutError, TimeoutError):
             return self._unmetered("timeout", question)
         except openai.APIConnectionError as error:
@@ -219,7 +219,7 @@ class Endpoint:
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
         return request
 
-    def _of_status(self, status: int) -> Answer:
+    def _status_answer(self, status: int) -> Answer:
         """Tell what concerns this question from what concerns every call, which ends the asking.
 
         The endpoint's own words are not repeated: some name the key.

@@ -98,10 +98,10 @@ def run_generate(options: GenerateOptions) -> None:
     require_sound(policy)
     where = (f"{options.prompts}, prompt {number}" for number in itertools.count(1))
     require_known_tokens(policy, tokenizer, zip(where, ids, strict=False))
-    by_model = _own_settings(policy, options)
+    by_model = _model_settings(policy, options)
     options = replace(
         options,
-        max_new_tokens=_room(ids, prompts, policy, options),
+        max_new_tokens=_response_limit(ids, prompts, policy, options),
         temperature=None if by_model else options.temperature or 0.0,
     )
     # What cannot generate, or not in batches, is refused before anything is written.
@@ -219,7 +219,7 @@ def ids_to_continue(
     return ids
 
 
-def _own_settings(policy: nn.Module, options: GenerateOptions) -> dict[str, Any]:
+def _model_settings(policy: nn.Module, options: GenerateOptions) -> dict[str, Any]:
     """Return what the record says of the model's own settings: nothing where they do not count.
 
     Raises:
@@ -263,7 +263,7 @@ def _require_new(output: Path) -> None:
         raise UsageError(f"--output {output}: exists already; choose a new file.")
 
 
-def _room(
+def _response_limit(
     ids: Sequence[list[int]], prompts: Sequence[Prompt], policy: nn.Module, options: GenerateOptions
 ) -> int:
     """Return how many tokens a response may have: as asked, or what the context leaves.

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from softpref.errors import UsageError
-from softpref.judging.ask import Judged, make_judge, put
+from softpref.judging.ask import Judged, ask_judge, make_judge
 from softpref.judging.check import JudgeQuality, judge_quality, load_gold
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge
@@ -58,23 +58,23 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
         comparisons = join(str(files.responses), str(files.baseline))
     judge = make_judge(options)
     with VerdictLog(output / "verdicts.jsonl") as log:
-        judged = put(comparisons, judge, options, log)
+        judged = ask_judge(comparisons, judge, options, log)
         write_lines(output / "outcomes.jsonl", map(asdict, judged.outcomes))
         found = (
             judge_quality(judged)
             if files.check
             else judged_rate(judged.outcomes, judged.first_share)
         )
-        record = who_judged(judge, options) | {"account": account(judged), "found": asdict(found)}
+        record = judge_record(judge, options) | {"account": account(judged), "found": asdict(found)}
         write_text(output / "judge.json", json.dumps(record, indent=1) + "\n")
     about = files.check or f"{files.responses} against {files.baseline}"
-    words = quality_words(found) if isinstance(found, JudgeQuality) else rate_words(found)
+    words = quality_text(found) if isinstance(found, JudgeQuality) else win_rate_text(found)
     logger.info(
-        "%s\n%s\n%s\nwritten: %s", about, words, account_words(judged), output / "judge.json"
+        "%s\n%s\n%s\nwritten: %s", about, words, account_text(judged), output / "judge.json"
     )
 
 
-def who_judged(judge: Judge, options: JudgeOptions) -> dict[str, Any]:
+def judge_record(judge: Judge, options: JudgeOptions) -> dict[str, Any]:
     """Return the judge, the orders it was asked in, and the template's words."""
     orders: dict[str, Any] = {"orders": "none, each response is scored for itself"}
     if judge.sees_order:
@@ -91,7 +91,7 @@ def account(judged: Judged) -> dict[str, Any]:
     return {name: getattr(judged, name) for name in names}
 
 
-def account_words(judged: Judged) -> str:
+def account_text(judged: Judged) -> str:
     """Say what was asked and what failed, as a share of all of it."""
     failed = sum(judged.failures.values())
     text = f"{judged.calls:,} calls, {failed:,} failed ({failed / judged.calls:.1%})"
@@ -108,7 +108,7 @@ def _counts(failures: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {count:,}" for kind, count in sorted(failures.items()))
 
 
-def rate_words(rate: JudgedRate) -> str:
+def win_rate_text(rate: JudgedRate) -> str:
     """Say a win rate with all that qualifies it."""
     counted = (
         f"{rate.wins:,} wins, {rate.losses:,} losses, {rate.ties:,} ties "
@@ -134,7 +134,7 @@ def rate_words(rate: JudgedRate) -> str:
     )
 
 
-def quality_words(quality: JudgeQuality) -> str:
+def quality_text(quality: JudgeQuality) -> str:
     """Say how good a judge is."""
     accuracy = "decided nothing"
     if quality.accuracy is not None:

@@ -184,7 +184,7 @@ def judge_from_file(path: str, flag: str, key: str | None = None) -> JudgeOption
     return found
 
 
-def described(options: JudgeOptions) -> dict[str, object]:
+def verdict_options(options: JudgeOptions) -> dict[str, object]:
     """Return the options that change verdicts; those of speed, price and access do not."""
     names = ("judge", "judge_model", "judge_reference", "structured_output", "orders", "order_seed",
              "max_reply_tokens")  # fmt: skip

@@ -12,7 +12,7 @@ from softpref.judging.questions import Answer, Comparison, Question
 from softpref.judging.template import shown_prompt
 
 Result = Literal["win", "loss", "tie", "failed"]
-_WORTH = {"win": 1.0, "loss": -1.0}
+_SCORE = {"win": 1.0, "loss": -1.0}
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ def outcomes_of(
     ]
 
 
-def leaning(questions: Sequence[Question], answers: Sequence[Answer]) -> float:
+def mean_verdict(questions: Sequence[Question], answers: Sequence[Answer]) -> float:
     """Return the mean verdict on a response, 1 for a win and −1 for a loss; 0 if a call failed."""
     verdicts = [answer.verdict for answer in answers if answer.verdict is not None]
     if len(verdicts) < len(answers):
         return 0.0
     results = map(_from_response, verdicts, (question.is_swapped for question in questions))
-    return fmean(_WORTH.get(result, 0.0) for result in results)
+    return fmean(_SCORE.get(result, 0.0) for result in results)
 
 
 def _outcome(

@@ -7,7 +7,7 @@ from typing import Any
 from softpref.judging.questions import Answer
 from softpref.judging.template import read_reply
 
-MOST_TOKENS = 10**9
+MAX_TOKENS = 10**9
 """Of one call; a larger number is no count."""
 
 
@@ -54,5 +54,5 @@ def _usage(completion: Any) -> tuple[int, int] | None:
     sent, received = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
     if not isinstance(sent, int) or not isinstance(received, int):
         return None
-    is_count = min(sent, received) >= 0 and max(sent, received) <= MOST_TOKENS
+    is_count = min(sent, received) >= 0 and max(sent, received) <= MAX_TOKENS
     return (sent, received) if is_count else None

@@ -39,7 +39,7 @@ from softpref.models.soundness import (
 from softpref.world.language import score
 
 
-class _Scored(ABC):
+class _ScoringJudge(ABC):
     """Turns scores into verdicts: the higher wins, equal ones and equal texts tie."""
 
     sees_order = False
@@ -96,7 +96,7 @@ def _places(
         yield f"comparison {question.uid}", [token for part in parts for token in part]
 
 
-class RewardModel(_Scored):
+class RewardModel(_ScoringJudge):
     """A sequence classifier of one output, on prompt and response as its chat template has them.
 
     Text is a user's turn and the assistant's; without a template it is prompt and response joined,
@@ -176,7 +176,7 @@ class RewardModel(_Scored):
         return ids
 
 
-class ImplicitReward(_Scored):
+class ImplicitReward(_ScoringJudge):
     """The reward β log π/π_ref that a policy was aligned by; A wins where its margin h is above 0.
 
     Not a judge from outside: a policy likes what it was trained to write. Responses are cut at the
@@ -253,7 +253,7 @@ class ImplicitReward(_Scored):
         return scored.chosen_logp - scored.rejected_logp
 
 
-class RightAnswers(_Scored):
+class RightAnswers(_ScoringJudge):
     """The checker of the synthetic world: the larger share of symbols in place wins."""
 
     identity: Mapping[str, Any] = {"judge": "checker"}
