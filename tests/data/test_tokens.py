@@ -193,7 +193,7 @@ def test_pairs_without_room_or_difference_are_bad_rows():
         with pytest.raises(RowError, match=f"--max_length {limit}: the prompt alone has {prompt}"):
             tokenize_pair(pair, BOS_ONLY, limit)
     with pytest.raises(
-        RowError, match=f"--max_length {prompt + 4}: chosen and rejected differ only"
+        RowError, match=f"--max_length {prompt + 4}: the responses differ only"
     ):
         tokenize_pair(pair, BOS_ONLY, prompt + 4)
     assert tokenize_pair(pair, BOS_ONLY, prompt + 5).truncated
