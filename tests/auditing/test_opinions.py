@@ -252,7 +252,7 @@ def test_a_judge_that_cannot_be_asked_is_refused_first(
     files, tmp_path, monkeypatch, capsys, more, message
 ):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(audit, "score", None)
+    monkeypatch.setattr(audit, "score_sets", None)
     named = [word for name, path in files.items() for word in (f"--{name}", path)]
     with pytest.raises(SystemExit):
         main(["audit", *named, "--output", str(tmp_path / "out"), *more])

@@ -192,9 +192,7 @@ def test_pairs_without_room_or_difference_are_bad_rows():
     for limit in (prompt, prompt - 1):
         with pytest.raises(RowError, match=f"--max_length {limit}: the prompt alone has {prompt}"):
             tokenize_pair(pair, BOS_ONLY, limit)
-    with pytest.raises(
-        RowError, match=f"--max_length {prompt + 4}: the responses differ only"
-    ):
+    with pytest.raises(RowError, match=f"--max_length {prompt + 4}: the responses differ only"):
         tokenize_pair(pair, BOS_ONLY, prompt + 4)
     assert tokenize_pair(pair, BOS_ONLY, prompt + 5).truncated
     with pytest.raises(RowError, match="differ in no token"):
