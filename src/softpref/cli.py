@@ -198,12 +198,10 @@ def _run(arguments: Sequence[str] | None) -> None:
             raise
         _fail(f"softpref {command}: {str(error).strip().splitlines()[0]}")
     except (OSError, SafetensorError, sqlite3.OperationalError) as error:
-        message = (
-            memory_message(command, error) if is_out_of_memory(error) else _disk_message(error)
-        )
-        if message is None:
+        text = memory_message(command, error) if is_out_of_memory(error) else _disk_message(error)
+        if text is None:
             raise
-        _fail(f"softpref {command}: {message}")
+        _fail(f"softpref {command}: {text}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -404,7 +404,7 @@ def test_the_key_of_openai_goes_to_openai_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize("key", ["sk-\u00e9", "a\nb"])
 def test_a_key_that_is_none_is_named(monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(UsageError, match="OPENAI_API_KEY holds no key"):
+    with pytest.raises(UsageError, match="OPENAI_API_KEY is not a key"):
         make_judge(JudgeOptions(judge_model="m"))
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     make_judge(JudgeOptions(judge_model="m"))
