@@ -115,7 +115,7 @@ PAIR = {"prompt": "p", "response": "r"}
         ([{"prompt": "p"}], [PAIR], "ours.jsonl, line 1: has no text under `response`"),
         ([{"response": "r"}], [PAIR], "ours.jsonl, line 1: prompt is missing"),
         ([{"prompt": [{"role": "user"}], "response": "r"}], [PAIR], "a message without content"),
-        ([], [PAIR], "ours.jsonl: holds no row"),
+        ([], [PAIR], "ours.jsonl: contains no rows"),
         ([5], [PAIR], "line 1: not an object"),
     ],
 )

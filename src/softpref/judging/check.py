@@ -73,7 +73,7 @@ def _comparison(source: str, row: int, values: Mapping[str, Any]) -> Comparison:
         better, worse = (f"response_{number}" for number in (gold, 3 - int(gold)))
         first, second = (_response(values, side, given) for side in (better, worse))
         json.dumps([first, second])
-    except (ValueError, TypeError, RecursionError) as error:  # a Parquet file may hold dates
+    except (ValueError, TypeError, RecursionError) as error:  # Parquet may contain dates
         raise UsageError(f"{place(source, row)}: {error}; fix or remove it.") from None
     return Comparison(str(row), given.prompt, first, second, given.context)
 

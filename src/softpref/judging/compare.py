@@ -80,12 +80,11 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
         if files.controls:
             every = next(iter(contests.values()))
             controls = run_controls(every, judge, options, log)
-        if second and other:
-            _write(output, judge, options, judged, controls, agreements)  # they are paid for
+        if second and other:  # write the first results, which are paid for, before it can fail
+            _write(output, judge, options, judged, controls, agreements)
             for contest, comparisons in contests.items():
-                verdicts = ask_judge(
-                    comparisons, other, second, log, f"second judge, {contest.words}"
-                )
+                what = f"second judge, {contest.words}"
+                verdicts = ask_judge(comparisons, other, second, log, what)
                 agreements[contest.words] = agreement(judged[contest].outcomes, verdicts.outcomes)
         _write(output, judge, options, judged, controls, agreements)
 
@@ -106,7 +105,7 @@ def named_runs(responses: list[str]) -> dict[str, list[str]]:
             raise UsageError(f"--responses {given}: is given twice.")
         if runs[name] and not named:
             raise UsageError(
-                f"--responses {given}: the name {name} is taken; give NAME=FILE, with the same name "
+                f"--responses {given}: the name {name} is taken; give NAME=FILE, the same name "
                 "for runs of one method."
             )
         runs[name].append(path)

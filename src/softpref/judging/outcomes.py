@@ -1,4 +1,4 @@
-"""From verdicts to wins: a verdict that changes with the order is a tie, a failure is counted."""
+"""Verdicts to outcomes: a verdict that changes with the order is a tie, a failure is counted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SCORE = {"win": 1.0, "loss": -1.0}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a comparison.
+    """The outcome of a comparison.
 
     Attributes:
         uid: of the comparison.
-        prompt: as a judge is shown it; comparisons of one prompt hang together.
+        prompt: as shown to a judge; comparisons with the same prompt are correlated.
         result: from the response's side.
         flipped: whether the verdict changed with the order.
         failure: the first failure, if any.
@@ -44,9 +44,9 @@ def outcomes_of(
     """Return the outcome of every comparison.
 
     Args:
-        comparisons: what was to be decided.
-        questions: of each, by uid.
-        answers: to these, in the same order.
+        comparisons: the comparisons.
+        questions: their questions, by uid.
+        answers: the answers to these questions, in the same order.
     """
     return [
         _outcome(comparison, questions[comparison.uid], answers[comparison.uid])
