@@ -257,7 +257,7 @@ def _refuse_key_for_config_address(
     given = {flag.partition("=")[0] for flag in flags}
     if "--base_url" in from_file and "--api_key_env" in given and "--base_url" not in given:
         raise UsageError(
-            f"--config {config}: base_url is not read from a file where --api_key_env sends a key "
+            f"--config {config}: base_url is not read from a file if --api_key_env sends a key "
             "there; give --base_url as a flag too."
         )
 
@@ -286,7 +286,7 @@ def _read_yaml(path: str) -> Any:
     try:
         refuse_streams(path, f"--config {path}")
         if Path(path).stat().st_size > LONGEST_CONFIG:
-            raise UsageError(f"--config {path}: too large for one; give a YAML file of options.")
+            raise UsageError(f"--config {path}: too large; give a YAML file of options.")
         return yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
     except UsageError:
         raise

@@ -30,7 +30,7 @@ class Progress:
         self._before = self._done = done
         self._is_silent = is_silent or sys.stderr.isatty()
         self._start = self._last = monotonic()
-        off = is_silent or None  # None: without a terminal
+        off = is_silent or None  # None: tqdm checks for a terminal
         self._bar = tqdm(
             desc=what, total=total, initial=done, unit=unit, leave=False, delay=1, disable=off
         )

@@ -246,7 +246,7 @@ def test_parquet_keeps_its_types(tmp_path):
         ("out.jsonl", 1, "--rate 1: give a share"),
         ("out.jsonl", -0.1, "--rate -0.1"),
         ("out.jsonl", float("nan"), "--rate nan"),
-        ("out.txt", 0.1, "unknown ending. Use one of .jsonl"),
+        ("out.txt", 0.1, "unknown extension. Use one of .jsonl"),
         ("sub/../in.jsonl", 0.1, "is the input"),
         ("there.jsonl", 0.1, "exists"),
         ("absent/out.jsonl", 0.1, "cannot be written: there is no folder"),

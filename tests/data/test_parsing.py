@@ -97,7 +97,7 @@ def test_a_tree_too_deep_to_be_read_is_a_bad_row():
         ({"chat_template_kwargs": {"tokenize": False}}, "may not set tokenize"),
         ({"chosen": [user("q?"), assistant("yes")]}, "one of the responses repeats the prompt"),
         ({"prompt": "else", "chosen": [user("q?"), assistant("yes")],
-          "rejected": [user("q?"), assistant("no")]}, "none of the messages before the responses"),
+          "rejected": [user("q?"), assistant("no")]}, "not among the messages before the"),
     ],
 )  # fmt: skip
 def test_messages_that_are_refused(change, words):

@@ -135,7 +135,7 @@ BAD_ROWS = [
     ({"chosen": "Q: yes", "rejected": "Q: yes indeed"}, "the end of the prompt is unknown"),
     ({"chosen": "yes", "rejected": "no"}, "prompt is missing"),
     ({"chosen": [HELLO], "rejected": [NO]}, "prompt is missing"),
-    ({"chosen": [USER, HELLO], "rejected": [USER]}, "rejected does not end with a message of the"),
+    ({"chosen": [USER, HELLO], "rejected": [USER]}, "rejected does not end with an assistant"),
     ({"chosen": [USER, HELLO], "rejected": [USER, USER, NO]}, "no common prompt"),
     (GOOD | {"rejected": "Hello!"}, "identical"),
     (GOOD | {"is_flipped": 1}, "is_flipped is not a boolean"),
@@ -229,7 +229,7 @@ def test_rows_of_a_table_are_called_rows(tmp_path):
         ("junk.parquet", b"PAR1 junk PAR1", "cannot be read"),
         ("binary.jsonl", bytes(range(256)), "not JSON"),
         ("deep.jsonl", b"[" * 100_000, "not JSON"),
-        ("pairs.txt", b"hello", "unknown ending. Use one of .jsonl"),
+        ("pairs.txt", b"hello", "unknown extension. Use one of .jsonl"),
         ("folder.jsonl", "folder", "is a directory. Name one file"),
     ],
 )

@@ -183,4 +183,4 @@ def test_wrong_known_pairs_are_named(tmp_path, capsys, row, message):
 def test_check_and_responses_exclude_each_other(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["judge", "--check", "x", "--responses", "y", "--judge", "checker", "--output", "z"])
-    assert "leave --responses and --baseline out" in capsys.readouterr().err
+    assert "remove --responses and --baseline" in capsys.readouterr().err

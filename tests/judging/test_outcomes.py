@@ -49,7 +49,7 @@ def test_two_orders_against_the_rule_written_out(first, second):
         (("A", "tie"), 0.5), (("tie", "A"), -0.5), (("A", "timeout"), 0.0),
     ],
 )  # fmt: skip
-def test_a_leaning_is_the_mean_verdict_and_0_where_a_call_failed(verdicts, mean):
+def test_the_mean_verdict_is_0_where_a_call_failed(verdicts, mean):
     questions = questions_of([COMPARISON], "both", 0)["u"]
     assert mean_verdict(questions, answers_of(verdicts)) == mean
 

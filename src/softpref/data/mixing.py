@@ -30,7 +30,7 @@ def shares_of(names: Sequence[str], weights: Sequence[float]) -> tuple[float, ..
     """
     given = "--mix " + " ".join(f"{weight:g}" for weight in weights)
     if len(names) == 1:
-        raise UsageError(f"{given}: there is only {names[0]} to mix; leave --mix out.")
+        raise UsageError(f"{given}: there is only {names[0]} to mix; remove --mix.")
     if len(weights) != len(names):
         raise UsageError(f"{given}: give one weight for each of the {len(names)} files.")
     total = sum(weights)

@@ -138,7 +138,7 @@ def require_new_file(source: str, output: str) -> None:
     """
     path = file_to_write(output)
     if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"--output {path}: unknown ending. Use one of {', '.join(ENDINGS)}.")
+        raise UsageError(f"--output {path}: unknown extension. Use one of {', '.join(ENDINGS)}.")
     if path.resolve() == Path(source).resolve():
         raise UsageError(f"--output {path} is the input. Give another path.")
     _refuse_to_overwrite(path)
@@ -165,7 +165,7 @@ def _new_file(path: Path) -> Iterator[Path]:
     except (OSError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise UsageError(
             f"--output {path} cannot be written: {error}. Give a path in a folder that exists, "
-            "with an ending that can hold these columns (.jsonl for messages)."
+            "in a format that can hold these columns (.jsonl for messages)."
         ) from error
 
 

@@ -145,7 +145,7 @@ def _explicit(
         return [{"role": "user", "content": prompt}], chosen, rejected
     common, chosen, rejected = _split_messages(chosen, rejected)
     if prompt.strip() not in (text.strip() for text in texts_of(common)):
-        raise RowError("prompt is text, and is none of the messages before the responses")
+        raise RowError("prompt is text that is not among the messages before the responses")
     return common, chosen, rejected
 
 
@@ -210,7 +210,7 @@ def _split_messages(
 ) -> tuple[list[Message], list[Message], list[Message]]:
     for column, messages in {"chosen": chosen, "rejected": rejected}.items():
         if not messages or messages[-1]["role"] != "assistant":
-            raise RowError(f"{column} does not end with a message of the assistant")
+            raise RowError(f"{column} does not end with an assistant message")
     if chosen[:-1] != rejected[:-1]:
         raise RowError("chosen and rejected differ before their last message: no common prompt")
     return chosen[:-1], chosen[-1:], rejected[-1:]

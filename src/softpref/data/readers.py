@@ -153,7 +153,7 @@ def _find(source: str) -> Path | datasets.Dataset:
         refuse_streams(path, source)
         if _ending(path) not in _READERS:
             raise UsageError(
-                f"{source}: unknown ending. Use one of {', '.join(_READERS)}; all but .parquet may "
+                f"{source}: unknown extension. Use one of {', '.join(_READERS)}; all but .parquet may "
                 f"be compressed ({', '.join(COMPRESSION)})."
             )
         return path
@@ -183,10 +183,10 @@ def _saved(folder: Path, split: str | None) -> datasets.Dataset:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"what save_to_disk wrote is damaged ({error!r})") from error
+        raise ValueError(f"the saved data set is damaged ({error!r})") from error
     if isinstance(loaded, datasets.Dataset):
         if split is not None:
-            raise UsageError(f"{folder} has no splits. Leave out :{split}.")
+            raise UsageError(f"{folder} has no splits. Remove :{split}.")
         return loaded
     if split not in loaded:
         names = ", ".join(f"{folder}:{name}" for name in loaded)

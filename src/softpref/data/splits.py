@@ -97,7 +97,7 @@ def refuse_overlap(clean: Dataset, other: Dataset, name: str) -> None:
     if shared:
         raise UsageError(
             f"--clean row {shared[0][0]} is also {place(name, shared[0][1])} "
-            f"({len(shared)} such rows in all). Take them out of one of the two."
+            f"({len(shared)} such rows in all). Remove them from one of the two."
         )
 
 

@@ -46,7 +46,7 @@ def render(
                 f"{name}: its chat template cannot be read ({first}); repair chat_template.jinja, "
                 "or chat_template in tokenizer_config.json."
             ) from None
-        raise RowError(f"the chat template of {name} refuses the conversation: {first}") from error
+        raise RowError(f"the chat template of {name} rejects the conversation: {first}") from error
 
 
 def _is_unparsable(template: Any, error: Exception) -> bool:

@@ -152,15 +152,15 @@ def tokenize_pair(
     limit_text = _limit_text(max_length, context_length)
 
     if start == 0:
-        raise RowError("no token is common to the prompt and the two sequences that begin with it")
+        raise RowError("the prompt and the two sequences have no common first token")
     if room <= 0:
         raise TooLongError(f"longer than {limit_text}: the prompt alone has {start} tokens")
     if not chosen_ids or not rejected_ids:
-        raise RowError("the chat template leaves no token of a response")
+        raise RowError("the chat template drops a whole response")
     if chosen_ids == rejected_ids:
         if truncated:
             raise TooLongError(f"longer than {limit_text}: the responses differ only beyond it")
-        raise RowError("chosen and rejected differ in no token")
+        raise RowError("chosen and rejected have the same tokens")
     return TokenizedPair(
         common,
         chosen_ids,
@@ -271,7 +271,7 @@ def tokenize_chosen(
         if start >= limit:
             raise TooLongError(f"longer than {limit_text}: the prompt alone has {start} tokens")
         if start == len(ids):
-            raise RowError("the chat template leaves no token of a response")
+            raise RowError("the chat template drops a whole response")
         return TokenizedChosen(ids[:limit], start, _drops_text(rendered[1], row["chosen"]))
 
     def tokenized() -> Iterator[dict[str, Any]]:

@@ -74,7 +74,7 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     controls = None
     with VerdictLog(output / "verdicts.jsonl") as log:
         judged = {
-            contest: ask_judge(comparisons, judge, options, log, contest.words)
+            contest: ask_judge(comparisons, judge, options, log, contest.name)
             for contest, comparisons in contests.items()
         }
         if files.controls:
@@ -83,9 +83,9 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
         if second and other:  # write the first results, which are paid for, before it can fail
             _write(output, judge, options, judged, controls, agreements)
             for contest, comparisons in contests.items():
-                what = f"second judge, {contest.words}"
+                what = f"second judge, {contest.name}"
                 verdicts = ask_judge(comparisons, other, second, log, what)
-                agreements[contest.words] = agreement(judged[contest].outcomes, verdicts.outcomes)
+                agreements[contest.name] = agreement(judged[contest].outcomes, verdicts.outcomes)
         _write(output, judge, options, judged, controls, agreements)
 
 
@@ -126,7 +126,7 @@ def _contests(
             if len(runs[one]) != len(runs[other]):
                 raise UsageError(
                     f"--head_to_head: {one} has {len(runs[one])} runs and {other} "
-                    f"{len(runs[other])}; give as many of each."
+                    f"{len(runs[other])}; give the same number of each."
                 )
             for i, (ours, theirs) in enumerate(zip(runs[one], runs[other], strict=True)):
                 found[Contest(one, other, i)] = join(ours, theirs)
@@ -150,7 +150,7 @@ def _write(
             for contest, rate in rates.items()
         ],
         "controls": asdict(controls) if controls else None,
-        "agreement": {words: found and asdict(found) for words, found in agreements.items()},
+        "agreement": {name: found and asdict(found) for name, found in agreements.items()},
     }
     write_text(output / "compare.json", json.dumps(record, indent=1) + "\n")
     text = rates_markdown(rates, controls, agreements)
@@ -159,5 +159,5 @@ def _write(
     figure = draw_win_rates(rates)
     for kind in ("png", "svg"):
         save_figure(figure, output / f"compare.{kind}")
-    accounts = "\n".join(f"{c.words}: {account_text(found)}" for c, found in judged.items())
+    accounts = "\n".join(f"{c.name}: {account_text(found)}" for c, found in judged.items())
     logger.info("%s\n%s\nwritten: %s", text, accounts, output / "compare.md")

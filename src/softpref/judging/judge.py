@@ -50,7 +50,7 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
     check_judge(options)
     if files.check:
         if files.responses or files.baseline:
-            raise UsageError("--check measures the judge: leave --responses and --baseline out.")
+            raise UsageError("--check measures the judge: remove --responses and --baseline.")
         comparisons = load_gold(files.check)
     else:
         require(files.responses, "--responses")

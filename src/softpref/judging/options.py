@@ -118,7 +118,7 @@ def check_judge(options: JudgeOptions) -> None:
         if getattr(options, name) < least:
             raise UsageError(f"--{name} {getattr(options, name)}: must be at least {least}.")
     if not 0 < options.timeout_s < math.inf:
-        raise UsageError(f"--timeout_s {options.timeout_s}: must be above 0, and a number.")
+        raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")
     if options.base_url is not None:
         _check_address(options.base_url)
     prices = (options.price_input, options.price_output)

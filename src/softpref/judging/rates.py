@@ -232,7 +232,7 @@ class Agreement:
 def agreement(
     first: Sequence[Outcome], second: Sequence[Outcome], *, seed: int = 0
 ) -> Agreement | None:
-    """Return the agreement of two judges over the comparisons that neither failed.
+    """Return the agreement of two judges over the comparisons that both judged.
 
         κ = (p_o − p_e) / (1 − p_e)   (Cohen 1960)
 

@@ -24,7 +24,7 @@ class Contest:
     run: int
 
     @property
-    def words(self) -> str:
+    def name(self) -> str:
         """Name of the contest."""
         against = f" against {self.rival}" if self.rival else ""
         return f"{self.method}{against}" + (f", run {self.run + 1}" if self.run else "")
@@ -109,12 +109,12 @@ def _mean_interval(intervals: Sequence[Interval]) -> str:
 
 def _agreement_table(agreements: Mapping[str, Agreement | None]) -> str:
     rows = [("", "Cohen's κ", "by prompts", "judged by both")]
-    for words, found in agreements.items():
+    for name, found in agreements.items():
         kappa, interval, count = "–", "–", 0
         if found:
             kappa = "–" if found.kappa is None else f"{found.kappa:.2f}"
             interval, count = "{:.2f} to {:.2f}".format(*found.interval), found.comparisons
-        rows.append((shortened(words), kappa, interval, str(count)))
+        rows.append((shortened(name), kappa, interval, str(count)))
     return pipes(rows)
 
 
@@ -161,7 +161,7 @@ def draw_win_rates(rates: Rates) -> Figure:
         if rate.rate is not None:
             axes.plot(100 * rate.rate, place, "o", color="white", mec=COLOUR, mew=2)
     axes.axvline(50, color="grey", lw=1, ls=":")
-    axes.set_yticks(range(len(rates)), [for_plot(contest.words) for contest in rates])
+    axes.set_yticks(range(len(rates)), [for_plot(contest.name) for contest in rates])
     axes.set_ylim(len(rates) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel(
