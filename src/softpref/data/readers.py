@@ -153,8 +153,8 @@ def _find(source: str) -> Path | datasets.Dataset:
         refuse_streams(path, source)
         if _ending(path) not in _READERS:
             raise UsageError(
-                f"{source}: unknown extension. Use one of {', '.join(_READERS)}; all but .parquet may "
-                f"be compressed ({', '.join(COMPRESSION)})."
+                f"{source}: unknown extension. Use one of {', '.join(_READERS)}; all but .parquet "
+                f"may be compressed ({', '.join(COMPRESSION)})."
             )
         return path
     folder, _, split = source.rpartition(":")
