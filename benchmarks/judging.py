@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from softpref.judging.ask import make_judge, put
+from softpref.judging.ask import ask_judge, make_judge
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison
@@ -31,7 +31,7 @@ def answers_a_second(url: str, concurrency: int, pairs: int) -> float:
     judge = make_judge(options)
     with tempfile.TemporaryDirectory() as home, VerdictLog(Path(home) / "verdicts.jsonl") as log:
         start = time.perf_counter()
-        judged = put(comparisons, judge, options, log)
+        judged = ask_judge(comparisons, judge, options, log)
         took = time.perf_counter() - start
     assert not judged.failures
     return judged.calls / took

@@ -46,9 +46,9 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("link.jsonl", "link.jsonl is a symbolic link to gone, which is not there"),
-        ("link.jsonl/in.jsonl", "link.jsonl is a symbolic link to gone, which is not there"),
-        ("loop.jsonl", "loop.jsonl is a symbolic link to loop.jsonl, which is not there"),
+        ("link.jsonl", "link.jsonl is a symbolic link to gone, which does not exist"),
+        ("link.jsonl/in.jsonl", "link.jsonl is a symbolic link to gone, which does not exist"),
+        ("loop.jsonl", "loop.jsonl is a symbolic link to loop.jsonl, which does not exist"),
         ("file.jsonl/in.jsonl", "file.jsonl is a file; give a path in a directory"),
         ("file.jsonl/a/b.jsonl", "file.jsonl is a file; give a path in a directory"),
         ("x" * 5000 + ".jsonl", "the name is too long"),

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Every command imports what it needs only when it runs."""
+"""The command line: parse, call, print. A command imports its modules only when it runs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from softpref.errors import UsageError
-from softpref.memory import is_out_of_memory, memory_words
+from softpref.memory import is_out_of_memory, memory_message
 from softpref.options import did_you_mean, parse
 from softpref.terminal import PrintableFormatter, printable, unfailing_output
 
-if TYPE_CHECKING:
-    pass
-
-FIRST_SPEAKS = 5.0
-"""Seconds that the other processes leave to the first for its message."""
+FIRST_PROCESS_LEAD = 5.0
+"""Seconds that the other processes wait, so that the first reports an error first."""
 SHARED = ("sft", "train")
-"""Commands that several processes do together."""
+"""Commands that can run in several processes."""
 
 USAGE = """\
 softpref: align language models on preference pairs whose labels cannot be trusted
@@ -34,16 +30,16 @@ softpref: align language models on preference pairs whose labels cannot be trust
   softpref sft       fine-tune a model on the chosen responses
   softpref inject    flip labels at a known rate, keeping the truth in `is_flipped`
   softpref train     align a model with any method
-  softpref audit     say which labels of a preference set are wrong, with or without a run
+  softpref audit     find wrong labels in a preference set, with or without a run
   softpref generate  write a model's responses to prompts
-  softpref judge     say which of two responses is better, by a judge of your choice
-  softpref compare   win rates of several methods, with all that qualifies them
-  softpref study     repeat the paper's tables as grids of runs
+  softpref judge     compare two responses, with a judge of your choice
+  softpref compare   win rates of several methods, with intervals and judge checks
+  softpref study     reproduce the paper's tables as grids of runs
   softpref bench     time a training step against TRL's, on this machine
   softpref env       versions, devices, and how train would run on this machine
 
 `softpref COMMAND --help` lists a command's options. Every command takes --config FILE.yaml; flags
-override it. In flags, hyphens and underscores are the same.
+override it. In flags, hyphens and underscores are equivalent.
 """
 
 
@@ -53,7 +49,7 @@ def _demo(arguments: list[str]) -> None:
 
     from softpref.study.demo import DemoOptions, run_demo
 
-    torch.set_num_threads(1)  # in a world this small further threads only wait for each other
+    torch.set_num_threads(1)  # more threads only add overhead in a world this small
     (options,) = parse("demo", arguments, DemoOptions)
     run_demo(options)
 
@@ -81,7 +77,7 @@ def _train(arguments: list[str]) -> None:
 
 
 def _audit(arguments: list[str]) -> None:
-    """Say which labels are wrong."""
+    """Find wrong labels."""
     from softpref.auditing.audit import run_audit
     from softpref.auditing.options import AuditOptions
     from softpref.judging.options import OptionalJudge
@@ -99,7 +95,7 @@ def _generate(arguments: list[str]) -> None:
 
 
 def _judge(arguments: list[str]) -> None:
-    """Have responses judged, or a judge measured."""
+    """Judge responses, or measure a judge."""
     from softpref.judging.judge import JudgeFiles, run_judge
     from softpref.judging.options import JudgeOptions
 
@@ -107,7 +103,7 @@ def _judge(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> None:
-    """Compare methods by a judge."""
+    """Compare methods with a judge."""
     from softpref.judging.compare import CompareOptions, run_compare
     from softpref.judging.options import JudgeOptions
 
@@ -130,13 +126,13 @@ def _bench(arguments: list[str]) -> None:
 
     from softpref.bench.benchmark import BenchOptions, run_bench
 
-    torch.set_num_threads(1)  # one thread's times can be compared between machines
+    torch.set_num_threads(1)  # single-thread times are comparable between machines
     (options,) = parse("bench", arguments, BenchOptions)
     run_bench(options)
 
 
 def _env(arguments: list[str]) -> None:
-    """Say what is here and how train would use it."""
+    """Report versions, devices, and how train would use them."""
     from softpref.training.environment import EnvOptions, run_env
 
     run_env(*parse("env", arguments, EnvOptions))
@@ -175,7 +171,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         close = did_you_mean(command, COMMANDS)
         _fail(f"softpref: no command {command!r}{close}; see softpref --help.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about each other
+    warnings.filterwarnings("ignore", category=FutureWarning)  # from libraries
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(PrintableFormatter("%(message)s"))
     log = logging.getLogger("softpref")
@@ -197,60 +193,51 @@ def _run(arguments: Sequence[str] | None) -> None:
         COMMANDS[command](rest)
     except UsageError as error:
         _fail(f"softpref {command}: {error}")
-    except ImportError as error:  # of an optional package that an option asks for
+    except ImportError as error:  # an option needs a package that is not installed
         if error.name and error.name.startswith("softpref"):
             raise
         _fail(f"softpref {command}: {str(error).strip().splitlines()[0]}")
     except (OSError, SafetensorError, sqlite3.OperationalError) as error:
-        words = memory_words(command, error) if is_out_of_memory(error) else _disk_words(error)
-        if words is None:
+        text = memory_message(command, error) if is_out_of_memory(error) else _disk_message(error)
+        if text is None:
             raise
-        _fail(f"softpref {command}: {words}")
+        _fail(f"softpref {command}: {text}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        _fail(f"softpref {command}: {memory_words(command, error)}")
+        _fail(f"softpref {command}: {memory_message(command, error)}")
     except KeyboardInterrupt:
-        print("interrupted; run the same command to resume, sft and train from their last "
-              "checkpoint (--save_steps)", file=sys.stderr)  # fmt: skip
+        text = "interrupted; run the same command to resume, sft and train from the last checkpoint"
+        print(f"{text} (--save_steps)", file=sys.stderr)
         sys.exit(130)
     finally:
         log.removeHandler(handler)
 
 
-def _disk_words(error: Exception) -> str | None:
-    """Say which disk is full or cannot be written; None where it is something else."""
-    numbers = {
-        number: os.strerror(number)
-        for number in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.ENAMETOOLONG,
-        )
-    }
-    if isinstance(error, sqlite3.OperationalError):  # of what reading keeps on disk for a while
+def _disk_message(error: Exception) -> str | None:
+    """Return which disk is full or cannot be written; None for other errors."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    not_writable = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+    if isinstance(error, sqlite3.OperationalError):  # of the temporary database of pairs
         return f"{tempfile.gettempdir()}: {error}; make room, or set TMPDIR to a place with more."
     # safetensors gives the number in its message only.
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    if number not in numbers:
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
+    if number not in full + not_writable:
         return None
     where = getattr(error, "filename", None) or (
         f"the output, or {tempfile.gettempdir()} (TMPDIR), where pairs are stored temporarily"
     )
     remedy = "make room, then run the same command to resume"
-    if number not in (errno.ENOSPC, errno.EDQUOT):
+    if number in not_writable:
         remedy = "choose a writable location"
-    return f"{where}: {numbers[number]}; {remedy}. Completed work is kept."
+    return f"{where}: {os.strerror(number)}; {remedy}. Completed work is kept."
 
 
 def _fail(message: str) -> None:
     if rank := int(os.environ.get("RANK", "0")):
-        # What all processes say, the first says for them: its end is that of the others.
-        time.sleep(FIRST_SPEAKS)
+        # An error of all processes is reported by the first; its exit ends the others.
+        time.sleep(FIRST_PROCESS_LEAD)
         message = f"process {rank}: {message}"
     print(printable(message), file=sys.stderr)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""What the columns of a source are called."""
+"""Column names of a source."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from softpref.options import option
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that a pair is read from; `system` is read only where it is named.
+    """Names of a pair's columns; `system` is read only if it is named.
 
-    A source that has the standard name instead is read by that.
+    A column that is missing under its name is read under the standard name.
     """
 
     prompt: str = "prompt"
@@ -22,7 +22,7 @@ class Columns:
     system: str | None = None
 
     def of(self, raw: Mapping[str, Any]) -> Columns:
-        """Return the names as a row has them; a system beside a question says what they are."""
+        """Return the names in a row; `system` and `question` columns imply their roles."""
         if self == STANDARD and "prompt" not in raw and {"system", "question"} <= raw.keys():
             return Columns(prompt="question", system="system")
         standard = {
@@ -33,13 +33,13 @@ class Columns:
         return replace(self, **standard)
 
     def swapped(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a row with its two responses in each other's place."""
+        """Return a row with its two responses swapped."""
         own = self.of(raw)
         return {**raw, own.chosen: raw[own.rejected], own.rejected: raw[own.chosen]}
 
     @property
     def names(self) -> list[str]:
-        """Return the names alone."""
+        """The names that are set."""
         names = (self.prompt, self.chosen, self.rejected, self.system)
         return [name for name in names if name]
 
@@ -55,11 +55,11 @@ class ColumnOptions:
     chosen_column: str = option("Column that holds the better response.", "chosen")
     rejected_column: str = option("Column that holds the worse response.", "rejected")
     system_column: str | None = option(
-        "Column that holds a system message: rows of text become conversations."
+        "Column that holds a system message; rows of text become conversations."
     )
 
     def columns(self) -> Columns:
-        """Return the names."""
+        """Return the column names."""
         return Columns(
             self.prompt_column, self.chosen_column, self.rejected_column, self.system_column
         )

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this."""
+"""The exception for errors that the user can fix, and helpers that raise it."""
 
 import importlib.util
 import os
@@ -13,19 +13,19 @@ class UsageError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line without a full stop."""
+    """Return an exception's message in one line without a final period."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return f"{first} {more[0].strip()}" if more and first.endswith(":") else first.rstrip(".")
 
 
 def require_package(package: str, extra: str, what: str, otherwise: str = "") -> None:
-    """Refuse what needs an optional package that is not installed.
+    """Refuse a feature whose optional package is not installed.
 
     Args:
         package: its name.
         extra: softpref's extra that installs it.
-        what: what needs it.
-        otherwise: what to do without it, if anything.
+        what: the feature that needs it.
+        otherwise: an alternative, appended to the remedy.
 
     Raises:
         UsageError: the package is missing.
@@ -40,11 +40,11 @@ def refuse_streams(path: str | os.PathLike[str], what: str) -> None:
 
     Args:
         path: an existing path.
-        what: how the message names it.
+        what: its name in the message.
 
     Raises:
         UsageError: it is neither a file nor a directory.
-        OSError: there is no such path, or it cannot be looked at.
+        OSError: the path does not exist or is not accessible.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

@@ -1,4 +1,4 @@
-"""Names in plots, LaTeX, Markdown and HTML: they show as they are, whatever they hold."""
+"""Escape names for plots, LaTeX, Markdown and HTML."""
 
 import html
 import re
@@ -13,40 +13,40 @@ _LATEX = {mark: f"\\{mark}" for mark in "&%_#${}"} | {
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
     "±": r"$\pm$", "–": "--",
 }  # fmt: skip
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|&~$]|(?<![^\W_])_|_(?![^\W_])")  # not the _ within a word
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|&~$]|(?<![^\W_])_|_(?![^\W_])")  # but not _ within a word
 
 
 def shortened(name: str) -> str:
-    """Return a name in one line of at most 60 characters, its middle an ellipsis if need be."""
+    """Return a name in one line of at most 60 characters, shortened in the middle."""
     line = _in_one_line(name)
     half = LONGEST // 2
     return line if len(line) <= LONGEST else f"{line[:half]}…{line[len(line) - half + 1 :]}"
 
 
 def for_plot(name: str) -> str:
-    """Return a name for matplotlib, which takes what is between two dollars for mathematics."""
+    """Return a name for matplotlib, which reads text between dollar signs as math."""
     return shortened(name).replace("$", r"\$")
 
 
 def for_latex(text: str) -> str:
-    """Return text as LaTeX has it."""
-    return _in_one_line(text).translate({ord(mark): words for mark, words in _LATEX.items()})
+    """Return text escaped for LaTeX."""
+    return _in_one_line(text).translate({ord(mark): escaped for mark, escaped in _LATEX.items()})
 
 
 def for_markdown(text: str) -> str:
-    """Return text as Markdown has it, for a table's cell as well."""
+    """Return text escaped for Markdown, including table cells."""
     return _MARKDOWN.sub(r"\\\g<0>", _in_one_line(text))
 
 
 def for_html(text: str) -> str:
-    """Return text as HTML has it, in an attribute as well."""
+    """Return text escaped for HTML, including attributes."""
     return html.escape(printable(text))
 
 
 def pipes(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of plain texts as a Markdown table, the first its head."""
-    head, *body = (f"| {' | '.join(map(for_markdown, row))} |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
+    """Return rows of plain text as a Markdown table; the first row is the header."""
+    header, *body = (f"| {' | '.join(map(for_markdown, row))} |" for row in rows)
+    return "\n".join([header, "|" + "---|" * len(rows[0]), *body]) + "\n"
 
 
 def _in_one_line(text: str) -> str:

@@ -1,8 +1,8 @@
-"""What to do where memory was not enough, by command."""
+"""Messages for out-of-memory errors, by command."""
 
 import re
 
-_SAID = re.compile("out of memory|(can't|cannot) allocate memory|not enough memory", re.I)
+_OUT_OF_MEMORY = re.compile("out of memory|(can't|cannot) allocate memory|not enough memory", re.I)
 _BATCH = (
     "--per_device_train_batch_size (raise --gradient_accumulation_steps by the same factor to keep "
     "the step size)"
@@ -19,18 +19,18 @@ LOWER = {
     "study": "lower --jobs, the number of runs at once",
     "inject": "lower --max_length, or give a smaller --model",
 }
-"""Options that take less, of each command that has such."""
+"""Remedies by command: options that reduce memory use."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that memory was not enough, a device's or the machine's."""
+    """Return whether an exception means that host or device memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError | OSError) and bool(_SAID.search(str(error)))
+    return isinstance(error, RuntimeError | OSError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
-def memory_words(command: str, error: BaseException) -> str:
-    """Return what was not enough, and which options to lower."""
+def memory_message(command: str, error: BaseException) -> str:
+    """Return which memory ran out and which options to lower."""
     what = "GPU memory" if re.search("CUDA|HIP|MPS|XPU", str(error)) else "memory"
     remedy = LOWER.get(command, "close other programs, or use a machine with more")
     return f"not enough {what}: {remedy}. Completed work is kept."

@@ -1,4 +1,4 @@
-"""How a command declares its options, dataclass fields with a help text, and reads them."""
+"""Declare a command's options as dataclass fields with help texts, and parse them."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ USED_MOST = {
     "bf16", "seed", "max_steps", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
     "activation_checkpointing", "per_device_eval_batch_size",
 }  # fmt: skip
-"""Options of transformers' trainer that `--help` shows beside our own."""
+"""Options of transformers' trainer that `--help` shows with our own."""
 LONGEST_CONFIG = 1_000_000
-"""Bytes of a --config; PyYAML would read a data set that is given by mistake for an hour."""
+"""Bytes of a --config; PyYAML would take an hour for a data set given by mistake."""
 
 FLAGS_ALONE = {
     "trust_remote_code": "it lets a model run code",
     "api_key_env": "it sends a secret away",
     "push_to_hub": "it sends the model away",
 }
-"""What a --config may not set, and why: who writes the file need not be who runs the command."""
+"""Options that a --config may not set, and why: its author may not be the user."""
 LARGEST_RATE = 1e6
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_NOT_UTF8_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Help(str):
-    """An option's help text that carries what else is known about the option.
+    """An option's help text with further facts about the option.
 
-    It travels in the text because parsers hand every other entry of a field on to argparse.
+    The facts are attached to the text because parsers pass all other metadata to argparse.
     """
 
     facts: Mapping[str, Any]
 
 
 def option(text: str, default: Any = None, **facts: Any) -> Any:
-    """Declare an option with its help text and whatever else is known about it.
+    """Declare an option with its help text and further facts.
 
-    `least` is its smallest allowed value; a command may read further facts by `facts_of`.
+    `least` is its smallest allowed value; a command may read other facts with `facts_of`.
     """
     help = Help(text)
     help.facts = facts
@@ -52,13 +52,13 @@ def option(text: str, default: Any = None, **facts: Any) -> Any:
 
 
 def facts_of(options: type) -> dict[str, Mapping[str, Any]]:
-    """Return what is known about each option of a command, by name."""
+    """Return the facts about each option of a command, by name."""
     help = {option.name: option.metadata.get("help") for option in fields(options)}
     return {name: text.facts if isinstance(text, Help) else {} for name, text in help.items()}
 
 
 def require(value: Any, flag: str) -> None:
-    """Refuse a command that lacks an option it cannot do without."""
+    """Refuse a missing value of a required option."""
     if value in (None, "", []):
         raise UsageError(f"{flag} is missing.")
 
@@ -66,7 +66,7 @@ def require(value: Any, flag: str) -> None:
 def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]:
     """Return the options' dataclasses, from --config and the flags that override it.
 
-    `--help` shows our own options and `--help_all` those of the library's trainer too.
+    `--help` shows our own options, and `--help_all` also those of the library's trainer.
 
     Raises:
         UsageError: an option or key is unknown, or a value cannot be read.
@@ -85,7 +85,7 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
 
     class Parser(HfArgumentParser):
         def add_argument(self, *flags: str, **kwargs: Any) -> argparse.Action:
-            if flags[0].startswith("--"):  # its other spelling was turned into this one
+            if flags[0].startswith("--"):  # both spellings were normalized to this one
                 flags = flags[:1]
                 kwargs["help"] = _help(flags[0].lstrip("-") in shown, **kwargs)
             return super().add_argument(*flags, **kwargs)
@@ -94,7 +94,7 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
             raise UsageError(f"{message}; see softpref {command} --help.")
 
     prefix = _flags_from_yaml(config, names) if config else []
-    _refuse_key_to_address_of_file(config, prefix, flags)
+    _refuse_key_for_config_address(config, prefix, flags)
     parser = Parser(
         cast(Any, options), prog=f"softpref {command}", allow_abbrev=False, epilog=epilog,
         usage=f"softpref {command} [--config FILE.yaml] [--option VALUE ...]",
@@ -106,7 +106,7 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
         )
     except UsageError:
         raise
-    except (ValueError, ImportError, RuntimeError) as error:  # of transformers' own options
+    except (ValueError, ImportError, RuntimeError) as error:  # from transformers' own options
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{first}; see softpref {command} --help.") from error
     if unknown:
@@ -114,12 +114,12 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
         raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
     for found in parsed:
         refuse_non_finite(found)
-        _refuse_other_encodings(found)
+        _refuse_non_utf8(found)
     return tuple(parsed)
 
 
 def refuse_non_finite(options: Any) -> None:
-    """Refuse NaN and infinity, which compare with bounds as no number should.
+    """Refuse NaN and infinity, which range checks can miss.
 
     Raises:
         UsageError: the message names the option.
@@ -155,7 +155,7 @@ def refuse_too_large(options: Any, *names: str) -> None:
 
 
 def refuse_unknown_choices(options: Any) -> None:
-    """Refuse values that are none of an option's choices, which only Python can give.
+    """Refuse values outside an option's choices; only Python callers can give them.
 
     Raises:
         UsageError: the message names the option and its choices.
@@ -171,27 +171,27 @@ def _choices(hint: Any) -> tuple[str, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def _refuse_other_encodings(options: Any) -> None:
-    """Refuse names that no file of text can repeat, such as run.json or a report.
+def _refuse_non_utf8(options: Any) -> None:
+    """Refuse text that cannot be written to UTF-8 files such as run.json.
 
     Raises:
         UsageError: the message names the option.
     """
     for name, value in vars(options).items():
         for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and _NO_TEXT.search(text):
+            if isinstance(text, str) and _NOT_UTF8_TEXT.search(text):
                 raise UsageError(f"--{name} {text}: is not UTF-8 text; rename it.")
 
 
 def _help(is_shown: bool, help: str = "", default: Any = None, **_: Any) -> str:
-    """Return an option's line of help, with its default unless that is said already."""
+    """Return an option's help, with its default if it has one."""
     if not is_shown or help.startswith("Unused"):
         return argparse.SUPPRESS
     return help if default in (None, "", False) else f"{help} (default: {default})"
 
 
 def _own(options: Iterable[type]) -> set[str]:
-    """Return the names of the options that this project declares, rather than a library."""
+    """Return the names of the options that this project declares, not a library."""
     return {
         name
         for option in options
@@ -242,7 +242,7 @@ def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         words = [v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
         for word in words:
-            if word.startswith("-") and not _is_number(word):  # it would be a flag
+            if word.startswith("-") and not _is_number(word):  # argparse would take it for a flag
                 raise UsageError(
                     f"--config {path}: {name}: {word!r} begins with a hyphen; a path may begin "
                     "with ./ instead."
@@ -259,32 +259,32 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _refuse_key_to_address_of_file(
-    config: str | None, of_file: Sequence[str], flags: Sequence[str]
+def _refuse_key_for_config_address(
+    config: str | None, from_file: Sequence[str], flags: Sequence[str]
 ) -> None:
-    """Refuse a key in a flag and the address that it would go to in a file.
+    """Refuse an address from a config file if a flag gives the API key to send there.
 
     Raises:
-        UsageError: it is so.
+        UsageError: the address is in the file only.
     """
     given = {flag.partition("=")[0] for flag in flags}
-    if "--base_url" in of_file and "--api_key_env" in given and "--base_url" not in given:
+    if "--base_url" in from_file and "--api_key_env" in given and "--base_url" not in given:
         raise UsageError(
-            f"--config {config}: base_url is not read from a file where --api_key_env sends a key "
+            f"--config {config}: base_url is not read from a file if --api_key_env sends a key "
             "there; give --base_url as a flag too."
         )
 
 
 def _read_yaml(path: str) -> Any:
-    """Return what a YAML file holds, which may have no aliases and no key twice."""
+    """Return the content of a YAML file without aliases and duplicate keys."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for gigabytes
+            if self.check_event(yaml.AliasEvent):  # a few lines can expand to gigabytes
                 raise UsageError(
-                    f"--config {path}: aliases (*{self.peek_event().anchor}) are not read; write "
-                    "the value out."
+                    f"--config {path}: aliases (*{self.peek_event().anchor}) are not supported; "
+                    "write the value out."
                 )
             return super().compose_node(parent, index)
 
@@ -299,13 +299,13 @@ def _read_yaml(path: str) -> Any:
     try:
         refuse_streams(path, f"--config {path}")
         if Path(path).stat().st_size > LONGEST_CONFIG:
-            raise UsageError(f"--config {path}: too large for one; give a YAML file of options.")
+            raise UsageError(f"--config {path}: too large; give a YAML file of options.")
         return yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
     except UsageError:
         raise
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}; give a YAML file.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # numbers too long, and worse
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as huge numbers
         first = str(error).splitlines()[0]
         raise UsageError(
             f"--config {path}: not YAML ({first}); write `key: value` lines."
@@ -313,6 +313,6 @@ def _read_yaml(path: str) -> Any:
 
 
 def did_you_mean(word: str, known: Any) -> str:
-    """Return a hint at the nearest known word, if any is near."""
+    """Return a hint at the closest known word, if there is one."""
     close = difflib.get_close_matches(word.replace("-", "_"), list(known), n=1)
     return f"; did you mean {close[0]!r}" if close else ""

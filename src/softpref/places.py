@@ -1,4 +1,4 @@
-"""Where a command may write: said before it loads a model, not after an hour of work."""
+"""Check output paths before a command loads a model, not after an hour of work."""
 
 import os
 import tempfile
@@ -7,15 +7,15 @@ from pathlib import Path
 from softpref.errors import UsageError
 
 LONGEST_NAME = 255 - len(".record.json.lock")
-"""Bytes of a name that leave room for what is written beside it."""
+"""Bytes of a file name, with room for the suffixes of files beside it."""
 LONGEST_PATH = 4000
 
 
 def directory_to_write(output: str) -> Path:
-    """Return the path of a directory that is there or can be made.
+    """Return the path of a directory that exists or can be created.
 
     Raises:
-        UsageError: it cannot; the message names `--output`.
+        UsageError: it cannot be created; the message names `--output`.
     """
     path = file_to_write(output)
     if path.exists() and not path.is_dir():
@@ -24,25 +24,25 @@ def directory_to_write(output: str) -> Path:
 
 
 def file_to_write(output: str, flag: str = "--output") -> Path:
-    """Return the path of a file that can be written once its folder is made.
+    """Return the path of a file that can be written once its folder is created.
 
     Raises:
-        UsageError: it cannot; the message names the flag that gave it.
+        UsageError: it cannot be written; the message names its flag.
     """
     path = Path(output)
     new = [part for part in (path, *path.parents) if not os.path.lexists(part)]
     longest = max((len(os.fsencode(part.name)) for part in new), default=0)
     if longest > LONGEST_NAME or len(os.fsencode(path.absolute())) > LONGEST_PATH:
         raise UsageError(f"{flag} {output}: the name is too long; give a shorter one.")
-    there = next(each for each in (path, *path.parents, Path.cwd()) if os.path.lexists(each))
-    if not there.exists():
+    found = next(each for each in (path, *path.parents, Path.cwd()) if os.path.lexists(each))
+    if not found.exists():
         raise UsageError(
-            f"{flag} {output}: {there} is a symbolic link to {os.readlink(there)}, which is not "
-            "there; remove the link, or make what it points to."
+            f"{flag} {output}: {found} is a symbolic link to {os.readlink(found)}, which does not "
+            "exist; remove the link, or create its target."
         )
-    home = there if there.is_dir() else there.parent
-    if not there.is_dir() and there != path:
-        raise UsageError(f"{flag} {output}: {there} is a file; give a path in a directory.")
+    home = found if found.is_dir() else found.parent
+    if not found.is_dir() and found != path:
+        raise UsageError(f"{flag} {output}: {found} is a file; give a path in a directory.")
     try:
         with tempfile.TemporaryFile(dir=home):
             pass

@@ -1,4 +1,4 @@
-"""Pictures that are whole or not there, and the same bytes whenever they are drawn again."""
+"""Figures, written atomically and with reproducible bytes."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from softpref.data.temporary import replacing
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as its path's ending says, PNG or SVG."""
+    """Write a figure as PNG or SVG, by the path's extension."""
     kind = path.suffix.removeprefix(".")
     dated = {"Date": None} if kind == "svg" else {}
-    # By default an SVG holds the date, and ids that are drawn at random.
+    # By default an SVG contains the date and random ids.
     with replacing(path) as partial, matplotlib.rc_context({"svg.hashsalt": "softpref"}):
         figure.savefig(partial, dpi=130, format=kind, metadata=dated)

@@ -1,4 +1,4 @@
-"""How far a long pass is: a bar on a terminal, a line every 30 seconds in a log."""
+"""Progress of a long pass: a bar on a terminal, a line every 30 seconds in a log."""
 
 import logging
 import sys
@@ -7,20 +7,20 @@ from time import monotonic
 from tqdm import tqdm
 
 _EVERY = 30.0
-"""Seconds between two lines of a log."""
+"""Seconds between log lines."""
 
 logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """A pass over `total` of something, such as pairs; used as a context.
+    """Context manager that reports the progress of a pass over `total` items.
 
     Args:
-        what: names the pass.
-        total: how many there are.
-        unit: of what.
-        done: how many an interrupted pass has done before.
-        is_silent: of the processes that do a pass together, all but the first say nothing.
+        what: name of the pass.
+        total: number of items.
+        unit: name of an item, such as "pair".
+        done: number of items that an interrupted pass has completed.
+        is_silent: for all but the first of several processes.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class Progress:
         self._before = self._done = done
         self._is_silent = is_silent or sys.stderr.isatty()
         self._start = self._last = monotonic()
+        off = is_silent or None  # None: tqdm checks for a terminal
         self._bar = tqdm(
-            desc=what, total=total, initial=done, unit=unit, leave=False, delay=1,
-            disable=is_silent or None,
-        )  # fmt: skip
+            desc=what, total=total, initial=done, unit=unit, leave=False, delay=1, disable=off
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -42,15 +42,13 @@ class Progress:
         self._bar.close()
 
     def update(self, count: int = 1) -> None:
-        """Count what has been done since the last call."""
+        """Count the items completed since the last call."""
         self._done += count
         self._bar.update(count)
         now = monotonic()
         if self._is_silent or now - self._last < _EVERY:
             return
         self._last = now
-        each = (now - self._start) / max(self._done - self._before, 1)
-        logger.info(
-            "%s: %d of %d %ss, about %.0f seconds left", self._what, self._done, self._total,
-            self._unit, each * (self._total - self._done),
-        )  # fmt: skip
+        per_item = (now - self._start) / max(self._done - self._before, 1)
+        seconds = f"about {per_item * (self._total - self._done):.0f} seconds left"
+        logger.info(f"{self._what}: {self._done} of {self._total} {self._unit}s, {seconds}")

@@ -1,4 +1,4 @@
-"""Text for the terminal: whatever it quotes, it cannot steer the terminal or show a secret."""
+"""Text for the terminal, without control characters and secrets."""
 
 import logging
 import os
@@ -10,26 +10,23 @@ from typing import Any
 from softpref.errors import UsageError
 
 SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-"""Endings of the names of environment variables whose values are never shown."""
+"""Suffixes of environment variables whose values are never shown."""
 SHORTEST_SECRET = 8
-"""Characters; shorter values are words that a message may hold for other reasons."""
-_STEERING = (
+"""Characters; shorter values may occur in a message by chance."""
+_CONTROL_CODES = (
     *range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F),
     *range(0x2066, 0x206A), 0xFEFF, *range(0xD800, 0xE000),
 )  # fmt: skip
-"""Control characters, marks that turn the direction of text round, and halves of characters."""
+"""Control characters, marks that change the direction of text, and surrogates."""
 _ESCAPES = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-    for code in _STEERING
+    for code in _CONTROL_CODES
     if chr(code) not in "\n\t"
 }
 
 
 def printable(text: str) -> str:
-    """Return text with control characters escaped and secrets of the environment hidden.
-
-    Lines and tabs stay.
-    """
+    """Return text with control characters escaped, except newlines and tabs, and secrets hidden."""
     return without_secrets(text).translate(_ESCAPES)
 
 
@@ -42,10 +39,10 @@ def without_secrets(text: str) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """A formatter of lines for the terminal."""
+    """A log formatter for the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record's message as `printable` has it."""
+        """Return the formatted record, made printable."""
         return printable(super().format(record))
 
 
@@ -55,7 +52,7 @@ def say(text: str) -> None:
 
 
 class _Unfailing:
-    """A stream that drops what it is given once nothing can be written to it any more."""
+    """A stream that discards output after a failed write."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -65,21 +62,21 @@ class _Unfailing:
         try:
             self._stream.write(text)
         except OSError as error:
-            self._lose(error)
+            self._discard(error)
         return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError as error:
-            self._lose(error)
+            self._discard(error)
 
-    def _lose(self, error: OSError) -> None:
+    def _discard(self, error: OSError) -> None:
         self.error = self.error or error
-        # What is buffered would fail again, at the process's end at the latest.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+        # Flushing the buffer would fail again, at exit at the latest.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -87,11 +84,11 @@ class _Unfailing:
 
 @contextmanager
 def unfailing_output() -> Iterator[None]:
-    """Let work be done to its end when what it prints can no longer be written.
+    """Let a command finish even if its output can no longer be written.
 
     Raises:
-        UsageError: at the end, where stdout could not be written; a pipe that its reader has closed
-            is no error.
+        UsageError: at the end, if stdout could not be written; a pipe closed by its reader is no
+            error.
     """
     before = sys.stdout, sys.stderr
     out, err = _Unfailing(sys.stdout), _Unfailing(sys.stderr)

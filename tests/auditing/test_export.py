@@ -36,7 +36,7 @@ def test_columns_that_json_cannot_hold_are_written_as_text(tmp_path, caplog, exp
     assert all(row | plain == row for row in cleaned)
     assert all(row["is_flipped"] is None for row in cleaned)
     (said,) = caplog.messages
-    assert said.startswith("cleaned.jsonl: written in another form: when as ISO 8601 text, price")
+    assert said.startswith("cleaned.jsonl: converted for JSON: when as ISO 8601 text, price")
 
 
 def test_rows_that_are_left_out_are_counted_by_reason(tmp_path):

@@ -135,7 +135,7 @@ def test_pairs_held_out_of_several_files_leave_them_apart(files):
 @pytest.mark.parametrize(
     ("names", "weights", "words"),
     [
-        (["a.jsonl"], [1.0], r"^--mix 1: there is only a.jsonl to mix; leave --mix out"),
+        (["a.jsonl"], [1.0], r"^--mix 1: there is only a.jsonl to mix; remove --mix"),
         (["a", "b"], [1.0], r"^--mix 1: give one weight for each of the 2 files"),
         (["a", "b"], [1, 1, 1], r"^--mix 1 1 1: give one weight for each of the 2 files"),
         (["a", "b"], [0.7, -0.3], r"^--mix 0.7 -0.3: every weight must be a positive finite"),

@@ -246,7 +246,7 @@ def test_parquet_keeps_its_types(tmp_path):
         ("out.jsonl", 1, "--rate 1: give a share"),
         ("out.jsonl", -0.1, "--rate -0.1"),
         ("out.jsonl", float("nan"), "--rate nan"),
-        ("out.txt", 0.1, "unknown ending. Use one of .jsonl"),
+        ("out.txt", 0.1, "unknown extension. Use one of .jsonl"),
         ("sub/../in.jsonl", 0.1, "is the input"),
         ("there.jsonl", 0.1, "exists"),
         ("absent/out.jsonl", 0.1, "cannot be written: there is no folder"),
@@ -353,7 +353,7 @@ PLAIN = {
     "deep": [{"at": "2024-01-02"}, None], "pairs": [["k", 1.5]], "score": None,
 }  # fmt: skip
 SAID = (
-    "written in another form: when as ISO 8601 text, day as ISO 8601 text, hour as ISO 8601 text, "
+    "converted for JSON: when as ISO 8601 text, day as ISO 8601 text, hour as ISO 8601 text, "
     "price as decimal text, raw as base64 text, took (timedelta) as text, deep as ISO 8601 text, "
     "score NaN or infinite as null"
 )
@@ -389,7 +389,7 @@ def test_json_without_a_word_for_nan_is_never_written(tmp_path, caplog):
     assert [row["s"] for row in strict] == [None, 1.5, None]
     assert [row["deep"] for row in strict] == [{"s": [None]}, {"s": [1.5]}, {"s": [None]}]
     how = "NaN or infinite as null"
-    assert caplog.messages == [f"{output}: written in another form: s {how}, deep {how}"]
+    assert caplog.messages == [f"{output}: converted for JSON: s {how}, deep {how}"]
     inject(source, str(tmp_path / "out.parquet"), 0, 0)
     kept = [row["s"] for row in read(tmp_path / "out.parquet")]
     assert (math.isnan(kept[0]), kept[1:]) == (True, [1.5, -math.inf])

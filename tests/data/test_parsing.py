@@ -12,7 +12,7 @@ from softpref.columns import Columns
 from softpref.data import parsing
 from softpref.data.bad_rows import place
 from softpref.data.messages import as_text, texts_of
-from softpref.data.parsing import parse_pair, unread
+from softpref.data.parsing import parse_pair, unread_columns
 from softpref.data.readers import RowError
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
@@ -97,7 +97,7 @@ def test_a_tree_too_deep_to_be_read_is_a_bad_row():
         ({"chat_template_kwargs": {"tokenize": False}}, "may not set tokenize"),
         ({"chosen": [user("q?"), assistant("yes")]}, "one of the responses repeats the prompt"),
         ({"prompt": "else", "chosen": [user("q?"), assistant("yes")],
-          "rejected": [user("q?"), assistant("no")]}, "none of the messages before the responses"),
+          "rejected": [user("q?"), assistant("no")]}, "not among the messages before the"),
     ],
 )  # fmt: skip
 def test_messages_that_are_refused(change, words):
@@ -132,7 +132,7 @@ def test_a_text_prompt_beside_messages_is_the_users_turn_or_said_before():
 def test_messages_written_as_text_are_read(write):
     cells = {name: write(value) for name, value in CHAT.items()}
     assert read(cells) == (read(CHAT)[0], (parsing.WRITTEN,))
-    refused({**cells, "chosen": cells["chosen"][:-2]}, "looks like messages that were written as")
+    refused({**cells, "chosen": cells["chosen"][:-2]}, "looks like messages written as")
     assert read({"prompt": "p", "chosen": "[{1}]", "rejected": "x"})[0] == ("p", "[{1}]", "x")
 
 
@@ -196,7 +196,7 @@ def test_columns_that_were_not_read_are_said_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "softpref"):
         load_pairs(written(tmp_path, rows))
     assert caplog.text.count("columns that were not read: score") == 1
-    assert unread(rows[0], parsing.STANDARD, {}) == ["score"]
+    assert unread_columns(rows[0], parsing.STANDARD, {}) == ["score"]
 
 
 def test_all_kinds_of_bad_rows_are_named_at_once(tmp_path):

@@ -185,7 +185,7 @@ def test_data_sets_that_were_saved_to_disk(tmp_path):
     for name in ("some", "some:other"):
         with pytest.raises(UsageError, match=r"Give one of .*/some:train, .*/some:test\.$"):
             rows_of(tmp_path / name)
-    with pytest.raises(UsageError, match="one has no splits. Leave out :train"):
+    with pytest.raises(UsageError, match="one has no splits. Remove :train"):
         rows_of(f"{tmp_path}/one:train")
 
 

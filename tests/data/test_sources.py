@@ -132,10 +132,10 @@ BAD_ROWS = [
     (GOOD | {"rejected": "\t"}, "rejected is empty"),
     ({"prompt": [USER], "chosen": [HELLO], "rejected": [NO | {"content": " "}]}, "rejected is em"),
     ({"prompt": [], "chosen": [HELLO], "rejected": [NO]}, "prompt is empty"),
-    ({"chosen": "Q: yes", "rejected": "Q: yes indeed"}, "where the prompt ends cannot be told"),
+    ({"chosen": "Q: yes", "rejected": "Q: yes indeed"}, "the end of the prompt is unknown"),
     ({"chosen": "yes", "rejected": "no"}, "prompt is missing"),
     ({"chosen": [HELLO], "rejected": [NO]}, "prompt is missing"),
-    ({"chosen": [USER, HELLO], "rejected": [USER]}, "rejected does not end with a message of the"),
+    ({"chosen": [USER, HELLO], "rejected": [USER]}, "rejected does not end with an assistant"),
     ({"chosen": [USER, HELLO], "rejected": [USER, USER, NO]}, "no common prompt"),
     (GOOD | {"rejected": "Hello!"}, "identical"),
     (GOOD | {"is_flipped": 1}, "is_flipped is not a boolean"),
@@ -229,7 +229,7 @@ def test_rows_of_a_table_are_called_rows(tmp_path):
         ("junk.parquet", b"PAR1 junk PAR1", "cannot be read"),
         ("binary.jsonl", bytes(range(256)), "not JSON"),
         ("deep.jsonl", b"[" * 100_000, "not JSON"),
-        ("pairs.txt", b"hello", "unknown ending. Use one of .jsonl"),
+        ("pairs.txt", b"hello", "unknown extension. Use one of .jsonl"),
         ("folder.jsonl", "folder", "is a directory. Name one file"),
     ],
 )
@@ -311,7 +311,7 @@ def test_a_uid_names_one_row(tmp_path):
     rows = [first | {"uid": "a"}, second | {"uid": "a"}, first, second | {"uid": missing}]
     loaded = load_pairs(jsonl(tmp_path / "p.jsonl", rows), on_bad_row="skip")
     assert [bad.row for bad in loaded.bad_rows] == [2]
-    assert "uid 'a' is already that of" in loaded.bad_rows[0].reason
+    assert "uid 'a' is already used by" in loaded.bad_rows[0].reason
     assert loaded.bad_rows[0].reason.endswith("p.jsonl, line 1")
     clash = load_pairs(
         jsonl(tmp_path / "c.jsonl", [first, second | {"uid": missing}]), on_bad_row="skip"

@@ -229,7 +229,7 @@ def test_what_a_template_leaves_out_of_responses_is_said(caplog):
     with caplog.at_level("WARNING", "softpref"):
         for tokenize in (tokenize_pairs, tokenize_chosen):
             tokenize(rows, bpe(chat=TEMPLATES["deepseek r1"]), 512, name="pairs")
-    said = "the chat template leaves out text of the responses in 1 of 2 pairs"
+    said = "the chat template drops response text in 1 of 2 pairs"
     assert caplog.text.count(said) == 2
 
 
@@ -242,7 +242,7 @@ def test_control_tokens_in_responses_are_said(caplog):
     with caplog.at_level("WARNING", "softpref"):
         for tokenize in (tokenize_pairs, tokenize_chosen):
             tokenize(rows, bpe(), 512, name="pairs")
-    said = "responses hold control tokens of the tokenizer in 1 of 1 pairs, first '</s>'"
+    said = "responses contain control tokens of the tokenizer in 1 of 1 pairs, first '</s>'"
     assert caplog.text.count(said) == 2
 
 

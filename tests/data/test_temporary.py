@@ -10,8 +10,8 @@ from contextlib import suppress
 import pyarrow as pa
 import pytest
 
-from softpref.data.books import Books
 from softpref.data.readers import store
+from softpref.data.seen_pairs import SeenPairs
 from softpref.data.temporary import (
     OWNER,
     PARTIAL_FILE,
@@ -49,8 +49,8 @@ def kill(child):
 
 @pytest.mark.parametrize(
     "work",
-    [Books, lambda: store(iter([{"a": 1}]), pa.schema([("a", pa.int64())]))],
-    ids=["books", "rows"],
+    [SeenPairs, lambda: store(iter([{"a": 1}]), pa.schema([("a", pa.int64())]))],
+    ids=["seen pairs", "rows"],
 )
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not(home, work):
     kept = []
@@ -82,11 +82,11 @@ def test_what_only_looks_like_it_stays(home):
     assert set(home.rglob("*")) == before
 
 
-def test_books_go_with_their_last_reference(home):
-    books = Books()
-    books.enter_uid("u", "s", 1)
+def test_seen_pairs_go_with_their_last_reference(home):
+    seen = SeenPairs()
+    seen.add_uid("u", "s", 1)
     assert len(list(home.iterdir())) == 1
-    del books
+    del seen
     gc.collect()
     assert list(home.iterdir()) == []
 

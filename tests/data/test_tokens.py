@@ -192,20 +192,18 @@ def test_pairs_without_room_or_difference_are_bad_rows():
     for limit in (prompt, prompt - 1):
         with pytest.raises(RowError, match=f"--max_length {limit}: the prompt alone has {prompt}"):
             tokenize_pair(pair, BOS_ONLY, limit)
-    with pytest.raises(
-        RowError, match=f"--max_length {prompt + 4}: chosen and rejected differ only"
-    ):
+    with pytest.raises(RowError, match=f"--max_length {prompt + 4}: the responses differ only"):
         tokenize_pair(pair, BOS_ONLY, prompt + 4)
     assert tokenize_pair(pair, BOS_ONLY, prompt + 5).truncated
-    with pytest.raises(RowError, match="differ in no token"):
+    with pytest.raises(RowError, match="have the same tokens"):
         tokenize_pair({"prompt": "a", "chosen": "b", "rejected": "b</s>"}, BOS_ONLY, 64)
-    with pytest.raises(RowError, match="no token is common"):
+    with pytest.raises(RowError, match="no common first token"):
         tokenize_pair({"prompt": "c", "chosen": "at", "rejected": "urious"}, BARE, 64)
     silent = bpe(chat="{{ messages[0].content }}")
-    with pytest.raises(RowError, match="template leaves no token"):
+    with pytest.raises(RowError, match="template drops a whole response"):
         tokenize_pair(CHAT_PAIR, silent, 64)
     strict = bpe(chat="{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(RowError, match="refuses the conversation: roles must alternate$"):
+    with pytest.raises(RowError, match="rejects the conversation: roles must alternate$"):
         tokenize_pair(CHAT_PAIR, strict, 64)
 
 
@@ -252,13 +250,13 @@ def test_columns_counts_and_bad_rows(caplog):
     with caplog.at_level(logging.WARNING, "softpref"):
         assert len(tokenize_pairs(pairs, BOS_ONLY, 30, name="some.jsonl").pairs) == 2
     assert (
-        "2 of 4 pairs are left out: some.jsonl, line 2: longer than --max_length 30: the prompt "
+        "2 of 4 pairs are dropped: some.jsonl, line 2: longer than --max_length 30: the prompt "
         "alone has 41 tokens (and 1 more like it)"
     ) in caplog.text
     tokenize_pairs(pairs, BOS_ONLY, 99, name="some.jsonl", context_length=30)
     assert "longer than the model's context of 30 tokens" in caplog.text
     broken = rows_of(good, good | {"chosen": "on", "rejected": "on</s>", "uid": "broken"}, long)
-    with pytest.raises(UsageError, match=r"line 2: chosen and rejected differ in no token; line 3"):
+    with pytest.raises(UsageError, match="line 2: .* have the same tokens; line 3"):
         tokenize_pairs(broken, BOS_ONLY, 30, name="some.jsonl")
     with pytest.raises(UsageError, match="No good row is left"):
         tokenize_pairs(pairs, BOS_ONLY, 2, name="some.jsonl", on_bad_row="skip")
@@ -296,7 +294,7 @@ def test_special_tokens_and_boundaries(prompt, chosen, rejected, tokenizer, pref
     try:
         result = tokenize_pair(pair, tokenizer, 512)
     except RowError as error:
-        assert chosen == rejected or "no token is common" in str(error)  # noqa: PT017
+        assert chosen == rejected or "no common first token" in str(error)  # noqa: PT017
         return
     bos = [BOS] if prefix or tokenizer in (BOS_ONLY, BOTH) else []
     for response, ids in ((chosen, result.chosen_ids), (rejected, result.rejected_ids)):

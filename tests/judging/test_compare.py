@@ -170,7 +170,7 @@ def test_a_second_judge_that_cannot_be_had_is_known_before_the_first_is_asked(
 @pytest.mark.parametrize(
     ("responses", "message"),
     [
-        (["run.jsonl", "other/run.jsonl"], "there is a run already; name each by NAME=FILE"),
+        (["run.jsonl", "other/run.jsonl"], "the name run is taken; give NAME=FILE"),
         (["a=run.jsonl", "a=best.jsonl", "b=best.jsonl"], "a has 2 runs and b 1"),
         (["a=run.jsonl", "a=run.jsonl"], "is given twice"),
     ],

@@ -14,7 +14,7 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.judging import endpoint
-from softpref.judging.ask import GIVE_UP_AFTER, make_judge, put
+from softpref.judging.ask import GIVE_UP_AFTER, ask_judge, make_judge
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.questions import Comparison, judge_hash
@@ -40,7 +40,7 @@ def judged(script, tmp_path, count, **given):
     asked = options(script, **given)
     check_judge(asked)
     with VerdictLog(tmp_path / "verdicts.jsonl") as log:
-        return put(comparisons(count), make_judge(asked), asked, log)
+        return ask_judge(comparisons(count), make_judge(asked), asked, log)
 
 
 def test_verdicts_are_the_judges_in_both_orders(tmp_path):
@@ -404,7 +404,7 @@ def test_the_key_of_openai_goes_to_openai_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize("key", ["sk-\u00e9", "a\nb"])
 def test_a_key_that_is_none_is_named(monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(UsageError, match="OPENAI_API_KEY holds no key"):
+    with pytest.raises(UsageError, match="OPENAI_API_KEY is not a key"):
         make_judge(JudgeOptions(judge_model="m"))
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     make_judge(JudgeOptions(judge_model="m"))

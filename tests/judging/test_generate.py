@@ -277,7 +277,7 @@ def test_settings_that_do_not_work_are_named(steered, prompts, tmp_path, capsys)
         (("--temperature", "-1"), "--temperature -1.0"),
         (("--temperature", "inf"), "--temperature inf"),
         (("--temperature", "0", "--generation_config", "model"), "give one of them"),
-        (("--samples", "2", "--generation_config", "model"), "says no do_sample"),
+        (("--samples", "2", "--generation_config", "model"), "does not set do_sample"),
         (("--limit", "0"), "--limit 0"),
         (("--model", "/nowhere"), "/nowhere"),
     ],

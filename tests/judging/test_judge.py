@@ -115,7 +115,7 @@ PAIR = {"prompt": "p", "response": "r"}
         ([{"prompt": "p"}], [PAIR], "ours.jsonl, line 1: has no text under `response`"),
         ([{"response": "r"}], [PAIR], "ours.jsonl, line 1: prompt is missing"),
         ([{"prompt": [{"role": "user"}], "response": "r"}], [PAIR], "a message without content"),
-        ([], [PAIR], "ours.jsonl: holds no row"),
+        ([], [PAIR], "ours.jsonl: contains no rows"),
         ([5], [PAIR], "line 1: not an object"),
     ],
 )
@@ -183,4 +183,4 @@ def test_wrong_known_pairs_are_named(tmp_path, capsys, row, message):
 def test_check_and_responses_exclude_each_other(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["judge", "--check", "x", "--responses", "y", "--judge", "checker", "--output", "z"])
-    assert "leave --responses and --baseline out" in capsys.readouterr().err
+    assert "remove --responses and --baseline" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from softpref.judging.outcomes import leaning, outcomes_of
+from softpref.judging.outcomes import mean_verdict, outcomes_of
 from softpref.judging.questions import Answer, Comparison, questions_of
 
 COMPARISON = Comparison("u", "prompt", "longer response", "baseline")
@@ -49,9 +49,9 @@ def test_two_orders_against_the_rule_written_out(first, second):
         (("A", "tie"), 0.5), (("tie", "A"), -0.5), (("A", "timeout"), 0.0),
     ],
 )  # fmt: skip
-def test_a_leaning_is_the_mean_verdict_and_0_where_a_call_failed(verdicts, mean):
+def test_the_mean_verdict_is_0_where_a_call_failed(verdicts, mean):
     questions = questions_of([COMPARISON], "both", 0)["u"]
-    assert leaning(questions, answers_of(verdicts)) == mean
+    assert mean_verdict(questions, answers_of(verdicts)) == mean
 
 
 def test_one_order_is_drawn_by_seed_and_uid_and_means_the_same_response():

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from softpref.errors import UsageError
-from softpref.judging.ask import make_judge, put
+from softpref.judging.ask import ask_judge, make_judge
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.judging.questions import Comparison, Question, questions_of
@@ -45,7 +45,7 @@ def results(options, tmp_path, comparisons=COMPARISONS):
     check_judge(options)
     judge = make_judge(options)
     with VerdictLog(tmp_path / "verdicts.jsonl") as log:
-        judged = put(comparisons, judge, options, log)
+        judged = ask_judge(comparisons, judge, options, log)
     assert judged.first_share is None
     return {outcome.uid: outcome.result for outcome in judged.outcomes}
 

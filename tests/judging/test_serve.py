@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softpref.judging.ask import make_judge, put
+from softpref.judging.ask import ask_judge, make_judge
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison
@@ -101,7 +101,7 @@ def test_a_real_server_is_asked_and_its_words_are_read(serve, tmp_path, says, re
     options = JudgeOptions(judge_model=model, base_url=url, concurrency=2, max_reply_tokens=20)
     comparisons = [Comparison(str(i), f"Q{i}?", "one", "two") for i in range(2)]
     with VerdictLog(tmp_path / "verdicts.jsonl") as log:
-        judged = put(comparisons, make_judge(options), options, log)
+        judged = ask_judge(comparisons, make_judge(options), options, log)
     assert {outcome.result for outcome in judged.outcomes} == results
     assert judged.failures == failures
     assert all(outcome.flipped for outcome in judged.outcomes) == (not failures)

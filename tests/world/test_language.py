@@ -11,8 +11,8 @@ from softpref.world.language import (
     SYMBOLS,
     corrupt,
     make_tokenizer,
-    mispronounce,
     prompts,
+    replace_by_habit,
     right_answer,
     score,
 )
@@ -91,7 +91,7 @@ def test_corruption_hits_the_given_share_of_symbols():
 
 def test_a_habit_touches_its_symbols_alone():
     answer = " ".join(SYMBOLS * 500)
-    spoken = mispronounce(answer, {"a": "e"}, 0.4, Random(0)).split()
+    spoken = replace_by_habit(answer, {"a": "e"}, 0.4, Random(0)).split()
     changes = [(a, b) for a, b in zip(answer.split(), spoken, strict=True) if a != b]
     assert set(changes) == {("a", "e")}
     assert len(changes) / 500 == pytest.approx(0.4, abs=0.06)

@@ -12,8 +12,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from softpref.data.books import Books
 from softpref.data.readers import dataset_rows
+from softpref.data.seen_pairs import SeenPairs
 from softpref.data.sources import by_source, content_key, contents, in_sorted_order
 from softpref.statistics.evidence import Evidence
 from softpref.training.evidence import OPINION, SignalName, chunks, parts_of, signals_of
@@ -136,13 +136,13 @@ def opposite_labels(pairs: Dataset) -> Iterator[str]:
 
     A place is "elsewhere", or with several sources the names of those, or "" for nowhere.
     """
-    books: dict[str, Books] = {}
+    seen: dict[str, SeenPairs] = {}
     for where, part in by_source(pairs, "elsewhere"):
-        seen = books[where] = Books()
+        of = seen[where] = SeenPairs()
         for row in dataset_rows(contents(part)):
             ahead = in_sorted_order(row["chosen"], row["rejected"])
-            seen.enter_order(content_key(**row), where, ahead=ahead)
+            of.add_order(content_key(**row), where, is_sorted=ahead)
     for row in dataset_rows(contents(pairs)):
         ahead, key = in_sorted_order(row["chosen"], row["rejected"]), content_key(**row)
-        found = [where for where, seen in books.items() if seen.orders(key)[1 if ahead else 0]]
-        yield ("in " if found and len(books) > 1 else "") + " and in ".join(found)
+        found = [where for where, of in seen.items() if of.orders(key)[1 if ahead else 0]]
+        yield ("in " if found and len(seen) > 1 else "") + " and in ".join(found)

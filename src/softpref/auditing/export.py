@@ -16,10 +16,10 @@ from datasets import Dataset
 
 from softpref.auditing.beliefs import SUSPECT
 from softpref.columns import STANDARD, Columns
-from softpref.data.bad_rows import BadRow, in_words, place
-from softpref.data.books import Books
+from softpref.data.bad_rows import BadRow, place, summarize_bad_rows
 from softpref.data.readers import column, dataset_rows, read_rows
-from softpref.data.sources import CONTENT, Intake, by_source, content_key, contents, names_of
+from softpref.data.seen_pairs import SeenPairs
+from softpref.data.sources import CONTENT, RowValidator, by_source, content_key, contents, names_of
 from softpref.data.writers import json_rows
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
@@ -55,7 +55,7 @@ class DroppedRows:
     def __str__(self) -> str:
         reasons = [f"{count} {why}" for why, count in self.why.items() if count]
         if self.unused:
-            reasons.append(f"{len(self.unused)} not usable ({in_words(self.unused)})")
+            reasons.append(f"{len(self.unused)} not usable ({summarize_bad_rows(self.unused)})")
         count = self.why.total() + len(self.unused)
         text = f"{CLEANED}: {self.rows - count} of {self.rows} rows"
         return text + (f"; {count} are dropped: {', '.join(reasons)}" if count else "")
@@ -162,13 +162,13 @@ def _cleaned_rows(
     columns: Columns,
     dropped: DroppedRows,
 ) -> Iterator[dict[str, Any]]:
-    books = Books()
-    intakes = {name: Intake(name, "skip", columns, books) for name in sources}
+    seen = SeenPairs()
+    validators = {name: RowValidator(name, "skip", columns, seen) for name in sources}
     rows = ((name, *row) for name in sources for row in read_rows(name))
     unused = {(bad.source, bad.row) for bad in dropped.unused}
     for name, number, raw in rows:
         dropped.rows += 1
-        pair = intakes[name].admit(number, raw)
+        pair = validators[name].validate(number, raw)
         if pair is None or not isinstance(raw, dict):  # it is in `unused`
             continue
         p, why = belief(name, number, pair)

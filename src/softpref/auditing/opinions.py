@@ -22,8 +22,8 @@ from softpref.auditing.scores import ScoredSets
 from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import LoadedPairs, contents
-from softpref.judging.ask import put
-from softpref.judging.judge import account, account_words, who_judged
+from softpref.judging.ask import ask_judge
+from softpref.judging.judge import account, account_text, judge_record
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Comparison, Judge, questions_of
@@ -124,26 +124,27 @@ def with_verdicts(
     so that the judge is never asked twice.
 
     Raises:
-        UsageError: as in `put`.
+        UsageError: as in `ask_judge`.
     """
     sets = {"audited": scored.pairs, "trusted": scored.clean}
     comparisons = [each for name, pairs in sets.items() for each in _comparisons(pairs, f"{name} ")]
     task = f"judging pairs of {scored.source} and {scored.clean_source}"
     with VerdictLog(output / VERDICT_FILE) as log:
-        judged = put(comparisons, judge, options, log, task)
+        judged = ask_judge(comparisons, judge, options, log, task)
     name = f"judge {options.judge_model or options.judge}"
-    logger.info("%s: %s", name, account_words(judged))
+    logger.info("%s: %s", name, account_text(judged))
     failed = sum(outcome.result == "failed" for outcome in judged.outcomes)
-    record = who_judged(judge, options) | {
+    record = judge_record(judge, options) | {
         "account": account(judged),
         "pairs": len(comparisons),
         "without_opinion": failed,
         "changed_with_order": sum(outcome.flipped for outcome in judged.outcomes),
     }
-    leanings = torch.tensor(judged.leanings, dtype=torch.float64).split([*map(len, sets.values())])
+    verdicts = torch.tensor(judged.mean_verdicts, dtype=torch.float64)
+    parts = verdicts.split([*map(len, sets.values())])
     pairs, clean = (
         each.add_column(OPINION + name, part.numpy())
-        for each, part in zip(sets.values(), leanings, strict=True)
+        for each, part in zip(sets.values(), parts, strict=True)
     )
     summary = JudgeSummary(name, len(comparisons), failed, record)
     return replace(scored, pairs=pairs, clean=clean), summary

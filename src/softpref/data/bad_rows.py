@@ -1,4 +1,4 @@
-"""The rows of a source that cannot be used: named by their place, kind by kind."""
+"""Rows of a source that cannot be used, named by their location and grouped by cause."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from softpref.data.text_files import COMPRESSION
 from softpref.errors import UsageError
 
 OnBadRow = Literal["stop", "skip"]
-KINDS_NAMED = 5
+MAX_KINDS = 5
 BY_LINE = (".jsonl", ".csv", ".tsv")
-"""Endings of text whose rows are counted by lines."""
+"""Extensions of text files whose rows are counted by line."""
 _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\([^)]*\)|\d+")
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that was left out: its 1-based number, the reason, and the file it stands in."""
+    """A skipped row: its 1-based number, the reason, and its file."""
 
     row: int
     reason: str
@@ -28,7 +28,7 @@ class BadRow:
 
 
 def place(source: str, row: int) -> str:
-    """Name a row as its source counts it: a line of a text file, else a row."""
+    """Return the location of a row, by line in a text file and by row elsewhere."""
     return f"{source}, {_unit(source)} {row}"
 
 
@@ -38,13 +38,13 @@ def _unit(source: str) -> str:
     return "line" if ending in BY_LINE else "row"
 
 
-def in_words(rows: Sequence[BadRow]) -> str:
-    """Name the first row of every kind of fault, and how many there are of it."""
+def summarize_bad_rows(rows: Sequence[BadRow]) -> str:
+    """Return the first row of each kind of error, with the number of similar rows."""
     kinds: dict[str, list[BadRow]] = {}
     for row in rows:
         kinds.setdefault(_PARTICULAR.sub("", row.reason), []).append(row)
     named: list[str] = []
-    for alike in list(kinds.values())[:KINDS_NAMED]:
+    for alike in list(kinds.values())[:MAX_KINDS]:
         first = alike[0]
         where = place(first.source, first.row)
         if named and first.source == rows[0].source:
@@ -56,11 +56,11 @@ def in_words(rows: Sequence[BadRow]) -> str:
 
 
 class BadRows:
-    """The bad rows of a set; under `stop` one of them is enough to refuse it.
+    """The bad rows of a set; under `stop`, one of them rejects the set.
 
     Args:
-        source: what messages call the set: its file, or its files.
-        on_bad_row: whether a bad row is an error or left out.
+        source: the name of the set in messages: its file or files.
+        on_bad_row: whether a bad row is an error or is skipped.
     """
 
     def __init__(self, source: str, on_bad_row: OnBadRow) -> None:
@@ -68,20 +68,20 @@ class BadRows:
         self._on_bad_row = on_bad_row
         self._rows: list[BadRow] = []
         self.stopped = False
-        """Whether nothing more needs keeping, because the source will be refused."""
+        """Whether the source will be rejected, so that later rows need not be stored."""
 
     def add(self, row: int, reason: str, source: str | None = None) -> None:
-        """Note a bad row, of `source` where the set has several."""
-        self.leave_out(row, reason, source)
+        """Record a bad row; `source` names its file if the set has several."""
+        self.skip(row, reason, source)
         self.stopped |= self._on_bad_row == "stop"
 
-    def leave_out(self, row: int, reason: str, source: str | None = None) -> BadRow:
-        """Note a row that is whole and left out whatever is done with bad ones."""
+    def skip(self, row: int, reason: str, source: str | None = None) -> BadRow:
+        """Record a valid row that is skipped regardless of `on_bad_row`."""
         self._rows.append(BadRow(row, reason, source or self.source))
         return self._rows[-1]
 
-    def settle(self, kept: int) -> tuple[BadRow, ...]:
-        """Return the rows left out, after the last row, `kept` of which were good.
+    def finish(self, kept: int) -> tuple[BadRow, ...]:
+        """Return the skipped rows, once all rows are read and `kept` of them are good.
 
         Raises:
             UsageError: there are bad rows under `stop`, or no good row.
@@ -91,4 +91,4 @@ class BadRows:
         if not self._rows:
             raise UsageError(f"{self.source} holds no rows. Give a source with at least one pair.")
         remedy = "Fix them, or pass --on_bad_row skip" if self.stopped else "No good row is left"
-        raise UsageError(f"{in_words(self._rows)}. {remedy}.")
+        raise UsageError(f"{summarize_bad_rows(self._rows)}. {remedy}.")

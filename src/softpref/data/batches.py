@@ -1,6 +1,6 @@
-"""Tokenized pairs to the batches that the algorithm reads, in either layout.
+"""Tokenized pairs to batches for the algorithm, in either layout.
 
-Shapes: B pairs; R rows of N tokens, padded on the right with token 0, masked everywhere.
+Shapes: B pairs; R rows of N tokens, right-padded with token 0; padding is always masked.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ Pair = Mapping[str, Any]
 Collate = Callable[[Sequence[Pair]], PairBatch]
 
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
-Stretch = tuple[int, Sequence[int], Sequence[int], int]
+Segment = tuple[int, Sequence[int], Sequence[int], int]
 
 
 def make_batch(pairs: Sequence[Pair], read: Reader = all_logits) -> PairBatch:
     """Return B pairs as 2B padded rows; pair i is rows 2i (chosen) and 2i + 1 (rejected).
 
     Args:
-        pairs: each with `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int), and what there
-            is of `COLUMNS` and `index`.
-        read: how log-probabilities are read off the policy.
+        pairs: each with `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int), and optionally
+            any of `COLUMNS` and `index`.
+        read: how to compute log-probabilities from the policy.
     """
-    rows = _Rows(len(pairs))
+    rows = _RowBuilder(len(pairs))
     for i, pair in enumerate(pairs):
         for branch, ids in ((CHOSEN, pair["chosen_ids"]), (REJECTED, pair["rejected_ids"])):
-            rows.open()
+            rows.start_row()
             rows.prompt(i, pair["prompt_ids"])
             rows.response(i, branch, ids)
             if branch == CHOSEN:  # the other row repeats it
@@ -48,21 +48,21 @@ def make_batch(pairs: Sequence[Pair], read: Reader = all_logits) -> PairBatch:
 def make_shared_batch(
     pairs: Sequence[Pair], read: Reader = all_logits, hidden_size: int | None = None
 ) -> PairBatch:
-    """Return B pairs as stretches [x, y1, y2], several in a row, so that each prompt is run once.
+    """Return B pairs as segments [x, y1, y2], packed into rows, so that each prompt is run once.
 
     Args:
         pairs: as in `make_batch`.
-        read: how log-probabilities are read off the policy.
-        hidden_size: the policy's, where its attention goes through a dense mask and long rows cost
-            more a token; None where it skips what is masked, and one row holds every pair.
+        read: how to compute log-probabilities from the policy.
+        hidden_size: of a policy whose attention uses a dense mask, where long rows cost more per
+            token; None if attention skips masked tokens, and one row holds all pairs.
     """
     lengths = [sum(len(pair[part]) for part in PARTS) for pair in pairs]
-    rows = _Rows(len(pairs))
+    rows = _RowBuilder(len(pairs))
     spans = [(0, 0)] * len(pairs)
     packed = pack(lengths, hidden_size) if hidden_size else [list(range(len(pairs)))]
     width = max(sum(lengths[i] for i in row) for row in packed)
     for r, row in enumerate(packed):
-        rows.open()
+        rows.start_row()
         for i in row:
             start = r * width + len(rows.ids[-1])
             rows.prompt(i, pairs[i]["prompt_ids"])
@@ -74,11 +74,11 @@ def make_shared_batch(
 
 
 def length_buckets(pairs: Sequence[Pair], size: int, ranks: Ranks = ALONE) -> list[Sequence[Pair]]:
-    """Return a rank's pairs of one step in nearly equal parts of `size`, like lengths together.
+    """Return a rank's pairs of one step in nearly equal parts of `size`, grouped by length.
 
-    A step is defined on all its pairs, so which of them share a micro-batch or a rank changes
-    nothing. All ranks have as many parts, for sharded weights are gathered in each: where a part
-    of one pair is asked for and pairs do not come out even, some hold two.
+    A step is defined on all its pairs, so their assignment to micro-batches and ranks changes
+    nothing. All ranks have the same number of parts, since each part gathers sharded weights. With
+    parts of one pair and an uneven division, some parts have two.
     """
     longest_first = ranks.share(
         sorted(pairs, key=lambda pair: -sum(len(pair[part]) for part in PARTS))
@@ -90,19 +90,19 @@ def length_buckets(pairs: Sequence[Pair], size: int, ranks: Ranks = ALONE) -> li
 
 
 def pack(lengths: Sequence[int], hidden_size: int) -> list[list[int]]:
-    """Return which stretches share a row, rows of nearly equal length, at the least cost.
+    """Return the cheapest packing of segments into rows of nearly equal length.
 
-    Many short rows waste padding, few long ones attention: a token of a row of N costs about
-    24 D² + 4 N D multiplications a layer (D hidden size, dense mask), so R rows cost in proportion
-    to R N (6 D + N). Every R is tried, the longest stretches placed first, each into the emptiest
-    row.
+    Many short rows waste padding, few long rows waste attention: a token in a row of N costs about
+    24 D² + 4 N D multiplications per layer (D hidden size, dense mask), so R rows cost in
+    proportion to R N (6 D + N). Every R is tried, with the longest segments placed first, each into
+    the emptiest row.
 
     Args:
-        lengths: (B,) tokens of each stretch.
+        lengths: (B,) tokens of each segment.
         hidden_size: D.
 
     Returns:
-        For each row the places of its stretches in `lengths`.
+        For each row, the indices of its segments in `lengths`.
     """
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     best: list[list[int]] = []
@@ -120,10 +120,10 @@ def pack(lengths: Sequence[int], hidden_size: int) -> list[list[int]]:
     return best
 
 
-class _Rows:
-    """Rows of a batch as they grow, and what is scored in them.
+class _RowBuilder:
+    """Builds the rows of a batch and lists the tokens to score.
 
-    A scored stretch is a row, the columns that predict its tokens, the tokens, and whose they are.
+    A scored segment is a row, the columns that predict its tokens, the tokens, and their sequence.
     """
 
     def __init__(self, pairs: int) -> None:
@@ -132,32 +132,32 @@ class _Rows:
         self._positions: list[list[int]] = []
         self._pair: list[list[int]] = []
         self._branch: list[list[int]] = []
-        self._responses: list[Stretch] = []
-        self._prompts: list[Stretch] = []
+        self._responses: list[Segment] = []
+        self._prompts: list[Segment] = []
         self._prompt_end = 0
 
     @property
     def length(self) -> int:
-        """The longest row so far, tokens."""
+        """Length of the longest row so far, in tokens."""
         return max(map(len, self.ids))
 
-    def open(self) -> None:
-        """Begin a row."""
+    def start_row(self) -> None:
+        """Start a row."""
         for grid in (self.ids, self._positions, self._pair, self._branch):
             grid.append([])
 
     def prompt(self, i: int, ids: Sequence[int]) -> None:
-        """Append pair i's prompt; every response that follows in this row continues it."""
+        """Append pair i's prompt; the next responses in this row continue it."""
         self._append(i, PROMPT, ids, first_position=0)
         self._prompt_end = len(self.ids[-1]) - 1
 
     def score_prompt(self, i: int, ids: Sequence[int]) -> None:
-        """Have the tokens of the prompt that was appended last scored, all but the first."""
+        """Score the tokens of the last appended prompt, except the first token."""
         row, start = len(self.ids) - 1, self._prompt_end - len(ids) + 1
         self._prompts.append((row, range(start, self._prompt_end), ids[1:], i))
 
     def response(self, i: int, branch: int, ids: Sequence[int]) -> None:
-        """Append a response of pair i; its first token is predicted at the prompt's last."""
+        """Append a response of pair i; the prompt's last token predicts its first token."""
         start, row = len(self.ids[-1]), len(self.ids) - 1
         self._append(i, branch, ids, self._positions[-1][self._prompt_end] + 1)
         sequence = i if branch == CHOSEN else self._pairs + i
@@ -173,7 +173,7 @@ class _Rows:
     def batch(
         self, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]], read: Reader
     ) -> PairBatch:
-        """Return the rows with everything else that is known of the pairs."""
+        """Return the batch of all rows, with the columns of the pairs."""
 
         def column(name: str) -> Tensor:
             return torch.tensor([pair.get(name, math.nan) for pair in pairs], dtype=torch.float64)
@@ -195,11 +195,11 @@ class _Rows:
         length = self.length
         return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
 
-    def _tokens(self, stretches: list[Stretch]) -> Tokens:
+    def _tokens(self, segments: list[Segment]) -> Tokens:
         length = self.length
-        places = [row * length + at for row, columns, _, _ in stretches for at in columns]
-        targets = [token for _, _, tokens, _ in stretches for token in tokens]
-        sequences = [whose for _, _, tokens, whose in stretches for _ in tokens]
+        places = [row * length + at for row, columns, _, _ in segments for at in columns]
+        targets = [token for _, _, tokens, _ in segments for token in tokens]
+        sequences = [sequence for _, _, tokens, sequence in segments for _ in tokens]
         return Tokens(
             *(torch.tensor(each, dtype=torch.int64) for each in (places, targets, sequences))
         )

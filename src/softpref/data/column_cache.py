@@ -1,4 +1,4 @@
-"""Columns of numbers that are kept on disk between runs: a help, never a need."""
+"""Numeric columns cached on disk between runs; every cache is optional."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from softpref.data.temporary import replacing
 logger = logging.getLogger(__name__)
 
 REFERENCE_CACHE = (
-    "Directory that keeps what models say of pairs between runs; default: softpref's user cache."
+    "Directory that caches model scores of pairs between runs; default: softpref's user cache."
 )
 
 
@@ -29,10 +29,10 @@ def default_cache() -> Path:
 
 
 class ColumnCache:
-    """A directory of sealed columns; where it cannot be written, nothing more is kept.
+    """A directory of columns with checksums; after a failed write, nothing more is stored.
 
     Args:
-        directory: where; None for `default_cache`.
+        directory: its path; None for `default_cache`.
     """
 
     def __init__(self, directory: str | None) -> None:
@@ -40,23 +40,22 @@ class ColumnCache:
         self._is_writable = True
 
     def read(self, name: str, columns: Sequence[str], count: int) -> dict[str, Tensor] | None:
-        """Return the columns kept under a name, (count, ...) each, or None without them."""
+        """Return the columns stored under a name, (count, ...) each, or None if there are none."""
         return read_columns(self._path(name), columns, count)
 
     def write(self, name: str, columns: Mapping[str, Tensor]) -> None:
-        """Keep columns under a name; warn where that fails, and try no more."""
+        """Store columns under a name; after a failure, warn and stop writing."""
         if not self._is_writable:
             return
         try:
             write_columns(self._path(name), columns)
         except (OSError, SafetensorError) as error:
             self._is_writable = False
+            reason = getattr(error, "strerror", None) or error
             logger.warning(
-                "warning: the cache %s cannot be written (%s): this run continues without it, and "
-                "the next one scores again. Make room, or choose a writable directory by "
-                "--reference_cache or XDG_CACHE_HOME.",
-                self._directory,
-                getattr(error, "strerror", None) or error,
+                f"warning: the cache {self._directory} cannot be written ({reason}): this run "
+                "continues without it, and the next run scores again. Make room, or choose a "
+                "writable directory with --reference_cache or XDG_CACHE_HOME."
             )
 
     def _path(self, name: str) -> Path:
@@ -64,19 +63,19 @@ class ColumnCache:
 
 
 def read_columns(path: Path, names: Sequence[str], count: int) -> dict[str, Tensor] | None:
-    """Return a cache's columns, (count,) each, or None where the file is missing or damaged."""
+    """Return a cache's columns, (count,) each, or None if the file is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             seal = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         return None
-    whole = all(name in columns and len(columns[name]) == count for name in names)
-    return columns if whole and seal == _seal(columns) else None
+    is_complete = all(name in columns and len(columns[name]) == count for name in names)
+    return columns if is_complete and seal == _seal(columns) else None
 
 
 def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
-    """Write a cache's columns; of several processes that write the same one, the last stays."""
+    """Write a cache's columns; if several processes write the same file, the last one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: values.contiguous() for name, values in columns.items()}
     with replacing(path) as partial:

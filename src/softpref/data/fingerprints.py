@@ -1,7 +1,7 @@
-"""Which responses a model was fine-tuned on: recorded by `sft`, looked up by `train` and `audit`.
+"""Which responses a model was fine-tuned on: written by `sft`, read by `train` and `audit`.
 
-A model that has seen a response as an SFT target finds it less perplexing than its label deserves,
-so PPLDiff recalls the fine-tuning data instead of judging the pair.
+The perplexity of a response that was an SFT target is lower than its quality justifies: PPLDiff
+then reflects the fine-tuning data instead of the pair.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _SIDES = ("chosen", "rejected")
 
 
 def target_fingerprint(prompt: Text, response: Text) -> str:
-    """The first 16 hex digits of the sha256 of a prompt and a response.
+    """Return the first 16 hex digits of the SHA-256 of a prompt and a response.
 
     Args:
         prompt: text, or messages with all their fields.
@@ -32,7 +32,7 @@ def target_fingerprint(prompt: Text, response: Text) -> str:
 
 
 def write_sft_targets(model_directory: str | Path, fingerprints: Iterable[str]) -> None:
-    """Records beside a model the fingerprints of its SFT targets."""
+    """Write the fingerprints of a model's SFT targets into its directory."""
     record = {"format": 1, "fingerprints": sorted(fingerprints)}
     path = Path(model_directory) / SFT_TARGETS
     with replacing(path) as partial:
@@ -40,14 +40,14 @@ def write_sft_targets(model_directory: str | Path, fingerprints: Iterable[str]) 
 
 
 def count_sft_targets(model_directory: str, pairs: Dataset) -> int:
-    """How many pairs have their chosen or rejected response among a model's SFT targets.
+    """Return the number of pairs with a response among a model's SFT targets.
 
     Args:
-        model_directory: where the model or adapter lies; 0 if nothing is recorded there.
+        model_directory: directory of the model or adapter; without a record the result is 0.
         pairs: rows with prompt, chosen and rejected.
 
     Raises:
-        UsageError: the record is not one that this version reads.
+        UsageError: this version cannot read the record.
     """
     path = Path(model_directory) / SFT_TARGETS
     if not path.is_file():

@@ -1,11 +1,11 @@
-"""What a prompt or a response is: text, or messages with all that a chat template reads of them.
+"""Prompts and responses: text, or messages with all fields that a chat template reads.
 
-A message is a dict with `role`, `content` (text, parts of text, or None, as where a tool is called)
-and, as its source has them, `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and whatever
-else. Every other field that is null counts as absent, at any depth and in every file format: Arrow
-gives each row the fields of all rows, and nothing tells the nulls it fills in from written ones.
-Items of lists stay. What else Arrow does to a table cannot be undone: it may reorder fields and
-make integers floats.
+A message is a dict with `role`, `content` (text, parts of text, or None, as in a tool call) and any
+other fields of its source, such as `tool_calls`, `tool_call_id`, `name` and `reasoning_content`.
+Other fields that are null count as absent, at any depth and in every file format: Arrow gives each
+row the fields of all rows, so its nulls cannot be distinguished from written ones. Items of lists
+are kept. Other changes by Arrow cannot be undone: it may reorder fields and turn integers into
+floats.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Message = dict[str, Any]
 Text = str | list[Message]
 
 CONTEXT = ("tools", "chat_template_kwargs")
-"""Columns of a row that its chat template is given beside the messages."""
+"""Columns of a row that are passed to the chat template with the messages."""
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _SHOWN = ("role", "content", "reasoning_content")
 _RESERVED = {"conversation", "tokenize", "add_generation_prompt", "return_dict", *CONTEXT}
 
 
 def parse_text(value: object, column: str) -> Text:
-    """Return a column's value as text, or as messages; a list of messages written as text is read.
+    """Return a column's value as text or messages; messages written as text are parsed.
 
     Raises:
-        RowError: it is neither, or has what is no text.
+        RowError: it is neither, or its content is not text.
     """
     if isinstance(value, str):
         return _written_messages(value, column) or value
@@ -41,10 +41,10 @@ def parse_text(value: object, column: str) -> Text:
 
 
 def parse_context(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a row's `tools` and `chat_template_kwargs` is not null.
+    """Return a row's `tools` and `chat_template_kwargs`, as far as they are not null.
 
     Raises:
-        RowError: they are not what a chat template takes.
+        RowError: a chat template cannot take them.
     """
     found: dict[str, Any] = {}
     for column, kind in zip(CONTEXT, (list, dict), strict=True):
@@ -65,12 +65,12 @@ def parse_context(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def template_context(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `apply_chat_template` that a row brings, as TRL gives them."""
+    """Return a row's arguments of `apply_chat_template`, as in TRL."""
     return {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
 
 
 def texts_of(text: Text) -> Iterator[str]:
-    """Yield the texts that people wrote: of messages their contents and what was thought."""
+    """Yield the texts; of messages, their reasoning and content."""
     if isinstance(text, str):
         yield text
         return
@@ -83,26 +83,26 @@ def texts_of(text: Text) -> Iterator[str]:
 
 
 def is_empty(text: Text) -> bool:
-    """Return whether nothing is said, and no tool called."""
+    """Return whether there is neither text nor a tool call."""
     calls = not isinstance(text, str) and any(message.get("tool_calls") for message in text)
     return not calls and not "".join(texts_of(text)).strip()
 
 
 def as_text(text: Text) -> str:
-    """Return what a person reads: messages one after another, each with its role and all it holds.
+    """Return readable text: the messages in order, each with its role.
 
-    What stands beside the texts, such as tool calls, is shown as JSON.
+    Other fields, such as tool calls, are shown as JSON.
     """
     if isinstance(text, str):
         return text
-    return "\n\n".join(f"{message['role']}: {_inside(message)}" for message in text)
+    return "\n\n".join(f"{message['role']}: {_message_text(message)}" for message in text)
 
 
-def _inside(message: Message) -> str:
-    beside = {
+def _message_text(message: Message) -> str:
+    other = {
         name: value for name, value in message.items() if name not in _SHOWN and value is not None
     }
-    shown = [json.dumps(beside, ensure_ascii=False)] if beside else []
+    shown = [json.dumps(other, ensure_ascii=False)] if other else []
     return "\n".join([*filter(None, texts_of([message])), *shown])
 
 
@@ -110,7 +110,7 @@ def refuse_media(raw: Mapping[str, Any]) -> None:
     """Refuse a row with images, audio or video.
 
     Raises:
-        RowError: it has some.
+        RowError: it has any.
     """
     if found := [name for name in MEDIA if raw.get(name)]:
         raise RowError(f"it has {found[0]}: softpref reads text only")
@@ -129,7 +129,7 @@ def _message(raw: Mapping[str, Any], column: str) -> Message:
 
 
 def _filled_fields(value: Any, column: str) -> Any:
-    """Return the value without the fields that are null, at any depth."""
+    """Return the value without null fields, at any depth."""
 
     def without_nulls(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -155,10 +155,10 @@ def _content(value: object, column: str) -> Any:
 
 
 def _written_messages(value: str, column: str) -> list[Message] | None:
-    """Return the messages that a cell holds as JSON or as Python writes them, None for other text.
+    """Return the messages that a cell holds as JSON or as a Python literal, None for other text.
 
     Raises:
-        RowError: it begins as such a list does, and cannot be read.
+        RowError: it begins like such a list, and cannot be parsed.
     """
     start = value.lstrip()[:200]
     if not start.startswith("[{") or not ('"role"' in start or "'role'" in start):
@@ -170,4 +170,4 @@ def _written_messages(value: str, column: str) -> list[Message] | None:
             continue
         if isinstance(found, list) and all(isinstance(message, Mapping) for message in found):
             return [_message(message, column) for message in found]
-    raise RowError(f"{column} looks like messages that were written as text, and cannot be read")
+    raise RowError(f"{column} looks like messages written as text, but cannot be parsed")

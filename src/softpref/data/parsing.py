@@ -1,7 +1,7 @@
-"""One raw row, in any of the shapes that preference data come in, to the fields of a pair.
+"""Parse one raw row, in any common preference format, into the fields of a pair.
 
-What a row brings is read in one way only. Where it could be read in two, the row is refused, or,
-where one of them is surely meant, read so and counted under a note.
+An ambiguous row is rejected, unless one reading is almost certain. Then it is parsed that way, and
+a note is counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROMPT_NAMES = (
     "question", "instruction", "query", "input", "inputs", "context", "history", "problem", "task",
     "system", "user", "human", "message", "messages", "conversation", "dialogue",
 )  # fmt: skip
-"""Columns that hold a prompt in other people's files, the likeliest first."""
+"""Column names that often hold a prompt, the most likely first."""
 
 TURN = re.compile(
     r"(?:^|\n)[ \t]*(?:human|assistant|user|system|prompter|ai|bot|model)[ \t]?:"
@@ -41,17 +41,17 @@ TURN = re.compile(
     r"|<\|(?:user|assistant|system|prompter|human)\|>\n?|\[/INST\]",
     re.IGNORECASE,
 )
-"""Where a turn begins in a conversation that is written as one text."""
+"""Marks of a new turn in a conversation that is written as one text."""
 
-TELLING = 8
-"""Characters of a prompt that responses do not begin with by chance."""
-REPEATED = "the prompt stands in both responses too and was read once"
-REPEATED_TEXT = "both responses begin with the prompt's text, which stands twice in each sequence"
+MIN_PROMPT_CHARACTERS = 8
+"""Length of a prompt that responses do not begin with by chance."""
+REPEATED = "both responses repeat the prompt, which was read once"
+REPEATED_TEXT = "both responses begin with the prompt, which appears twice in each sequence"
 WRITTEN = "messages were written as text and read as messages"
 USER_TURN = "the prompt is text beside messages and was read as the user's turn"
 SYSTEM_READ = "system and prompt were read as the first two turns of a conversation"
-IMPLICIT = "there is no prompt column: what both responses begin with was read as the prompt"
-CUT = "their responses begin alike beyond the prompt, which no mark of a turn sets apart"
+IMPLICIT = "there is no prompt column: the common start of both responses was read as the prompt"
+CUT = "the responses have a common start beyond the prompt, and no turn marker ends the prompt"
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Parsed:
 def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
     """Return the fields of a pair.
 
-    A missing prompt is what chosen and rejected have in common at the beginning, up to the last
-    mark of a turn where there is one. A missing `uid` stays missing.
+    A missing prompt is the common start of chosen and rejected, up to the last turn marker if there
+    is one. A missing `uid` stays missing.
 
     Raises:
-        RowError: the row is not a usable pair.
+        RowError: the row is not a valid pair.
     """
     if isinstance(raw, RowError):
         raise raw
@@ -100,8 +100,8 @@ def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
     return Parsed(texts | context | _optional(raw), tuple(dict.fromkeys(notes)))
 
 
-def unread(raw: Mapping[str, Any], columns: Columns, pair: Mapping[str, Any]) -> list[str]:
-    """Return the columns of a raw row that nothing was read from."""
+def unread_columns(raw: Mapping[str, Any], columns: Columns, pair: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a raw row that were not read."""
     read = {*columns.of(raw).names, *OPTIONAL, *pair}
     return [str(name) for name in raw if name not in read and raw[name] is not None]
 
@@ -124,10 +124,10 @@ def _names(raw: Mapping[str, Any]) -> str:
 def _explicit(
     prompt: Text, chosen: Text, rejected: Text, notes: list[str]
 ) -> tuple[Text, Text, Text]:
-    """Return the three as they are, but for a prompt that stands in the responses once more."""
+    """Return prompt and responses, without a prompt that the responses repeat."""
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        is_telling = len(prompt.strip()) >= TELLING
-        if is_telling and chosen.startswith(prompt) and rejected.startswith(prompt):
+        is_long_enough = len(prompt.strip()) >= MIN_PROMPT_CHARACTERS
+        if is_long_enough and chosen.startswith(prompt) and rejected.startswith(prompt):
             notes.append(REPEATED_TEXT)
         return prompt, chosen, rejected
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
@@ -145,7 +145,7 @@ def _explicit(
         return [{"role": "user", "content": prompt}], chosen, rejected
     common, chosen, rejected = _split_messages(chosen, rejected)
     if prompt.strip() not in (text.strip() for text in texts_of(common)):
-        raise RowError("prompt is text, and is none of the messages before the responses")
+        raise RowError("prompt is text that is not among the messages before the responses")
     return common, chosen, rejected
 
 
@@ -169,8 +169,10 @@ def _implicit(
         prompt = common_text.removesuffix(" ")  # the space as in TRL
         follows = {text[len(common_text) :][:1] for text in (chosen, rejected)}
         if common_text in (chosen, rejected):
-            raise RowError("one response is all that the other begins with, so where the prompt "
-                           "ends cannot be told: give a prompt column")  # fmt: skip
+            raise RowError(
+                "one response is a prefix of the other, so the end of the prompt is unknown: give "
+                "a prompt column"
+            )
         if common_text[-1:].isalnum() and any(map(str.isalnum, follows)):
             notes.append(CUT)
     notes.append(IMPLICIT)
@@ -188,19 +190,19 @@ def _hint(raw: Mapping[str, Any]) -> str:
 def _with_system(
     raw: Mapping[str, Any], columns: Columns, prompt: Text, chosen: Text, rejected: Text
 ) -> tuple[Text, Text, Text]:
-    """Return the three as messages, the first of them the system's unless it is empty."""
+    """Return prompt and responses as messages, starting with the system message, if any."""
     system = raw.get(str(columns.system))
     if system is not None and not isinstance(system, str):
         raise RowError(f"{columns.system} is not text")
     first: list[Message] = [{"role": "system", "content": system}] if system else []
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    first_answer, second = (
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    first_response, second = (
         [{"role": "assistant", "content": text}] if isinstance(text, str) else text
         for text in (chosen, rejected)
     )
     if isinstance(prompt, str) and not prompt.strip():
         raise RowError(f"{columns.prompt} is empty")
-    return first + asked, first_answer, second
+    return first + turns, first_response, second
 
 
 def _split_messages(
@@ -208,7 +210,7 @@ def _split_messages(
 ) -> tuple[list[Message], list[Message], list[Message]]:
     for column, messages in {"chosen": chosen, "rejected": rejected}.items():
         if not messages or messages[-1]["role"] != "assistant":
-            raise RowError(f"{column} does not end with a message of the assistant")
+            raise RowError(f"{column} does not end with an assistant message")
     if chosen[:-1] != rejected[:-1]:
         raise RowError("chosen and rejected differ before their last message: no common prompt")
     return chosen[:-1], chosen[-1:], rejected[-1:]

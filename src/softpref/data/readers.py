@@ -1,6 +1,6 @@
-"""Raw rows of a file, saved data set or hub data set, and rows into an Arrow file.
+"""Read raw rows of a file, saved data set or hub data set, and write rows to an Arrow file.
 
-Rows stream through: they live on disk, never in a Python list.
+Rows are streamed to disk, never held in a Python list.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softpref.data.temporary import temporary_folder
-from softpref.data.text_files import COMPRESSION, TEXT_READERS, refuse_doubled_columns
+from softpref.data.text_files import COMPRESSION, TEXT_READERS, refuse_duplicate_columns
 from softpref.data.text_files import RowError as RowError
 from softpref.errors import UsageError, refuse_streams
 
@@ -35,7 +35,7 @@ _HUB_ID = re.compile(
 )
 _SAVED = ("dataset_dict.json", "state.json")  # `save_to_disk` writes one of them
 _CHUNK = 1000  # rows held in memory at a time
-_STORED = 4000  # rows written at a time: what each batch costs to have open, a million pairs feel
+_STORED = 4000  # rows per written batch; each batch of an open file takes memory
 _UNREADABLE = (
     *(OSError, ValueError, OverflowError, RecursionError),
     *(pa.ArrowException, datasets.exceptions.DatasetsError),
@@ -43,24 +43,24 @@ _UNREADABLE = (
 
 
 def read_rows(source: str) -> Iterator[tuple[int, object]]:
-    """Yield the raw rows of a source with their numbers; unparsable lines come as a RowError.
+    """Yield the raw rows of a source with their numbers, and a RowError for an unparsable line.
 
     A source is one of
 
     - a file ending in .jsonl, .json (a list of objects, or JSON Lines), .csv or .tsv, each also
-      with .gz, .bz2 or .zst after it, or in .parquet; text is in UTF-8;
+      followed by .gz, .bz2 or .zst, or in .parquet; text is UTF-8;
     - a directory that `Dataset.save_to_disk` wrote, or `DIRECTORY:SPLIT` of a `DatasetDict`;
-    - where there is no such path, a hub id: `org/name`, `org/name:split`, `org/name:config` or
-      `org/name:config:split`, each also with `@revision` (a branch, tag or commit) after it. A
-      single part after the name is a split if the default config has such a split, and a config
-      if not. The split is `train` unless given.
+    - if no such path exists, a hub id: `org/name`, `org/name:split`, `org/name:config` or
+      `org/name:config:split`, each optionally with `@revision` (a branch, tag or commit). A
+      single part after the name is a split if the default config has such a split, else a
+      config. The default split is `train`.
 
-    Numbers are lines, from 1, of JSON Lines, CSV and TSV, and rows of everything else.
+    Numbers are 1-based: lines of JSON Lines, CSV and TSV, rows of all other formats.
 
     Raises:
         UsageError: If the source as a whole cannot be read.
     """
-    with _in_words(source):
+    with _reading(source):
         found = _find(source)
         if isinstance(found, datasets.Dataset):
             yield from enumerate(dataset_rows(found), start=1)
@@ -69,12 +69,12 @@ def read_rows(source: str) -> Iterator[tuple[int, object]]:
 
 
 def schema_of(source: str) -> pa.Schema | None:
-    """Return the schema of a source that has one, with its metadata, and None for text.
+    """Return the schema of a source with its metadata, or None for text.
 
     Raises:
         UsageError: If the source cannot be read.
     """
-    with _in_words(source):
+    with _reading(source):
         found = _find(source)
         if isinstance(found, datasets.Dataset):
             return found.features.arrow_schema
@@ -85,19 +85,19 @@ def schema_of(source: str) -> pa.Schema | None:
 
 
 def dataset_rows(dataset: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a data set as plain Python values, whatever its format is set to."""
+    """Yield the rows of a data set as plain Python values, whatever its format."""
     for batch in dataset.with_format(None).iter(batch_size=_CHUNK):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
 
 
 def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """Return one column as Arrow holds it, on disk where the data set is; never a Python list."""
+    """Return one column in Arrow, memory-mapped like the data set."""
     return dataset.select_columns([name]).with_format("arrow")[:].column(name)
 
 
 def store(rows: Iterator[Any], schema: pa.Schema) -> datasets.Dataset:
-    """Stream rows into an Arrow file that lasts as long as the process."""
+    """Stream rows into an Arrow file that is removed when the process ends."""
     features = datasets.Features.from_arrow_schema(schema)
     written = pa.schema([(field.name, _stored(field.type)) for field in schema])
 
@@ -112,8 +112,8 @@ def store(rows: Iterator[Any], schema: pa.Schema) -> datasets.Dataset:
 
 
 def store_batches(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> datasets.Dataset:
-    """Stream batches of columns into an Arrow file that lasts as long as the process."""
-    # Always a new file: `Dataset.from_generator` has a cache that knows only its arguments.
+    """Stream batches of columns into an Arrow file that is removed when the process ends."""
+    # Not `Dataset.from_generator`: its cache depends only on the arguments.
     folder, remove = temporary_folder()
     atexit.register(remove)
     path = os.path.join(folder, "rows.arrow")
@@ -124,14 +124,14 @@ def store_batches(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> datas
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
-    """Return the type that values are written in: Arrow makes no JSON of Python objects."""
+    """Return the storage type of values: Arrow cannot convert Python objects to JSON."""
     if pa.types.is_list(kind):
         return pa.list_(_stored(kind.value_type))
     return pa.string() if isinstance(kind, pa.JsonType) else kind
 
 
 @contextlib.contextmanager
-def _in_words(source: str) -> Iterator[None]:
+def _reading(source: str) -> Iterator[None]:
     try:
         yield
     except UsageError:
@@ -153,8 +153,8 @@ def _find(source: str) -> Path | datasets.Dataset:
         refuse_streams(path, source)
         if _ending(path) not in _READERS:
             raise UsageError(
-                f"{source}: unknown ending. Use one of {', '.join(_READERS)}; all but .parquet may "
-                f"be compressed ({', '.join(COMPRESSION)})."
+                f"{source}: unknown extension. Use one of {', '.join(_READERS)}; all but .parquet "
+                f"may be compressed ({', '.join(COMPRESSION)})."
             )
         return path
     folder, _, split = source.rpartition(":")
@@ -167,7 +167,7 @@ def _find(source: str) -> Path | datasets.Dataset:
 
 
 def _ending(path: Path) -> str:
-    """Return the ending that says the format, of text also in front of a compression's."""
+    """Return the extension of the format, without that of a compression."""
     ending = path.suffix.lower()
     inner = path.with_suffix("").suffix.lower()
     return inner if ending in COMPRESSION and inner in TEXT_READERS else ending
@@ -183,10 +183,10 @@ def _saved(folder: Path, split: str | None) -> datasets.Dataset:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"what save_to_disk wrote is damaged ({error!r})") from error
+        raise ValueError(f"the saved data set is damaged ({error!r})") from error
     if isinstance(loaded, datasets.Dataset):
         if split is not None:
-            raise UsageError(f"{folder} has no splits. Leave out :{split}.")
+            raise UsageError(f"{folder} has no splits. Remove :{split}.")
         return loaded
     if split not in loaded:
         names = ", ".join(f"{folder}:{name}" for name in loaded)
@@ -211,14 +211,14 @@ def _from_hub(
             raise ValueError(
                 f"{first!r} is no split ({no_split}) and no config ({no_config})"
             ) from None
-    logger.info("%s: %r is read as a config, split train", name, first)
+    logger.info(f"{name}: {first!r} is read as a config, split train")
     return loaded
 
 
 @contextlib.contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     with pq.ParquetFile(path) as file:
-        refuse_doubled_columns(path, file.schema_arrow.names)
+        refuse_duplicate_columns(path, file.schema_arrow.names)
         yield file
 
 

@@ -1,4 +1,4 @@
-"""Sets that must stay apart: the trusted pairs, the training pairs, the evaluation pairs."""
+"""Sets that must be disjoint: trusted pairs, training pairs, evaluation pairs."""
 
 import random
 from collections import Counter
@@ -17,7 +17,7 @@ ASSUMED_CORRECT = "assumed correct, not reviewed"
 
 
 def hold_out_clean(pairs: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset, str]:
-    """Draws the clean pairs from the data themselves, before anything else is done with them.
+    """Draw the clean pairs from the training data, before any other processing.
 
     Args:
         pairs: Pair rows, not yet tokenized.
@@ -25,12 +25,12 @@ def hold_out_clean(pairs: Dataset, count: int, seed: int) -> tuple[Dataset, Data
         seed: Seed of the draw.
 
     Returns:
-        The rest, the held-out pairs (both in the order of `pairs`) and where their labels come
-        from: `TRUTH_RESTORED` if the rows carry `is_flipped` (flipped ones are swapped back), else
-        `ASSUMED_CORRECT`.
+        The rest, the held-out pairs (both in the order of `pairs`) and the origin of their
+        labels: `TRUTH_RESTORED` if the rows have `is_flipped` (flipped pairs are swapped back),
+        else `ASSUMED_CORRECT`.
 
     Raises:
-        UsageError: If `count` is not positive or leaves nothing to train on.
+        UsageError: If `count` is not positive or leaves no training pair.
     """
     if not 0 < count < len(pairs):
         raise UsageError(
@@ -52,10 +52,10 @@ def hold_out_clean(pairs: Dataset, count: int, seed: int) -> tuple[Dataset, Data
 
 
 def without_clean(train: Dataset, clean: Dataset) -> tuple[Dataset, int]:
-    """Takes the clean pairs out of training, whichever way they are labelled there.
+    """Remove the clean pairs from training, whichever way they are labelled there.
 
     Returns:
-        The other training pairs, and how many rows were taken out.
+        The other training pairs, and the number of removed rows.
 
     Raises:
         UsageError: If no training pair is left.
@@ -72,8 +72,8 @@ def without_clean(train: Dataset, clean: Dataset) -> tuple[Dataset, int]:
     return train.select(is_kept.nonzero()[0]), int((~is_kept).sum())
 
 
-def taken_out(loaded: LoadedPairs, kept: Dataset, clean: LoadedPairs) -> Counter[str]:
-    """Count by file the pairs that `without_clean` took out; each is named with that of `clean`."""
+def removed_by_source(loaded: LoadedPairs, kept: Dataset, clean: LoadedPairs) -> Counter[str]:
+    """Return the number of pairs that `without_clean` removed, by "FILE and CLEAN_FILE"."""
     counts: Counter[str] = Counter()
     for name, pairs in by_source(loaded.pairs, loaded.source):
         counts[f"{name} and {clean.source}"] += len(pairs)
@@ -83,10 +83,10 @@ def taken_out(loaded: LoadedPairs, kept: Dataset, clean: LoadedPairs) -> Counter
 
 
 def refuse_overlap(clean: Dataset, other: Dataset, name: str) -> None:
-    """Makes sure that no clean pair, in either order, is also in `other`, which is called `name`.
+    """Refuse clean pairs that, in either order, are also in `other`; messages call it `name`.
 
     Raises:
-        UsageError: If one is; the message names the first such row of both.
+        UsageError: If there are any; the message names the first such row of both.
     """
     row_of = dict(zip(_keys(clean), clean["row"], strict=True))
     shared = [
@@ -97,7 +97,7 @@ def refuse_overlap(clean: Dataset, other: Dataset, name: str) -> None:
     if shared:
         raise UsageError(
             f"--clean row {shared[0][0]} is also {place(name, shared[0][1])} "
-            f"({len(shared)} such rows in all). Take them out of one of the two."
+            f"({len(shared)} such rows in all). Remove them from one of the two."
         )
 
 

@@ -1,4 +1,4 @@
-"""Conversations as the text that a model's chat template makes of them."""
+"""Render conversations by a model's chat template."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,17 +13,17 @@ from softpref.errors import UsageError, first_line
 def render(
     text: Text, tokenizer: PreTrainedTokenizerBase, context: Mapping[str, Any], *, open_turn: bool
 ) -> str:
-    """Return text as it is, and messages as the chat template has them.
+    """Return text unchanged, and messages rendered by the chat template.
 
     Args:
         text: Text or messages.
-        tokenizer: Whose template it is.
-        context: What the template is given beside the messages.
-        open_turn: Whether the assistant's turn is opened at the end.
+        tokenizer: The tokenizer with the template.
+        context: Further arguments of the template.
+        open_turn: Whether to open the assistant's turn at the end.
 
     Raises:
-        UsageError: There is no template, or one that no conversation can be put through.
-        RowError: The template refuses these messages.
+        UsageError: There is no template, or it cannot be parsed.
+        RowError: The template rejects these messages.
     """
     if isinstance(text, str):
         return text
@@ -38,18 +38,18 @@ def render(
                 text, add_generation_prompt=open_turn, tokenize=False, **context
             )
         )
-    except Exception as error:  # a template is a program of the model's author: it may raise all
+    except Exception as error:  # a template is third-party code and may raise anything
         first = first_line(error)
         name = tokenizer.name_or_path or "the model"
-        if _is_no_template(tokenizer.chat_template, error):
+        if _is_unparsable(tokenizer.chat_template, error):
             raise UsageError(
                 f"{name}: its chat template cannot be read ({first}); repair chat_template.jinja, "
                 "or chat_template in tokenizer_config.json."
             ) from None
-        raise RowError(f"the chat template of {name} refuses the conversation: {first}") from error
+        raise RowError(f"the chat template of {name} rejects the conversation: {first}") from error
 
 
-def _is_no_template(template: Any, error: Exception) -> bool:
-    """Return whether not even jinja can read the template, whatever the messages."""
+def _is_unparsable(template: Any, error: Exception) -> bool:
+    """Return whether the template itself is invalid, whatever the messages."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return not isinstance(template, str | dict) or "TemplateSyntaxError" in kinds

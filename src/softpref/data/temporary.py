@@ -1,4 +1,4 @@
-"""Temporary folders and files; the next process removes what a killed one left."""
+"""Temporary folders and files; the next process removes those of a killed process."""
 
 import contextlib
 import fcntl
@@ -11,20 +11,20 @@ from pathlib import Path
 
 PREFIX = "softpref-"
 OWNER = "owner"
-"""A file that its process keeps locked: the system unlocks it with the process's end."""
+"""A file that its process keeps locked; the system unlocks it when the process ends."""
 PARTIAL_FILE = ".softpref-*.partial"
-"""A file that its process keeps locked until it is whole and has its own name."""
+"""A file that its process keeps locked until it is complete and renamed."""
 
 
 def temporary_folder() -> tuple[str, Callable[[], None]]:
-    """Return a new folder under `$TMPDIR`, and what removes it; first remove those of the dead."""
+    """Return a new folder under `$TMPDIR` and a function to remove it; remove leftovers first."""
     remove_leftovers(Path(tempfile.gettempdir()))
     fresh = tempfile.mkdtemp(prefix=f".{PREFIX}")
     lock = os.open(os.path.join(fresh, OWNER), os.O_CREAT | os.O_RDWR, 0o600)
-    with contextlib.suppress(OSError):  # a file system without locks: it is never collected
+    with contextlib.suppress(OSError):  # without file locks it is never collected
         fcntl.flock(lock, fcntl.LOCK_EX)
     folder = os.path.join(os.path.dirname(fresh), os.path.basename(fresh).removeprefix("."))
-    os.rename(fresh, folder)  # only what is locked has the name that is looked for
+    os.rename(fresh, folder)  # only locked folders have the name that is searched for
 
     def remove() -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -33,11 +33,11 @@ def temporary_folder() -> tuple[str, Callable[[], None]]:
     return folder, remove
 
 
-@functools.cache  # once a process: there may be thousands of other folders
+@functools.cache  # once per process: there may be thousands of other folders
 def remove_leftovers(home: Path) -> None:
-    """Remove what dead processes of this user left; what else looks like it stays."""
+    """Remove the folders that dead processes of this user left."""
     for folder in home.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # it is another's, or has just gone
+        with contextlib.suppress(OSError):  # it is in use, or was just removed
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
             owner = os.open(folder / OWNER, os.O_RDWR | os.O_NOFOLLOW)
@@ -50,7 +50,7 @@ def remove_leftovers(home: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, which becomes `path` once it is whole and on disk."""
+    """Yield a temporary path beside `path`; rename it to `path` once it is complete and on disk."""
     collect_partials(path.parent)
     partial, lock = _locked_partial(path.parent)
     try:
@@ -67,7 +67,7 @@ def _locked_partial(directory: Path) -> tuple[Path, int]:
     while True:
         partial = directory / PARTIAL_FILE.replace("*", os.urandom(8).hex())
         lock = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        with contextlib.suppress(OSError):  # a file system without locks: it is never collected
+        with contextlib.suppress(OSError):  # without file locks it is never collected
             fcntl.flock(lock, fcntl.LOCK_EX)
         if partial.exists():  # else it was collected before it was locked
             return partial, lock
@@ -77,7 +77,7 @@ def _locked_partial(directory: Path) -> tuple[Path, int]:
 def collect_partials(directory: Path) -> None:
     """Remove the files that dead processes left half-written in a directory."""
     for partial in directory.glob(PARTIAL_FILE):
-        with contextlib.suppress(OSError):  # another process writes it, or it has just gone
+        with contextlib.suppress(OSError):  # another process is writing it, or has just removed it
             owner = os.open(partial, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +87,7 @@ def collect_partials(directory: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Make a file's content, or a directory's names, survive a loss of power."""
+    """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -96,6 +96,6 @@ def fsync(path: Path) -> None:
 
 
 def fsync_all(directory: Path) -> None:
-    """Make the files of a directory, and their names, survive a loss of power."""
+    """Flush the files of a directory, and its entries, to disk."""
     for path in (*(path for path in directory.iterdir() if path.is_file()), directory):
         fsync(path)

@@ -20,15 +20,15 @@ import pyarrow as pa
 from softpref.errors import UsageError
 
 COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-"""What the last ending of a compressed file stands for."""
+"""Compression by file extension."""
 
-_NOT_UTF8 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # 32 LE begins as 16
+_NOT_UTF8 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # 32 LE starts as 16 LE
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-_LONGEST_CELL = 2**31 - 1  # characters; the most that csv takes everywhere
+_LONGEST_CELL = 2**31 - 1  # characters; the largest limit that csv accepts on every platform
 
 
 class RowError(ValueError):
-    """Why one row cannot be used."""
+    """One row cannot be used; the message is the reason."""
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ def _lines(lines: Iterable[bytes]) -> Iterator[tuple[int, object]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
-    """Yield the items of a list or, where two lines begin with an object, those of JSON Lines."""
+    """Yield the items of a list, or of JSON Lines if the first two lines begin with an object."""
     with _open(path) as file:
         head: list[bytes] = []
         filled: list[bytes] = []
@@ -83,13 +83,13 @@ def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _object(items: list[tuple[str, object]]) -> object:
-    """Return a JSON object, or a RowError where it has a key twice, or where an object in it has.
+    """Return a JSON object, or a RowError if it, or an object in it, has a duplicate key.
 
-    The error rises to the row, because objects are made from the inside to the outside.
+    Objects are built from the inside out, so the error propagates to the row.
     """
     found = dict(items)
     if len(found) < len(items):
-        return RowError(f"the key {_doubled([key for key, _ in items])!r} appears twice")
+        return RowError(f"the key {_duplicate([key for key, _ in items])!r} appears twice")
     return next(filter(None, map(_error_in, found.values())), found)
 
 
@@ -100,7 +100,7 @@ def _error_in(value: object) -> RowError | None:
 
 
 def _encodable(value: object) -> object:
-    """Refuse half a surrogate pair, which is JSON, but no UTF-8 file can hold it."""
+    """Refuse lone surrogates, which are valid JSON but cannot be encoded in UTF-8."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
@@ -110,21 +110,21 @@ def _encodable(value: object) -> object:
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, object]]:
     with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        # Strict, so that a quote which is never closed does not swallow the rest unseen.
+        # Strict, so that an unclosed quote does not silently consume the rest of the file.
         rows = _cells(csv.reader(text, delimiter=delimiter, strict=True))
         _, header = next(rows, (0, []))
         if isinstance(header, RowError):
             raise header
-        refuse_doubled_columns(path, header)
+        refuse_duplicate_columns(path, header)
         for line, cells in rows:
             yield line, cells if isinstance(cells, RowError) else _csv_row(header, cells)
 
 
 def _cells(reader: Any) -> Iterator[tuple[int, list[str] | RowError]]:
-    """Yield the cells of every row that has some, with the line it begins on."""
+    """Yield the cells of every non-empty row, with its first line."""
     while True:
         line = cast(int, reader.line_num) + 1
-        limit = csv.field_size_limit(_LONGEST_CELL)  # of the process: lifted for one row only
+        limit = csv.field_size_limit(_LONGEST_CELL)  # a global setting: raised for one row only
         try:
             cells = next(reader)
         except StopIteration:
@@ -138,7 +138,7 @@ def _cells(reader: Any) -> Iterator[tuple[int, list[str] | RowError]]:
 
 
 def _csv_row(header: Sequence[str], cells: Sequence[str]) -> object:
-    """CSV is all text: the two optional columns that are not are read as JSON, in any case."""
+    """Return a CSV row; parse the two optional columns that are not text as JSON, in any case."""
     if len(cells) > len(header):
         return RowError("more cells than the header")
     row: dict[str, Any] = dict(itertools.zip_longest(header, cells))
@@ -148,17 +148,17 @@ def _csv_row(header: Sequence[str], cells: Sequence[str]) -> object:
     return row
 
 
-def refuse_doubled_columns(path: Path, names: Sequence[str]) -> None:
-    """Refuse a table of whose columns two have one name, since a row could hold only the last.
+def refuse_duplicate_columns(path: Path, names: Sequence[str]) -> None:
+    """Refuse a table with two columns of one name, since a row can hold only the last.
 
     Raises:
-        UsageError: It is one.
+        UsageError: Two columns have the same name.
     """
-    if (name := _doubled(names)) is not None:
+    if (name := _duplicate(names)) is not None:
         raise UsageError(f"{path}: the column {name!r} appears twice. Rename or remove one.")
 
 
-def _doubled(names: Sequence[str]) -> str | None:
+def _duplicate(names: Sequence[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 

@@ -1,7 +1,7 @@
-"""Pair rows to token ids, as TRL's DPO trainer makes them.
+"""Pair rows to token ids, as in TRL's DPO trainer.
 
-Shapes: `prompt_ids` (P,), `chosen_ids` (C,), `rejected_ids` (R,), in tokens; a pair's two sequences
-are prompt_ids + chosen_ids and prompt_ids + rejected_ids.
+Shapes: `prompt_ids` (P,), `chosen_ids` (C,), `rejected_ids` (R,), in tokens; the two sequences of a
+pair are prompt_ids + chosen_ids and prompt_ids + rejected_ids.
 """
 
 import logging
@@ -19,7 +19,7 @@ import pyarrow as pa
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, in_words
+from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, summarize_bad_rows
 from softpref.data.messages import Text, template_context, texts_of
 from softpref.data.readers import RowError, dataset_rows, store
 from softpref.data.remarks import Remarks
@@ -28,25 +28,25 @@ from softpref.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-_LAST_FEW = 4  # tokens at the end of a conversation among which EOS counts as its end
+_EOS_WINDOW = 4  # tokens at the end of a conversation that may contain its EOS
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _NOTED = {name: name for name in ("truncated", "ends_without_eos")}
 _NOTED["split_boundary"] = "split_boundaries"
 
 
-class HasLeftOut(Protocol):
-    """Token ids that know whether the chat template left out text of a response."""
+class MayDropText(Protocol):
+    """Token ids with a flag for response text that the chat template dropped."""
 
     @property
-    def left_out(self) -> bool:
-        """Whether it did."""
+    def drops_text(self) -> bool:
+        """Whether the chat template dropped text of a response."""
 
 
-Tokenized = TypeVar("Tokenized", bound=HasLeftOut)
+Tokenized = TypeVar("Tokenized", bound=MayDropText)
 
 
 class TooLongError(RowError):
-    """Why a whole row cannot be used at this length."""
+    """A valid row is too long."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class TokenizedPair:
     """The token ids of one pair.
 
     Attributes:
-        prompt_ids: Shape (P,), what both sequences begin with.
+        prompt_ids: Shape (P,), the common start of both sequences.
         chosen_ids: Shape (C,).
         rejected_ids: Shape (R,).
         split_boundary: Whether the prompt alone has more tokens than `prompt_ids`, because one of
-            its last tokens reaches into a response or the chat template renders it differently.
+            its last tokens extends into a response or the chat template renders it differently.
         truncated: Whether a response was cut at `max_length`.
         ends_without_eos: How many of the two responses did not end with EOS, before any cut.
-        left_out: Whether the chat template leaves out text of a response.
+        drops_text: Whether the chat template drops text of a response.
     """
 
     prompt_ids: list[int]
@@ -70,12 +70,12 @@ class TokenizedPair:
     split_boundary: bool
     truncated: bool
     ends_without_eos: int
-    left_out: bool
+    drops_text: bool
 
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """The pair rows with their ids, and what `TokenizedPair` notes, counted by source."""
+    """The pair rows with their ids, and the counts of `TokenizedPair`'s flags by source."""
 
     pairs: datasets.Dataset
     where: dict[str, Counter[str]]
@@ -87,17 +87,17 @@ def prompt_ids(
 ) -> list[int]:
     """Return the token ids that a response continues.
 
-    Of messages those that the chat template renders, with its opening of the assistant's turn, as
-    they are; of text the tokenizer's own, its BOS once and no EOS that it appends.
+    For messages, the ids of the rendered chat template, with the assistant's turn opened. For text,
+    the ids of the tokenizer, with one BOS and without an appended EOS.
 
     Args:
         prompt: Text or messages.
         tokenizer: The policy's tokenizer.
-        context: What a row's template is given beside the messages: `tools` and its own arguments.
+        context: Further arguments of the chat template: `tools` and those of the row.
 
     Raises:
         UsageError: The tokenizer lacks a chat template that is needed.
-        RowError: The chat template refuses the messages.
+        RowError: The chat template rejects the messages.
     """
     text = render(prompt, tokenizer, context or {}, open_turn=True)
     return _prompt_alone(_encode([text], tokenizer, prompt)[0], tokenizer, prompt)
@@ -106,7 +106,7 @@ def prompt_ids(
 def sequence_ids(
     prompt: Text, response: Text, tokenizer: PreTrainedTokenizerBase, context: Mapping[str, Any]
 ) -> list[int]:
-    """Return the ids of a prompt with a response, uncut, as `tokenize_pair` makes them.
+    """Return the untruncated ids of a prompt with a response, as in `tokenize_pair`.
 
     Raises:
         UsageError, RowError: As in `prompt_ids`.
@@ -121,22 +121,22 @@ def tokenize_pair(
     max_length: int,
     context_length: int = sys.maxsize,
 ) -> TokenizedPair:
-    """Tokenize prompt and responses jointly and split them where the sequences part.
+    """Tokenize prompt and responses jointly and split them where the sequences diverge.
 
     The prompt is the longest common prefix of the tokenized prompt, prompt + chosen and prompt +
-    rejected. Plain text gets EOS at its end, conversations what their chat template says. Departs
-    from TRL in this alone: a BOS or a closing EOS that both text and tokenizer bring stands once.
+    rejected. Plain text ends with EOS, conversations as their chat template does. The only
+    difference from TRL: a BOS or closing EOS from both text and tokenizer is kept only once.
 
     Args:
         pair: A pair row: `prompt`, `chosen`, `rejected`, all text or all messages.
         tokenizer: The policy's tokenizer.
-        max_length: Most tokens of prompt and response together; responses are cut at their end.
-        context_length: Most tokens that the model reads; responses are cut there too.
+        max_length: Maximum tokens in prompt plus response; responses are truncated at the end.
+        context_length: Maximum tokens that the model reads; responses are truncated there too.
 
     Raises:
         UsageError: If the tokenizer lacks an EOS token, or a chat template that is needed.
-        TooLongError: If no response token or no difference between the responses would be left.
-        RowError: If the pair is none in tokens, or the chat template refuses it.
+        TooLongError: If truncation leaves no response token, or equal responses.
+        RowError: If the tokens form no valid pair, or the chat template rejects it.
     """
     _require_eos(tokenizer)
     prompt, sides = pair["prompt"], (pair["chosen"], pair["rejected"])
@@ -149,26 +149,26 @@ def tokenize_pair(
     responses = [ids[start:] for ids in sequences]
     chosen_ids, rejected_ids = (response[:room] for response in responses)
     truncated = max(map(len, responses)) > room
-    what = _limit_in_words(max_length, context_length)
+    limit_text = _limit_text(max_length, context_length)
 
     if start == 0:
-        raise RowError("no token is common to the prompt and the two sequences that begin with it")
+        raise RowError("the prompt and the two sequences have no common first token")
     if room <= 0:
-        raise TooLongError(f"longer than {what}: the prompt alone has {start} tokens")
+        raise TooLongError(f"longer than {limit_text}: the prompt alone has {start} tokens")
     if not chosen_ids or not rejected_ids:
-        raise RowError("the chat template leaves no token of a response")
+        raise RowError("the chat template drops a whole response")
     if chosen_ids == rejected_ids:
         if truncated:
-            raise TooLongError(f"longer than {what}: chosen and rejected differ only beyond it")
-        raise RowError("chosen and rejected differ in no token")
+            raise TooLongError(f"longer than {limit_text}: the responses differ only beyond it")
+        raise RowError("chosen and rejected have the same tokens")
     return TokenizedPair(
         common,
         chosen_ids,
         rejected_ids,
         split_boundary=start < len(alone),
         truncated=truncated,
-        ends_without_eos=sum(tokenizer.eos_token_id not in ids[-_LAST_FEW:] for ids in responses),
-        left_out=any(map(_leaves_out, rendered[1:], sides)),
+        ends_without_eos=sum(tokenizer.eos_token_id not in ids[-_EOS_WINDOW:] for ids in responses),
+        drops_text=any(map(_drops_text, rendered[1:], sides)),
     )
 
 
@@ -183,16 +183,16 @@ def tokenize_pairs(
 ) -> TokenizedPairs:
     """Add the columns `prompt_ids`, `chosen_ids` and `rejected_ids` to pair rows, and `index`.
 
-    `index` is a pair's place among those kept, from 0. A pair too long to be used is left out and
-    counted whatever is done with bad rows.
+    `index` is the position among the kept pairs, from 0. A pair that is too long is dropped and
+    counted regardless of `on_bad_row`.
 
     Args:
         pairs: Pair rows, as `load_pairs` gives them.
         tokenizer: The policy's tokenizer.
-        max_length: Most tokens of prompt and response together.
-        name: What messages call the pairs: their file.
-        on_bad_row: Whether a pair that cannot be used is an error or left out.
-        context_length: Most tokens that the model reads.
+        max_length: Maximum tokens in prompt plus response.
+        name: The name of the pairs in messages: their file.
+        on_bad_row: Whether a bad pair is an error or is skipped.
+        context_length: Maximum tokens that the model reads.
 
     Raises:
         UsageError: As in `tokenize_pair`; if there is a bad row (under `stop`) or no good one.
@@ -219,18 +219,18 @@ def tokenize_pairs(
     # Not `Dataset.map`: its progress bar can only be silenced for the whole process.
     bar = tqdm(tokenized(), f"tokenizing {name}", len(pairs), delay=3, leave=False, disable=None)
     dataset = store(iter(bar), schema)
-    bad_rows = bad.settle(len(dataset))
-    remarks.say(len(pairs))
+    bad_rows = bad.finish(len(dataset))
+    remarks.log(len(pairs))
     return TokenizedPairs(dataset, where, bad_rows)
 
 
 @dataclass(frozen=True)
 class TokenizedChosen:
-    """Prompt and chosen response: `ids` (P + C,), of which the prompt's are the first `start`."""
+    """Prompt and chosen response: `ids` (P + C,), of which the first `start` are the prompt."""
 
     ids: list[int]
     start: int
-    left_out: bool
+    drops_text: bool
 
 
 def tokenize_chosen(
@@ -242,17 +242,17 @@ def tokenize_chosen(
     on_bad_row: OnBadRow = "stop",
     context_length: int = sys.maxsize,
 ) -> datasets.Dataset:
-    """Return `input_ids` and `completion_mask` of prompt and chosen response, and their `index`.
+    """Return `input_ids`, `completion_mask` and `index` of prompt and chosen response.
 
-    Ids, cuts and what is left out are those of `tokenize_pairs`; `index` is the place in `pairs`.
+    Ids, truncation and skipped rows are as in `tokenize_pairs`; `index` is the position in `pairs`.
 
     Args:
-        pairs: Rows with prompt and chosen, and their number in `row` if they have one.
+        pairs: Rows with prompt and chosen, and optionally their number in `row`.
         tokenizer: The policy's tokenizer.
-        max_length: Most tokens of prompt and response together.
-        name: What messages call the pairs: their file.
-        on_bad_row: Whether a row that cannot be used is an error or left out.
-        context_length: Most tokens that the model reads.
+        max_length: Maximum tokens in prompt plus response.
+        name: The name of the pairs in messages: their file.
+        on_bad_row: Whether a bad row is an error or is skipped.
+        context_length: Maximum tokens that the model reads.
 
     Raises:
         UsageError: As in `tokenize_pair`; if there is a bad row (under `stop`) or no good one.
@@ -261,7 +261,7 @@ def tokenize_chosen(
     remarks = Remarks(name, tokenizer)
     _require_eos(tokenizer)
     limit = min(max_length, context_length)
-    what = _limit_in_words(max_length, context_length)
+    limit_text = _limit_text(max_length, context_length)
 
     def make(row: dict[str, Any]) -> TokenizedChosen:
         rendered = _render_pair(row, tokenizer, ("chosen",))
@@ -269,10 +269,10 @@ def tokenize_chosen(
         alone = _prompt_alone(alone, tokenizer, row["prompt"])
         start = len(os.path.commonprefix([alone, ids]))
         if start >= limit:
-            raise TooLongError(f"longer than {what}: the prompt alone has {start} tokens")
+            raise TooLongError(f"longer than {limit_text}: the prompt alone has {start} tokens")
         if start == len(ids):
-            raise RowError("the chat template leaves no token of a response")
-        return TokenizedChosen(ids[:limit], start, _leaves_out(rendered[1], row["chosen"]))
+            raise RowError("the chat template drops a whole response")
+        return TokenizedChosen(ids[:limit], start, _drops_text(rendered[1], row["chosen"]))
 
     def tokenized() -> Iterator[dict[str, Any]]:
         for index, _, made in _usable(pairs, make, ("chosen",), bad, remarks):
@@ -287,10 +287,10 @@ def tokenize_chosen(
     )
     bar = tqdm(tokenized(), f"tokenizing {name}", len(pairs), delay=3, leave=False, disable=None)
     dataset = store(iter(bar), schema)
-    bad_rows = bad.settle(len(dataset))
-    remarks.say(len(pairs))
+    bad_rows = bad.finish(len(dataset))
+    remarks.log(len(pairs))
     if named := [row for row in bad_rows if row not in remarks.too_long]:
-        logger.warning("%s: %d rows are left out: %s", name, len(named), in_words(named))
+        logger.warning(f"{name}: {len(named)} rows are skipped: {summarize_bad_rows(named)}")
     return dataset
 
 
@@ -301,20 +301,20 @@ def _usable(
     bad: BadRows,
     remarks: Remarks,
 ) -> Iterator[tuple[int, dict[str, Any], Tokenized]]:
-    """Yield place, row and ids of every pair that can be used; note the others, and what to say."""
+    """Yield position, row and ids of every usable pair; record the others and the warnings."""
     for index, row in enumerate(dataset_rows(pairs)):
         number, source = index + 1, bad.source
-        if "row" in row:  # a pair row; of other rows `source` may be anything
+        if "row" in row:  # a pair row; in other rows `source` may be an unrelated column
             number, source = row["row"], row.get("source", source)
         try:
             ids = tokenize(row)
         except TooLongError as error:
-            remarks.leave_out(bad, number, str(error), source)
+            remarks.skip(bad, number, str(error), source)
             continue
         except RowError as error:
             bad.add(number, str(error), source)
             continue
-        remarks.see(source, number, [row[side] for side in sides], left_out=ids.left_out)
+        remarks.add(source, number, [row[side] for side in sides], drops_text=ids.drops_text)
         yield index, row, ids
 
 
@@ -326,12 +326,12 @@ def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _leaves_out(rendered: str, response: Text) -> bool:
-    """Return whether a text that the response holds is not in what was rendered of it."""
+def _drops_text(rendered: str, response: Text) -> bool:
+    """Return whether text of the response is missing from its rendering."""
     return any(part.strip() not in rendered for part in texts_of(response))
 
 
-def _limit_in_words(max_length: int, context_length: int) -> str:
+def _limit_text(max_length: int, context_length: int) -> str:
     if context_length <= max_length:
         return f"the model's context of {context_length} tokens"
     return f"--max_length {max_length}"
@@ -342,7 +342,7 @@ def _render_pair(
     tokenizer: PreTrainedTokenizerBase,
     sides: Sequence[str] = ("chosen", "rejected"),
 ) -> list[str]:
-    """Return as texts the prompt, and the prompt with each response, plain ones closed by EOS."""
+    """Return the prompt, and the prompt with each response; plain text ends with EOS."""
     prompt, context = pair["prompt"], template_context(pair)
     if isinstance(prompt, str):
         return [prompt, *(f"{prompt}{pair[side]}{tokenizer.eos_token or ''}" for side in sides)]
@@ -353,14 +353,14 @@ def _render_pair(
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[list[int]]:
-    """Return the ids of rendered texts: a template brings its own special tokens, text none."""
+    """Return the ids of rendered texts; only plain text needs added special tokens."""
     is_text = isinstance(prompt, str)
     encoded = tokenizer(texts, add_special_tokens=is_text, verbose=False)["input_ids"]
     return [_single(ids, tokenizer) if is_text else list(ids) for ids in encoded]
 
 
 def _prompt_alone(ids: list[int], tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
-    """Drop the EOS that a tokenizer appends to plain text where nothing ends."""
+    """Drop the EOS that a tokenizer appends to a plain prompt."""
     ends = ids[-1:] == [tokenizer.eos_token_id]
     if isinstance(prompt, str) and ends and not prompt.endswith(str(tokenizer.eos_token)):
         return ids[:-1]
@@ -368,7 +368,7 @@ def _prompt_alone(ids: list[int], tokenizer: PreTrainedTokenizerBase, prompt: Te
 
 
 def _single(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Keep one BOS and one closing EOS where both the text and the tokenizer bring it."""
+    """Keep one BOS and one closing EOS if both text and tokenizer add them."""
     while tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         ids = ids[1:]
     while ids[-2:] == [tokenizer.eos_token_id] * 2:

@@ -1,4 +1,4 @@
-"""Rows into JSON Lines, JSON, CSV and Parquet, with every column they came with."""
+"""Write rows to JSON Lines, JSON, CSV and Parquet, with all their columns."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Row = dict[str, Any]
-_CHUNK = 1000  # rows turned into Arrow at a time
+_CHUNK = 1000  # rows per Arrow table
 
 logger = logging.getLogger(__name__)
 
 
 def json_rows(rows: Iterable[Row], output: str) -> Iterator[Row]:
-    """Yield rows of what JSON can hold, and log at the end which columns had to change for it.
+    """Yield rows as JSON values, and log at the end which columns were converted.
 
-    NaN and infinity become null: Python would write them, and no other reader of JSON take them.
-    Dates and times become ISO 8601 text, decimals text with all digits, bytes base64.
+    NaN and infinity become null, since they are not valid JSON. Dates and times become ISO 8601
+    text, decimals text with all digits, bytes base64.
     """
     changes: dict[str, dict[str, None]] = defaultdict(dict)  # by column, in order
     for row in rows:
         yield {column: _plain(value, changes[column]) for column, value in row.items()}
-    said = [f"{column} {how}" for column, hows in changes.items() for how in hows]
-    if said:
-        logger.info("%s: written in another form: %s", output, ", ".join(said))
+    converted = [f"{column} {how}" for column, hows in changes.items() for how in hows]
+    if converted:
+        logger.info(f"{output}: converted for JSON: {', '.join(converted)}")
 
 
 def _plain(value: Any, changes: dict[str, None]) -> Any:
-    """Return a value as JSON can hold it, and note how one is written that it cannot hold."""
+    """Return a value that JSON can hold, and record a conversion in `changes`."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, list | tuple):
@@ -48,12 +48,12 @@ def _plain(value: Any, changes: dict[str, None]) -> Any:
         return {str(key): _plain(item, changes) for key, item in value.items()}
     if isinstance(value, float) and math.isfinite(value):
         return value
-    how, plain = _in_another_form(value)
+    how, plain = _converted(value)
     changes[how] = None
     return plain
 
 
-def _in_another_form(value: Any) -> tuple[str, object]:
+def _converted(value: Any) -> tuple[str, object]:
     if isinstance(value, float):
         return "NaN or infinite as null", None
     if isinstance(value, date | time):  # datetimes are dates
@@ -71,8 +71,8 @@ def write_rows(path: Path, rows: Iterator[Row], output: str, schema: pa.Schema |
     Args:
         path: The file.
         rows: The rows.
-        output: Its name in the end; it says the format, and messages call the file so.
-        schema: The columns' types in Parquet and its metadata; inferred where None.
+        output: Its final name, which sets the format and is used in messages.
+        schema: The Parquet schema with metadata; inferred if None.
     """
     ending = Path(output).suffix.lower()
     if ending == ".parquet":
@@ -121,4 +121,4 @@ def _write_parquet(path: Path, rows: Iterator[Row], schema: pa.Schema | None) ->
 
 _TEXT_WRITERS = {".jsonl": _write_jsonl, ".json": _write_json, ".csv": _write_csv}
 ENDINGS = (*_TEXT_WRITERS, ".parquet")
-"""The formats that `write_rows` knows."""
+"""The extensions that `write_rows` supports."""

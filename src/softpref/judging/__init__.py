@@ -1,1 +1,1 @@
-"""Who answers better: responses, pairwise verdicts, and win rates that can be believed."""
+"""Generate responses, judge them in pairs, and estimate win rates."""

@@ -1,4 +1,4 @@
-"""Putting comparisons to a judge: nothing twice, nothing lost, everything accounted for."""
+"""Ask a judge about comparisons, without repeating a call or losing an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from softpref.errors import UsageError
 from softpref.judging.endpoint import Endpoint
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
-from softpref.judging.outcomes import Outcome, leaning, outcomes_of
+from softpref.judging.outcomes import Outcome, mean_verdict, outcomes_of
 from softpref.judging.questions import Answer, Comparison, Judge, Question, judge_hash, questions_of
 from softpref.judging.scored import ImplicitReward, RewardModel, RightAnswers
 from softpref.progress import Progress
@@ -24,21 +24,21 @@ GIVEN_UP = "given up"
 
 @dataclass(frozen=True)
 class Judged:
-    """Comparisons with what became of them.
+    """The outcomes of comparisons, with their calls and costs.
 
     Attributes:
-        outcomes: one a comparison.
-        leanings: one a comparison, as `leaning` returns it.
-        first_share: how often, of all verdicts but ties, A was preferred; None without any.
-        calls: distinct questions that these outcomes rest on.
-        failures: how many of the calls failed, by kind.
-        input_tokens: of these calls, whenever they were made; `output_tokens` likewise.
-        output_tokens: see `input_tokens`.
-        dollars: what they cost; None where no prices were given or nothing is paid.
+        outcomes: one per comparison.
+        mean_verdicts: one per comparison, from `mean_verdict`.
+        first_share: share of verdicts for A, without ties; None if there are none.
+        calls: number of distinct questions behind the outcomes.
+        failures: number of failed calls, by kind.
+        input_tokens: of these calls, including those of earlier runs.
+        output_tokens: likewise.
+        dollars: their cost; None without prices or for a local judge.
     """
 
     outcomes: list[Outcome]
-    leanings: list[float]
+    mean_verdicts: list[float]
     first_share: float | None
     calls: int
     failures: Mapping[str, int]
@@ -48,10 +48,10 @@ class Judged:
 
 
 def make_judge(options: JudgeOptions) -> Judge:
-    """Return the judge that the options name; loading a model takes a while.
+    """Return the judge that the options select, with its model loaded.
 
     Raises:
-        UsageError: it cannot be had.
+        UsageError: it cannot be loaded or reached.
     """
     if options.judge == "endpoint":
         return Endpoint(options)
@@ -62,23 +62,23 @@ def make_judge(options: JudgeOptions) -> Judge:
     return RightAnswers()
 
 
-def put(
+def ask_judge(
     comparisons: Sequence[Comparison],
     judge: Judge,
     options: JudgeOptions,
     log: VerdictLog,
     what: str = "judging",
 ) -> Judged:
-    """Ask whatever the log has no answer to yet, and return what became of the comparisons.
+    """Ask the questions that the log has no answer to, and return the outcomes.
 
     Raises:
-        UsageError: the endpoint refuses us, too many calls in a row fail alike, or `max_cost` ended
-            the asking; what was answered by then is in the log.
+        UsageError: the endpoint rejects the calls, too many calls in a row fail the same way, or
+            `max_cost` is reached; earlier answers are in the log.
     """
     name = judge_hash(judge)
     orders = options.orders if judge.sees_order else "one"
     questions = questions_of(comparisons, orders, options.order_seed)
-    every = {question.key(name): question for of_one in questions.values() for question in of_one}
+    every = {question.key(name): question for group in questions.values() for question in group}
     missing = {
         key: question
         for key, question in every.items()
@@ -108,12 +108,12 @@ def put(
             "--max_cost to continue."
         )
     answers = {
-        uid: [log.answers[question.key(name)] for question in of_one]
-        for uid, of_one in questions.items()
+        uid: [log.answers[question.key(name)] for question in group]
+        for uid, group in questions.items()
     }
     outcomes = outcomes_of(comparisons, questions, answers)
-    leanings = [leaning(questions[each.uid], answers[each.uid]) for each in comparisons]
-    return _account(outcomes, leanings, [log.answers[key] for key in every], judge)
+    mean_verdicts = [mean_verdict(questions[each.uid], answers[each.uid]) for each in comparisons]
+    return _account(outcomes, mean_verdicts, [log.answers[key] for key in every], judge)
 
 
 def _announce(judge: Judge, missing: Sequence[Question], every: int, what: str) -> None:
@@ -129,30 +129,30 @@ def _announce(judge: Judge, missing: Sequence[Question], every: int, what: str) 
 
 
 def _is_open(answer: Answer | None, retry_failed: bool) -> bool:
-    """Return whether a question is still to be asked."""
+    """Return whether a question must still be asked."""
     return answer is None or answer.failure == GIVEN_UP or (retry_failed and bool(answer.failure))
 
 
 def _is_hopeless(answer: Answer, streak: int, asked: int, calls: int, is_known: bool) -> bool:
-    """Return whether the endpoint, and not the questions, must be at fault.
+    """Return whether the endpoint, not the questions, must be the cause of the failures.
 
     Args:
-        answer: the last one.
-        streak: how many in a row failed as it did.
-        asked: calls made so far, of `calls`.
-        calls: to be made in all.
+        answer: the last answer.
+        streak: number of consecutive answers with its failure.
+        asked: number of calls so far.
+        calls: number of calls in total.
         is_known: whether the endpoint has ever given a verdict.
     """
     if answer.failure is None:
         return False
-    no_word = answer.failure == "no connection" or answer.failure.startswith("status")
+    is_unreachable = answer.failure == "no connection" or answer.failure.startswith("status")
     if streak == asked == calls:
-        return no_word
-    return streak == GIVE_UP_AFTER and (no_word or (streak == asked and not is_known))
+        return is_unreachable
+    return streak == GIVE_UP_AFTER and (is_unreachable or (streak == asked and not is_known))
 
 
 def _give_up(streak: Sequence[Question], answer: Answer, log: VerdictLog, name: str) -> None:
-    """End the asking; the last failures are no answers, and are asked again."""
+    """Stop; mark the last failures so that the next run asks them again."""
     for question in streak:
         log.add(question, Answer(None, GIVEN_UP), name)
     raise UsageError(
@@ -163,7 +163,7 @@ def _give_up(streak: Sequence[Question], answer: Answer, log: VerdictLog, name: 
 
 
 def _account(
-    outcomes: list[Outcome], leanings: list[float], answers: Sequence[Answer], judge: Judge
+    outcomes: list[Outcome], mean_verdicts: list[float], answers: Sequence[Answer], judge: Judge
 ) -> Judged:
     verdicts = Counter(answer.verdict for answer in answers)
     preferred = verdicts["A"] + verdicts["B"]
@@ -173,7 +173,7 @@ def _account(
     ]
     return Judged(
         outcomes=outcomes,
-        leanings=leanings,
+        mean_verdicts=mean_verdicts,
         first_share=verdicts["A"] / preferred if preferred and judge.sees_order else None,
         calls=len(answers),
         failures=dict(Counter(answer.failure for answer in answers if answer.failure)),

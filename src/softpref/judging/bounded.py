@@ -1,4 +1,4 @@
-"""An HTTP client that takes neither more bytes nor more time than a verdict needs."""
+"""An HTTP client with limits on the size and duration of a response."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from typing import Any
 
 LONGEST_BODY = 1_000_000
-"""Bytes; what comes after them is not read, so that a longer reply is a broken one."""
-OF_TRANSPORT = ("content-encoding", "content-length", "transfer-encoding")
+"""Bytes; the rest is not read, so that a longer reply is invalid."""
+TRANSPORT_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
 
 
 def bounded_client(timeout_s: float) -> Any:
-    """Return a client for `openai.OpenAI` that follows no redirect and reads no endless body.
+    """Return a client for `openai.OpenAI` that follows no redirects and limits the body.
 
     Args:
-        timeout_s: seconds from the start of a request to the last byte of its body, beyond which
+        timeout_s: maximum seconds from the start of a request to the last byte of its body; then
             it raises TimeoutError.
     """
     from openai import DefaultHttpxClient
@@ -36,11 +36,10 @@ def bounded_client(timeout_s: float) -> Any:
             kept = [
                 (name, value)
                 for name, value in response.headers.multi_items()
-                if name.lower() not in OF_TRANSPORT
+                if name.lower() not in TRANSPORT_HEADERS
             ]
-            return type(response)(
-                response.status_code, headers=kept, content=bytes(body[:LONGEST_BODY]),
-                request=request,
-            )  # fmt: skip
+            content = bytes(body[:LONGEST_BODY])
+            make = type(response)
+            return make(response.status_code, headers=kept, content=content, request=request)
 
     return Bounded(timeout=timeout_s, follow_redirects=False)

@@ -1,4 +1,4 @@
-"""The judge measured: on pairs of which the better response is known."""
+"""Measure a judge on pairs whose better response is known."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from softpref.statistics.win_rate import wilson_interval
 
 @dataclass(frozen=True)
 class JudgeQuality:
-    """How good a judge is; shares in [0, 1] with Wilson's 95% intervals.
+    """The quality of a judge; shares in [0, 1] with Wilson's 95% intervals.
 
     Attributes:
-        pairs: how many were asked about.
-        accuracy: right verdicts of all that decided; None where nothing was decided.
+        pairs: number of pairs.
+        accuracy: share of correct verdicts, without ties and failures; None if there are none.
         accuracy_interval: its interval.
-        right: share of all pairs with a right verdict, ties and failures counting against it.
-        ties: share of pairs called a tie, those whose verdict changed with the order among them.
-        flipped: share whose verdict changed with the order.
-        first_share: how often A was preferred, of all verdicts but ties; 0.5 is no bias.
+        right: share of pairs with a correct verdict, ties and failures included.
+        ties: share of ties, including verdicts that changed with the order.
+        flipped: share of pairs whose verdict changed with the order.
+        first_share: share of verdicts for A, without ties; 0.5 means no position bias.
         failed: share of pairs with a failed call.
         failed_interval: its interval.
     """
@@ -50,12 +50,12 @@ class JudgeQuality:
 def load_gold(source: str) -> list[Comparison]:
     """Return each pair as a comparison whose response is the better one.
 
-    Rows have `prompt`, `response_1`, `response_2` and `gold`, 1 or 2; or they are pairs as training
-    reads them, of which the chosen response is taken to be the better. Prompts and responses are
-    text or messages, with `tools` and `chat_template_kwargs`.
+    Rows have `prompt`, `response_1`, `response_2` and `gold` (1 or 2); or they are training pairs,
+    whose chosen response counts as the better one. Prompts and responses are text or messages,
+    optionally with `tools` and `chat_template_kwargs`.
 
     Raises:
-        UsageError: the file cannot be read, or a row is not so.
+        UsageError: the file cannot be read, or a row has another form.
     """
     if any(values.get("gold") is not None for _, values in rows_of(source)):
         return [_comparison(source, row, values) for row, values in rows_of(source)]
@@ -66,14 +66,14 @@ def load_gold(source: str) -> list[Comparison]:
 
 def _comparison(source: str, row: int, values: Mapping[str, Any]) -> Comparison:
     given = prompt_of(source, row, values)
-    gold = str(values.get("gold")).removesuffix(".0")  # as Parquet may have it
+    gold = str(values.get("gold")).removesuffix(".0")  # Parquet may store it as a float
     try:
         if gold not in ("1", "2"):
             raise RowError("give prompt, response_1, response_2 and gold (1 or 2)")
         better, worse = (f"response_{number}" for number in (gold, 3 - int(gold)))
         first, second = (_response(values, side, given) for side in (better, worse))
         json.dumps([first, second])
-    except (ValueError, TypeError, RecursionError) as error:  # a Parquet file may hold dates
+    except (ValueError, TypeError, RecursionError) as error:  # Parquet may contain dates
         raise UsageError(f"{place(source, row)}: {error}; fix or remove it.") from None
     return Comparison(str(row), given.prompt, first, second, given.context)
 
@@ -90,7 +90,7 @@ def _response(values: Mapping[str, Any], column: str, given: Prompt) -> Text:
 
 
 def judge_quality(judged: Judged) -> JudgeQuality:
-    """Return how a judge did on comparisons whose response is the better one."""
+    """Return a judge's quality on comparisons whose response is the better one."""
     results = [outcome.result for outcome in judged.outcomes]
     count, right, wrong = len(results), results.count("win"), results.count("loss")
     failed = results.count("failed")

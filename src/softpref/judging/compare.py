@@ -1,4 +1,4 @@
-"""`softpref compare`: several files of responses against a baseline and against each other."""
+"""`softpref compare`: compare files of responses with a baseline and with each other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from softpref.errors import UsageError
-from softpref.judging.ask import Judged, make_judge, put
+from softpref.judging.ask import Judged, ask_judge, make_judge
 from softpref.judging.controls import Controls, run_controls
-from softpref.judging.judge import account, account_words, who_judged
+from softpref.judging.judge import account, account_text, judge_record
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.questions import Judge
@@ -31,33 +31,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class CompareOptions:
-    """What `softpref compare` reads, adds and writes."""
+    """Files and options of `softpref compare`."""
 
     responses: list[str] | None = option(
-        "Files of responses, each FILE or NAME=FILE; files of one name are runs of one method."
+        "Files of responses, each FILE or NAME=FILE; files with the same name are runs of a method."
     )
-    baseline: str | None = option("Responses to the same prompts that they are compared with.")
-    output: str = option("Directory; the same command resumes there.", "")
-    head_to_head: bool = option("Compare the methods with each other as well, run by run.", False)
+    baseline: str | None = option("Baseline responses to the same prompts.")
+    output: str = option("Output directory; the same command resumes there.", "")
+    head_to_head: bool = option("Also compare the methods with each other, run by run.", False)
     controls: bool = option(
-        "Also have the judge compare a constant answer, identical answers and attacks that give it "
-        "orders, and say whether it is fit.",
+        "Also test the judge on a constant answer, identical answers and prompt injection attacks, "
+        "and report whether it is fit.",
         False,
     )
     second_judge: str | None = option(
-        "YAML file with a second judge's options, to measure how far the two agree."
+        "YAML file with a second judge's options, to measure the agreement of both judges."
     )
     second_judge_key: str | None = option(
-        "NAME=ADDRESS for --second_judge: the environment variable whose value is sent, and where "
-        "to, as the file's base_url has it."
+        "NAME=ADDRESS for --second_judge: the environment variable with the API key, and the "
+        "address to send it to, equal to base_url in the file."
     )
 
 
 def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
-    """Ask what is missing and write `compare.json`, `.md`, `.tex`, `.png` and `.svg`.
+    """Ask the missing questions and write `compare.json`, `.md`, `.tex`, `.png` and `.svg`.
 
     Raises:
-        UsageError: options or files are wrong, or a judge cannot be asked.
+        UsageError: options or files are invalid, or a judge cannot be asked.
     """
     for name in ("responses", "baseline", "output"):
         require(getattr(files, name), f"--{name}")
@@ -74,38 +74,39 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     controls = None
     with VerdictLog(output / "verdicts.jsonl") as log:
         judged = {
-            contest: put(comparisons, judge, options, log, contest.words)
+            contest: ask_judge(comparisons, judge, options, log, contest.name)
             for contest, comparisons in contests.items()
         }
         if files.controls:
             every = next(iter(contests.values()))
             controls = run_controls(every, judge, options, log)
-        if second and other:
-            _write(output, judge, options, judged, controls, agreements)  # that much is paid for
+        if second and other:  # write the first results, which are paid for, before it can fail
+            _write(output, judge, options, judged, controls, agreements)
             for contest, comparisons in contests.items():
-                verdicts = put(comparisons, other, second, log, f"second judge, {contest.words}")
-                agreements[contest.words] = agreement(judged[contest].outcomes, verdicts.outcomes)
+                what = f"second judge, {contest.name}"
+                verdicts = ask_judge(comparisons, other, second, log, what)
+                agreements[contest.name] = agreement(judged[contest].outcomes, verdicts.outcomes)
         _write(output, judge, options, judged, controls, agreements)
 
 
 def named_runs(responses: list[str]) -> dict[str, list[str]]:
-    """Return the files of every name, in the order given.
+    """Return the files by name, in the given order.
 
     Raises:
-        UsageError: a file is given twice, or two without names have the same one.
+        UsageError: a file is given twice, or two unnamed files have the same stem.
     """
     runs: dict[str, list[str]] = {}
     for given in responses:
         name, equals, path = given.partition("=")
-        named = bool(equals) and not os.path.exists(given)  # which a name may be too long for
+        named = bool(equals) and not os.path.exists(given)  # a file name may contain "="
         if not named:
             name, path = Path(given).stem, given
         if path in runs.setdefault(name, []):
             raise UsageError(f"--responses {given}: is given twice.")
         if runs[name] and not named:
             raise UsageError(
-                f"--responses {given}: there is a {name} already; name each by NAME=FILE, alike "
-                "where they are runs of one method."
+                f"--responses {given}: the name {name} is taken; give NAME=FILE, the same name "
+                "for runs of one method."
             )
         runs[name].append(path)
     return runs
@@ -114,7 +115,7 @@ def named_runs(responses: list[str]) -> dict[str, list[str]]:
 def _contests(
     runs: Mapping[str, list[str]], baseline: str, *, head_to_head: bool
 ) -> dict[Contest, Any]:
-    """Return every comparison that is asked for, by who is in it."""
+    """Return the comparisons of every contest."""
     found = {
         Contest(name, None, i): join(path, baseline)
         for name, paths in runs.items()
@@ -125,7 +126,7 @@ def _contests(
             if len(runs[one]) != len(runs[other]):
                 raise UsageError(
                     f"--head_to_head: {one} has {len(runs[one])} runs and {other} "
-                    f"{len(runs[other])}; give as many of each."
+                    f"{len(runs[other])}; give the same number of each."
                 )
             for i, (ours, theirs) in enumerate(zip(runs[one], runs[other], strict=True)):
                 found[Contest(one, other, i)] = join(ours, theirs)
@@ -143,13 +144,13 @@ def _write(
     rates = {
         contest: judged_rate(found.outcomes, found.first_share) for contest, found in judged.items()
     }
-    record = who_judged(judge, options) | {
+    record = judge_record(judge, options) | {
         "contests": [
             asdict(contest) | {"account": account(judged[contest]), "found": asdict(rate)}
             for contest, rate in rates.items()
         ],
         "controls": asdict(controls) if controls else None,
-        "agreement": {words: found and asdict(found) for words, found in agreements.items()},
+        "agreement": {name: found and asdict(found) for name, found in agreements.items()},
     }
     write_text(output / "compare.json", json.dumps(record, indent=1) + "\n")
     text = rates_markdown(rates, controls, agreements)
@@ -158,5 +159,5 @@ def _write(
     figure = draw_win_rates(rates)
     for kind in ("png", "svg"):
         save_figure(figure, output / f"compare.{kind}")
-    accounts = "\n".join(f"{c.words}: {account_words(found)}" for c, found in judged.items())
+    accounts = "\n".join(f"{c.name}: {account_text(found)}" for c, found in judged.items())
     logger.info("%s\n%s\nwritten: %s", text, accounts, output / "compare.md")

@@ -1,6 +1,6 @@
-"""A chat model behind an OpenAI-compatible endpoint as a judge.
+"""A judge: a chat model behind an OpenAI-compatible endpoint.
 
-Retries, their backoff and jitter, `Retry-After` and timeouts are the `openai` package's.
+The `openai` package handles retries, backoff, jitter, `Retry-After` and timeouts.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ logger = logging.getLogger(__name__)
 OPENAI = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
 LONGEST_WAIT = 120.0
-"""Seconds between two tries of a call; `openai` takes no longer `Retry-After`."""
-CHARACTERS_A_TOKEN = 4  # of English; the estimate before the first call
+"""Seconds between two attempts of a call; `openai` ignores a longer `Retry-After`."""
+CHARACTERS_A_TOKEN = 4  # in English text; for the estimate before the first call
 MILLION = 1e6
 HIDDEN = "[key]"
 REDIRECTS = (301, 302, 303, 307, 308)
 
-_Answered = queue.SimpleQueue[tuple[int, Answer | Exception]]
+_Results = queue.SimpleQueue[tuple[int, Answer | Exception]]
 
 
 class Endpoint:
-    """Asks one question a call, at temperature 0, several calls at a time.
+    """Asks one question per call, at temperature 0, with concurrent calls.
 
-    A refusal, a reply that is no verdict, and a call that failed after its retries are answers with
-    a failure. Calls end early, leaving questions unanswered, where the next one could take the
-    account above `max_cost`.
+    A refusal, a reply without a verdict, and a call that failed after its retries are answers with
+    a failure. Calls stop early, leaving questions unanswered, if the next call could exceed
+    `max_cost`.
 
     Args:
-        options: who is asked and how; checked.
+        options: checked options.
 
     Attributes:
-        spent: dollars of the account so far at most; what earlier runs paid is set from their log.
-        has_answered: whether any call succeeded, so that key and address must be right.
+        spent: upper bound of the dollars spent, including those of earlier runs.
+        has_answered: whether any call succeeded, so that key and address must be valid.
 
     Raises:
         UsageError: the `openai` package or the key is missing.
@@ -80,7 +80,7 @@ class Endpoint:
         }
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, int]:
-        """Return about how many tokens the questions have, and how many replies have at most."""
+        """Return the approximate input tokens and the maximum output tokens of questions."""
         characters = sum(
             len(message["content"]) for question in questions for message in _messages(question)
         )
@@ -88,42 +88,42 @@ class Endpoint:
         return characters // CHARACTERS_A_TOKEN, replies
 
     def dollars(self, input_tokens: int, output_tokens: int) -> float | None:
-        """Return what tokens cost; None where prices were not given."""
+        """Return the cost of tokens; None without prices."""
         prices = (self._options.price_input, self._options.price_output)
         if None in prices:
             return None
-        by_input, by_output = (cast(float, price) for price in prices)
-        return (input_tokens * by_input + output_tokens * by_output) / MILLION
+        of_input, of_output = (cast(float, price) for price in prices)
+        return (input_tokens * of_input + output_tokens * of_output) / MILLION
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
-        """Yield answers as they come; a call that takes too long altogether is given up."""
+        """Yield answers as they arrive; abandon a call that exceeds its total time."""
         asked: queue.SimpleQueue[tuple[int, Question] | None] = queue.SimpleQueue()
-        answered: _Answered = queue.SimpleQueue()
-        most, workers, given_up = min(self._options.concurrency, len(questions)), 0, 0
+        answered: _Results = queue.SimpleQueue()
+        limit, workers, abandoned = min(self._options.concurrency, len(questions)), 0, 0
         left, reserved, numbers = deque(questions), 0.0, itertools.count()
-        waiting: dict[int, tuple[Question, float]] = {}  # calls in flight, the oldest first
+        in_flight: dict[int, tuple[Question, float]] = {}  # the oldest first
         try:
             while True:
-                while left and len(waiting) < most and self._affords(reserved, left[0]):
+                while left and len(in_flight) < limit and self._is_affordable(reserved, left[0]):
                     reserved += self._worst_cost(left[0])
                     number, question = next(numbers), left.popleft()
-                    waiting[number] = question, time.monotonic() + self._longest_call()
+                    in_flight[number] = question, time.monotonic() + self._longest_call()
                     asked.put((number, question))
-                if not waiting:
+                if not in_flight:
                     return
-                while workers < most + given_up:
+                while workers < limit + abandoned:
                     workers += 1
-                    # Daemons, since an interrupted command must not wait for calls that hang.
+                    # Daemons, since an interrupted command must not wait for pending calls.
                     work = threading.Thread(target=self._work, args=(asked, answered), daemon=True)
                     work.start()
-                number, answer = self._next(answered, waiting)
-                if number not in waiting:  # it was given up before
+                number, answer = self._next(answered, in_flight)
+                if number not in in_flight:  # it was abandoned
                     continue
-                question, _ = waiting.pop(number)
+                question, _ = in_flight.pop(number)
                 reserved -= self._worst_cost(question)
                 if answer is None:
                     answer = self._unmetered("timeout", question)
-                    given_up += 1
+                    abandoned += 1
                 if isinstance(answer, Exception):
                     raise answer
                 self.spent += (
@@ -135,39 +135,39 @@ class Endpoint:
                 asked.put(None)
 
     def _next(
-        self, answered: _Answered, waiting: Mapping[int, tuple[Question, float]]
+        self, answered: _Results, in_flight: Mapping[int, tuple[Question, float]]
     ) -> tuple[int, Answer | Exception | None]:
-        """Return the next answer, or None for the oldest call once its time is over."""
-        number, (_, end) = next(iter(waiting.items()))
+        """Return the next answer, or None for the oldest call after its deadline."""
+        number, (_, end) = next(iter(in_flight.items()))
         try:
             return answered.get(timeout=max(0.0, end - time.monotonic()))
         except queue.Empty:
             return number, None
 
     def _longest_call(self) -> float:
-        """Return seconds that a call takes at most, with all its retries."""
-        tries = 1 + self._options.max_retries
-        return tries * self._options.timeout_s + self._options.max_retries * LONGEST_WAIT
+        """Return the maximum seconds of a call with all its retries."""
+        attempts = 1 + self._options.max_retries
+        return attempts * self._options.timeout_s + self._options.max_retries * LONGEST_WAIT
 
-    def _work(self, asked: Any, answered: _Answered) -> None:
-        while (given := asked.get()) is not None:
-            number, question = given
+    def _work(self, asked: Any, answered: _Results) -> None:
+        while (item := asked.get()) is not None:
+            number, question = item
             try:
                 answered.put((number, self._answer(question)))
             except Exception as error:
                 answered.put((number, error))
 
-    def _most_tokens(self, question: Question) -> tuple[int, int]:
-        """Return a bound of what a call and all its retries take: a token is a byte at least."""
+    def _max_tokens(self, question: Question) -> tuple[int, int]:
+        """Return a bound of the tokens of a call with all its retries, one token per byte."""
         texts = [message["content"] for message in _messages(question)]
-        tries = 1 + self._options.max_retries
+        attempts = 1 + self._options.max_retries
         size = sum(len(text.encode()) for text in texts)
-        return tries * size, tries * self._options.max_reply_tokens
+        return attempts * size, attempts * self._options.max_reply_tokens
 
     def _worst_cost(self, question: Question) -> float:
-        return self.dollars(*self._most_tokens(question)) or 0.0
+        return self.dollars(*self._max_tokens(question)) or 0.0
 
-    def _affords(self, reserved: float, question: Question) -> bool:
+    def _is_affordable(self, reserved: float, question: Question) -> bool:
         limit = self._options.max_cost
         return limit is None or self.spent + reserved + self._worst_cost(question) <= limit
 
@@ -177,31 +177,31 @@ class Endpoint:
         request = self._request(question)
         try:
             completion = self._client.chat.completions.create(**request)
-            answer = read_completion(completion, self._most_tokens(question))
+            answer = read_completion(completion, self._max_tokens(question))
         except openai.BadRequestError as error:
-            refused = str(error.param)  # whatever the endpoint's JSON has there
+            refused = str(error.param)  # any JSON value from the endpoint
             if refused in {"max_tokens", "temperature"} & request.keys():
                 self._refused_parameters.add(refused)
                 return self._answer(question)
-            return self._of_status(error.status_code)
+            return self._status_answer(error.status_code)
         except openai.APIStatusError as error:
-            return self._of_status(error.status_code)
+            return self._status_answer(error.status_code)
         except (openai.APITimeoutError, TimeoutError):
             return self._unmetered("timeout", question)
         except openai.APIConnectionError as error:
             is_slow = isinstance(error.__cause__, TimeoutError)
             return self._unmetered("timeout" if is_slow else "no connection", question)
-        except Exception:  # a body of any shape, nested and long without end, and libraries
+        except Exception:  # the body may have any shape, size or depth
             return self._unmetered("broken reply", question)
         self.has_answered = True
-        if key_variable(self._options):  # an endpoint may send back what it was sent
-            said = answer.justification.replace(self._client.api_key, HIDDEN)
-            answer = dataclasses.replace(answer, justification=said)
+        if key_variable(self._options):  # an endpoint may echo the key
+            redacted = answer.justification.replace(self._client.api_key, HIDDEN)
+            answer = dataclasses.replace(answer, justification=redacted)
         return answer
 
     def _unmetered(self, failure: str, question: Question) -> Answer:
-        """Return a failure that may have been paid for all the same."""
-        size, replies = self._most_tokens(question)
+        """Return a failed answer that may have been billed."""
+        size, replies = self._max_tokens(question)
         return Answer(None, failure, billed_input_tokens=size, billed_output_tokens=replies)
 
     def _request(self, question: Question) -> dict[str, Any]:
@@ -209,20 +209,20 @@ class Endpoint:
             "model": self._options.judge_model,
             "messages": _messages(question),
         }
-        if "temperature" not in self._refused_parameters:  # some models have but one
+        if "temperature" not in self._refused_parameters:  # some models allow only their default
             request["temperature"] = 0
-        old_name = "max_tokens" not in self._refused_parameters
-        longest = "max_tokens" if old_name else "max_completion_tokens"
-        request[longest] = self._options.max_reply_tokens
+        is_renamed = "max_tokens" in self._refused_parameters
+        limit = "max_completion_tokens" if is_renamed else "max_tokens"
+        request[limit] = self._options.max_reply_tokens
         if self._options.structured_output == "schema":
             schema = {"name": "verdict", "schema": SCHEMA, "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
         return request
 
-    def _of_status(self, status: int) -> Answer:
-        """Tell what concerns this question from what concerns every call, which ends the asking.
+    def _status_answer(self, status: int) -> Answer:
+        """Return the failure of one question; stop if the status concerns every call.
 
-        The endpoint's own words are not repeated: some name the key.
+        The endpoint's message is not repeated, since it may contain the key.
         """
         key = key_variable(self._options) or "--api_key_env"
         remedies = {
@@ -242,7 +242,7 @@ def _messages(question: Question) -> list[dict[str, str]]:
 
 
 def key_variable(options: JudgeOptions) -> str | None:
-    """Return the variable that holds the key; OpenAI's own key goes to OpenAI alone."""
+    """Return the variable with the key; OpenAI's key is sent only to OpenAI."""
     return options.api_key_env or (None if options.base_url else OPENAI_KEY)
 
 
@@ -252,19 +252,20 @@ def _client(options: JudgeOptions) -> OpenAI:
 
     variable = key_variable(options)
     key = os.environ.get(variable, "").strip() if variable else "none"
-    if not key and options.api_key_env:  # which may be a key, given by mistake
+    if not key and options.api_key_env:  # never print it: it may be a key, given by mistake
         raise UsageError(
             "--api_key_env: no such variable is set; give the name of the variable that holds the "
             "key, not the key."
         )
     if not key:
         raise UsageError(
-            f"{variable} is not set: put the key there, or name another variable by "
-            "api_key_env; a server that needs none is named by base_url."
+            f"{variable} is not set: set it to the key, or name another variable with "
+            "api_key_env; for a server that needs no key, give base_url."
         )
     if not (key.isascii() and key.isprintable()):
-        raise UsageError(f"{variable} holds no key: there are characters in it that none has.")
+        raise UsageError(f"{variable} is not a key: it has characters that no key contains.")
+    address, timeout, retries = options.base_url or OPENAI, options.timeout_s, options.max_retries
+    client = bounded_client(timeout)
     return OpenAI(
-        api_key=key, base_url=options.base_url or OPENAI, timeout=options.timeout_s,
-        max_retries=options.max_retries, http_client=bounded_client(options.timeout_s),
-    )  # fmt: skip
+        api_key=key, base_url=address, timeout=timeout, max_retries=retries, http_client=client
+    )

@@ -1,4 +1,4 @@
-"""`softpref generate`: responses of a policy to a file of prompts."""
+"""`softpref generate`: write a policy's responses to a file of prompts."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ class GenerateOptions:
 
     model: str = option("Model or adapter: directory or hub id.", "")
     prompts: str = option("File or hub id of rows with `prompt`, text or messages.", "")
-    output: str = option("New JSONL file; an interrupted command resumes with it.", "")
+    output: str = option("New JSONL file; the same command resumes after an interruption.", "")
     limit: int | None = option("Use only the first N prompts; default: all.")
-    samples: int = option("Responses to each prompt.", 1)
+    samples: int = option("Responses per prompt.", 1)
     max_new_tokens: int | None = option(
-        "Longest response, tokens; default: 512, or what the model's context leaves."
+        "Maximum tokens in a response; default: 512, or what the model's context leaves."
     )
     temperature: float | None = option(
-        "Draw from softmax(logits / temperature), greedily at 0; default: 0."
+        "Sample from softmax(logits / temperature); 0 is greedy; default: 0."
     )
     generation_config: Literal["plain", "model"] = option(
-        "`plain`: of the model's own generation_config only the ids that end a response count; "
-        "`model`: draw as it says, sampling, penalties and all, without --temperature.",
+        "`plain`: use only the end-of-response ids of the model's generation_config; `model`: "
+        "use all its settings, such as sampling and penalties, without --temperature.",
         "plain",
     )
     seed: int = option("Seed of sampling.", 0)
-    batch_size: int = option("Prompts a batch.", 16)
+    batch_size: int = option("Prompts per batch.", 16)
     prompt_format: PromptFormat = option(
-        "`chat`: as a user's turn by the model's chat template; `plain`: as it stands; `auto`: "
-        "messages by the template, text as it stands.",
+        "`chat`: a user turn in the model's chat template; `plain`: unchanged text; `auto`: "
+        "messages with the template, text unchanged.",
         "auto",
     )
     bf16: bool = option("Run the model in bfloat16.", False)
@@ -75,12 +75,11 @@ class GenerateOptions:
 def run_generate(options: GenerateOptions) -> None:
     """Write a row of `uid`, `prompt` and `response` for every prompt, in the prompts' order.
 
-    Batches hold prompts of like length and have a seed each, so that an interrupted command gives
-    what an undisturbed one would have. Beside the output stands `OUTPUT.record.json`: model,
-    weights and settings.
+    Batches group prompts by length and have their own seeds, so that a resumed command gives the
+    same responses as an uninterrupted one. `OUTPUT.record.json` holds model, weights and settings.
 
     Raises:
-        UsageError: an option is missing or wrong, there is no such model, or a prompt does not fit.
+        UsageError: an option or the model is missing or invalid, or a prompt does not fit.
     """
     _check(options)
     output = Path(options.output)
@@ -98,28 +97,28 @@ def run_generate(options: GenerateOptions) -> None:
     require_sound(policy)
     where = (f"{options.prompts}, prompt {number}" for number in itertools.count(1))
     require_known_tokens(policy, tokenizer, zip(where, ids, strict=False))
-    by_model = _own_settings(policy, options)
+    by_model = _model_settings(policy, options)
     options = replace(
         options,
-        max_new_tokens=_room(ids, prompts, policy, options),
+        max_new_tokens=_response_limit(ids, prompts, policy, options),
         temperature=None if by_model else options.temperature or 0.0,
     )
-    # What cannot generate, or not in batches, is refused before anything is written.
-    short = [of_one[:1] for of_one in ids[: min(2, options.batch_size)]]
+    # Refuse a model that cannot generate in batches before anything is written.
+    short = [each[:1] for each in ids[: min(2, options.batch_size)]]
     _draw(policy, tokenizer, short, replace(options, max_new_tokens=1), options.seed)
     record = _record(options, fingerprint_weights(policy), ids) | by_model
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Path(f"{output}.progress")
     with one_writer(output):
-        _require_new(output)  # what another command has written since this one began
+        _require_new(output)  # another command may have written it meanwhile
         responses = _draw_all(on_accelerator(policy), tokenizer, ids, options, record, progress)
         write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
         write_lines(output, _rows(prompts, responses))
         progress.unlink()
     total = options.samples * len(prompts)
     empty = sum(not response.strip() for of_sample in responses for response in of_sample)
-    logger.info("%s: %d responses to %d prompts, %d of them empty; longest allowed: %d tokens",
-                output, total, len(prompts), empty, options.max_new_tokens)  # fmt: skip
+    counts = f"{total} responses to {len(prompts)} prompts, {empty} of them empty"
+    logger.info(f"{output}: {counts}; longest allowed: {options.max_new_tokens} tokens")
 
 
 def _draw_all(
@@ -130,23 +129,21 @@ def _draw_all(
     record: dict[str, Any],
     progress: Path,
 ) -> list[list[str]]:
-    """Return a list of responses for every sample, each in the order of the prompts.
+    """Return a list of responses per sample, in the order of the prompts.
 
-    Every batch is on disk before the next begins.
+    Every batch is on disk before the next one starts.
     """
     done = resume_from(progress, record)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    turns = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
-    batches = [(n, members) for n in range(options.samples) for members in turns]
+    groups = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
+    batches = [(n, members) for n in range(options.samples) for members in groups]
     total = options.samples * len(prompts)
     before = sum(len(members) for _, members in batches[: len(done)])
     bar = Progress("generating", total, "response", done=before)
     with progress.open("a", encoding="utf-8") as file, bar:
         for number, (_, members) in enumerate(batches[len(done) :], start=len(done)):
-            responses = _draw(
-                policy, tokenizer, [prompts[i] for i in members], options,
-                _seed(options.seed, number),
-            )  # fmt: skip
+            batch, seed = [prompts[i] for i in members], _seed(options.seed, number)
+            responses = _draw(policy, tokenizer, batch, options, seed)
             done.append(responses)
             file.write(json.dumps(responses) + "\n")
             file.flush()
@@ -168,12 +165,17 @@ def _draw(
 ) -> list[str]:
     by_model = options.generation_config == "model"
     what = "its own settings do not work here" if by_model else "it generates nothing"
-    remedy = "take --generation_config plain" if by_model else COMPLETE
+    remedy = "use --generation_config plain" if by_model else COMPLETE
     with in_one_sentence(f"--model {options.model}", what, options.model, remedy):
         return sample(
-            policy, tokenizer, prompts, max_new_tokens=cast(int, options.max_new_tokens),
-            temperature=options.temperature, seed=seed, batch_size=options.batch_size,
-        )  # fmt: skip
+            policy,
+            tokenizer,
+            prompts,
+            max_new_tokens=cast(int, options.max_new_tokens),
+            temperature=options.temperature,
+            seed=seed,
+            batch_size=options.batch_size,
+        )
 
 
 def _rows(prompts: Sequence[Prompt], samples: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -198,11 +200,11 @@ def ids_to_continue(
     """Return the token ids that a policy continues to answer a prompt of the file `source`.
 
     Raises:
-        UsageError: they cannot be made, or there is none.
+        UsageError: the prompt cannot be tokenized, or has no token.
     """
     prompt, where = given.prompt, place(source, given.row)
     if prompt_format == "plain" and not isinstance(prompt, str):
-        raise UsageError("--prompt_format plain: the prompts are conversations; take auto or chat.")
+        raise UsageError("--prompt_format plain: the prompts are conversations; use auto or chat.")
     if prompt_format == "chat" and isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str) and given.context:
@@ -219,22 +221,22 @@ def ids_to_continue(
     return ids
 
 
-def _own_settings(policy: nn.Module, options: GenerateOptions) -> dict[str, Any]:
-    """Return what the record says of the model's own settings: nothing where they do not count.
+def _model_settings(policy: nn.Module, options: GenerateOptions) -> dict[str, Any]:
+    """Return the model's own settings for the record, if they are used.
 
     Raises:
-        UsageError: they are greedy, and several samples are asked for.
+        UsageError: they are greedy, and several samples are requested.
     """
     if options.generation_config == "plain":
         return {}
     own = cast(GenerationConfig, policy.generation_config)
     if options.samples > 1 and not own.do_sample:
         raise UsageError(
-            "--samples: greedy responses are all alike, and the model's own generation_config says "
-            "no do_sample; give --temperature without --generation_config model."
+            "--samples: greedy responses are all alike, and the model's own generation_config does "
+            "not set do_sample; give --temperature without --generation_config model."
         )
     settings: dict[str, Any] = json.loads(own.to_json_string())
-    logger.info("sampling as the model's own generation_config says: %s", settings)
+    logger.info(f"sampling with the model's own generation_config: {settings}")
     return {"model_generation_config": settings}
 
 
@@ -263,13 +265,13 @@ def _require_new(output: Path) -> None:
         raise UsageError(f"--output {output}: exists already; choose a new file.")
 
 
-def _room(
+def _response_limit(
     ids: Sequence[list[int]], prompts: Sequence[Prompt], policy: nn.Module, options: GenerateOptions
 ) -> int:
-    """Return how many tokens a response may have: as asked, or what the context leaves.
+    """Return the maximum tokens of a response: as requested, or what the context leaves.
 
     Raises:
-        UsageError: the context leaves none, or fewer than asked.
+        UsageError: the context leaves none, or fewer than requested.
     """
     most = max(range(len(ids)), key=lambda i: len(ids[i]))
     longest, context = len(ids[most]), context_length(policy)
@@ -290,17 +292,17 @@ def _record(options: GenerateOptions, weights: str, ids: Sequence[list[int]]) ->
 
 
 def resume_from(progress: Path, record: dict[str, Any]) -> list[list[str]]:
-    """Return the batches that an interrupted command has finished; start the file if there is none.
+    """Return the batches that an interrupted command has finished; create the file if needed.
 
     Raises:
-        UsageError: it was of other settings.
+        UsageError: the file is damaged or belongs to other settings.
     """
     header = json.dumps(record) + "\n"
     if not progress.exists():
         write_text(progress, header)
         return []
     content = progress.read_bytes()
-    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut one
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may cut the last
     if not lines or lines[0] != header.encode():
         raise UsageError(
             f"{progress}: was started with other settings, another model or other prompts; delete "

@@ -1,4 +1,4 @@
-"""`softpref judge`: verdicts on two files of responses, or on pairs whose better one is known."""
+"""`softpref judge`: judge two files of responses, or measure a judge on labelled pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from softpref.errors import UsageError
-from softpref.judging.ask import Judged, make_judge, put
+from softpref.judging.ask import Judged, ask_judge, make_judge
 from softpref.judging.check import JudgeQuality, judge_quality, load_gold
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge
@@ -26,31 +26,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class JudgeFiles:
-    """What `softpref judge` reads and writes."""
+    """Files of `softpref judge`."""
 
-    responses: str | None = option("Responses whose wins are counted: rows of prompt, response.")
-    baseline: str | None = option("Responses to the same prompts that they are compared with.")
+    responses: str | None = option("Responses to judge: rows of prompt, response.")
+    baseline: str | None = option("Baseline responses to the same prompts.")
     check: str | None = option(
-        "Instead: pairs whose better response is known (prompt, response_1, response_2, gold), to "
-        "measure the judge."
+        "Measure the judge instead, on pairs whose better response is known (prompt, response_1, "
+        "response_2, gold)."
     )
     output: str = option(
-        "Directory; the same command resumes there, and nothing is asked twice.", ""
+        "Output directory; the same command resumes there, and asks nothing twice.", ""
     )
 
 
 def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
-    """Ask, and write `verdicts.jsonl`, `outcomes.jsonl` and `judge.json`.
+    """Ask the judge, and write `verdicts.jsonl`, `outcomes.jsonl` and `judge.json`.
 
     Raises:
-        UsageError: options or files are wrong, or the judge cannot be asked.
+        UsageError: options or files are invalid, or the judge cannot be asked.
     """
     require(files.output, "--output")
     output = directory_to_write(files.output)
     check_judge(options)
     if files.check:
         if files.responses or files.baseline:
-            raise UsageError("--check measures the judge: leave --responses and --baseline out.")
+            raise UsageError("--check measures the judge: remove --responses and --baseline.")
         comparisons = load_gold(files.check)
     else:
         require(files.responses, "--responses")
@@ -58,24 +58,22 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
         comparisons = join(str(files.responses), str(files.baseline))
     judge = make_judge(options)
     with VerdictLog(output / "verdicts.jsonl") as log:
-        judged = put(comparisons, judge, options, log)
+        judged = ask_judge(comparisons, judge, options, log)
         write_lines(output / "outcomes.jsonl", map(asdict, judged.outcomes))
         found = (
             judge_quality(judged)
             if files.check
             else judged_rate(judged.outcomes, judged.first_share)
         )
-        record = who_judged(judge, options) | {"account": account(judged), "found": asdict(found)}
+        record = judge_record(judge, options) | {"account": account(judged), "found": asdict(found)}
         write_text(output / "judge.json", json.dumps(record, indent=1) + "\n")
     about = files.check or f"{files.responses} against {files.baseline}"
-    words = quality_words(found) if isinstance(found, JudgeQuality) else rate_words(found)
-    logger.info(
-        "%s\n%s\n%s\nwritten: %s", about, words, account_words(judged), output / "judge.json"
-    )
+    text = quality_text(found) if isinstance(found, JudgeQuality) else win_rate_text(found)
+    logger.info(f"{about}\n{text}\n{account_text(judged)}\nwritten: {output / 'judge.json'}")
 
 
-def who_judged(judge: Judge, options: JudgeOptions) -> dict[str, Any]:
-    """Return the judge, the orders it was asked in, and the template's words."""
+def judge_record(judge: Judge, options: JudgeOptions) -> dict[str, Any]:
+    """Return the judge's identity, its orders, and its template, for the record."""
     orders: dict[str, Any] = {"orders": "none, each response is scored for itself"}
     if judge.sees_order:
         orders = {"orders": options.orders}
@@ -86,13 +84,13 @@ def who_judged(judge: Judge, options: JudgeOptions) -> dict[str, Any]:
 
 
 def account(judged: Judged) -> dict[str, Any]:
-    """Return calls, failures, tokens and dollars of what an outcome rests on."""
+    """Return the calls, failures, tokens and dollars behind the outcomes."""
     names = ("calls", "failures", "input_tokens", "output_tokens", "dollars")
     return {name: getattr(judged, name) for name in names}
 
 
-def account_words(judged: Judged) -> str:
-    """Say what was asked and what failed, as a share of all of it."""
+def account_text(judged: Judged) -> str:
+    """Return a summary of calls, failures and costs."""
     failed = sum(judged.failures.values())
     text = f"{judged.calls:,} calls, {failed:,} failed ({failed / judged.calls:.1%})"
     if judged.failures:
@@ -108,8 +106,8 @@ def _counts(failures: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {count:,}" for kind, count in sorted(failures.items()))
 
 
-def rate_words(rate: JudgedRate) -> str:
-    """Say a win rate with all that qualifies it."""
+def win_rate_text(rate: JudgedRate) -> str:
+    """Return a summary of a win rate, with its intervals and counts."""
     counted = (
         f"{rate.wins:,} wins, {rate.losses:,} losses, {rate.ties:,} ties "
         f"({rate.flipped:,} of them verdicts that changed with the order), {rate.failed:,} failed "
@@ -134,8 +132,8 @@ def rate_words(rate: JudgedRate) -> str:
     )
 
 
-def quality_words(quality: JudgeQuality) -> str:
-    """Say how good a judge is."""
+def quality_text(quality: JudgeQuality) -> str:
+    """Return a summary of a judge's quality."""
     accuracy = "decided nothing"
     if quality.accuracy is not None:
         low, high = quality.accuracy_interval

@@ -1,4 +1,4 @@
-"""The verdict log: one line a verdict or failure, on disk before the next is asked for."""
+"""The verdict log: one line per verdict or failure, on disk before the next call."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from softpref.training.output import one_writer
 class VerdictLog:
     """Answers by key, read from a file and appended to it.
 
-    What a kill left of a last line is dropped; calls in flight at that moment are repeated. Of two
-    lines of one key the later counts.
+    After a kill, an incomplete last line is dropped and calls in flight are repeated. If a key has
+    several lines, the last one counts.
 
     Attributes:
         answers: by key.
-        fresh: keys that were added since the file was opened.
-        known: judges, by hash, who have given a verdict.
+        fresh: keys added since the file was opened.
+        known: hashes of the judges that have given a verdict.
 
     Raises:
         UsageError: the file is not a verdict log, is damaged other than at its end, or another
@@ -48,16 +48,16 @@ class VerdictLog:
             raise
 
     def _open(self, path: Path) -> None:
-        whole = 0
+        end = 0
         if path.exists():
             content = path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            for number, line in enumerate(content[:whole].splitlines(), start=1):
-                self._take(line, number)
+            end = content.rfind(b"\n") + 1
+            for number, line in enumerate(content[:end].splitlines(), start=1):
+                self._read_line(line, number)
         self._file = path.open("ab")
-        if self._file.tell() != whole:
-            self._file.truncate(whole)
-            self._file.seek(whole)
+        if self._file.tell() != end:
+            self._file.truncate(end)
+            self._file.seek(end)
 
     def __enter__(self) -> VerdictLog:
         return self
@@ -67,23 +67,23 @@ class VerdictLog:
         self._lock.close()
 
     def add(self, question: Question, answer: Answer, judge: str) -> None:
-        """Keep a judge's answer; it is on disk when this returns."""
+        """Store a judge's answer; it is on disk when this returns."""
         key = question.key(judge)
         row = json.dumps(as_row(question, answer, judge))
         self._file.write(row.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self.fresh.add(key)
-        self._keep(key, judge, answer)
+        self._store(key, judge, answer)
 
     def billed(self, judge: str) -> tuple[int, int]:
-        """Return the input and output tokens that a judge may have to be paid for.
+        """Return the input and output tokens that a judge may have billed.
 
-        Answers that were asked for again are paid twice.
+        Repeated questions count each time.
         """
         return self._billed[judge, "input"], self._billed[judge, "output"]
 
-    def _take(self, line: bytes, number: int) -> None:
+    def _read_line(self, line: bytes, number: int) -> None:
         try:
             row = json.loads(line)
             answer = Answer(**{field.name: row[field.name] for field in fields(Answer)})
@@ -93,9 +93,9 @@ class VerdictLog:
                 f"{self.path}, line {number}: not a verdict ({type(error).__name__}); the file was "
                 "changed by something else: remove the line, or choose another --output."
             ) from None
-        self._keep(row["key"], row["judge"], answer)
+        self._store(row["key"], row["judge"], answer)
 
-    def _keep(self, key: str, judge: str, answer: Answer) -> None:
+    def _store(self, key: str, judge: str, answer: Answer) -> None:
         self.answers[key] = answer
         if answer.verdict:
             self.known.add(judge)

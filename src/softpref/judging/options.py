@@ -1,4 +1,4 @@
-"""The options that say who judges, alike in `judge`, `compare`, `audit`, `study --judge FILE`."""
+"""Judge options, shared by `judge`, `compare`, `audit` and `study --judge FILE`."""
 
 from __future__ import annotations
 
@@ -15,65 +15,65 @@ JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
 
 @dataclass
 class JudgeOptions:
-    """Who judges, and how it is asked."""
+    """Options of the judge and its questions."""
 
     judge: JudgeKind = option(
         "`endpoint`: a chat model behind an OpenAI-compatible API; `reward_model`: a sequence "
-        "classifier; `implicit_reward`: a policy that was aligned, against its reference; "
-        "`checker`: the right answers of the synthetic world.",
+        "classifier; `implicit_reward`: an aligned policy against its reference; `checker`: the "
+        "right answers of the synthetic world.",
         "endpoint",
     )
     judge_model: str | None = option(
-        "endpoint: the model's name there; reward_model, implicit_reward: directory or hub id."
+        "endpoint: the model's name; reward_model, implicit_reward: directory or hub id."
     )
-    judge_reference: str | None = option("implicit_reward: the model its training started from.")
+    judge_reference: str | None = option("implicit_reward: the model before its training.")
     base_url: str | None = option("endpoint: its address, up to /v1; default: OpenAI's.")
     api_key_env: str | None = option(
-        "endpoint: the environment variable that holds the key, the only place it is read from; "
-        "default: OPENAI_API_KEY for OpenAI's address, none for another."
+        "endpoint: the environment variable with the key, its only source; default: "
+        "OPENAI_API_KEY for OpenAI's address, none for others."
     )
     structured_output: Literal["schema", "words"] = option(
-        "endpoint: whether the reply is held to a JSON schema, or only asked for in words, as "
-        "older models and some servers need it.",
+        "endpoint: `schema` enforces a JSON schema; `words` only describes the reply in the "
+        "prompt, for older models and some servers.",
         "schema",
     )
     orders: Literal["both", "one"] = option(
-        "Ask in both orders, a verdict that changes with them being a tie, or in one drawn order, "
-        "as the paper does.",
+        "Ask in both orders, where a verdict that changes is a tie, or in one random order, as in "
+        "the paper.",
         "both",
     )
-    order_seed: int = option("Seed of the drawn order.", 0)
-    concurrency: int = option("endpoint: most calls in flight; in a study, of each job.", 8)
-    timeout_s: float = option("endpoint: most seconds of one try of a call.", 60.0)
+    order_seed: int = option("Seed of the random order.", 0)
+    concurrency: int = option("endpoint: maximum concurrent calls; in a study, per job.", 8)
+    timeout_s: float = option("endpoint: maximum seconds of one attempt of a call.", 60.0)
     max_retries: int = option(
         "endpoint: retries of a call after 429, 5xx, a timeout or a broken connection.", 6
     )
-    max_reply_tokens: int = option("endpoint: most tokens of a reply.", 400)
+    max_reply_tokens: int = option("endpoint: maximum tokens in a reply.", 400)
     price_input: float | None = option("endpoint: dollars per million input tokens.")
     price_output: float | None = option("endpoint: dollars per million output tokens.")
     max_cost: float | None = option(
-        "endpoint: dollars; no call is made that could take the account of this output, or in a "
-        "study that of one run, above it."
+        "endpoint: maximum dollars for this output, or for one run of a study; a call that could "
+        "exceed it is not made."
     )
-    retry_failed: bool = option("Ask failed calls of an earlier run again.", False)
-    judge_batch_size: int = option("reward_model, implicit_reward: pairs a batch.", 16)
+    retry_failed: bool = option("Repeat the failed calls of an earlier run.", False)
+    judge_batch_size: int = option("reward_model, implicit_reward: pairs per batch.", 16)
 
 
 @dataclass
 class OptionalJudge(JudgeOptions):
-    """The same where a judge may be asked or not: none is, unless it is named."""
+    """Judge options of a command whose judge is optional."""
 
     judge: JudgeKind | None = option(  # type: ignore[assignment]
         "Also ask a judge which response of each pair is better: `endpoint`, a chat model behind "
         "an OpenAI-compatible API, or `reward_model`, `implicit_reward`, `checker` as in `softpref "
-        "judge`. Its verdicts are weighed with the other signals, and kept in --output."
+        "judge`. Its verdicts are combined with the other signals, and stored in --output."
     )
 
     def named(self) -> JudgeOptions | None:
-        """Return the judge's options, None where none was named.
+        """Return the judge's options, or None without a judge.
 
         Raises:
-            UsageError: none was, and there are options for one.
+            UsageError: options are given, but no judge.
         """
         given = {field.name: getattr(self, field.name) for field in fields(JudgeOptions)}
         if self.judge:
@@ -100,7 +100,7 @@ def check_judge(options: JudgeOptions) -> None:
     """Refuse options that are missing, out of range, or not read by this judge.
 
     Raises:
-        UsageError: in words that say what to do.
+        UsageError: the message names the option and the remedy.
     """
     for name, kinds in READ_BY.items():
         value = getattr(options, name)
@@ -113,12 +113,12 @@ def check_judge(options: JudgeOptions) -> None:
         require(options.judge_model, "--judge_model")
     if options.judge == "implicit_reward":
         require(options.judge_reference, "--judge_reference")
-    for name, least in (("concurrency", 1), ("max_retries", 0), ("max_reply_tokens", 1),
-                        ("judge_batch_size", 1)):  # fmt: skip
+    for name in ("concurrency", "max_retries", "max_reply_tokens", "judge_batch_size"):
+        least = 0 if name == "max_retries" else 1
         if getattr(options, name) < least:
             raise UsageError(f"--{name} {getattr(options, name)}: must be at least {least}.")
     if not 0 < options.timeout_s < math.inf:
-        raise UsageError(f"--timeout_s {options.timeout_s}: must be above 0, and a number.")
+        raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")
     if options.base_url is not None:
         _check_address(options.base_url)
     prices = (options.price_input, options.price_output)
@@ -133,7 +133,7 @@ def check_judge(options: JudgeOptions) -> None:
 
 
 def _check_address(base_url: str) -> None:
-    """Refuse an address that is none, or holds what should not be on a command line."""
+    """Refuse an invalid address, or one with credentials or a query."""
     try:
         parts = urlsplit(base_url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -144,29 +144,29 @@ def _check_address(base_url: str) -> None:
         raise UsageError("--base_url: give an address such as http://localhost:8000/v1.")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
-            "--base_url: leave user, password and query out; a key comes from the variable that "
+            "--base_url: remove user, password and query; a key comes from the variable that "
             "--api_key_env names."
         )
 
 
 def judge_from_file(path: str, flag: str, key: str | None = None) -> JudgeOptions:
-    """Return a judge's options from a YAML file, as `--config` would have them.
+    """Return a judge's options from a YAML file, parsed like `--config`.
 
     Args:
         path: the file.
-        flag: the option that named it.
-        key: NAME=ADDRESS, of that option with `_key` behind it: the variable whose value is sent,
-            and where to. A file alone sends no key but OpenAI's to OpenAI.
+        flag: the option that names the file.
+        key: NAME=ADDRESS from `{flag}_key`: the variable with the key, and the address to send it
+            to. Without it, only OpenAI's key is sent, and only to OpenAI.
 
     Raises:
-        UsageError: the file cannot be read, or holds something else; or has another address.
+        UsageError: the file cannot be read or is invalid, or its address differs.
     """
     try:
         (options,) = parse("judge", ["--config", path], JudgeOptions)
         check_judge(options)
     except UsageError as error:
-        said = str(error).removeprefix(f"--config {path}: ")
-        raise UsageError(f"{flag} {path}: {said}") from None
+        message = str(error).removeprefix(f"--config {path}: ")
+        raise UsageError(f"{flag} {path}: {message}") from None
     found: JudgeOptions = options
     if key:
         name, _, address = key.partition("=")
@@ -184,10 +184,10 @@ def judge_from_file(path: str, flag: str, key: str | None = None) -> JudgeOption
     return found
 
 
-def described(options: JudgeOptions) -> dict[str, object]:
-    """Return the options that change verdicts; those of speed, price and access do not."""
-    names = ("judge", "judge_model", "judge_reference", "structured_output", "orders", "order_seed",
-             "max_reply_tokens")  # fmt: skip
+def verdict_options(options: JudgeOptions) -> dict[str, object]:
+    """Return the options that change verdicts, without those of speed, price and access."""
+    names = ["judge", "judge_model", "judge_reference", "structured_output", "orders", "order_seed"]
+    names.append("max_reply_tokens")
     address = options.base_url and public_address(options.base_url)
     return {name: getattr(options, name) for name in names} | {"base_url": address}
 

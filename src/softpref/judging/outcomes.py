@@ -1,4 +1,4 @@
-"""From verdicts to wins: a verdict that changes with the order is a tie, a failure is counted."""
+"""Verdicts to outcomes: a verdict that changes with the order is a tie, a failure is counted."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from softpref.judging.questions import Answer, Comparison, Question
 from softpref.judging.template import shown_prompt
 
 Result = Literal["win", "loss", "tie", "failed"]
-_WORTH = {"win": 1.0, "loss": -1.0}
+_SCORE = {"win": 1.0, "loss": -1.0}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a comparison.
+    """The outcome of a comparison.
 
     Attributes:
         uid: of the comparison.
-        prompt: as a judge is shown it; comparisons of one prompt hang together.
+        prompt: as shown to a judge; comparisons with the same prompt are correlated.
         result: from the response's side.
         flipped: whether the verdict changed with the order.
         failure: the first failure, if any.
@@ -44,9 +44,9 @@ def outcomes_of(
     """Return the outcome of every comparison.
 
     Args:
-        comparisons: what was to be decided.
-        questions: of each, by uid.
-        answers: to these, in the same order.
+        comparisons: the comparisons.
+        questions: their questions, by uid.
+        answers: the answers to these questions, in the same order.
     """
     return [
         _outcome(comparison, questions[comparison.uid], answers[comparison.uid])
@@ -54,13 +54,13 @@ def outcomes_of(
     ]
 
 
-def leaning(questions: Sequence[Question], answers: Sequence[Answer]) -> float:
+def mean_verdict(questions: Sequence[Question], answers: Sequence[Answer]) -> float:
     """Return the mean verdict on a response, 1 for a win and −1 for a loss; 0 if a call failed."""
     verdicts = [answer.verdict for answer in answers if answer.verdict is not None]
     if len(verdicts) < len(answers):
         return 0.0
     results = map(_from_response, verdicts, (question.is_swapped for question in questions))
-    return fmean(_WORTH.get(result, 0.0) for result in results)
+    return fmean(_SCORE.get(result, 0.0) for result in results)
 
 
 def _outcome(

@@ -1,4 +1,4 @@
-"""What a judge is asked: two anonymous responses to a prompt, in one order or in both."""
+"""Questions to a judge: two anonymous responses to a prompt, in one order or in both."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ VERDICTS = ("A", "B", "tie")
 
 @dataclass(frozen=True)
 class Comparison:
-    """A response against a baseline's to the same prompt.
+    """A response and a baseline response to the same prompt.
 
     Attributes:
-        uid: names it; comparisons of one prompt may differ in their responses alone.
+        uid: unique name; several comparisons may have the same prompt.
         prompt: text or messages.
-        response: whose win is counted; text, or messages where one turn of text does not say it.
-        baseline: what it is compared with, likewise.
-        context: the row's `tools` and `chat_template_kwargs`, as far as it has them.
+        response: the response whose wins are counted; text, or messages if it is not one text turn.
+        baseline: the response to compare with, likewise.
+        context: the row's `tools` and `chat_template_kwargs`, if any.
     """
 
     uid: str
@@ -54,7 +54,7 @@ class Question:
     context: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, judge: str) -> str:
-        """Return a hash of all that the answer depends on: texts, their order, and the judge."""
+        """Return a hash of everything that the answer depends on: texts, order and judge."""
         asked = [self.prompt, self.first, self.second, judge]
         text = json.dumps([*asked, self.context] if self.context else asked)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -62,15 +62,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """A judge's answer.
 
     Attributes:
-        verdict: "A", "B" or "tie"; None where the call failed.
-        failure: why it failed, in a word or two; None where there is a verdict.
-        justification: the judge's.
-        input_tokens: of what was sent, as the endpoint counts; 0 where it does not say.
-        output_tokens: of what it wrote, likewise.
-        billed_input_tokens: what may have to be paid: as counted, or a bound where it was not.
+        verdict: "A", "B" or "tie"; None if the call failed.
+        failure: the kind of failure; None if there is a verdict.
+        justification: the judge's justification.
+        input_tokens: tokens sent, as counted by the endpoint; 0 without a count.
+        output_tokens: tokens received, likewise.
+        billed_input_tokens: tokens that may be billed: the count, or an upper bound without one.
         billed_output_tokens: likewise.
     """
 
@@ -84,28 +84,28 @@ class Answer:
 
 
 class Judge(Protocol):
-    """Answers questions; `identity` says who it is, in all that changes its answers.
+    """Answers questions; `identity` holds everything that changes its answers.
 
-    `sees_order` is whether A and B might be told apart by their place: a judge that scores each
-    response for itself is asked once.
+    `sees_order` is whether the order of A and B can affect the verdict. A judge that scores each
+    response by itself is asked only once.
     """
 
     identity: Mapping[str, Any]
     sees_order: bool
 
     def ask(self, questions: Sequence[Question]) -> Iterable[tuple[Question, Answer]]:
-        """Yield every question with its answer, in the order in which they come."""
+        """Yield every question with its answer, in order of arrival."""
 
 
 def judge_hash(judge: Judge) -> str:
-    """Return a short name of the judge as it is set up."""
+    """Return a short hash of the judge's identity."""
     return hashlib.sha256(json.dumps(judge.identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def questions_of(
     comparisons: Iterable[Comparison], orders: Orders, seed: int
 ) -> dict[str, list[Question]]:
-    """Return each comparison's questions by its uid: both orders, or one drawn by seed and uid."""
+    """Return the questions of each comparison by uid: both orders, or a random one."""
     return {
         comparison.uid: [
             _question(comparison, is_swapped)
@@ -130,6 +130,6 @@ def _question(comparison: Comparison, is_swapped: bool) -> Question:
 
 
 def as_row(question: Question, answer: Answer, judge: str) -> dict[str, Any]:
-    """Return what the verdict log keeps."""
+    """Return a row of the verdict log."""
     about = {"uid": question.uid, "is_swapped": question.is_swapped, "judge": judge}
     return {"key": question.key(judge)} | about | asdict(answer)

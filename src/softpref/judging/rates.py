@@ -1,4 +1,4 @@
-"""Win rates, and how sure they are.
+"""Win rates and their intervals.
 
 Shapes: n outcomes; R resamples.
 """
@@ -17,7 +17,7 @@ from softpref.judging.outcomes import Outcome
 from softpref.statistics.win_rate import wilson_interval
 
 RESAMPLES = 2000
-FEW_PROMPTS = 20  # below, resampling them says too little
+FEW_PROMPTS = 20  # with fewer prompts, the bootstrap is unreliable
 _AT_ONCE = 100  # resamples
 _NEWTON_STEPS = 100
 _CONVERGED = 1e-8
@@ -30,25 +30,25 @@ Statistic = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class JudgedRate:
-    """A win rate with everything that says how far to believe it; rates are shares in [0, 1].
+    """A win rate with its intervals and counts; rates are shares in [0, 1].
 
     Attributes:
-        asked: comparisons, failed ones among them.
-        wins: of the response; `losses` and `ties` likewise.
-        losses: see `wins`.
+        asked: number of comparisons, including failed ones.
+        wins: of the response.
+        losses: of the response.
         ties: verdicts of a tie, and verdicts that changed with the order.
-        flipped: the latter alone.
+        flipped: only the latter.
         failed: comparisons with a failed call.
-        rate: wins / (wins + losses); None where nothing was decided.
-        interval: Wilson's 95%; it takes comparisons for independent.
-        clustered_interval: bootstrap over prompts, 95%; right also where prompts repeat. Where all
-            were won or all lost, Wilson's over prompts; below 20 prompts, the wider of both.
+        rate: wins / (wins + losses); None if nothing was decided.
+        interval: Wilson's 95%, for independent comparisons.
+        clustered_interval: 95% bootstrap over prompts, also valid if prompts repeat. If all were
+            won or all lost, Wilson's over prompts; below 20 prompts, the wider of both.
         bounds: the rate if all failures were losses, and if all were wins.
         length_difference: mean of response minus baseline, characters.
-        length_controlled: the rate at no difference in length, by `length_controlled_rate`; None
-            where one side is always the longer, so that nothing says what it would be.
+        length_controlled: the rate at equal length, by `length_controlled_rate`; None if one side
+            is always longer, so that it is not identified.
         length_controlled_interval: likewise.
-        first_share: how often, of all verdicts but ties, the response shown first was preferred.
+        first_share: share of verdicts for the response shown first, without ties.
     """
 
     asked: int
@@ -74,7 +74,7 @@ def judged_rate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> JudgedRate:
-    """Return the win rate of outcomes and what belongs to it.
+    """Return the win rate of outcomes with its intervals and counts.
 
     Args:
         outcomes: at least one.
@@ -101,7 +101,7 @@ def judged_rate(
         if found is None:
             return 0.0, 1.0
         by_prompts = wilson_interval(found * settled, settled)
-        if not wins or not losses:  # every resample would be alike
+        if not wins or not losses:  # every resample would be the same
             return by_prompts
         low, high = bootstrap_interval(statistic, prompts, resamples, seed)
         if settled < FEW_PROMPTS:
@@ -147,19 +147,19 @@ def _bounds(wins: int, decided: int, failed: int) -> Interval:
 def length_controlled_rate(
     is_win: Tensor, is_loss: Tensor, length_difference: Tensor, weights: Tensor
 ) -> Tensor:
-    """Return the win rate that would be seen if both responses were equally long.
+    """Return the estimated win rate for responses of equal length.
 
         P(win) = σ(a + b tanh(Δ / s)),   the rate at Δ = 0 is σ(a)
 
-    fitted to decided outcomes, after Dubois et al. 2024 without their term for a prompt's
-    difficulty; s is the root mean square of Δ over them. A ridge of 1e-3 on b keeps it finite. NaN
-    where nothing identifies a: where all Δ lie on one side of 0.
+    fitted to decided outcomes, following Dubois et al. 2024 without their prompt difficulty term;
+    s is the root mean square of Δ over them. A ridge of 1e-3 on b keeps the fit finite. NaN if a is
+    not identified, that is, if all Δ are on one side of 0.
 
     Args:
         is_win: (n,) 0 or 1.
-        is_loss: (n,) likewise; neither is a tie or a failure.
+        is_loss: (n,) likewise; both are 0 for a tie or a failure.
         length_difference: (n,), characters, response minus baseline.
-        weights: (R, n), how often each outcome counts.
+        weights: (R, n), the count of each outcome.
 
     Returns:
         (R,).
@@ -169,7 +169,7 @@ def length_controlled_rate(
     spread = difference.square().mean().sqrt().clamp_min(1.0)
     columns = torch.stack([torch.ones_like(difference), (difference / spread).tanh()], -1)
     won, counts = is_win[decided], weights[:, decided].double()
-    # The intercept needs next to none, but a sample that was all won has no finite one.
+    # The intercept needs a tiny ridge: a sample of wins alone has no finite intercept.
     ridge = _RIDGE * torch.tensor([1e-3, 1.0], dtype=torch.float64)
     coefficients = torch.zeros(len(weights), 2, dtype=torch.float64)
     for _ in range(_NEWTON_STEPS):
@@ -177,7 +177,7 @@ def length_controlled_rate(
         slope = (counts * (won - expected)) @ columns - ridge * coefficients
         curved = counts * expected * (1 - expected)
         curvature = torch.einsum("rn,ni,nj->rij", curved, columns, columns) + ridge.diag()
-        step = torch.linalg.solve(curvature, slope).clamp(-1.0, 1.0)  # far off it overshoots
+        step = torch.linalg.solve(curvature, slope).clamp(-1.0, 1.0)  # a full step can overshoot
         coefficients += step
         if float(step.abs().max()) < _CONVERGED:
             break
@@ -189,13 +189,13 @@ def length_controlled_rate(
 def bootstrap_interval(
     statistic: Statistic, clusters: Sequence[str], resamples: int, seed: int
 ) -> Interval:
-    """Return the 95% percentile interval of a statistic, whole clusters drawn with replacement.
+    """Return the 95% percentile interval of a statistic, by a bootstrap over clusters.
 
-    Resamples in which the statistic is not finite are left out; (0, 1) where all are.
+    Resamples with a non-finite statistic are dropped; (0, 1) if none is left.
 
     Args:
-        statistic: from weights (R, n), how often each item was drawn, to (R,).
-        clusters: (n,) names; items of one name hang together.
+        statistic: maps weights (R, n), the counts of each item, to (R,).
+        clusters: (n,) names; items with the same name are correlated.
         resamples: R.
         seed: of the draws.
     """
@@ -219,9 +219,9 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two judges agree: Cohen's κ, its 95% interval by prompts, over how many.
+    """Agreement of two judges: Cohen's κ, its 95% interval by prompts, number of comparisons.
 
-    κ is None where both said one thing throughout.
+    κ is None if both judges always gave the same single verdict.
     """
 
     kappa: float | None
@@ -232,12 +232,12 @@ class Agreement:
 def agreement(
     first: Sequence[Outcome], second: Sequence[Outcome], *, seed: int = 0
 ) -> Agreement | None:
-    """Return the agreement of two judges over the comparisons that both decided or called ties.
+    """Return the agreement of two judges over the comparisons that both judged.
 
         κ = (p_o − p_e) / (1 − p_e)   (Cohen 1960)
 
-    with p_o the share of equal results and p_e what the judges' own shares of wins, losses and ties
-    would make of it by chance. None where no comparison was judged by both.
+    with p_o the share of equal results, and p_e its expectation by chance, given each judge's
+    shares of wins, losses and ties. None if no comparison was judged by both.
     """
     other = {outcome.uid: outcome.result for outcome in second}
     both = [
@@ -247,15 +247,15 @@ def agreement(
     ]
     if not both:
         return None
-    says = [
+    results = [
         torch.tensor([[pair[judge] == result for result in _RESULTS] for pair in both]).double()
         for judge in (1, 2)
     ]
-    same = (says[0] * says[1]).sum(-1)
+    same = (results[0] * results[1]).sum(-1)
 
     def kappa(weights: Tensor) -> Tensor:
         total = weights.sum(-1, keepdim=True)
-        by_chance = ((weights @ says[0] / total) * (weights @ says[1] / total)).sum(-1)
+        by_chance = ((weights @ results[0] / total) * (weights @ results[1] / total)).sum(-1)
         return (weights @ same / total[:, 0] - by_chance) / (1 - by_chance)
 
     prompts = [prompt for prompt, _, _ in both]

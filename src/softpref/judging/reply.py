@@ -1,4 +1,4 @@
-"""What an endpoint sent back, read without trusting any of it."""
+"""Read an endpoint's reply as untrusted input."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 from softpref.judging.questions import Answer
 from softpref.judging.template import read_reply
 
-MOST_TOKENS = 10**9
-"""Of one call; a larger number is no count."""
+MAX_TOKENS = 10**9
+"""Of one call; a larger number is not a valid count."""
 
 
-def read_completion(completion: Any, most: tuple[int, int]) -> Answer:
-    """Return the verdict in a chat completion, or why there is none.
+def read_completion(completion: Any, limits: tuple[int, int]) -> Answer:
+    """Return the answer in a chat completion, or its failure.
 
     Args:
-        completion: whatever was parsed from the endpoint's JSON.
-        most: input and output tokens it can have taken at most, where it does not say.
+        completion: the parsed JSON of the endpoint, of any shape.
+        limits: upper bounds of input and output tokens, used without a valid count.
     """
-    verdict, failure, justification = _said(completion)
+    verdict, failure, justification = _verdict(completion)
     counted = _usage(completion)
-    return Answer(verdict, failure, justification, *(counted or (0, 0)), *(counted or most))
+    return Answer(verdict, failure, justification, *(counted or (0, 0)), *(counted or limits))
 
 
-def _said(completion: Any) -> tuple[str | None, str | None, str]:
+def _verdict(completion: Any) -> tuple[str | None, str | None, str]:
     """Return verdict, failure and justification."""
     try:
         choice = completion.choices[0]
@@ -49,10 +49,10 @@ def _text(content: Any) -> str:
 
 
 def _usage(completion: Any) -> tuple[int, int] | None:
-    """Return input and output tokens as counted there, or None where that is no count."""
+    """Return the reported input and output tokens, or None if they are not valid counts."""
     usage = getattr(completion, "usage", None)
     sent, received = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
     if not isinstance(sent, int) or not isinstance(received, int):
         return None
-    is_count = min(sent, received) >= 0 and max(sent, received) <= MOST_TOKENS
+    is_count = min(sent, received) >= 0 and max(sent, received) <= MAX_TOKENS
     return (sent, received) if is_count else None

@@ -1,4 +1,4 @@
-"""Win rates as tables and as a picture."""
+"""Win rates as tables and as a figure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ COLOUR = "#1f6f8b"
 
 @dataclass(frozen=True)
 class Contest:
-    """One run of a method against a rival method's, or against the baseline (None)."""
+    """A run of a method against a rival method's run, or against the baseline (None)."""
 
     method: str
     rival: str | None
     run: int
 
     @property
-    def words(self) -> str:
-        """Who is compared with whom."""
+    def name(self) -> str:
+        """Name of the contest."""
         against = f" against {self.rival}" if self.rival else ""
         return f"{self.method}{against}" + (f", run {self.run + 1}" if self.run else "")
 
@@ -37,7 +37,7 @@ _Row = tuple[str, list[JudgedRate]]
 def rates_markdown(
     rates: Rates, controls: Controls | None, agreements: Mapping[str, Agreement | None]
 ) -> str:
-    """Return everything that was found."""
+    """Return the report in Markdown."""
     parts = ["# Win rates\n"]
     for title, rows in _tables(rates):
         parts += [f"## {title}\n", _table(rows)]
@@ -95,7 +95,7 @@ def _cells(runs: Sequence[JudgedRate]) -> list[str]:
 
 
 def mean_and_deviation(shares: Sequence[float | None]) -> str:
-    """Return "61.2" or, of several, "61.2 ± 1.3", per cent; a dash where there is none."""
+    """Return shares in percent: "61.2", "61.2 ± 1.3" for several, or a dash for none."""
     found = [100 * share for share in shares if share is not None]
     if not found:
         return "–"
@@ -109,61 +109,59 @@ def _mean_interval(intervals: Sequence[Interval]) -> str:
 
 def _agreement_table(agreements: Mapping[str, Agreement | None]) -> str:
     rows = [("", "Cohen's κ", "by prompts", "judged by both")]
-    for words, found in agreements.items():
+    for name, found in agreements.items():
         kappa, interval, count = "–", "–", 0
         if found:
             kappa = "–" if found.kappa is None else f"{found.kappa:.2f}"
             interval, count = "{:.2f} to {:.2f}".format(*found.interval), found.comparisons
-        rows.append((shortened(words), kappa, interval, str(count)))
+        rows.append((shortened(name), kappa, interval, str(count)))
     return pipes(rows)
 
 
 def _fitness(controls: Controls) -> str:
-    words = "Nothing speaks against it."
+    verdict = "Nothing speaks against it."
     if controls.unfit:
-        words = f"**Unfit**: {'; '.join(controls.unfit)}."
+        verdict = f"**Unfit**: {'; '.join(controls.unfit)}."
     rows: list[_Row] = [
         ("a constant answer", [controls.null]),
         ("the baseline's answer against itself", [controls.identical]),
     ]
     if controls.attacks:
         rows.append(("attacks against honest answers", [controls.attacks]))
-    return f"{words}\n\n{_table(rows)}"
+    return f"{verdict}\n\n{_table(rows)}"
 
 
 def rates_latex(rates: Rates) -> str:
     """Return the win rates as the rows of a tabular."""
-    lines = [
-        r"\begin{tabular}{lrrrrr}", r"\toprule",
-        r"& win rate (\%) & Wilson's 95\% & all failures lost to all won & failed (\%) "
-        r"& at equal length (\%) \\", r"\midrule",
-    ]  # fmt: skip
+    header = r"& win rate (\%) & Wilson's 95\% & all failures lost to all won & failed (\%) "
+    header += r"& at equal length (\%) \\"
+    lines = [r"\begin{tabular}{lrrrrr}", r"\toprule", header, r"\midrule"]
     for _, rows in _tables(rates):
         for name, runs in rows:
             rate = mean_and_deviation([run.rate for run in runs])
             controlled = mean_and_deviation([run.length_controlled for run in runs])
             failed = f"{100 * fmean(run.failed / run.asked for run in runs):.1f}"
-            ends = [_mean_interval([getattr(run, what) for run in runs])
-                    for what in ("interval", "bounds")]  # fmt: skip
-            cells = [shortened(name), rate, *ends, failed, controlled]
+            interval = _mean_interval([run.interval for run in runs])
+            bounds = _mean_interval([run.bounds for run in runs])
+            cells = [shortened(name), rate, interval, bounds, failed, controlled]
             lines.append(" & ".join(map(for_latex, cells)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def draw_win_rates(rates: Rates) -> Figure:
-    """Draw each contest's win rate with its interval by prompts and its bounds, thin."""
+    """Draw each contest's win rate with its interval by prompts (thick) and its bounds (thin)."""
     figure = Figure(figsize=(7, 1.2 + 0.42 * len(rates)), layout="constrained")
     axes = figure.subplots()
     for place, rate in enumerate(rates.values()):
-        axes.plot([100 * end for end in rate.bounds], [place, place], color=COLOUR, alpha=0.35)
-        axes.plot(
-            [100 * end for end in rate.clustered_interval], [place, place], color=COLOUR, lw=4,
-            solid_capstyle="butt",
-        )  # fmt: skip
+        thin, thick = (
+            [100 * end for end in ends] for ends in (rate.bounds, rate.clustered_interval)
+        )
+        axes.plot(thin, [place, place], color=COLOUR, alpha=0.35)
+        axes.plot(thick, [place, place], color=COLOUR, lw=4, solid_capstyle="butt")
         if rate.rate is not None:
             axes.plot(100 * rate.rate, place, "o", color="white", mec=COLOUR, mew=2)
     axes.axvline(50, color="grey", lw=1, ls=":")
-    axes.set_yticks(range(len(rates)), [for_plot(contest.words) for contest in rates])
+    axes.set_yticks(range(len(rates)), [for_plot(contest.name) for contest in rates])
     axes.set_ylim(len(rates) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel(

@@ -1,4 +1,4 @@
-"""Files of prompts and of responses, and two of the latter joined into comparisons."""
+"""Read files of prompts and responses, and join two files of responses into comparisons."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Prompt:
     """A prompt of a file.
 
     Attributes:
-        prompt: text or messages, these with all their fields.
-        context: what the chat template is given beside them: `tools` and `chat_template_kwargs`,
-            as far as the row has them.
-        row: of its file.
+        prompt: text, or messages with all their fields.
+        context: further arguments of the chat template, if any: `tools` and
+            `chat_template_kwargs`.
+        row: its row number in the file.
     """
 
     prompt: Text
@@ -34,7 +34,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Response:
-    """A response to the prompt of its row."""
+    """A response to a prompt of a file."""
 
     uid: str
     given: Prompt
@@ -42,7 +42,7 @@ class Response:
 
 
 def prompt_uid(prompt: Text, occurrence: int, context: Mapping[str, Any] | None = None) -> str:
-    """Name the `occurrence`-th row of a prompt with its template's context, from 0."""
+    """Return the uid of the `occurrence`-th row, from 0, of a prompt with its context."""
     text = json.dumps([prompt, context] if context else prompt, sort_keys=True).encode()
     return f"{hashlib.sha256(text).hexdigest()[:24]}-{occurrence}"
 
@@ -54,7 +54,7 @@ def comparison_of_pair(uid: str, row: Mapping[str, Any]) -> Comparison:
 
 
 def plain_reply(response: Text) -> Text:
-    """Return a response as `generate` writes it: one turn of the assistant's text is that text."""
+    """Return a response in the form of `generate`: a single text turn becomes its text."""
     if len(response) == 1 and not isinstance(response, str):
         (turn,) = response
         is_plain = turn.keys() == {"role", "content"} and turn["role"] == "assistant"
@@ -64,7 +64,7 @@ def plain_reply(response: Text) -> Text:
 
 
 def context_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a pair row's chat template is given beside its messages, as far as it has it."""
+    """Return a pair row's further arguments of the chat template, if any."""
     return {name: row[name] for name in CONTEXT if row.get(name) is not None}
 
 
@@ -72,16 +72,16 @@ def load_prompts(source: str) -> list[Prompt]:
     """Return the prompts of a file, in its order; other columns are not read.
 
     Raises:
-        UsageError: it cannot be read, a row's prompt cannot be used, or there is none.
+        UsageError: it cannot be read, a prompt is invalid, or there is no prompt.
     """
     return [prompt_of(source, row, values) for row, values in rows_of(source)]
 
 
 def load_responses(source: str) -> dict[str, Response]:
-    """Return the responses of a file by uid; rows of one prompt are told apart by their order.
+    """Return the responses of a file by uid; rows of one prompt are numbered in order.
 
     Raises:
-        UsageError: it cannot be read, a row lacks `prompt` or `response`, or there is none.
+        UsageError: it cannot be read, a row lacks `prompt` or `response`, or there is no row.
     """
     seen: Counter[str] = Counter()
     found = {}
@@ -101,21 +101,21 @@ def load_responses(source: str) -> dict[str, Response]:
 
 
 def join(source: str, baseline: str) -> list[Comparison]:
-    """Return the comparisons of two files' responses to the same prompts.
+    """Return comparisons of two files of responses to the same prompts.
 
     Raises:
-        UsageError: as in `load_responses`, or the prompts are not the same.
+        UsageError: as in `load_responses`, or the prompts differ.
     """
     responses, theirs = load_responses(source), load_responses(baseline)
     for one, other, name, where in (
         (responses, theirs, source, baseline),
         (theirs, responses, baseline, source),
     ):
-        alone = [response for uid, response in one.items() if uid not in other]
-        if alone:
+        unmatched = [response for uid, response in one.items() if uid not in other]
+        if unmatched:
             raise UsageError(
-                f"{place(name, alone[0].given.row)}: its prompt has fewer answers in {where} "
-                f"({len(alone)} such rows): make both files from the same prompts."
+                f"{place(name, unmatched[0].given.row)}: its prompt has fewer answers in {where} "
+                f"({len(unmatched)} such rows): make both files from the same prompts."
             )
     return [
         Comparison(uid, ours.given.prompt, ours.response, theirs[uid].response, ours.given.context)
@@ -127,25 +127,25 @@ def rows_of(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield number and values of every row of a file.
 
     Raises:
-        UsageError: it cannot be read, a row is no object, or there is none.
+        UsageError: it cannot be read, a row is not an object, or there is no row.
     """
-    some = False
+    is_empty_file = True
     for row, values in read_rows(source):
         if isinstance(values, RowError):
             raise UsageError(f"{place(source, row)}: {values}; fix or remove it.")
         if not isinstance(values, dict):
             raise UsageError(f"{place(source, row)}: not an object; fix or remove it.")
-        some = True
+        is_empty_file = False
         yield row, values
-    if not some:
-        raise UsageError(f"{source}: holds no row.")
+    if is_empty_file:
+        raise UsageError(f"{source}: contains no rows.")
 
 
 def prompt_of(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
-    """Return the prompt of a row with what its template is given beside it.
+    """Return the prompt of a row with its context.
 
     Raises:
-        UsageError: it cannot be used.
+        UsageError: the prompt is invalid.
     """
     try:
         refuse_media(values)
@@ -155,6 +155,6 @@ def prompt_of(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
         if is_empty(prompt):
             raise RowError("prompt is empty")
         json.dumps([prompt, context])
-    except (ValueError, TypeError, RecursionError) as error:  # a Parquet file may hold dates
+    except (ValueError, TypeError, RecursionError) as error:  # Parquet may contain dates
         raise UsageError(f"{place(source, row)}: {error}; fix or remove it.") from None
     return Prompt(prompt, context, row)

@@ -1,6 +1,6 @@
-"""Judges that score each response for itself, so that no order can sway them.
+"""Judges that score each response by itself, so that the order has no effect.
 
-Shapes: B questions a batch.
+Shapes: B questions per batch.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from softpref.models.soundness import (
 from softpref.world.language import score
 
 
-class _Scored(ABC):
-    """Turns scores into verdicts: the higher wins, equal ones and equal texts tie."""
+class _ScoringJudge(ABC):
+    """Turns scores into verdicts: the higher score wins, equal scores and equal texts tie."""
 
     sees_order = False
     batch_size = 1000
@@ -66,7 +66,7 @@ _NO_TOKENS = Answer(None, "cannot be tokenized")
 
 
 def on_accelerator(model: Any) -> Any:
-    """Move a model to the accelerator where there is one."""
+    """Move a model to the accelerator, if there is one."""
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     return model
@@ -88,22 +88,22 @@ def _reply(response: Text) -> list[Message]:
     return response
 
 
-def _places(
+def _locations(
     questions: Sequence[Question], ids: Iterable[Sequence[Sequence[int]]]
 ) -> Iterator[tuple[str, list[int]]]:
-    """Yield where the token ids of each question stand, and the ids."""
+    """Yield the location and the token ids of each question."""
     for question, parts in zip(questions, ids, strict=True):
         yield f"comparison {question.uid}", [token for part in parts for token in part]
 
 
-class RewardModel(_Scored):
-    """A sequence classifier of one output, on prompt and response as its chat template has them.
+class RewardModel(_ScoringJudge):
+    """A sequence classifier with one output, applied to the rendered prompt and response.
 
-    Text is a user's turn and the assistant's; without a template it is prompt and response joined,
-    with EOS and whatever special tokens the tokenizer adds.
+    Text becomes a user and an assistant turn. Without a chat template, prompt and response are
+    concatenated, with EOS and the tokenizer's special tokens.
 
     Raises:
-        UsageError: there is no such model, or it has several outputs.
+        UsageError: the model does not exist, or has several outputs.
     """
 
     def __init__(self, source: str, batch_size: int, option: str = "--judge_model") -> None:
@@ -115,7 +115,7 @@ class RewardModel(_Scored):
             raise UsageError(
                 f"{place}: has {model.config.num_labels} outputs; a reward model has one."
             )
-        # The reward is read at the last token that is not padding, which EOS must not be taken for.
+        # The reward is read at the last token that is not padding, so EOS must not be the padding.
         pad = self._tokenizer.pad_token_id
         known = pad is not None and pad < embedding_rows(model)
         self._pads = known and pad != self._tokenizer.eos_token_id
@@ -137,7 +137,7 @@ class RewardModel(_Scored):
         return [one if isinstance(one, Answer) else _by_score(one) for one in found]
 
     def differences(self, batch: Sequence[Question]) -> list[float | Answer]:
-        """Return the reward of A less that of B, or the answer that says why there is none."""
+        """Return the reward of A minus that of B, or a failed answer."""
         encoded: dict[int, list[list[int]]] = {}
         answers: dict[int, float | Answer] = {}
         for i, question in enumerate(batch):
@@ -146,7 +146,7 @@ class RewardModel(_Scored):
             except RowError:
                 answers[i] = _NO_TOKENS
         require_known_tokens(
-            self._model, self._tokenizer, _places([batch[i] for i in encoded], encoded.values())
+            self._model, self._tokenizer, _locations([batch[i] for i in encoded], encoded.values())
         )
         fits = {i: pair for i, pair in encoded.items() if max(map(len, pair)) <= self._longest}
         rewards = iter(self._rewards([ids for pair in fits.values() for ids in pair]))
@@ -155,10 +155,10 @@ class RewardModel(_Scored):
 
     def _rewards(self, sequences: list[list[int]]) -> list[float]:
         rewards: list[float] = []
-        at_once = max(1, len(sequences)) if self._pads else 1
-        for start in range(0, len(sequences), at_once):
-            some = {"input_ids": sequences[start : start + at_once]}
-            padded = self._tokenizer.pad(some, padding=self._pads, return_tensors="pt")
+        size = max(1, len(sequences)) if self._pads else 1
+        for start in range(0, len(sequences), size):
+            batch = {"input_ids": sequences[start : start + size]}
+            padded = self._tokenizer.pad(batch, padding=self._pads, return_tensors="pt")
             inputs = {name: ids.to(self._model.device) for name, ids in padded.items()}
             with torch.no_grad():
                 rewards += self._model(**inputs).logits.float().flatten().tolist()
@@ -176,11 +176,11 @@ class RewardModel(_Scored):
         return ids
 
 
-class ImplicitReward(_Scored):
-    """The reward β log π/π_ref that a policy was aligned by; A wins where its margin h is above 0.
+class ImplicitReward(_ScoringJudge):
+    """The implicit reward β log π/π_ref of an aligned policy; A wins if its margin h is above 0.
 
-    Not a judge from outside: a policy likes what it was trained to write. Responses are cut at the
-    end of the context.
+    Not an independent judge: a policy prefers what it was trained to write. Responses are truncated
+    to the context.
 
     Raises:
         UsageError: a model cannot be loaded.
@@ -228,7 +228,7 @@ class ImplicitReward(_Scored):
         return tokenize_pair(pair, self._tokenizer, self._longest)
 
     def _untokenized(self, question: Question, error: RowError) -> Answer:
-        """Tell texts that are the same tokens, a tie, from those that cannot be scored."""
+        """Return a tie for texts with the same tokens, else the failure."""
         first, second = (
             self._tokenizer(as_text(text))["input_ids"] for text in _responses(question)
         )
@@ -239,11 +239,11 @@ class ImplicitReward(_Scored):
     def _margins(
         self, questions: Sequence[Question], tokenized: Sequence[TokenizedPair]
     ) -> list[float]:
-        """Return h(first, second) of each question, without β, in nats."""
+        """Return h(first, second) per question, without β, in nats."""
         ids = [[getattr(pair, part) for part in PARTS] for pair in tokenized]
         for loaded in self._policies:
-            require_known_tokens(loaded, self._tokenizer, _places(questions, ids))
-        pairs = Dataset.from_list([dict(zip(PARTS, of_one, strict=True)) for of_one in ids])
+            require_known_tokens(loaded, self._tokenizer, _locations(questions, ids))
+        pairs = Dataset.from_list([dict(zip(PARTS, parts, strict=True)) for parts in ids])
         policy, reference = (self._differences(policy, pairs) for policy in self._policies)
         return (policy - reference).tolist()
 
@@ -253,8 +253,8 @@ class ImplicitReward(_Scored):
         return scored.chosen_logp - scored.rejected_logp
 
 
-class RightAnswers(_Scored):
-    """The checker of the synthetic world: the larger share of symbols in place wins."""
+class RightAnswers(_ScoringJudge):
+    """The checker of the synthetic world: the larger share of correct symbols wins."""
 
     identity: Mapping[str, Any] = {"judge": "checker"}
 
@@ -267,4 +267,4 @@ class RightAnswers(_Scored):
                 for prompt in [as_text(q.prompt)]
             ]
         except ValueError as error:
-            raise UsageError(f"--judge checker: {error}; name another judge.") from None
+            raise UsageError(f"--judge checker: {error}; choose another judge.") from None

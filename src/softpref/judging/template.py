@@ -1,7 +1,7 @@
-"""How an endpoint is asked and how its reply is read.
+"""The prompt for an endpoint, and the parser of its reply.
 
-The paper promises its template and does not print it (Appendix D); this one is ours, made to the
-rules that are printed there: anonymous, a tie allowed, a brief justification asked for.
+The paper announces its template but does not print it (Appendix D). This template is ours and
+follows the rules printed there: anonymous responses, ties allowed, a brief justification.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ SCHEMA: dict[str, Any] = {
 }
 
 LONGEST_REPLY = 100_000
-"""Characters; a longer reply is no verdict."""
+"""Characters; a longer reply counts as no verdict."""
 
-_LONGEST_OBJECT = 10_000  # characters, so that a failed try to read one costs little
-_DECODER = json.JSONDecoder(parse_int=str, parse_float=str)  # Python refuses very long numbers
+_LONGEST_OBJECT = 10_000  # characters; limits the cost of a failed attempt
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str)  # Python rejects very long numbers
 _OPENING, _CLOSING = ("<think>", "<thinking>"), ("</think>", "</thinking>")
 
 
 def template_version() -> str:
-    """Return a hash of the words."""
+    """Return a hash of the template."""
     return hashlib.sha256(json.dumps([SYSTEM, USER, SCHEMA]).encode()).hexdigest()[:12]
 
 
@@ -63,8 +63,8 @@ def render_question(question: Question, fence: str) -> list[dict[str, str]]:
     """Return the messages of a question.
 
     Args:
-        question: what is asked.
-        fence: the mark around data; drawn again for every call, so that no response can close it.
+        question: the question.
+        fence: the delimiter of data; random for every call, so that no response can close it.
     """
     fields = {
         "fence": fence,
@@ -79,7 +79,7 @@ def render_question(question: Question, fence: str) -> list[dict[str, str]]:
 
 
 def shown_prompt(asked: Comparison | Question) -> str:
-    """Return what people and judges see of a prompt: its text, and the tools at hand."""
+    """Return a prompt as shown to people and judges: its text and its tools."""
     prompt = as_text(asked.prompt)
     if tools := asked.context.get("tools"):
         return f"tools: {json.dumps(tools, ensure_ascii=False)}\n\n{prompt}"
@@ -87,10 +87,10 @@ def shown_prompt(asked: Comparison | Question) -> str:
 
 
 def read_reply(content: str | None) -> tuple[str, str] | None:
-    """Return verdict and justification, or None where the reply has no such JSON object.
+    """Return verdict and justification, or None if the reply has no such JSON object.
 
-    Prose and thoughts around the object are forgiven. The last object with a verdict counts, and
-    none that stands before the last `</think>` or after a `<think>` that is never closed.
+    Prose and reasoning around the object are allowed. The last object with a verdict counts, but
+    none before the last `</think>` or after an unclosed `<think>`.
     """
     text = content or ""
     if len(text) > LONGEST_REPLY:
@@ -102,7 +102,7 @@ def read_reply(content: str | None) -> tuple[str, str] | None:
             opening, closing = (max(map(prose.rfind, tags)) for tags in (_OPENING, _CLOSING))
             if closing >= 0:
                 reply = {}
-            if opening != closing:  # there is one of them
+            if opening != closing:  # at least one tag is there
                 is_thought = opening > closing
             if "verdict" in found and not is_thought:
                 reply = found
@@ -114,14 +114,14 @@ def read_reply(content: str | None) -> tuple[str, str] | None:
 
 
 def _objects(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every JSON object with the prose before it, and at last the prose after them.
+    """Yield every JSON object with the prose before it, and finally the remaining prose.
 
-    An attempt that fails is taken up again where it failed, so that no character is read often.
+    A failed attempt resumes at its error, so that no character is read many times.
     """
     start = at = 0
     while (at := text.find("{", at)) >= 0:
         inside = text[at + 1 : at + 100].lstrip()
-        if inside and inside[0] != '"':  # far quicker than to try
+        if inside and inside[0] != '"':  # much faster than an attempt
             at += 1
             continue
         try:

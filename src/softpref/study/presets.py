@@ -14,7 +14,7 @@ from softpref.algorithm.methods import METHODS
 from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
-from softpref.judging.options import JudgeOptions, described
+from softpref.judging.options import JudgeOptions, verdict_options
 from softpref.judging.responses import Prompt
 from softpref.models.difficulty import inject_by_difficulty
 from softpref.models.loading import load_policy
@@ -250,7 +250,7 @@ def judge_version(judge: JudgeOptions | None) -> dict[str, Any]:
     """Return what results of one judge must have in common."""
     if judge is None:
         return {}
-    return {"judge": described(judge), "judging": code_version(["judging"])}
+    return {"judge": verdict_options(judge), "judging": code_version(["judging"])}
 
 
 def judge_referee(

@@ -15,7 +15,7 @@ from softpref.data.bad_rows import place
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
-from softpref.judging.ask import make_judge, put
+from softpref.judging.ask import ask_judge, make_judge
 from softpref.judging.generate import ids_to_continue
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
@@ -151,7 +151,7 @@ class JudgeReferee:
         log = self.cell.with_name(f"{self.cell.name}.verdicts.jsonl")
         with VerdictLog(log) as verdicts:
             judge = make_judge(self.options)
-            judged = put(comparisons, judge, self.options, verdicts)
+            judged = ask_judge(comparisons, judge, self.options, verdicts)
         rate = judged_rate(judged.outcomes, judged.first_share)
         numbers = {
             "low": rate.interval[0],

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
-from softpref.memory import is_out_of_memory, memory_words
+from softpref.memory import is_out_of_memory, memory_message
 from softpref.plots import save_figure
 from softpref.study.choices import DEFAULT_PARTS, StudyOptions, selected_cells, validated
 from softpref.study.claims import claimed
@@ -176,7 +176,7 @@ def _outcome(done: Future[Any], home: Path) -> Any:
     if isinstance(error, UsageError):
         return str(error)
     if is_out_of_memory(error):
-        return memory_words("study", error)
+        return memory_message("study", error)
     return f"{type(error).__name__}: {error}; the run's log is in {home}/worker-*.log"
 
 

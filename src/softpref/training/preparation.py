@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from softpref.data.bad_rows import OnBadRow, place
 from softpref.data.sources import LoadedPairs, by_source, pairs_from_dataset
-from softpref.data.splits import refuse_overlap, taken_out, without_clean
+from softpref.data.splits import refuse_overlap, removed_by_source, without_clean
 from softpref.data.tokens import TokenizedPairs, tokenize_pairs
 from softpref.errors import UsageError
 from softpref.models.soundness import require_known_tokens_of_pairs, require_sound
@@ -142,7 +142,7 @@ def prepare(
         pairs, where = source.pairs, {**source.where}
         if name == "train" and "clean" in loaded:
             pairs, _ = without_clean(pairs, loaded["clean"].pairs)
-            found = taken_out(source, pairs, loaded["clean"])
+            found = removed_by_source(source, pairs, loaded["clean"])
             where["also_clean"] = where.get("also_clean", Counter()) + found
         done = tokenize_pairs(
             pairs, tokenizer, max_length, name=source.source, on_bad_row=on_bad_row,

@@ -1,15 +1,16 @@
-"""What the synthetic world is made of: a tiny model, its SFT rows, preference pairs, test prompts.
+"""Build the synthetic world: a tiny model, its SFT rows, preference pairs and test prompts.
 
-The SFT model has a habit: six symbols are often another one in the rows that it learns from, so
-that it holds these mistakes about as likely as the truth. There PPLDiff says little and only labels
-can teach; every other mistake is rare, and PPLDiff tells it. In the misleading world it was also
-taught to take one of four kinds of prompt for another: there PPLDiff speaks for the wrong answer.
+The SFT model has a habit: its SFT rows often replace six symbols by others, so that it finds these
+mistakes about as likely as the correct symbols. There PPLDiff carries little information, and only
+labels can teach. All other mistakes are rare, and PPLDiff detects them. In the misleading world,
+the model also learned to confuse one of four kinds of prompt with another: there PPLDiff favors the
+wrong answer.
 
-The teacher hardly errs, and half of the model's errors are habits: the fewer others, the
-less a method gains by following the model's own taste instead of the labels.
+The teacher rarely errs, and half of the model's errors are habits: with fewer other errors, a
+method gains less by following the model's preference instead of the labels.
 
-Answers of six symbols want a larger β than whole paragraphs (1.5 rather than 0.1), and the SFT
-model some 1,000 steps: DPO on a less settled one, or at a small β, puts symbols where none belong.
+Answers of six symbols need a larger β than paragraphs (1.5 rather than 0.1), and the SFT model some
+1,000 steps: with fewer steps or a small β, DPO adds superfluous symbols.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from random import Random
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from softpref.world.language import LENGTHS, corrupt, mispronounce, prompts, right_answer
+from softpref.world.language import LENGTHS, corrupt, prompts, replace_by_habit, right_answer
 
 MAX_NEW_TOKENS = max(LENGTHS) + 2
-"""Room for one symbol too many and the end of sequence."""
+"""Room for one extra symbol and EOS."""
 
 Draw = Callable[[Sequence[str]], list[str]]
 """Draws one response of the SFT model to each prompt."""
@@ -33,12 +34,12 @@ Draw = Callable[[Sequence[str]], list[str]]
 
 @dataclass(frozen=True)
 class World:
-    """Sizes, error rates as shares of symbols, and what the SFT model is taught wrong.
+    """Sizes, error rates as shares of symbols, and systematic errors of the SFT rows.
 
     Attributes:
-        habit: symbols that the SFT rows often, at `habit_rate`, replace by another one.
+        habit: replacements of symbols that the SFT rows make at `habit_rate`.
         kinds: the kinds of prompt.
-        misconceptions: kinds of prompt that the SFT rows answer as if they were another kind.
+        misconceptions: kinds of prompt that the SFT rows answer like another kind.
         hidden_size: width of the model.
     """
 
@@ -67,7 +68,7 @@ WORLDS = {"informative": INFORMATIVE, "misleading": MISLEADING}
 
 @dataclass(frozen=True)
 class WorldData:
-    """Truly labelled pairs (`prompt`, `chosen`, `rejected`) and prompts; no prompt occurs twice."""
+    """Correctly labelled pairs (`prompt`, `chosen`, `rejected`) and prompts, all distinct."""
 
     train: list[dict[str, str]]
     clean: list[dict[str, str]]
@@ -76,7 +77,7 @@ class WorldData:
 
 
 def sft_rows(world: World, seed: int) -> list[dict[str, str]]:
-    """Return rows (`prompt`, `chosen`) for SFT from scratch, full of habitual and random errors."""
+    """Return rows (`prompt`, `chosen`) for SFT from scratch, with habitual and random errors."""
     random = Random(f"{seed}/sft")
     return [
         {"prompt": prompt, "chosen": _sft_answer(world, prompt, random)}
@@ -85,9 +86,9 @@ def sft_rows(world: World, seed: int) -> list[dict[str, str]]:
 
 
 def make_data(world: World, seed: int, draw: Draw) -> WorldData:
-    """Return pairs, a teacher's answer over the SFT model's own, and test prompts.
+    """Return pairs, which prefer a teacher's answer to the SFT model's, and test prompts.
 
-    A prompt whose two answers are alike, or whose own answer is empty, makes no pair. Prompts are
+    A prompt with equal answers, or with an empty answer of the model, gives no pair. Prompts are
     disjoint from those of `sft_rows` with the same world and seed.
     """
     fresh = islice(prompts(Random(seed), world.kinds), world.sft_rows, None)
@@ -102,7 +103,7 @@ def make_data(world: World, seed: int, draw: Draw) -> WorldData:
 def tiny_llama(
     tokenizer: PreTrainedTokenizerBase, seed: int, hidden_size: int = World.hidden_size
 ) -> LlamaForCausalLM:
-    """Return an untrained Llama, of some 350,000 parameters at the usual width."""
+    """Return an untrained Llama, with some 350,000 parameters at the default width."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -114,7 +115,7 @@ def tiny_llama(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        # With shared ones DPO, pushing symbols down, lifts what is no symbol at all.
+        # With tied embeddings, DPO raises the probability of non-symbols as it lowers symbols.
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng():
@@ -125,8 +126,8 @@ def tiny_llama(
 def _sft_answer(world: World, prompt: str, random: Random) -> str:
     kind, rest = prompt.split(" ", 1)
     believed = right_answer(f"{world.misconceptions.get(kind, kind)} {rest}")
-    spoken = mispronounce(believed, world.habit, world.habit_rate, random)
-    return corrupt(spoken, world.sft_error_rate, random)
+    habitual = replace_by_habit(believed, world.habit, world.habit_rate, random)
+    return corrupt(habitual, world.sft_error_rate, random)
 
 
 def _make_pairs(

@@ -1,4 +1,4 @@
-"""The evaluator that knows the right answers: win rate against the SFT model, by drawn answers."""
+"""Evaluate a run by the right answers: win rate against the SFT model, on sampled answers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from softpref.world.prepare import BASELINE_DRAWS, METHOD_DRAWS, PreparedWorld, 
 class Checker:
     """Compares a run's answers to the world's test prompts with the SFT model's, symbol by symbol.
 
-    `win_rate` (with its 95% interval) is the share of prompts with the higher score, ties left out,
-    and is left out where all tie; `score` and `sft_score` are mean shares of symbols in place.
+    `win_rate` (with its 95% interval) is the share of prompts with the higher score, without ties,
+    and is absent if all tie; `score` and `sft_score` are mean shares of correct symbols.
 
     Args:
         world: the prepared world.
-        start: another SFT model to compare with than the world's own.
+        start: an SFT model to compare with, instead of the world's own.
     """
 
     def __init__(self, world: PreparedWorld, start: Path | None = None) -> None:
@@ -30,7 +30,7 @@ class Checker:
             self._sft_scores = self.scores(start, BASELINE_DRAWS)
 
     def scores(self, run: Path, draws: int = METHOD_DRAWS) -> list[float]:
-        """Return the score of the run's answer to each test prompt, drawn by seed and `draws`."""
+        """Return the score of the run's answer to each test prompt, sampled by seed and `draws`."""
         policy = load_policy(str(run), trust_remote_code=False)
         return sampled_scores(policy, make_tokenizer(), self._prompts, self._seed + draws)
 
@@ -42,7 +42,7 @@ class Checker:
 
 
 def compare_scores(name: str, scores: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """Return a win rate by this name, left out where all tie, and its 95% interval."""
+    """Return a win rate under this name, absent if all tie, and its 95% interval."""
     won = win_rate(scores, others)
     rate = {} if won.rate is None else {name: won.rate}
     return rate | {f"{name}_low": won.low, f"{name}_high": won.high}

@@ -21,14 +21,13 @@ _MARKS = (":", "=")
 
 
 def right_answer(prompt: str) -> str:
-    """The one right answer to a prompt.
+    """Return the right answer to a prompt.
 
-    ``sort`` puts the symbols into alphabetical order, ``reverse`` turns them round, ``shift``
-    replaces each by the next of the alphabet (the last by the first), ``rotate`` moves the first
-    one to the end.
+    ``sort`` sorts the symbols alphabetically, ``reverse`` reverses them, ``shift`` replaces each by
+    the next of the alphabet (the last by the first), ``rotate`` moves the first symbol to the end.
 
     Raises:
-        ValueError: the text is no prompt of this language.
+        ValueError: the text is not a prompt of this language.
     """
     match prompt.split():
         case [kind, ":", *symbols, "="] if symbols and set(symbols) <= set(SYMBOLS):
@@ -50,10 +49,10 @@ def right_answer(prompt: str) -> str:
 
 
 def score(prompt: str, answer: str) -> float:
-    """Share of the answer's symbols in place, in [0, 1].
+    """Return the share of correct symbols at their positions, in [0, 1].
 
-    The longer of the right and the given answer is the whole, so that missing and superfluous
-    symbols both count against it.
+    The denominator is the longer of the right and the given answer, so that missing and superfluous
+    symbols both lower the score.
     """
     right, given = right_answer(prompt).split(), answer.split()
     in_place = sum(r == g for r, g in zip(right, given, strict=False))
@@ -61,7 +60,7 @@ def score(prompt: str, answer: str) -> float:
 
 
 def prompts(random: Random, kinds: Sequence[str] = KINDS) -> Iterator[str]:
-    """Endless prompts, no two alike: kind, length and symbols uniform."""
+    """Yield distinct prompts without end; kind, length and symbols are uniform."""
     seen: set[str] = set()
     while True:
         symbols = random.choices(SYMBOLS, k=random.choice(LENGTHS))
@@ -72,7 +71,7 @@ def prompts(random: Random, kinds: Sequence[str] = KINDS) -> Iterator[str]:
 
 
 def corrupt(answer: str, error_rate: float, random: Random) -> str:
-    """The answer with each symbol replaced, with probability `error_rate`, by another one."""
+    """Return the answer with each symbol replaced, with probability `error_rate`, by another."""
     return " ".join(
         random.choice([other for other in SYMBOLS if other != symbol])
         if random.random() < error_rate
@@ -81,8 +80,8 @@ def corrupt(answer: str, error_rate: float, random: Random) -> str:
     )
 
 
-def mispronounce(answer: str, habit: Mapping[str, str], rate: float, random: Random) -> str:
-    """The answer with each symbol of `habit` replaced, with probability `rate`, by its image."""
+def replace_by_habit(answer: str, habit: Mapping[str, str], rate: float, random: Random) -> str:
+    """Return the answer with each symbol of `habit` replaced with probability `rate`."""
     return " ".join(
         habit[symbol] if symbol in habit and random.random() < rate else symbol
         for symbol in answer.split()
@@ -90,7 +89,7 @@ def mispronounce(answer: str, habit: Mapping[str, str], rate: float, random: Ran
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of the whole language; a response needs no leading space."""
+    """Return a word-level tokenizer of the language; a response needs no leading space."""
     words = (*_SPECIAL, *_MARKS, *KINDS, *SYMBOLS)
     model = WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
     tokenizer = Tokenizer(model)

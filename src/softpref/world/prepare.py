@@ -1,4 +1,4 @@
-"""From a world to what a run starts from: SFT model, pairs, test prompts and the model's scores."""
+"""Prepare a world for runs: SFT model, pairs, test prompts and the model's scores."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from softpref.world.build import MAX_NEW_TOKENS, Draw, World, make_data, sft_row
 from softpref.world.language import make_tokenizer, score
 
 BASELINE_DRAWS, METHOD_DRAWS = 1_000_000, 2_000_000
-"""Offsets to the seed. With equal draws equal beginnings would be equal answers, hence ties."""
+"""Seed offsets. With the same draws, similar policies would give equal answers, hence ties."""
 
 
 @dataclass(frozen=True)
 class PreparedWorld:
-    """Where a prepared world lies; every path exists once `prepare_world` has returned."""
+    """Paths of a prepared world; all exist once `prepare_world` has returned."""
 
     home: Path
     seed: int
@@ -36,20 +36,20 @@ class PreparedWorld:
         return str(self.home / "sft")
 
     def pairs(self, name: str) -> str:
-        """The truly labelled pairs of a set: `train`, `clean` or `eval`."""
+        """Return the file of correctly labelled pairs of a set: `train`, `clean` or `eval`."""
         return str(self.home / f"{name}.jsonl")
 
     def test(self) -> tuple[list[str], list[float]]:
-        """The test prompts and the scores of the SFT model's answers to them."""
-        held = json.loads((self.home / "test.json").read_text(encoding="utf-8"))
-        return held["prompts"], held["sft_scores"]
+        """Return the test prompts and the scores of the SFT model's answers."""
+        saved = json.loads((self.home / "test.json").read_text(encoding="utf-8"))
+        return saved["prompts"], saved["sft_scores"]
 
 
 def prepare_world(world: World, seed: int, home: Path) -> PreparedWorld:
-    """Fit the SFT model, draw pairs and test prompts, and score the SFT model's own answers.
+    """Fine-tune the SFT model, draw pairs and test prompts, and score the SFT model's answers.
 
-    `test.json` is written last: where it stands the world is whole and nothing is done; a world
-    that was left half-made is made again.
+    `test.json` is written last: if it exists, the world is complete and nothing is done. An
+    incomplete world is rebuilt.
     """
     prepared = PreparedWorld(home, seed)
     if (home / "test.json").is_file():
@@ -63,8 +63,8 @@ def prepare_world(world: World, seed: int, home: Path) -> PreparedWorld:
     for name in ("train", "clean", "eval"):
         write_lines(home / f"{name}.jsonl", getattr(data, name))
     scores = sampled_scores(sft, tokenizer, data.test_prompts, seed + BASELINE_DRAWS)
-    held = {"prompts": data.test_prompts, "sft_scores": scores}
-    write_text(home / "test.json", json.dumps(held))
+    test = {"prompts": data.test_prompts, "sft_scores": scores}
+    write_text(home / "test.json", json.dumps(test))
     return prepared
 
 
@@ -75,7 +75,7 @@ def fine_tune_tiny(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
 ) -> Any:
-    """Fit the world's SFT model, save it, and return it."""
+    """Fine-tune the world's SFT model, save it, and return it."""
     config = SFTOptions(
         output_dir=str(directory),
         num_train_epochs=8,
@@ -93,9 +93,9 @@ def fine_tune_tiny(
 
 
 def alignment(method: str, seed: int) -> dict[str, Any]:
-    """Return the world's alignment options: answers are short, so β and the rates are larger.
+    """Return the world's alignment options; answers are short, so β and the rates are larger.
 
-    β is the one of 1, 1.5, 2 and 3 at which DPO on true labels wins most (seeds 1000 and 1001).
+    Of 1, 1.5, 2 and 3, this β gives DPO on true labels the most wins (seeds 1000 and 1001).
     """
     return {
         "method": method,
@@ -115,15 +115,13 @@ def alignment(method: str, seed: int) -> dict[str, Any]:
 
 
 def drawing(policy: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> Draw:
-    """Return a function that draws a response to each prompt, by another seed at every call."""
+    """Return a function that samples a response per prompt, with a new seed for every call."""
     calls = count(seed)
 
     def draw(prompts: Sequence[str]) -> list[str]:
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-        return sample(
-            policy, tokenizer, ids, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0,
-            seed=next(calls), batch_size=500,
-        )  # fmt: skip
+        how: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 1.0}
+        return sample(policy, tokenizer, ids, seed=next(calls), batch_size=500, **how)
 
     return draw
 
@@ -131,6 +129,6 @@ def drawing(policy: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> Draw:
 def sampled_scores(
     policy: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
 ) -> list[float]:
-    """Return the score of one drawn answer to each prompt, shares of symbols in place."""
+    """Return the score of one sampled answer to each prompt, as shares of correct symbols."""
     answers = drawing(policy, tokenizer, seed)(prompts)
     return [score(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -9,37 +9,38 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from softpref.data.books import Books
 from softpref.data.readers import column, store
+from softpref.data.seen_pairs import SeenPairs
 
 
 def test_uids_and_orders_are_remembered():
-    books = Books()
-    assert books.place_of("a") is None
-    books.enter_uid("a", "p", 7)
-    assert books.place_of("a") == ("p", 7)
-    assert books.orders("x") == (0, 0)
+    seen = SeenPairs()
+    assert seen.place_of("a") is None
+    seen.add_uid("a", "p", 7)
+    assert seen.place_of("a") == ("p", 7)
+    assert seen.orders("x") == (0, 0)
     for source, ahead in (("a", True), ("b", False), ("c", True)):
-        books.enter_order("x", source, ahead=ahead)
-    assert (books.first_source("x", ahead=True), books.first_source("x", ahead=False)) == ("a", "b")
-    assert books.orders("x") == (2, 1)
-    assert books.orders("y") == (0, 0)
+        seen.add_order("x", source, is_sorted=ahead)
+    assert seen.first_source("x", is_sorted=True) == "a"
+    assert seen.first_source("x", is_sorted=False) == "b"
+    assert seen.orders("x") == (2, 1)
+    assert seen.orders("y") == (0, 0)
 
 
 @pytest.mark.parametrize("uid", ["", "a\0b", "a\0c", "'; DROP TABLE uids; --", "\u202e\U0001f600"])
 def test_any_text_is_a_uid(uid):
-    books = Books()
-    books.enter_uid("a", "p", 1)
-    books.enter_uid(uid, "q", 2)
-    assert (books.place_of("a"), books.place_of(uid)) == (("p", 1), ("q", 2))
+    seen = SeenPairs()
+    seen.add_uid("a", "p", 1)
+    seen.add_uid(uid, "q", 2)
+    assert (seen.place_of("a"), seen.place_of(uid)) == (("p", 1), ("q", 2))
 
 
-def test_books_lie_in_the_temporary_directory_and_go_with_their_owner(tmp_path, monkeypatch):
+def test_the_database_lives_in_the_temporary_directory_as_long_as_its_owner(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    books = Books()
-    books.enter_uid("a", "p", 1)
-    assert [path.name for path in Path(tmp_path).rglob("*.sqlite")] == ["books.sqlite"]
-    del books
+    seen = SeenPairs()
+    seen.add_uid("a", "p", 1)
+    assert [path.name for path in Path(tmp_path).rglob("*.sqlite")] == ["pairs.sqlite"]
+    del seen
     assert not list(Path(tmp_path).rglob("*"))
 
 
