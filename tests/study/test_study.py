@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from softpref.errors import UsageError
 from softpref.study import study
 from softpref.study.choices import StudyOptions
 from softpref.study.grid import Cell
-from softpref.study.results import Results, code_version
+from softpref.study.results import RINGS, Results, code_version
 from softpref.study.study import run_study
 from softpref.study.tables import collect, latex, markdown, paired_difference
 from softpref.study.targets import ALL_METHODS, TARGETS
@@ -232,3 +233,10 @@ def test_without_cleanlab_it_is_said_before_anything_runs(tmp_path, monkeypatch)
     ):
         run_study("audit", options)
     run_study("audit", replace(pretend(monkeypatch, tmp_path), scorers=["longer"], methods=None))
+
+
+def test_a_results_version_is_of_every_ring_that_makes_results():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    below = layers[layers.index("softpref.judging") + 1 :]
+    assert {f"softpref.{ring}" for ring in RINGS} == set(below)

@@ -13,7 +13,7 @@ import softpref
 from softpref.errors import UsageError
 from softpref.training.output import write_text
 
-RINGS = ("algorithm", "data", "training", "evaluation", "world")
+RINGS = ("statistics", "algorithm", "data", "models", "training", "world")
 
 
 def code_version(rings: Sequence[str] = RINGS) -> str:
@@ -21,8 +21,9 @@ def code_version(rings: Sequence[str] = RINGS) -> str:
     root = Path(str(softpref.__file__)).parent
     digest = hashlib.sha256()
     for ring in rings:
-        for path in sorted((root / ring).glob("*.py")):
-            digest.update(f"{ring}/{path.name}\0".encode() + path.read_bytes() + b"\0")
+        for path in sorted((root / ring).rglob("*.py")):
+            name = path.relative_to(root).as_posix()
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
