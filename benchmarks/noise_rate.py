@@ -59,7 +59,7 @@ def saturating(count: int, generator: Generator) -> Tensor:
 
 
 def weak(count: int, generator: Generator) -> Tensor:
-    """A Gaussian that is right for 60% only."""
+    """Draw from a Gaussian that is right for 60% only."""
     return torch.randn(count, generator=generator, dtype=torch.float64) - 0.253
 
 

@@ -18,8 +18,8 @@ from softpref.errors import UsageError
 from softpref.models.scoring import Scorer
 from softpref.training.align import AlignFiles, model_card, run_record
 from softpref.training.config import MSPOConfig
-from softpref.training.perpcorrect import rounds
 from softpref.training.perpcorrect.rounds import ROUNDS, Correction, Round, correct, extremes
+from softpref.training.perpcorrect.surrogates import Surrogates
 from softpref.training.perpcorrect.two_gaussians import TwoGaussians
 from softpref.training.step import StepRunner
 from softpref.training.trainer import MSPOTrainer
@@ -48,13 +48,13 @@ def same(a, b):
 def trained_on(monkeypatch):
     """The pairs that each surrogate was trained on."""
     seen = []
-    train = rounds._Surrogates._train
+    train = Surrogates._train
 
     def spy(self, surrogate, pairs, *rest):
         seen.append(pairs)
         train(self, surrogate, pairs, *rest)
 
-    monkeypatch.setattr(rounds._Surrogates, "_train", spy)
+    monkeypatch.setattr(Surrogates, "_train", spy)
     return seen
 
 
@@ -66,7 +66,7 @@ def planned(monkeypatch, scores):
         asked.append((number, believed, doubted))
         return scores[number]
 
-    monkeypatch.setattr(rounds._Surrogates, "ppl_diff", ppl_diff)
+    monkeypatch.setattr(Surrogates, "ppl_diff", ppl_diff)
     return asked
 
 
@@ -119,14 +119,14 @@ def test_of_equal_rounds_the_first_is_kept(monkeypatch, tmp_path):
 
 def test_surrogates_see_clean_pairs_low_ones_as_given_and_high_ones_reversed(trained_on, tmp_path):
     scores = []
-    ppl_diff = rounds._Surrogates.ppl_diff
+    ppl_diff = Surrogates.ppl_diff
 
     def spy(self, *rest):
         scores.append(ppl_diff(self, *rest))
         return scores[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds._Surrogates, "ppl_diff", spy)
+        patch.setattr(Surrogates, "ppl_diff", spy)
         trainer = official(tmp_path)
     clean = [pair["uid"] for pair in trainer.clean]
     by_uid = {pair["uid"]: pair for pair in trainer.pairs.remove_columns("given_label")}
@@ -151,7 +151,7 @@ def test_surrogates_see_clean_pairs_low_ones_as_given_and_high_ones_reversed(tra
 
 def surrogates_of(trainer, args, adapter=None):
     cache = ColumnCache(args.reference_cache)
-    return rounds._Surrogates(trainer.policy, trainer.start.sets, args, adapter, "", cache)
+    return Surrogates(trainer.policy, trainer.start.sets, args, adapter, "", cache)
 
 
 def surrogate_after(output, rows, make=exact_trainer, **options):
@@ -256,7 +256,7 @@ def test_the_policy_is_left_as_it_was(tuning, tmp_path):
     modes = [(name, type(m), m.training) for name, m in policy.named_modules()]
     adapter_before, random = adapter.to_dict(), torch.get_rng_state()
     trained, cache = (adapter if tuning == "lora" else None), ColumnCache(args.reference_cache)
-    found = correct(policy, plain.start.sets, args, trained, "", cache)
+    found = correct(Surrogates(policy, plain.start.sets, args, trained, "", cache))
     assert found is not None
     assert same(weights(policy), before)
     assert str(policy.config) == config
@@ -274,7 +274,7 @@ def test_the_runs_own_adapter_is_that_of_any_method(tmp_path):
 
 def test_one_surrogate_at_a_time_is_held(monkeypatch, tmp_path):
     alive, most = [], []
-    fresh = rounds._Surrogates._fresh
+    fresh = Surrogates._fresh
 
     def spy(self):
         most.append(sum(each() is not None for each in alive))
@@ -282,7 +282,7 @@ def test_one_surrogate_at_a_time_is_held(monkeypatch, tmp_path):
         alive.append(weakref.ref(surrogate))
         return surrogate, collate
 
-    monkeypatch.setattr(rounds._Surrogates, "_fresh", spy)
+    monkeypatch.setattr(Surrogates, "_fresh", spy)
     official(tmp_path, tuning="lora", bf16=True)
     assert len(alive) == ROUNDS
     assert max(most) == 0
@@ -313,7 +313,7 @@ def test_what_is_kept_belongs_to_all_that_it_follows_from(tmp_path):
 
     def path(prepared=prepared, adapter=None, fingerprint="", **options):
         args = toy_config(tmp_path, **(OFFICIAL | options))
-        return rounds._Surrogates(
+        return Surrogates(
             trainer.policy, prepared, args, adapter, fingerprint, ColumnCache(None)
         )._kept_as
 
@@ -460,7 +460,7 @@ def test_a_surrogate_that_breaks_is_named_and_not_kept(monkeypatch, tmp_path):
     def break_it(self, surrogate, *rest):
         surrogate.lm_head.weight.data.fill_(float("nan"))
 
-    monkeypatch.setattr(rounds._Surrogates, "_train", break_it)
+    monkeypatch.setattr(Surrogates, "_train", break_it)
     with pytest.raises(UsageError, match="surrogate of round 0: its PPLDiff is not finite"):
         official(tmp_path)
     assert not list((tmp_path / "cache").glob("perpcorrect-*"))

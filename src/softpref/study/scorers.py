@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -49,9 +48,11 @@ class NoisySet:
     def audit(self) -> Audit:
         """Audit with the SFT model alone."""
         config = self.config("dpo")
-        files, length = self.files, config.max_length
-        options = _audit_options(config)
-        return audit(files.model, files.train, files.clean, max_length=length, **options)
+        files, length, cache = self.files, config.max_length, config.reference_cache
+        return audit(
+            files.model, files.train, files.clean, max_length=length, reference_cache=cache,
+            batch_size=config.per_device_eval_batch_size,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,10 @@ def _audit(case: NoisySet) -> _LabelScores:
     return _from_audit(case.audit())
 
 
-def _audit_options(config: MSPOConfig) -> dict[str, Any]:
-    size, cache = config.per_device_eval_batch_size, config.reference_cache
-    return {"batch_size": size, "reference_cache": cache}
-
-
 def _audit_run(case: NoisySet) -> _LabelScores:
-    run = case.align("mspo")
-    return _from_audit(audit(run=str(run), **_audit_options(case.config("mspo"))))
+    run, config = case.align("mspo"), case.config("mspo")
+    size, cache = config.per_device_eval_batch_size, config.reference_cache
+    return _from_audit(audit(run=str(run), batch_size=size, reference_cache=cache))
 
 
 def _from_audit(result: Audit) -> _LabelScores:

@@ -47,6 +47,7 @@ from softpref.training.engines import engine_for
 from softpref.training.evidence import with_evidence
 from softpref.training.needs import labeller_of, noise_of, require_needs, with_given_labels
 from softpref.training.perpcorrect.rounds import Correction, correct
+from softpref.training.perpcorrect.surrogates import Surrogates
 from softpref.training.preparation import Pairs, Prepared, prepare, require_fit
 from softpref.training.teacher import Teacher, make_teacher
 
@@ -119,7 +120,7 @@ def prepare_start(
     # The signals have done their part: a batch does not carry them.
     prepared = prepared.map(lambda pairs, _: pairs.remove_columns(list(SIGNAL_COLUMNS)))
     if "corrected_labels" in method.needs:
-        correction = correct(policy, prepared, config, adapter, fingerprint, cache)
+        correction = correct(Surrogates(policy, prepared, config, adapter, fingerprint, cache))
     train = with_given_labels(prepared.train, method, correction)
     prepared = dataclasses.replace(prepared, train=train)
     policy = make_trainable(policy, config.tuning, adapter)
