@@ -128,10 +128,8 @@ def log_ratio_sizes(
     refuse_bad_rows(loaded.bad_rows, "Fix or remove it")
     tokenizer = load_tokenizer(surrogate, trust_remote_code=trust_remote_code)
     policy = load_policy(surrogate, trust_remote_code=trust_remote_code)
-    tokenized = tokenize_pairs(
-        loaded.pairs, tokenizer, max_length, name=source, on_bad_row="skip",
-        context_length=context_length(policy),
-    )  # fmt: skip
+    limits = {"max_length": max_length, "context_length": context_length(policy)}
+    tokenized = tokenize_pairs(loaded.pairs, tokenizer, name=source, on_bad_row="skip", **limits)
     refuse_bad_rows(tokenized.bad_rows, MUST_READ_ALL)
     if torch.accelerator.is_available():
         policy.to(torch.accelerator.current_accelerator())

@@ -142,11 +142,11 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     if trainer.teacher:
         save_meta_learner(trainer.teacher.meta_learner, output)
     if evaluation_metrics:
+        loss, right = (evaluation_metrics[f"eval_{n}"] for n in ("loss", "rewards/accuracies"))
         logger.info(
-            "eval: loss %.4f; the implicit reward prefers the response labelled better in %.1f%% "
-            "of the pairs of %s", evaluation_metrics["eval_loss"],
-            100 * evaluation_metrics["eval_rewards/accuracies"], files.eval,
-        )  # fmt: skip
+            f"eval: loss {loss:.4f}; the implicit reward prefers the response labelled better in "
+            f"{100 * right:.1f}% of the pairs of {files.eval}"
+        )
     # Sorted, as the lines that a resumed run has from its checkpoint are.
     lines = (dict(sorted(line.items())) for line in trainer.state.log_history)
     write_lines(output / "metrics.jsonl", lines)
@@ -180,10 +180,9 @@ def _count_sft_targets(model: str, train: LoadedPairs, clean: LoadedPairs | None
     for name, count in seen.items():
         if count:
             logger.warning(
-                "warning: the model was fine-tuned on responses of %d of the %s pairs, %s: it "
-                "finds them likely, right or wrong; fit SFT on other pairs",
-                count, name, sets[name].source,
-            )  # fmt: skip
+                f"warning: the model was fine-tuned on responses of {count} of the {name} pairs, "
+                f"{sets[name].source}: it finds them likely, right or wrong; fit SFT on other pairs"
+            )
     return seen
 
 
@@ -198,10 +197,10 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
         low, high = soft_label.double().quantile(torch.tensor([0.05, 0.95]).double()).tolist()
         if high - low < FLAT:
             logger.warning(
-                "labels: nearly the same for all pairs, %.2f to %.2f: nothing told wrong labels "
-                "from right ones, and this was about DPO at β = %.3g",
-                low, high, beta * abs(low + high - 1),
-            )  # fmt: skip
+                f"labels: nearly the same for all pairs, {low:.2f} to {high:.2f}: nothing "
+                "distinguished wrong labels from right ones, and this was about DPO at "
+                f"β = {beta * abs(low + high - 1):.3g}"
+            )
     is_flipped = known_flips(pairs)
     if labels["p_correct"][0] is None or is_flipped is None:
         return

@@ -167,8 +167,8 @@ class SafeCheckpoints(Trainer):
             if self.ranks.any(flag=is_unsaved):
                 self._total_loss_scalar -= float(self._tr_loss)  # which the end has added
                 self._save_checkpoint(cast(nn.Module, self.model), trial)
-            logger.info("ended by SIGTERM after step %d; run the same command to resume",
-                        self.state.global_step)  # fmt: skip
+            step = self.state.global_step
+            logger.info(f"ended by SIGTERM after step {step}; run the same command to resume")
             raise SystemExit(interrupts.TERMINATED)
         return done
 

@@ -60,6 +60,11 @@ STEP_OPTIONS = ("gradient_accumulation_steps", "num_train_epochs")
 """What depends on the number of pairs, where the recommended recipe chooses it."""
 
 
+def _meta_option(text: str, **facts: Any) -> Any:
+    """Declare an option that methods with a meta-learner read, and that identifies a run."""
+    return option(text, read_by=TAUGHT, identity=True, **facts)
+
+
 @dataclass
 class MSPOConfig(TrainingArguments):
     """Options of `MSPOTrainer`; what is left open is filled by the recipe.
@@ -80,7 +85,7 @@ class MSPOConfig(TrainingArguments):
         identity=True,
     )
     beta: float = option("β of the DPO loss, 1/nats.", 0.1, identity=True)
-    max_length: int = option("Longest prompt plus response, tokens.", 1024, least=2)
+    max_length: int = option("Maximum tokens in prompt plus response.", 1024, least=2)
     ppl_scope: PplScope = option(
         "Which tokens count in PPLDiff.",
         recipe=Recipe("response", faithful="sequence_per_response_token"),
@@ -92,8 +97,8 @@ class MSPOConfig(TrainingArguments):
         "Modules to adapt; default: every linear one.", identity=True
     )
     layout: Layout = option(
-        "`auto`: a prompt's two responses share it, where a trial shows the model allows that; "
-        "`padded`: one row a response.",
+        "`auto`: run each prompt once for both responses if a trial shows that the model allows "
+        "it; `padded`: one row per response.",
         "auto",
     )
     shard_base: bool = option(
@@ -101,64 +106,62 @@ class MSPOConfig(TrainingArguments):
         "one device.",
         False,
     )
-    on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
+    on_bad_row: Literal["stop", "skip"] = option("At a bad row, stop or skip it.", "stop")
     max_skipped_steps: int = option(
-        "Steps that may come out non-finite: they are not taken and their pairs are named; one "
-        "more ends the run.",
+        "Maximum number of non-finite steps to skip; their pairs are named, and one more step ends "
+        "the run.",
         3,
         least=0,
     )
     force: bool = option(
-        "Resume though the checkpoint is of another run; what differs is said.", False
+        "Resume even if the checkpoint comes from a different run; differences are logged.", False
     )
     label_pairs: bool = option(
-        "Label every training pair at the end, by one pass over them; false writes no "
-        "labels.jsonl, and `audit --run` can judge the pairs later.",
+        "Label every training pair at the end, in one more pass; with false there is no "
+        "labels.jsonl, and `audit --run` can audit the pairs later.",
         True,
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
     reference_cache: str | None = option(REFERENCE_CACHE)
 
-    meta_lr: float | None = option(
+    meta_lr: float | None = _meta_option(
         "The meta-learner's learning rate; default: set by run length.",
-        recipe=Recipe(None, faithful=1e-4), read_by=TAUGHT, identity=True,
-    )  # fmt: skip
+        recipe=Recipe(None, faithful=1e-4),
+    )
     # More clean pairs, or more often, was no better over five seeds (docs/performance.md).
-    meta_batch_size: int | None = option(
-        "Clean pairs per meta-update.",
-        least=1, recipe=Recipe(8, faithful=64), read_by=TAUGHT, identity=True,
-    )  # fmt: skip
-    meta_every: int | None = option(
-        "Steps between meta-updates.",
-        least=1, recipe=Recipe(4, faithful=1), read_by=TAUGHT, identity=True,
-    )  # fmt: skip
-    meta_hidden: int | None = option(
-        "Width of the meta-learner's two hidden layers; default 128.",
-        least=1, recipe=Recipe(128), read_by=TAUGHT, identity=True,
-    )  # fmt: skip
+    meta_batch_size: int | None = _meta_option(
+        "Clean pairs per meta-update.", least=1, recipe=Recipe(8, faithful=64)
+    )
+    meta_every: int | None = _meta_option(
+        "Steps between meta-updates.", least=1, recipe=Recipe(4, faithful=1)
+    )
+    meta_hidden: int | None = _meta_option(
+        "Width of the meta-learner's two hidden layers; default 128.", least=1, recipe=Recipe(128)
+    )
     signals: list[str] | None = option(
-        f"What mspo's meta-learner sees of a pair, of {', '.join(SIGNALS)}; default ppl_diff.",
-        recipe=Recipe([PPL_DIFF.name]), read_by=("mspo",), identity=True,
-    )  # fmt: skip
-    lookahead_lr: float | None = option(
-        "α of the look-ahead (Eq. 8); default: the policy's current learning rate.",
-        least=0, read_by=TAUGHT, identity=True,
-    )  # fmt: skip
-    clean_gradient: Literal["lookahead", "current"] | None = option(
+        f"What mspo's meta-learner sees of a pair: any of {', '.join(SIGNALS)}; default ppl_diff.",
+        recipe=Recipe([PPL_DIFF.name]),
+        read_by=("mspo",),
+        identity=True,
+    )
+    lookahead_lr: float | None = _meta_option(
+        "α of the look-ahead (Eq. 8); default: the policy's current learning rate.", least=0
+    )
+    clean_gradient: Literal["lookahead", "current"] | None = _meta_option(
         "Where the clean gradient is taken: `lookahead`, after the look-ahead (Eq. 9, exact, "
         "default); `current`, at the policy as it is, an approximation that runs clean and noisy "
         "pairs together and errs in proportion to α.",
-        recipe=Recipe("lookahead"), read_by=TAUGHT, identity=True,
-    )  # fmt: skip
-    warm_start: bool | None = option(
+        recipe=Recipe("lookahead"),
+    )
+    warm_start: bool | None = _meta_option(
         "Fit the meta-learner to the clean pairs before training.",
-        recipe=Recipe(True, faithful=False), read_by=TAUGHT, identity=True,
-    )  # fmt: skip
-    zscore: Literal["frozen", "running"] | None = option(
+        recipe=Recipe(True, faithful=False),
+    )
+    zscore: Literal["frozen", "running"] | None = _meta_option(
         "PPLDiff's mean and deviation: from the first 1,000 training pairs under the starting "
         "policy (frozen, default), or followed during training (running).",
-        recipe=Recipe("frozen"), read_by=TAUGHT, identity=True,
-    )  # fmt: skip
+        recipe=Recipe("frozen"),
+    )
     noise_rate: float | None = option(
         "Share of flipped labels; default: estimated.", read_by=NOISE_RATE_READ_BY, identity=True
     )
@@ -169,12 +172,12 @@ class MSPOConfig(TrainingArguments):
         recipe=Recipe("threshold"), read_by=("perpcorrect",), identity=True,
     )  # fmt: skip
     engine: Engine | None = option(
-        "How the meta-gradient is made; all are exact; default: by memory.",
+        "How to compute the meta-gradient, exact in all cases; default: chosen by memory.",
         recipe=Recipe("auto"),
         read_by=TAUGHT,
     )
     keep_budget_gib: float | None = option(
-        "Most memory for the pairs' own gradients, or for graphs beside the first, GiB; default 4.",
+        "Memory limit for per-pair gradients, or for graphs beside the first, GiB; default 4.",
         least=0, recipe=Recipe(KEEP_BUDGET_GIB), read_by=TAUGHT,
     )  # fmt: skip
 
@@ -194,12 +197,12 @@ class MSPOConfig(TrainingArguments):
         "AdamW's weight decay of the policy.", recipe=Recipe(0.0, faithful=0.01)
     )
     num_train_epochs: float = option(
-        "Passes over the training pairs; default 1, recommended: up to 3 where pairs are few.",
+        "Passes over the training pairs; default 1, or up to 3 if pairs are few (recommended).",
         recipe=Recipe(1.0),
     )
     per_device_train_batch_size: int = option("Pairs per micro-batch.", 8, least=1)
     gradient_accumulation_steps: int = option(
-        "Micro-batches per step; default 8 if faithful, recommended: 4, fewer where pairs are few.",
+        "Micro-batches per step; default 4, fewer if pairs are few (recommended), or 8 (faithful).",
         least=1,
         recipe=Recipe(MOST_MICRO_BATCHES, faithful=8),  # of 8: the paper's 64 pairs a step
     )
@@ -324,8 +327,8 @@ class MSPOConfig(TrainingArguments):
         for name, value in zip(STEP_OPTIONS, chosen, strict=True):
             setattr(self, name, value)
         open_ones = (name for name in STEP_OPTIONS if name in self._left_open)
-        logger.info("recommended for %d pairs: %s", pairs,
-                    ", ".join(f"{name} {getattr(self, name):g}" for name in open_ones))  # fmt: skip
+        text = ", ".join(f"{name} {getattr(self, name):g}" for name in open_ones)
+        logger.info(f"recommended for {pairs} pairs: {text}")
 
     def teaching(self, pairs: int) -> TeachingOptions:
         """Return how to teach a meta-learner in a run on so many pairs."""
@@ -333,17 +336,13 @@ class MSPOConfig(TrainingArguments):
         lr = self.meta_lr
         if lr is None:
             lr = choose_meta_lr(math.ceil(self.total_steps(pairs) / every))
-        return TeachingOptions(
-            hidden, self.resolved_signals(), bool(self.warm_start), lr,
-            cast(int, self.meta_batch_size), self.seed,
-        )  # fmt: skip
+        size, warm_start = cast(int, self.meta_batch_size), bool(self.warm_start)
+        return TeachingOptions(hidden, self.resolved_signals(), warm_start, lr, size, self.seed)
 
     def scorer(self, policy: nn.Module, collate: Collate) -> Scorer:
         """Return who measures pairs under a policy as the run's options say."""
-        return Scorer(
-            policy, collate, self.ppl_scope, self.per_device_eval_batch_size, self.bf16,
-            Ranks.here(self.device),
-        )  # fmt: skip
+        size, ranks = self.per_device_eval_batch_size, Ranks.here(self.device)
+        return Scorer(policy, collate, self.ppl_scope, size, self.bf16, ranks)
 
     def adapter(self) -> LoraConfig | None:
         """Return the adapter that options ask for, None where they ask for none."""

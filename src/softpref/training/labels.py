@@ -177,9 +177,10 @@ def _say_calibration(trusted: Tensor) -> None:
     is_right = torch.arange(2 * len(right)) < len(right)
     both = torch.cat([right, 1 - right])
     skill, error = auroc(both, is_right), expected_calibration_error(both, is_right)
-    logger.info("labels: p_correct ranks clean pairs above swapped ones in %.0f%% of cases (50%% "
-                "is chance), calibration error %.1f%% (pairs left out of its fit, %d-fold)",
-                100 * skill, 100 * error, _FOLDS)  # fmt: skip
+    logger.info(
+        f"labels: p_correct ranks clean pairs above swapped ones in {100 * skill:.0f}% of cases "
+        f"(50% is chance), calibration error {100 * error:.1f}% (held out, {_FOLDS}-fold)"
+    )
 
 
 def evidence(labeller: Labeller, measured: Measured) -> Tensor:

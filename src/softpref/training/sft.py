@@ -218,10 +218,11 @@ def fine_tune(
         UsageError: a row cannot be used, the model cannot read it, the set-up cannot be
             checkpointed, the checkpoint cannot be resumed from, or a step is not finite.
     """
-    rows = tokenize_chosen(
-        pairs, tokenizer, config.max_length or sys.maxsize, name=name, on_bad_row=on_bad_row,
-        context_length=context_length(model),
-    )  # fmt: skip
+    limits = {
+        "max_length": config.max_length or sys.maxsize,
+        "context_length": context_length(model),
+    }
+    rows = tokenize_chosen(pairs, tokenizer, name=name, on_bad_row=on_bad_row, **limits)
     require_sound(model)
     require_known_padding(model, tokenizer)
     require_known_tokens(model, tokenizer, _placed(rows, pairs, name))

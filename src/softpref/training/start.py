@@ -133,10 +133,8 @@ def prepare_start(
         teacher = make_teacher(teaching, train, prepared.clean, noise.expected, ranks)
     engine = _engine_of(policy, train, layout.collate, config) if teacher else None
     labeller = labeller_of(method, prepared, noise, teacher, evidence)
-    return Start(
-        policy, tokenizer, prepared, fingerprint, layout, engine, labeller, teacher, noise,
-        correction, evidence,
-    )  # fmt: skip
+    taught = layout, engine, labeller, teacher, noise
+    return Start(policy, tokenizer, prepared, fingerprint, *taught, correction, evidence)
 
 
 def _load_checked(

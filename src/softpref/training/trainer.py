@@ -321,12 +321,14 @@ class MSPOTrainer(SafeCheckpoints):
         args, steps = self.args, self.args.total_steps(len(self.pairs))
         logger.info("steps: %d of %d pairs", steps, self.args.pairs_per_step())
         if self.ranks.count > 1:
-            logger.info("processes: %d, each with its share of a step's pairs, noisy and clean",
-                        self.ranks.count)  # fmt: skip
+            count = self.ranks.count
+            logger.info(f"processes: {count}, each with its share of a step's pairs")
         logger.info("layout: %s", self.start.layout.why)
         if self.start.engine:
             logger.info("engine: %s", self.start.engine.why)
         warmup = args.get_warmup_steps(steps)
         if warmup > steps / 2:
-            logger.warning("warning: warm-up takes %d of %d steps: the policy will hardly move; "
-                           "lower --warmup_steps", warmup, steps)  # fmt: skip
+            logger.warning(
+                f"warning: warm-up takes {warmup} of {steps} steps: the policy will hardly move; "
+                "lower --warmup_steps"
+            )

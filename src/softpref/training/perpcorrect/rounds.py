@@ -120,10 +120,11 @@ def correct(surrogates: Surrogates) -> Correction:
     kept = max(range(ROUNDS), key=lambda number: rounds[number].fit.separation)
     threshold = rounds[kept].fit.threshold
     labels = Threshold(threshold)(scores[kept])
+    reversed_ = 100 * float((labels == 0).float().mean())
     logger.info(
-        "perpcorrect: round %d is kept; τ %.4f nats per token, %.1f%% of the labels reversed",
-        kept, threshold, 100 * (labels == 0).float().mean(),
-    )  # fmt: skip
+        f"perpcorrect: round {kept} is kept; τ {threshold:.4f} nats per token, {reversed_:.1f}% of "
+        "the labels reversed"
+    )
     return Correction(tuple(rounds), kept, labels)
 
 
@@ -148,9 +149,10 @@ def _of_no_use(number: int, error: Exception) -> UsageError:
 
 
 def _say(number: int, done: Round) -> None:
+    fit = done.fit
     logger.info(
-        "perpcorrect, round %d of 0 to %d: %d noisy pairs taken as given and %d reversed; PPLDiff "
-        "μ %.4f, σ %.4f nats per token; α %.1f%% of the labels right; separation %.1f%%",
-        number, ROUNDS - 1, done.believed, done.reversed, done.fit.mean, done.fit.deviation,
-        100 * done.fit.share_right, 100 * done.fit.separation,
-    )  # fmt: skip
+        f"perpcorrect, round {number} of 0 to {ROUNDS - 1}: {done.believed} noisy pairs taken as "
+        f"given and {done.reversed} reversed; PPLDiff μ {fit.mean:.4f}, σ {fit.deviation:.4f} nats "
+        f"per token; α {100 * fit.share_right:.1f}% of the labels right; separation "
+        f"{100 * fit.separation:.1f}%"
+    )
