@@ -29,7 +29,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import Objective, move, mspo_step
-from softpref.algorithm.gradients.head import response_head
 from softpref.algorithm.gradients.jacobian import FactoredPullback, GraphPullback, kept
 from softpref.algorithm.labeller import Constant
 from softpref.algorithm.objective import GEOMETRIC
@@ -108,7 +107,7 @@ def batch_of(size: Size, count: int, random: Random) -> PairBatch:
         }
         for _ in range(count)
     ]
-    return make_shared_batch(pairs, response_head, hidden_size=size.width)
+    return make_shared_batch(pairs, "scored", hidden_size=size.width)
 
 
 def measure(size: Size) -> dict[str, Any]:

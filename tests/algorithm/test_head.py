@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -84,18 +86,18 @@ def test_no_logits_but_a_chunk_of_response_tokens(head_trains, monkeypatch):
             "rejected_ids": [7, 8, 12, 4],
         }
         with Largest(policy.lm_head) as seen:
-            margin = measure(policy, make_shared_batch([pair], response_head), "response").margin
+            margin = measure(policy, make_shared_batch([pair], "scored"), "response").margin
             margin.sum().backward()
         assert 0 < seen.entries <= chunk, prompt
         with Largest(policy.lm_head) as seen:
-            measure(policy, make_shared_batch([pair], all_logits), "response")
+            measure(policy, make_shared_batch([pair], "all"), "response")
         assert seen.entries >= prompt * words  # what was spared above
 
 
 def test_prompt_tokens_are_scored_without_gradient():
     policy = tiny_model(attention="sdpa")
-    batch = make_shared_batch(random_pairs(3), response_head)
-    for read in (all_logits, response_head):
+    batch = make_shared_batch(random_pairs(3), "scored")
+    for read in (all_logits, partial(response_head, logps=linear_logps)):
         responses, prompts = read(policy, batch.inputs(policy), [batch.responses, batch.prompts])
         assert responses.requires_grad
         assert not prompts.requires_grad
@@ -111,8 +113,10 @@ def test_a_head_with_an_adapter_is_refused():
 
 def test_hooks_are_gone_even_after_an_error():
     policy = tiny_model()
-    batch = make_shared_batch(random_pairs(2), response_head)
+    batch = make_shared_batch(random_pairs(2), "scored")
     with pytest.raises(TypeError):
-        response_head(policy, batch.inputs(policy) | {"no_such": 1, "input_ids": 3}, [])
+        response_head(
+            policy, batch.inputs(policy) | {"no_such": 1, "input_ids": 3}, [], linear_logps
+        )
     assert not policy.lm_head._forward_hooks
     assert not policy.lm_head._forward_pre_hooks

@@ -19,7 +19,6 @@ from softpref.algorithm.gradients.engine import (
     kept_gib,
 )
 from softpref.algorithm.gradients.forms import Factors, FewRows, Outer, dense
-from softpref.algorithm.gradients.head import all_logits, response_head
 from softpref.algorithm.gradients.jacobian import (
     DoubleBackwardJacobian,
     FactoredPullback,
@@ -57,10 +56,10 @@ MAKERS = {
 }
 LAYOUTS = {
     "padded": make_batch,
-    "padded, response head": partial(make_batch, read=response_head),
+    "padded, response head": partial(make_batch, head_positions="scored"),
     "shared": make_shared_batch,
-    "shared, response head": partial(make_shared_batch, read=response_head),
-    "shared, rows": partial(make_shared_batch, read=response_head, hidden_size=1),
+    "shared, response head": partial(make_shared_batch, head_positions="scored"),
+    "shared, rows": partial(make_shared_batch, head_positions="scored", hidden_size=1),
 }
 
 
@@ -130,8 +129,8 @@ def test_every_lora_layout_on_linear_layers(kwargs):
     policy = with_lora(tiny_model(dtype=torch.float32, attention="sdpa"), **kwargs).double()
     pairs = random_pairs(4)
     # An adapted head needs all logits: `refuse_response_head` says so.
-    read = all_logits if "lm_head" in kwargs.get("target_modules", ()) else response_head
-    batch = make_shared_batch(pairs, read)
+    head = "all" if "lm_head" in kwargs.get("target_modules", ()) else "scored"
+    batch = make_shared_batch(pairs, head)
     assert not find_untapped(policy, batch)
     hold_to_contract(kept, policy, batch, slow_matrix(policy, pairs))
 
@@ -366,16 +365,16 @@ def test_layers_of_other_kinds(architecture, config, unseen):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("read", [all_logits, response_head])
+@pytest.mark.parametrize("head", ["all", "scored"])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_gradient_in_factors_is_the_gradient(architecture, read, checkpointed):
+def test_a_gradient_in_factors_is_the_gradient(architecture, head, checkpointed):
     policy, pairs = tiny_model(architecture, **WIDE), random_pairs(3, longest=3)
     matrix = slow_matrix(policy, pairs)
     if checkpointed:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         switch_dropout_off(policy)
         policy.train()
-    batch, weights = make_shared_batch(pairs, read), matrix.new_tensor([1.0, -2.0, 0.5])
+    batch, weights = make_shared_batch(pairs, head), matrix.new_tensor([1.0, -2.0, 0.5])
     found = FactoredPullback(policy, batch, "response").vjp(weights)
     kinds = {
         name: type(held) for (name, _), held in zip(policy.named_parameters(), found, strict=True)
@@ -425,7 +424,7 @@ def test_a_head_of_which_the_bias_alone_trains(engine):
     policy, pairs = tiny_model("phi"), random_pairs(3)
     for name, p in policy.named_parameters():
         p.requires_grad_(name == "lm_head.bias" or "layernorm" in name)
-    batch = make_shared_batch(pairs, response_head)
+    batch = make_shared_batch(pairs, "scored")
     assert not find_untapped(policy, batch)
     matrix = slow_matrix(policy, pairs)
     assert matrix[:, -VOCABULARY:].norm() > 0.1 * matrix.norm()
@@ -461,8 +460,8 @@ def test_the_graphs_are_measured_as_autograd_keeps_them():
 def test_large_matrices_are_held_by_their_tokens():
     """`kept` holds fewer numbers than B gradients, and the estimate says how many."""
     policy, pairs = tiny_model(hidden_size=64, intermediate_size=96), random_pairs(3, longest=3)
-    for read in (all_logits, response_head):
-        batch = make_shared_batch(pairs, read)
+    for head in ("all", "scored"):
+        batch = make_shared_batch(pairs, head)
         jacobian = kept(policy, batch, "response")
         forms = [form for of_parameter in jacobian._forms.values() for form in of_parameter]
         assert any(isinstance(form, Outer) for form in forms)

@@ -25,7 +25,6 @@ from softpref.algorithm.bilevel import (
 )
 from softpref.algorithm.gradients.engine import Engine, find_untapped
 from softpref.algorithm.gradients.forms import Factors
-from softpref.algorithm.gradients.head import response_head
 from softpref.algorithm.gradients.jacobian import (
     DoubleBackwardJacobian,
     FactoredPullback,
@@ -139,7 +138,7 @@ def micro_batches(pairs, count, make=make_batch):
 
 
 def fast_batch(pairs):
-    return make_shared_batch(pairs, response_head, hidden_size=16)
+    return make_shared_batch(pairs, "scored", hidden_size=16)
 
 
 ENGINES = [engine for engine in get_args(Engine) if engine != "auto"]

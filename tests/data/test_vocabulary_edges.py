@@ -13,7 +13,6 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from softpref.algorithm.gradients.head import all_logits, response_head
 from softpref.algorithm.likelihood import measure
 from softpref.data.batches import make_batch, make_shared_batch
 from softpref.data.sources import pairs_from_dataset
@@ -89,14 +88,14 @@ def expected(policy, pair: dict, scope: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("scope", ["response", "sequence", "sequence_per_response_token"])
-@pytest.mark.parametrize("read", [all_logits, response_head])
+@pytest.mark.parametrize("head", ["all", "scored"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_margins_and_ppl_diffs_at_the_edges_equal_a_slow_loop(architecture, layout, read, scope):
+def test_margins_and_ppl_diffs_at_the_edges_equal_a_slow_loop(architecture, layout, head, scope):
     policy = without_float32(tiny_model(architecture, vocab_size=len(WORDS)))
     with torch.no_grad():
         for pairs in PAIRS.values():
-            found = measure(policy, LAYOUTS[layout](pairs, read=read), scope)
+            found = measure(policy, LAYOUTS[layout](pairs, head_positions=head), scope)
             truth = torch.tensor([expected(policy, pair, scope) for pair in pairs]).double()
             torch.testing.assert_close(found.margin, truth[:, 0], rtol=0, atol=1e-6)
             torch.testing.assert_close(found.ppl_diff, truth[:, 1], rtol=0, atol=1e-6)

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from softpref.algorithm.gradients.head import LogpsOf, all_logits, linear_logps, response_head
 from softpref.algorithm.rows import PairBatch
 
 PplScope = Literal["response", "sequence", "sequence_per_response_token"]
@@ -90,7 +91,9 @@ def log_perplexity(
     return -(response_logp + prompt_logp) / counted
 
 
-def measure(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> Measured:
+def measure(
+    policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, logps: LogpsOf = linear_logps
+) -> Measured:
     """Return margin (Eq. 1) and PPLDiff (Eq. 4, 5) of every pair in one forward pass.
 
         h = [log π_θ(y1|x) − log π_ref(y1|x)] − [log π_θ(y2|x) − log π_ref(y2|x)]
@@ -98,15 +101,20 @@ def measure(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> Measure
 
     The margin can be differentiated with respect to the policy, PPLDiff cannot: a label says how
     far to believe a pair and must not be a way to lower the loss. Prompt tokens are scored only
-    where `ppl_scope` counts them.
+    where `ppl_scope` counts them. `logps` reads log-probabilities off the head.
     """
-    return summed(batch, token_logps(policy, batch, ppl_scope), ppl_scope)
+    return summed(batch, token_logps(policy, batch, ppl_scope, logps), ppl_scope)
 
 
-def token_logps(policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> list[Tensor]:
+def token_logps(
+    policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, logps: LogpsOf = linear_logps
+) -> list[Tensor]:
     """Run the policy; return log-probabilities of the response tokens, and of prompts if scored."""
     groups = [batch.responses] if ppl_scope == "response" else [batch.responses, batch.prompts]
-    return batch.read(policy, batch.inputs(policy), groups)
+    inputs = batch.inputs(policy)
+    if batch.head_positions == "scored":
+        return response_head(policy, inputs, groups, logps)
+    return all_logits(policy, inputs, groups)
 
 
 def summed(batch: PairBatch, token_logps: Sequence[Tensor], ppl_scope: PplScope) -> Measured:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from softpref.algorithm.gradients.head import Reader, Tokens
+from softpref.algorithm.gradients.head import HeadPositions, Tokens
 
 PADDING = -1
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
@@ -50,7 +50,7 @@ class PairBatch:
         spans: where each pair's tokens lie in the flattened (R · N), as (start, stop).
         columns: what was known of the pairs before, (B,) by the names in `COLUMNS`.
         index: (B,) the pair's position in its data set.
-        read: how log-probabilities are read off the policy.
+        head_positions: where the policy's output head is run.
     """
 
     input_ids: Tensor
@@ -62,7 +62,7 @@ class PairBatch:
     spans: tuple[tuple[int, int], ...]
     columns: Mapping[str, Tensor]
     index: Tensor
-    read: Reader
+    head_positions: HeadPositions = "all"
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -146,5 +146,5 @@ class PairBatch:
             spans=((0, rows * length),),
             columns={name: values[i : i + 1] for name, values in self.columns.items()},
             index=self.index[i : i + 1],
-            read=self.read,
+            head_positions=self.head_positions,
         )

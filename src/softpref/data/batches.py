@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softpref.algorithm.gradients.head import Reader, Tokens, all_logits
+from softpref.algorithm.gradients.head import HeadPositions, Tokens
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import CHOSEN, COLUMNS, PADDING, PROMPT, REJECTED, PairBatch
 
@@ -25,13 +25,13 @@ PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 Segment = tuple[int, Sequence[int], Sequence[int], int]
 
 
-def make_batch(pairs: Sequence[Pair], read: Reader = all_logits) -> PairBatch:
+def make_batch(pairs: Sequence[Pair], head_positions: HeadPositions = "all") -> PairBatch:
     """Return B pairs as 2B padded rows; pair i is rows 2i (chosen) and 2i + 1 (rejected).
 
     Args:
         pairs: each with `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of int), and optionally
             any of `COLUMNS` and `index`.
-        read: how to compute log-probabilities from the policy.
+        head_positions: where the policy's output head is run.
     """
     rows = _RowBuilder(len(pairs))
     for i, pair in enumerate(pairs):
@@ -42,17 +42,17 @@ def make_batch(pairs: Sequence[Pair], read: Reader = all_logits) -> PairBatch:
             if branch == CHOSEN:  # the other row repeats it
                 rows.score_prompt(i, pair["prompt_ids"])
     spans = [(2 * i * rows.length, 2 * (i + 1) * rows.length) for i in range(len(pairs))]
-    return replace(rows.batch(pairs, spans, read), position_ids=None)
+    return replace(rows.batch(pairs, spans, head_positions), position_ids=None)
 
 
 def make_shared_batch(
-    pairs: Sequence[Pair], read: Reader = all_logits, hidden_size: int | None = None
+    pairs: Sequence[Pair], head_positions: HeadPositions = "all", hidden_size: int | None = None
 ) -> PairBatch:
     """Return B pairs as segments [x, y1, y2], packed into rows, so that each prompt is run once.
 
     Args:
         pairs: as in `make_batch`.
-        read: how to compute log-probabilities from the policy.
+        head_positions: where the policy's output head is run.
         hidden_size: of a policy whose attention uses a dense mask, where long rows cost more per
             token; None if attention skips masked tokens, and one row holds all pairs.
     """
@@ -70,7 +70,7 @@ def make_shared_batch(
             rows.response(i, CHOSEN, pairs[i]["chosen_ids"])
             rows.response(i, REJECTED, pairs[i]["rejected_ids"])
             spans[i] = (start, start + lengths[i])
-    return rows.batch(pairs, spans, read)
+    return rows.batch(pairs, spans, head_positions)
 
 
 def length_buckets(pairs: Sequence[Pair], size: int, ranks: Ranks = ALONE) -> list[Sequence[Pair]]:
@@ -171,7 +171,7 @@ class _RowBuilder:
         self._branch[-1].extend([branch] * len(ids))
 
     def batch(
-        self, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]], read: Reader
+        self, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]], head_positions: HeadPositions
     ) -> PairBatch:
         """Return the batch of all rows, with the columns of the pairs."""
 
@@ -188,7 +188,7 @@ class _RowBuilder:
             spans=tuple(spans),
             columns={name: column(name) for name in COLUMNS},
             index=torch.tensor([pair.get("index", i) for i, pair in enumerate(pairs)]),
-            read=read,
+            head_positions=head_positions,
         )
 
     def _grid(self, rows: list[list[int]], padding: int) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from softpref.algorithm.gradients.head import all_logits, refuse_response_head, response_head
+from softpref.algorithm.gradients.head import HeadPositions, refuse_response_head
 from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.gradients.shards import reshard_after_error
+from softpref.algorithm.likelihood import token_logps
 from softpref.algorithm.policy import evaluating, trainable
 from softpref.algorithm.rows import PairBatch, skips_masked
 from softpref.data.batches import PARTS, Collate, make_batch, make_shared_batch
@@ -122,21 +123,21 @@ def _why(chosen: str, turned_down: Sequence[str]) -> str:
 
 def _candidates(layout: Layout, policy: Any) -> Iterator[tuple[str, str, Collate]]:
     """Yield the ways to make batches and the attention each needs, fastest first."""
-    reads = [("all logits", all_logits)]
+    heads: list[tuple[str, HeadPositions]] = [("all logits", "all")]
     if refuse_response_head(policy) is None:
-        reads.insert(0, ("log-probabilities of responses only", response_head))
+        heads.insert(0, ("log-probabilities of responses only", "scored"))
     now = policy.config._attn_implementation
     hidden_size = None if skips_masked(policy) else policy.config.get_text_config().hidden_size
     if layout == "auto" and next(policy.parameters()).is_cuda and hidden_size:
-        for words, read in reads:
-            shared = partial(make_shared_batch, read=read)
+        for words, head in heads:
+            shared = partial(make_shared_batch, head_positions=head)
             yield f"prompts shared by FlexAttention, {words}", FLEX_ATTENTION, shared
-    for words, read in reads:
+    for words, head in heads:
         if layout == "auto":
-            shared = partial(make_shared_batch, read=read, hidden_size=hidden_size)
+            shared = partial(make_shared_batch, head_positions=head, hidden_size=hidden_size)
             yield f"prompts shared, {words}", now, shared
-    for words, read in reads:
-        yield f"padded rows, {words}", now, partial(make_batch, read=read)
+    for words, head in heads:
+        yield f"padded rows, {words}", now, partial(make_batch, head_positions=head)
 
 
 def _switch(policy: Any, attention: str) -> None:
@@ -156,5 +157,5 @@ def _logps(policy: nn.Module, batch: PairBatch) -> Tensor:
     """Return the log-probabilities of the response tokens, sequence by sequence, nats."""
     batch = batch.to(next(policy.parameters()).device)
     with evaluating(policy), torch.no_grad():
-        (logps,) = batch.read(policy, batch.inputs(policy), [batch.responses])
+        (logps,) = token_logps(policy, batch, "response")
     return logps[batch.responses.sequence.argsort(stable=True)]

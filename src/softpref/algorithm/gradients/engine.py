@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from softpref.algorithm.gradients.head import all_logits, response_head
 from softpref.algorithm.gradients.jacobian import (
     DoubleBackwardJacobian,
     FactoredPullback,
@@ -150,7 +149,7 @@ def kept_gib(
 ) -> float:
     """Return the memory that `kept` holds between its products, by count, GiB in float32."""
     by_token = numbers_by_token(policy)
-    if probe.read is response_head:  # it holds what the head reads
+    if probe.head_positions == "scored":  # it holds what the head reads
         head = cast(Any, policy).get_output_embeddings().weight
         by_token |= {head: head.shape[1] * (1 if head in by_token else 2)}
 
@@ -195,7 +194,7 @@ def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter
     parameters = trainable(policy)
     with shifted(policy, nudge(policy), 1.0):
         weights = torch.linspace(-0.9, 2.1, len(probe), device=probe.input_ids.device)
-        pullback = GraphPullback(policy, replace(probe, read=all_logits), "response")
+        pullback = GraphPullback(policy, replace(probe, head_positions="all"), "response")
         weights = weights.to(pullback.measure().margin)
         truth = pullback.vjp(weights)
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,17 +39,19 @@ class Tokens:
         return Tokens(self.predictor.to(device), self.target.to(device), self.sequence.to(device))
 
 
-Reader = Callable[[nn.Module, Mapping[str, Any], Sequence[Tokens]], list[Tensor]]
-"""Runs a policy on its inputs and reads off the log-probabilities (T,) of each group of tokens.
-
-Those of the first group can be differentiated, those of the others cannot.
-"""
+HeadPositions = Literal["all", "scored"]
+"""Where the output head is run: at every position, or at those that predict scored tokens."""
+LogpsOf = Callable[[Tensor, nn.Linear, Tensor], Tensor]
+"""Hidden states (T, D), head and targets (T,) to log-probabilities (T,)."""
 
 
 def all_logits(
     policy: nn.Module, inputs: Mapping[str, Any], groups: Sequence[Tokens]
 ) -> list[Tensor]:
-    """Read from the logits of every position: right for every policy, twice differentiable."""
+    """Return log-probabilities (T,) of each group of tokens, from the logits of every position.
+
+    Right for every policy, and twice differentiable in the first group; others have no gradient.
+    """
     logits = policy(**inputs).logits.flatten(0, 1)
     first, *others = groups
     read = [_log_softmax_at(logits[first.predictor], first.target)]
@@ -59,20 +61,17 @@ def all_logits(
 
 
 def response_head(
-    policy: nn.Module,
-    inputs: Mapping[str, Any],
-    groups: Sequence[Tokens],
-    logps: Callable[[Tensor, nn.Linear, Tensor], Tensor] | None = None,
+    policy: nn.Module, inputs: Mapping[str, Any], groups: Sequence[Tokens], logps: LogpsOf
 ) -> list[Tensor]:
-    """Read by giving the output head only the positions asked for, a chunk of them at a time.
+    """Return what `all_logits` does, the output head run at the positions asked for alone.
 
     No tokens × vocabulary tensor outlives its chunk of `CHUNK_ENTRIES`. Hooks on the head do it
     inside the policy's own forward pass, so that whatever wraps that (mixed precision, say) holds
     for the head too; the head itself is run for one position a row, to keep its caller content.
 
     Right where the head is a plain linear layer whose output nothing changes; see
-    `refuse_response_head`. Differentiable once; twice raises. `logps` stands in for `linear_logps`
-    in the first group.
+    `refuse_response_head`. Differentiable once; twice raises. `logps` is `linear_logps` or what
+    stands in for it in the first group.
     """
     head = cast(Any, policy).get_output_embeddings()
     hidden: list[Tensor] = []
@@ -84,7 +83,7 @@ def response_head(
 
     def give(module: nn.Module, arguments: Any, output: Tensor) -> None:
         first, *others = groups
-        read.append((logps or linear_logps)(hidden[0][first.predictor], head, first.target))
+        read.append(logps(hidden[0][first.predictor], head, first.target))
         with torch.no_grad():
             read.extend(
                 linear_logps(hidden[0][group.predictor], head, group.target) for group in others

@@ -29,7 +29,6 @@ from softpref.algorithm.gradients.forms import (
     dense,
     plus,
 )
-from softpref.algorithm.gradients.head import all_logits, response_head
 from softpref.algorithm.gradients.taps import Taps, numbers_by_token
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import Gradient, trainable
@@ -112,7 +111,7 @@ class FactoredPullback(_HeldGraph):
         ppl_scope: PplScope,
         untapped: Set[nn.Parameter] = frozenset(),
     ) -> None:
-        reads_head = batch.read is response_head
+        reads_head = batch.head_positions == "scored"
         head = cast(Any, policy).get_output_embeddings() if reads_head else None
         tokens = {head.weight: len(batch.responses.target)} if head else {}
         factored = {
@@ -150,7 +149,7 @@ class DoubleBackwardJacobian(_HeldGraph):
 
     def __init__(self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope) -> None:
         with sdpa_kernel(SDPBackend.MATH):
-            super().__init__(measure(policy, replace(batch, read=all_logits), ppl_scope))
+            super().__init__(measure(policy, replace(batch, head_positions="all"), ppl_scope))
         self._parameters = trainable(policy)
 
     def vjp(self, weights: Tensor) -> Gradient:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from softpref.algorithm.gradients.forms import EmbeddingRows, Form, HeadLogps, Outer, Spans, Whole
-from softpref.algorithm.gradients.head import linear_logps, multiplied_in, response_head
+from softpref.algorithm.gradients.head import linear_logps, multiplied_in
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import Gradient
 from softpref.algorithm.rows import PairBatch
@@ -77,11 +76,8 @@ class Taps:
 
     def measure(self, ppl_scope: PplScope) -> Measured:
         """Run the forward pass; see `likelihood.measure`."""
-        batch = self._batch
-        if batch.read is response_head:
-            batch = replace(batch, read=partial(response_head, logps=self._logps))
         with self._attached():
-            return measure(self._policy, batch, ppl_scope)
+            return measure(self._policy, self._batch, ppl_scope, self._logps)
 
     def backward(
         self,
