@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import softpref
 from softpref.cli import main
 from softpref.world.language import make_tokenizer
 from tests.forked import Forked
@@ -297,6 +298,29 @@ def test_flips_in_a_clean_file_are_learned_and_their_truth_is_not_read(files, mo
         written[name] = [(files / name / file).read_bytes() for file in files_of]
     assert written["flipped"] == written["lies"] == written["untold"]
     assert all(a != b for a, b in zip(written["flipped"], written["clean"], strict=True))
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"softpref {softpref.__version__}\n"
+    assert "__version__" in dir(softpref)
+
+
+def test_help_of_a_command_by_its_name(capsys):
+    for arguments in (["help", "env"], ["env", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert "softpref env [--config" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [("--lr", "learning_rate"), ("--batch_size", "per_device_train_batch_size"),
+     ("--epochs", "num_train_epochs"), ("--model-name-or-path", "model")],
+)  # fmt: skip
+def test_what_other_tools_call_an_option_is_understood(flag, name, capsys):
+    assert f"did you mean {name!r}" in fails(capsys, ["train", flag, "1"])
 
 
 def test_help(capsys):

@@ -24,4 +24,12 @@ def __getattr__(name: str) -> Any:
         from softpref.auditing.audit import audit
 
         return audit
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("softpref")
     raise AttributeError(f"module 'softpref' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 from softpref.errors import UsageError
 from softpref.memory import is_out_of_memory, memory_message
@@ -38,7 +39,7 @@ softpref: align language models on preference pairs whose labels cannot be trust
   softpref bench     time a training step against TRL's, on this machine
   softpref env       versions, devices, and how train would run on this machine
 
-`softpref COMMAND --help` lists a command's options. Every command takes --config FILE.yaml; flags
+`softpref help COMMAND` lists a command's options, `softpref --version` the version. Every command takes --config FILE.yaml; flags
 override it. In flags, hyphens and underscores are equivalent.
 """
 
@@ -164,8 +165,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> None:
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if command in ("--help", "-h"):
+    if command == "help" and rest:
+        command, *rest = [rest[0], "--help"]
+    if command in ("--help", "-h", "help"):
         print(USAGE, end="")
+        return
+    if command == "--version":
+        print(f"softpref {version('softpref')}")
         return
     if command not in COMMANDS:
         close = did_you_mean(command, COMMANDS)

@@ -28,6 +28,16 @@ FLAGS_ALONE = {
     "push_to_hub": "it sends the model away",
 }
 """Options that a --config may not set, and why: its author may not be the user."""
+ALIASES = {
+    "lr": ("learning_rate",),
+    "epochs": ("num_train_epochs",),
+    "batch_size": ("per_device_train_batch_size",),
+    "model_name_or_path": ("model",),
+    "dataset_name": ("train", "data"),
+    "train_file": ("train",),
+    "max_seq_length": ("max_length",),
+}
+"""What other tools call an option, and what it may be called here."""
 LARGEST_RATE = 1e6
 _NOT_UTF8_TEXT = re.compile("[\0\ud800-\udfff]")
 
@@ -313,6 +323,8 @@ def _read_yaml(path: str) -> Any:
 
 
 def did_you_mean(word: str, known: Any) -> str:
-    """Return a hint at the closest known word, if there is one."""
-    close = difflib.get_close_matches(word.replace("-", "_"), list(known), n=1)
+    """Return a hint at the closest known word, or at what other tools call so, if there is one."""
+    word = word.replace("-", "_")
+    close = [name for name in ALIASES.get(word, ()) if name in known]
+    close = close or difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}" if close else ""

@@ -150,7 +150,7 @@ def test_every_count_names_the_files_that_it_speaks_of(home, caplog):
     prepare(*sets, make_tokenizer(), 11, 64, "skip")
     said = {record.getMessage().strip() for record in caplog.records}
     assert said >= {
-        "b.jsonl and clean.jsonl: 2 are clean pairs too and were taken out of training",
+        "b.jsonl and clean.jsonl: 2 are clean pairs too and were removed from training",
         "a.jsonl and b.jsonl: 1 are labelled both ways (kept: that is noise)",
         "b.jsonl: 1 repeat an earlier row",
         "and 28 more rows of a.jsonl, b.jsonl left out",

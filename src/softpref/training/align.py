@@ -206,7 +206,9 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
         return
     if 0 < is_flipped.sum() < len(is_flipped):
         found = auroc(torch.tensor(column(labels, "p_correct").to_numpy()), ~is_flipped)
-        logger.info("labels: p_correct tells right from flipped labels with AUROC %.3f", found)
+        logger.info(
+            "labels: p_correct distinguishes right from flipped labels with AUROC %.3f", found
+        )
 
 
 def run_record(

@@ -30,7 +30,7 @@ GivenPairs: TypeAlias = Pairs | list[dict[str, Any]]
 FEWEST_CLEAN_PAIRS = 10
 LEFT_OUT_NAMED = 10
 REMARKS = {
-    "also_clean": "are clean pairs too and were taken out of training",
+    "also_clean": "are clean pairs too and were removed from training",
     "contradicting": "are labelled both ways (kept: that is noise)",
     "duplicates": "repeat an earlier row",
     "truncated": "have a response cut at --max_length, or at the model's context",
