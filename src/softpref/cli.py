@@ -39,8 +39,8 @@ softpref: align language models on preference pairs whose labels cannot be trust
   softpref bench     time a training step against TRL's, on this machine
   softpref env       versions, devices, and how train would run on this machine
 
-`softpref help COMMAND` lists a command's options, `softpref --version` the version. Every command takes --config FILE.yaml; flags
-override it. In flags, hyphens and underscores are equivalent.
+`softpref help COMMAND` lists a command's options, `softpref --version` the version. Every command
+takes --config FILE.yaml; flags override it. In flags, hyphens and underscores are equivalent.
 """
 
 
