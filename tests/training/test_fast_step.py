@@ -104,7 +104,8 @@ def test_clean_pairs_ride_in_as_many_micro_batches_as_there_were(micro_batches, 
         sizes.append(len(batch))
         return made(policy, batch, ppl_scope)
 
-    trainer.start.engine = dataclasses.replace(trainer.start.engine, make_jacobian=note)
+    engine = dataclasses.replace(trainer.start.engine, make_jacobian=note)
+    trainer.start = dataclasses.replace(trainer.start, engine=engine)
     trainer.args.max_steps = 1
     trainer.train()
     assert len(sizes) == micro_batches
