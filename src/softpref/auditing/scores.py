@@ -20,7 +20,7 @@ from softpref.data.column_cache import ColumnCache
 from softpref.data.fingerprints import count_sft_targets
 from softpref.data.sources import LoadedPairs
 from softpref.models.layout import choose_layout, longest_pairs
-from softpref.models.loading import context_length, load_policy, load_tokenizer
+from softpref.models.loading import context_length, load_policy, load_tokenizer, on_accelerator
 from softpref.models.reference import fingerprint_weights, with_reference
 from softpref.models.scoring import Scorer, starting_ppl_diff
 from softpref.training.preparation import prepare, require_fit
@@ -82,8 +82,7 @@ def score_sets(
     prepared = prepare(loaded, clean, None, tokenizer, *limits, options.on_bad_row)
     assert prepared.clean is not None
     unused = prepared.record["train"]["bad_rows"]
-    policy.to(torch.accelerator.current_accelerator() or "cpu")
-    require_fit(policy, tokenizer, prepared)
+    require_fit(on_accelerator(policy), tokenizer, prepared)
     probe = longest_pairs(prepared.train, prepared.clean)
     layout = choose_layout("auto", policy, probe)
     logger.info("layout: %s", layout.why)

@@ -23,9 +23,8 @@ from softpref.data.readers import RowError
 from softpref.data.tokens import prompt_ids
 from softpref.errors import UsageError
 from softpref.judging.responses import Prompt, load_prompts, prompt_uid
-from softpref.judging.scored import on_accelerator
 from softpref.models.library_errors import COMPLETE, in_one_sentence
-from softpref.models.loading import context_length, load_policy, load_tokenizer
+from softpref.models.loading import context_length, load_policy, load_tokenizer, on_accelerator
 from softpref.models.reference import fingerprint_weights
 from softpref.models.sampling import sample
 from softpref.models.soundness import require_known_tokens, require_sound

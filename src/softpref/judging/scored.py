@@ -26,6 +26,7 @@ from softpref.models.loading import (
     load_classifier,
     load_policy,
     load_tokenizer,
+    on_accelerator,
     read_tokenizer,
 )
 from softpref.models.reference import fingerprint_weights
@@ -63,13 +64,6 @@ class _ScoringJudge(ABC):
 
 _DOES_NOT_FIT = Answer(None, "does not fit the context")
 _NO_TOKENS = Answer(None, "cannot be tokenized")
-
-
-def on_accelerator(model: Any) -> Any:
-    """Move a model to the accelerator, if there is one."""
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    return model
 
 
 def _by_score(difference: float) -> Answer:
@@ -120,7 +114,7 @@ class RewardModel(_ScoringJudge):
         known = pad is not None and pad < embedding_rows(model)
         self._pads = known and pad != self._tokenizer.eos_token_id
         model.config.pad_token_id = pad if self._pads else None
-        self._model = on_accelerator(model.eval())
+        self._model = on_accelerator(model)
         self._longest = context_length(model)
         with in_one_sentence(place, "the model cannot be run", source):
             self._rewards([[0]])

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from softpref.algorithm.rows import PairBatch
@@ -20,7 +19,7 @@ from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
 from softpref.models.layout import choose_layout, longest_pairs
-from softpref.models.loading import context_length, load_policy, load_tokenizer
+from softpref.models.loading import context_length, load_policy, load_tokenizer, on_accelerator
 from softpref.models.scoring import Scorer
 from softpref.models.soundness import require_known_tokens_of_pairs, require_sound
 
@@ -131,9 +130,7 @@ def log_ratio_sizes(
     limits = {"max_length": max_length, "context_length": context_length(policy)}
     tokenized = tokenize_pairs(loaded.pairs, tokenizer, name=source, on_bad_row="skip", **limits)
     refuse_bad_rows(tokenized.bad_rows, MUST_READ_ALL)
-    if torch.accelerator.is_available():
-        policy.to(torch.accelerator.current_accelerator())
-    require_sound(policy)
+    require_sound(on_accelerator(policy))
     require_known_tokens_of_pairs(policy, tokenizer, tokenized.pairs, source)
     probe = [_in_fixed_order(pair) for pair in longest_pairs(tokenized.pairs)]
     collate = choose_layout("auto", policy, probe).apply(policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -112,6 +112,13 @@ def _refuse_odd_ids(policy: nn.Module, source: str, place: str) -> None:
             f"{place}: eos_token_id is {ids!r} in {Path(source) / 'generation_config.json'}, or in "
             "config.json where there is none; give a token id or a list of them."
         )
+
+
+def on_accelerator(model: Any) -> Any:
+    """Move a model to the accelerator, if there is one, and return it."""
+    if torch.accelerator.is_available():  # else a device may be named that torch was built for
+        model.to(torch.accelerator.current_accelerator())
+    return model
 
 
 def load_classifier(source: str, *, option: str) -> nn.Module:

@@ -22,8 +22,7 @@ from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Comparison
 from softpref.judging.rates import judged_rate
 from softpref.judging.responses import Prompt, context_of, prompt_uid
-from softpref.judging.scored import on_accelerator
-from softpref.models.loading import context_length, load_policy, load_tokenizer
+from softpref.models.loading import context_length, load_policy, load_tokenizer, on_accelerator
 from softpref.models.reference import fingerprint_weights
 from softpref.models.sampling import sample
 from softpref.models.soundness import require_known_tokens

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from softpref.models.layout import choose_layout
-from softpref.models.loading import Tuning, load_to_train, make_trainable
+from softpref.models.loading import Tuning, load_to_train, make_trainable, on_accelerator
 from softpref.options import option
 from softpref.terminal import say
 from softpref.training.align import PACKAGES
@@ -98,8 +98,7 @@ def _trial(options: EnvOptions) -> Iterator[tuple[str, str]]:
     policy = load_to_train(
         options.model, options.tuning, torch.float32, 1, trust_remote_code=trusted_code
     )
-    policy = make_trainable(policy, options.tuning, None)
-    policy.to(torch.accelerator.current_accelerator() or "cpu")
+    policy = on_accelerator(make_trainable(policy, options.tuning, None))
     draw = torch.Generator().manual_seed(0)
     vocabulary = cast(Any, policy).get_input_embeddings().num_embeddings
 
