@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from softpref.algorithm.methods import METHODS
+from softpref.options import facts_of
 from softpref.training.align import AlignFiles
 from softpref.training.config import FIXED, MSPOConfig
 from softpref.training.identity import IDENTITY, SFT_IDENTITY
@@ -61,3 +63,13 @@ def test_every_option_of_sft_is_classed():
     known = {*SFT_IDENTITY, *NOT_OF_SFT, "lora_r"} | OTHERS
     assert of_sft - known == set()
     assert {*SFT_IDENTITY} & OTHERS == set()
+
+
+def test_options_name_the_methods_that_read_them():
+    """What a method needs and what its options say must not come apart."""
+    readers = {name: facts.get("read_by") for name, facts in facts_of(MSPOConfig).items()}
+    assert {method for names in readers.values() for method in names or ()} <= METHODS.keys()
+    taught = {name for name, method in METHODS.items() if method.teaches}
+    assert set(readers["meta_every"]) == taught
+    knows_rate = {name for name, method in METHODS.items() if "noise_rate" in method.needs}
+    assert set(readers["noise_rate"]) == taught | knows_rate
