@@ -28,7 +28,7 @@ def test_what_a_meta_learner_sees_unless_told_otherwise(tmp_path):
     [
         ({"method": "dpo"}, "--signals: method dpo does not read it"),
         ({"method": "mspo_static"}, "--signals: method mspo_static does not read it"),
-        ({"signals": ["ppl_dif"]}, "--signals ppl_dif: choose of ppl_diff, .*mean 'ppl_diff'"),
+        ({"signals": ["ppl_dif"]}, "--signals ppl_dif: choose from ppl_diff, .*mean 'ppl_diff'"),
         ({"signals": ["margin", "margin"]}, "--signals: give at least one name, and none twice"),
         ({"signals": []}, "--signals: give at least one name"),
     ],

@@ -1,4 +1,4 @@
-"""The methods as data: whose labels, from what, in which loss, and what it needs."""
+"""The methods as data: whose labels, from what, in which loss, and what they need."""
 
 from __future__ import annotations
 

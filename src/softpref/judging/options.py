@@ -64,7 +64,7 @@ class OptionalJudge(JudgeOptions):
     """Judge options of a command whose judge is optional."""
 
     judge: JudgeKind | None = option(  # type: ignore[assignment]
-        "Also ask a judge which response of each pair is better: `endpoint`, a chat model behind "
+        "Also ask a judge which response is better, pair by pair: `endpoint`, a chat model behind "
         "an OpenAI-compatible API, or `reward_model`, `implicit_reward`, `checker` as in `softpref "
         "judge`. Its verdicts are combined with the other signals, and stored in --output."
     )

@@ -62,7 +62,7 @@ def run_inject(options: InjectOptions) -> None:
 
 
 def _by_difficulty(options: InjectOptions) -> tuple[Injected, str]:
-    """Flip hard pairs more often than easy ones; also say in words how many of each."""
+    """Flip hard pairs more often than easy ones; also return a sentence with the counts."""
     from softpref.models.difficulty import inject_by_difficulty  # takes seconds: torch and more
 
     given = {name: getattr(options, name) for name in ("hard_rate", "easy_rate", "max_length")}

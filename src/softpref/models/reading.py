@@ -92,7 +92,7 @@ def read_pairs(
 
 
 def mean_states(batch: PairBatch, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean state of each pair's chosen and of its rejected response, (B, D) float32."""
+    """Return the mean states of chosen and of rejected responses, (B, D) float32 each."""
     count = len(batch)
     states, pair, branch = states.flatten(0, 1), batch.pair.flatten(), batch.branch.flatten()
     of_response = (pair >= 0) & (branch != PROMPT)

@@ -38,7 +38,7 @@ def pair_lengths(pairs: Dataset) -> torch.Tensor:
 
 
 def token_counts(pairs: Dataset, part: str) -> torch.Tensor:
-    """Return how many tokens one part of each pair has, shape (n,), int32."""
+    """Return the token counts of one part of every pair, shape (n,), int32."""
     return torch.tensor(pc.list_value_length(column(pairs, part)).to_numpy())
 
 

@@ -63,7 +63,7 @@ def refuse_engines(args: TrainingArguments) -> None:
         launched = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
         if given or launched:
             raise UsageError(
-                f"{name} is not supported: train goes on several GPUs without it, by torchrun or "
+                f"{name} is not supported: train runs on several GPUs without it, with torchrun or "
                 "accelerate launch (softpref env --accelerate gpus). For a model too large for one "
                 "train has --shard_base true; --bf16 true and --activation_checkpointing true save "
                 "memory."

@@ -278,7 +278,7 @@ class MSPOConfig(TrainingArguments):
         refuse_too_small(self)
         for name in self.signals or []:
             if name not in SIGNALS:
-                known = f"choose of {', '.join(SIGNALS)}{did_you_mean(name, SIGNALS)}"
+                known = f"choose from {', '.join(SIGNALS)}{did_you_mean(name, SIGNALS)}"
                 raise UsageError(f"--signals {name}: {known}.")
         if self.signals is not None and not 0 < len(self.signals) == len(set(self.signals)):
             raise UsageError("--signals: give at least one name, and none twice.")

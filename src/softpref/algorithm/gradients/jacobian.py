@@ -128,9 +128,8 @@ class FactoredPullback(_HeldGraph):
         found: dict[nn.Parameter, GradientForm] = {}
 
         def take(parameter: nn.Parameter, form: Form) -> None:
-            assert isinstance(
-                form, (Outer, EmbeddingRows, HeadLogps)
-            )  # what `numbers_by_token` names
+            # `numbers_by_token` names weights of these forms alone.
+            assert isinstance(form, (Outer, EmbeddingRows, HeadLogps))
             factors = form.factors()
             found[parameter] = plus(found[parameter], factors) if parameter in found else factors
 

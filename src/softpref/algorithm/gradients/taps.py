@@ -1,4 +1,4 @@
-"""Taps on layers: what one backward pass says of each pair's own gradient of their weights.
+"""Taps on layers: per-pair gradients of their weights from one backward pass.
 
 Shapes: B pairs; tokens t of the flattened (R · N); a layer's input a (…, in) and its output's
 gradient δ (…, out).
@@ -29,7 +29,7 @@ Take = Callable[[nn.Parameter, Form], None]
 
 
 class NotTappedError(RuntimeError):
-    """The gradients of some layers cannot be told apart by pair.
+    """The gradients of some layers cannot be separated by pair.
 
     Attributes:
         parameters: these layers'.
@@ -138,9 +138,8 @@ class Taps:
         pair = self._batch.responses.sequence % pairs
 
         def keep(hidden: Tensor, by_logp: Tensor) -> None:
-            self._hand_over(
-                _head(HeadLogps(hidden, target, by_logp, head, pair, pairs, dtype), head)
-            )
+            form = HeadLogps(hidden, target, by_logp, head, pair, pairs, dtype)
+            self._hand_over(_head(form, head))
 
         return _Tap.apply(logps, hidden, self._anchor, keep)
 
