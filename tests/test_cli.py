@@ -314,6 +314,17 @@ def test_help_of_a_command_by_its_name(capsys):
         assert "softpref env [--config" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**32)])
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("train", "--seed"), ("sft", "--seed"), ("audit", "--seed"), ("inject", "--seed"),
+     ("generate", "--seed"), ("demo", "--seed"), ("judge", "--order_seed"), ("study", "--seeds")],
+)  # fmt: skip
+def test_a_seed_that_no_generator_takes_is_refused(command, flag, seed, capsys):
+    message = fails(capsys, [command, *(["table1"] if command == "study" else []), flag, seed])
+    assert f"{flag} {seed}: must be at least 0 and below 4294967296" in message
+
+
 @pytest.mark.parametrize(
     ("flag", "name"),
     [("--lr", "learning_rate"), ("--batch_size", "per_device_train_batch_size"),

@@ -124,6 +124,7 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
         raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
     for found in parsed:
         refuse_non_finite(found)
+        refuse_impossible_seeds(found)
         _refuse_non_utf8(found)
     return tuple(parsed)
 
@@ -138,6 +139,19 @@ def refuse_non_finite(options: Any) -> None:
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UsageError(f"--{name} {number}: must be a finite number.")
+
+
+def refuse_impossible_seeds(options: Any) -> None:
+    """Refuse seeds that NumPy's generator cannot take: below 0, or 2³² and above.
+
+    Raises:
+        UsageError: the message names the option.
+    """
+    for name, value in vars(options).items():
+        if name.endswith(("seed", "seeds")):
+            for seed in value if isinstance(value, list) else [value]:
+                if isinstance(seed, int) and not 0 <= seed < 2**32:
+                    raise UsageError(f"--{name} {seed}: must be at least 0 and below {2**32}.")
 
 
 def refuse_too_small(options: Any) -> None:

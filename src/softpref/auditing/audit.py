@@ -37,7 +37,12 @@ from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
-from softpref.options import refuse_too_small, refuse_unknown_choices, require
+from softpref.options import (
+    refuse_impossible_seeds,
+    refuse_too_small,
+    refuse_unknown_choices,
+    require,
+)
 from softpref.places import directory_to_write
 from softpref.statistics.noise_rate import rate_text
 from softpref.training.align import AlignFiles, load_sets
@@ -181,6 +186,7 @@ def _complete(options: AuditOptions) -> AuditOptions:
         require(getattr(complete, needed), f"--{needed}")
     refuse_unknown_choices(complete)
     refuse_too_small(complete)
+    refuse_impossible_seeds(complete)
     return complete
 
 

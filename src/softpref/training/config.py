@@ -31,6 +31,7 @@ from softpref.options import (
     did_you_mean,
     facts_of,
     option,
+    refuse_impossible_seeds,
     refuse_non_finite,
     refuse_too_large,
     refuse_too_small,
@@ -275,6 +276,7 @@ class MSPOConfig(TrainingArguments):
 
     def _refuse_impossible_values(self) -> None:
         refuse_non_finite(self)
+        refuse_impossible_seeds(self)
         refuse_too_small(self)
         for name in self.signals or []:
             if name not in SIGNALS:

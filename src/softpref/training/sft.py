@@ -34,7 +34,13 @@ from softpref.models.loading import context_length, load_policy, load_tokenizer,
 from softpref.models.recompute import set_both_names
 from softpref.models.reference import fingerprint_weights
 from softpref.models.soundness import require_known_padding, require_known_tokens, require_sound
-from softpref.options import option, refuse_non_finite, refuse_too_large, require
+from softpref.options import (
+    option,
+    refuse_impossible_seeds,
+    refuse_non_finite,
+    refuse_too_large,
+    require,
+)
 from softpref.places import directory_to_write
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.identity import SFT_IDENTITY
@@ -134,6 +140,7 @@ class SFTOptions(SFTConfig):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         set_both_names(self)
         refuse_non_finite(self)
+        refuse_impossible_seeds(self)
         refuse_too_large(self, "learning_rate")
         super().__post_init__()
 
