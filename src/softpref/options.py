@@ -125,6 +125,7 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
     for found in parsed:
         refuse_non_finite(found)
         refuse_impossible_seeds(found)
+        refuse_too_small(found)
         _refuse_non_utf8(found)
     return tuple(parsed)
 

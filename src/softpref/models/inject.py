@@ -29,7 +29,7 @@ class InjectOptions(ColumnOptions):
     hard_rate: float | None = option("Of difficulty: flips of the harder half; default 0.4.")
     easy_rate: float | None = option("Of difficulty: flips of the other half; default 0.1.")
     max_length: int | None = option(
-        "Of difficulty: longest prompt plus response the surrogate reads, tokens; default 1024."
+        "Of difficulty: maximum tokens in prompt plus response; default 1024.", least=2
     )
     trust_remote_code: bool = option("Of difficulty: run code that comes with the model.", False)
 
@@ -98,11 +98,9 @@ def _check(options: InjectOptions) -> None:
         raise UsageError("--rate is missing: give a share of pairs in [0, 1), such as 0.4.")
     if options.kind == "difficulty" and not options.model:
         raise UsageError(
-            "--model is missing: give the surrogate that tells hard pairs from easy ones, a "
+            "--model is missing: give the surrogate that distinguishes hard pairs from easy ones, a "
             "directory or hub id; the SFT model can be one."
         )
     for name in ("rate", "hard_rate", "easy_rate"):
         if getattr(options, name) is not None:
             require_rate(f"--{name}", getattr(options, name))
-    if options.max_length is not None and options.max_length < 2:
-        raise UsageError(f"--max_length {options.max_length}: must be at least 2.")
