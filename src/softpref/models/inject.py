@@ -98,7 +98,7 @@ def _check(options: InjectOptions) -> None:
         raise UsageError("--rate is missing: give a share of pairs in [0, 1), such as 0.4.")
     if options.kind == "difficulty" and not options.model:
         raise UsageError(
-            "--model is missing: give the surrogate that distinguishes hard pairs from easy ones, a "
+            "--model is missing: give the surrogate that separates hard pairs from easy ones, a "
             "directory or hub id; the SFT model can be one."
         )
     for name in ("rate", "hard_rate", "easy_rate"):
