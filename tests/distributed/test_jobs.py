@@ -209,8 +209,8 @@ def test_other_commands_are_refused_in_several_processes(home):
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP is not supported: train goes"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: train goes"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP is not supported: train runs"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: train runs"),
     ],
 )
 def test_engines_that_shard_are_refused_in_words(home, variables, words, monkeypatch, capsys):
