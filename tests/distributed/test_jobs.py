@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from softpref.cli import main
-from softpref.training.checkpoints import newest_complete
+from softpref.training.checkpoints import LOSS, newest_complete
 from softpref.training.config import can_shard
 from softpref.world.language import make_tokenizer
 from tests.distributed.launch import together, torchrun
@@ -142,13 +142,18 @@ def test_fine_tuning_by_two_processes_is_that_of_one(home):
         return torch.cat([found[name].flatten() for name in sorted(found)])
 
     for processes, run in ((1, "sft-alone"), (2, "sft-two")):
-        code, output = fine_tuned(home, processes, run)
+        code, output = fine_tuned(home, processes, run, "--save-steps", "3")
         assert code == 0, output
         assert output.count(f"written: {run}") == 1
         assert newest_complete(home / run)[0] == home / run / "checkpoint-10"
     expected = tensors("sft-alone")
     assert float((expected - tensors("model")).norm()) > 0.1
     assert float((tensors("sft-two") - expected).norm()) < 1e-4 * float(expected.norm())
+    sums = [
+        json.loads((home / run / "checkpoint-3" / "extra.json").read_text())[LOSS]
+        for run in ("sft-alone", "sft-two")
+    ]
+    assert sums[1] == pytest.approx(sums[0], rel=1e-4)  # what a resumed run logs
 
 
 def workers(job: subprocess.Popen) -> list[int]:

@@ -226,11 +226,12 @@ class SafeCheckpoints(Trainer):
         best = directory / f"checkpoint-{state.best_global_step}"
         if state.best_global_step and (best == final or best.is_dir()):
             state.best_model_checkpoint = str(best)
+        loss = running_loss(self, self.ranks)
         if self.ranks.is_first:
-            self._write_checkpoint(directory, final)
+            self._write_checkpoint(directory, final, loss)
         self.ranks.wait()
 
-    def _write_checkpoint(self, directory: Path, final: Path) -> None:
+    def _write_checkpoint(self, directory: Path, final: Path, loss: dict[str, JSON]) -> None:
         state = self.state
         partial = directory / f"{PARTIAL}{final.name}"
         for leftover in directory.glob(f"{PARTIAL}*"):
@@ -240,6 +241,8 @@ class SafeCheckpoints(Trainer):
             self._save_optimizer_and_scheduler(str(partial))
             self._save_scaler(str(partial))
             self._save_rng_state(str(partial))
+            tensors, values = self.extra_state()
+            _write(partial, "extra", tensors, values | {LOSS: loss})
         _write(partial, "identity", {}, self.identity())
         stateful: list[Any] = [*self.callback_handler.callbacks, self.control]
         stateful = [callback for callback in stateful if isinstance(callback, ExportableState)]
@@ -276,8 +279,6 @@ class SafeCheckpoints(Trainer):
         for name, part in (("optimizer", self.optimizer), ("scheduler", self.lr_scheduler)):
             assert part is not None
             _write(Path(output_dir), name, *state_to_tensors(part.state_dict()))
-        tensors, values = self.extra_state()
-        _write(Path(output_dir), "extra", tensors, values | {LOSS: running_loss(self)})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

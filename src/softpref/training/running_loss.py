@@ -5,15 +5,18 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from softpref.algorithm.ranks import Ranks
 from softpref.training.states import JSON
 
 SUMS = ("_total_loss_scalar", "_tr_loss", "_globalstep_last_logged")
 """The loss up to the last log line and since then, both summed over steps; that line's step."""
 
 
-def running_loss(trainer: Trainer) -> dict[str, JSON]:
-    """Return the sums as they are between two steps."""
-    return {name: float(getattr(trainer, name, 0.0)) for name in SUMS}
+def running_loss(trainer: Trainer, ranks: Ranks) -> dict[str, JSON]:
+    """Return the sums as they are between two steps, their mean over the ranks."""
+    sums = torch.tensor([float(getattr(trainer, name, 0.0)) for name in SUMS], dtype=torch.float64)
+    (total,) = ranks.sum([sums.to(ranks.device)])
+    return dict(zip(SUMS, (total / ranks.count).tolist(), strict=True))
 
 
 class ResumedLoss(TrainerCallback):
