@@ -1,5 +1,6 @@
 """Align language models on preference pairs whose labels cannot be trusted."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -8,22 +9,17 @@ if TYPE_CHECKING:
     from softpref.training.trainer import MSPOTrainer
 
 __all__ = ["MSPOConfig", "MSPOTrainer", "audit"]
+_HOMES = {
+    "MSPOConfig": "softpref.training.config",
+    "MSPOTrainer": "softpref.training.trainer",
+    "audit": "softpref.auditing.audit",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Importing the trainer takes seconds; `softpref.algorithm` and --help do without it.
-    if name == "MSPOTrainer":
-        from softpref.training.trainer import MSPOTrainer
-
-        return MSPOTrainer
-    if name == "MSPOConfig":
-        from softpref.training.config import MSPOConfig
-
-        return MSPOConfig
-    if name == "audit":
-        from softpref.auditing.audit import audit
-
-        return audit
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     if name == "__version__":
         from importlib.metadata import version
 

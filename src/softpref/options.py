@@ -163,8 +163,24 @@ def refuse_too_small(options: Any) -> None:
     """
     for name, facts in facts_of(type(options)).items():
         value = getattr(options, name)
-        if "least" in facts and value is not None and value < facts["least"]:
+        if "least" in facts and value is not None and not value >= facts["least"]:
             raise UsageError(f"--{name} {value}: must be at least {facts['least']}.")
+
+
+def refuse_unread(options: Any, chooser: str) -> None:
+    """Refuse options that are set and that what an option such as `judge` chose does not read.
+
+    Raises:
+        UsageError: the message names the option, and a choice that reads it.
+    """
+    chosen = getattr(options, chooser)
+    for name, facts in facts_of(type(options)).items():
+        kinds = facts.get("read_by", (chosen,))
+        if chosen not in kinds and getattr(options, name) != getattr(type(options), name):
+            raise UsageError(
+                f"--{name}: --{chooser} {chosen} does not read it; leave it out, or choose "
+                f"--{chooser} {kinds[0]}."
+            )
 
 
 def refuse_too_large(options: Any, *names: str) -> None:

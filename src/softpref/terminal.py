@@ -26,16 +26,14 @@ _ESCAPES = {
 
 
 def printable(text: str) -> str:
-    """Return text with control characters escaped, except newlines and tabs, and secrets hidden."""
-    return without_secrets(text).translate(_ESCAPES)
+    """Return text with control characters escaped, except newlines and tabs, and secrets hidden.
 
-
-def without_secrets(text: str) -> str:
-    """Return text with the values of variables such as OPENAI_API_KEY replaced by their names."""
+    The values of variables such as OPENAI_API_KEY are replaced by their names.
+    """
     for name, value in os.environ.items():
         if name.upper().endswith(SECRET_NAMES) and len(value.strip()) >= SHORTEST_SECRET:
             text = text.replace(value.strip(), f"[{name}]")
-    return text
+    return text.translate(_ESCAPES)
 
 
 class PrintableFormatter(logging.Formatter):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from softpref.cli import main
-from softpref.data.column_cache import read_columns, write_columns
+from softpref.data.column_cache import ColumnCache
 from softpref.training.checkpoints import newest_complete
 
 COLUMNS = {"a": torch.arange(5.0), "b": torch.linspace(-1, 1, 5).double()}
@@ -85,8 +85,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(files, caplog):
 
 
 def test_no_damage_to_a_cache_goes_unseen(tmp_path):
-    path = tmp_path / "cache.safetensors"
-    write_columns(path, COLUMNS)
+    cache, path = ColumnCache(str(tmp_path)), tmp_path / "part.safetensors"
+    cache.write("part", COLUMNS)
     whole = path.read_bytes()
     for at in range(len(whole)):
         for damaged in (
@@ -94,10 +94,10 @@ def test_no_damage_to_a_cache_goes_unseen(tmp_path):
             whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :],
         ):
             path.write_bytes(damaged)
-            found = read_columns(path, list(COLUMNS), 5)
+            found = cache.read("part", list(COLUMNS), 5)
             assert found is None or all(torch.equal(found[n], COLUMNS[n]) for n in COLUMNS)
     path.write_bytes(whole)
-    assert read_columns(path, list(COLUMNS), 5) is not None
+    assert cache.read("part", list(COLUMNS), 5) is not None
 
 
 def test_a_damaged_reference_is_made_again(files):

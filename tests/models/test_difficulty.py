@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from softpref.columns import STANDARD
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
@@ -33,8 +34,8 @@ def source(tmp_path):
     return str(tmp_path / "pairs.jsonl")
 
 
-def sizes_of(source, surrogate, max_length=64, **options) -> torch.Tensor:
-    return log_ratio_sizes(source, surrogate, max_length, trust_remote_code=False, **options)
+def sizes_of(source, surrogate, max_length=64, columns=STANDARD) -> torch.Tensor:
+    return log_ratio_sizes(source, surrogate, max_length, trust_remote_code=False, columns=columns)
 
 
 def lines(path) -> list[dict]:
@@ -68,8 +69,11 @@ def test_sizes_equal_a_token_by_token_loop(source, surrogate):
     assert max(expected) > 1  # nats: there is something to tell apart
 
 
-def test_the_batch_size_does_not_matter(source, surrogate):
-    alone, together = (sizes_of(source, surrogate, batch_size=size) for size in (1, 25))
+def test_the_batch_size_does_not_matter(source, surrogate, monkeypatch):
+    monkeypatch.setattr(difficulty, "_BATCH_SIZE", 1)
+    alone = sizes_of(source, surrogate)
+    monkeypatch.setattr(difficulty, "_BATCH_SIZE", 25)
+    together = sizes_of(source, surrogate)
     assert torch.allclose(alone, together, atol=1e-4, rtol=0)
     assert torch.equal(hard_pairs(alone), hard_pairs(together))
 

@@ -42,20 +42,18 @@ def test_features_are_means_over_the_response_whatever_shares_the_batch(monkeypa
 
 
 @pytest.fixture
-def planted(monkeypatch):
+def planted():
     """Differences along one direction, of which 30% are turned round."""
     generator = torch.Generator().manual_seed(1)
     better = torch.randn(2000, D, generator=generator)
     better[:, 0] += 2.5
     flipped = torch.rand(2000, generator=generator) < 0.3
-    features = torch.where(flipped[:, None], -better, better)
-    monkeypatch.setattr(confident, "response_features", lambda *_: features)
-    return features, flipped
+    return torch.where(flipped[:, None], -better, better), flipped
 
 
 def test_wrong_labels_and_their_share_are_found(planted):
-    _, flipped = planted
-    quality, noise_rate = confident.label_quality("", None)
+    features, flipped = planted
+    quality, noise_rate = confident.self_confidence(features)
     assert float(quality[flipped].mean()) < 0.35 < 0.65 < float(quality[~flipped].mean())
     assert noise_rate == pytest.approx(0.3, abs=0.04)
     assert bool(((quality >= 0) & (quality <= 1)).all())
@@ -63,8 +61,8 @@ def test_wrong_labels_and_their_share_are_found(planted):
 
 def test_a_pair_has_no_part_in_its_own_verdict(planted):
     features, _ = planted
-    before, _ = confident.label_quality("", None)
+    before, _ = confident.self_confidence(features)
     features[7] = -features[7]
-    after, _ = confident.label_quality("", None)
+    after, _ = confident.self_confidence(features)
     # Its own fold's weights are the old ones, so its probability turns to the other side.
     assert float(after[7]) == pytest.approx(1 - float(before[7]), abs=1e-9)

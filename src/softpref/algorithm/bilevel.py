@@ -195,7 +195,8 @@ def teach(
         NonFiniteError: before φ moves.
     """
     by_label = label_gradient(meta_learner, jacobians, gradient, objective)
-    seed_labels(meta_learner, jacobians, by_label)
+    soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
+    soft_label.backward(by_label.to(soft_label))  # V's backward, seeded with dL/dp̂
     parameters = list(meta_learner.parameters())
     summed = objective.ranks.sum([cast(Tensor, p.grad) for p in parameters])
     try:
@@ -256,14 +257,6 @@ def meta_gradient(
     )
     require_finite("the meta-gradient", *gradients)
     return dict(zip(names, gradients, strict=True))
-
-
-def seed_labels(
-    meta_learner: MetaLearner, jacobians: Sequence[MarginJacobian], by_label: Tensor
-) -> None:
-    """Put φ's gradient into its `.grad`: V's backward, seeded with dL/dp̂."""
-    soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
-    soft_label.backward(by_label.to(soft_label))
 
 
 def accumulate(total: list[GradientForm], part: Direction) -> None:

@@ -6,6 +6,7 @@ Shapes: B pairs; F signals of each; PPLDiff (B,) in nats per token, raw; soft la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -26,37 +27,34 @@ class Labeller(Protocol):
     def label(self, measured: Measured) -> Tensor: ...
 
 
+@dataclass(frozen=True)
 class Constant:
     """The same soft label for every pair; 1 makes the geometric loss DPO."""
 
-    def __init__(self, soft_label: float) -> None:
-        self.soft_label = soft_label
+    soft_label: float
 
     def label(self, measured: Measured) -> Tensor:
         return torch.full_like(measured.margin, self.soft_label)
 
 
+@dataclass(frozen=True)
 class AsGiven:
     """The soft label that came with each pair, and `otherwise` where none did (NaN)."""
 
-    def __init__(self, otherwise: float) -> None:
-        self.otherwise = otherwise
+    otherwise: float
 
     def label(self, measured: Measured) -> Tensor:
         return measured.given_label.nan_to_num(self.otherwise)
 
 
+@dataclass(frozen=True)
 class Threshold:
     """PerpCorrect's rule: 1 up to PPLDiff τ, and 0, the label reversed, beyond (Kong et al. 2024).
 
-    PPLDiff is the starting policy's.
-
-    Args:
-        threshold: τ, nats per token.
+    PPLDiff is the starting policy's; `threshold` is τ, nats per token.
     """
 
-    def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
+    threshold: float
 
     def __call__(self, ppl_diff: Tensor) -> Tensor:
         return (ppl_diff <= self.threshold).to(ppl_diff)

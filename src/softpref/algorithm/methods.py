@@ -78,15 +78,10 @@ def rdpo_label(noise_rate: float) -> float:
     return (1 - noise_rate) / (1 - 2 * noise_rate)
 
 
+_CLEAN = frozenset({"clean"})
 _ROWS = (
-    Method("mspo", None, "Eq. 5 to 12", needs=frozenset({"clean"})),
-    Method(
-        "mspo_static",
-        None,
-        "section 4.3, Table 3",
-        ppl_diff=STARTING_PPL_DIFF,
-        needs=frozenset({"clean"}),
-    ),
+    Method("mspo", None, "Eq. 5 to 12", needs=_CLEAN),
+    Method("mspo_static", None, "section 4.3, Table 3", STARTING_PPL_DIFF, needs=_CLEAN),
     Method(
         "evidence",
         lambda known: (

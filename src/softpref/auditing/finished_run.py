@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -14,7 +12,7 @@ from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, RUN_DEFAULTS, Au
 from softpref.auditing.pair_rows import LABELS, RUN_COLUMNS
 from softpref.data.sources import LoadedPairs, names_of
 from softpref.errors import UsageError
-from softpref.training.align import RUN_RECORD
+from softpref.training.align import RUN_RECORD, read_record
 from softpref.training.labels import read_labels
 from softpref.training.seals import MANIFEST, defect
 
@@ -44,7 +42,7 @@ def options_of_run(options: AuditOptions) -> AuditOptions:
             "softpref train, or audit with --model, --data and --clean."
         )
     try:
-        record = _record(directory)
+        record = read_record(directory)
         method, files, settings = record["method"], record["files"], record["options"]
         recorded = {"model": options.run, "data": files["train"], "clean": files["clean"]}
         needed = [(k, file) for k in ("data", "clean") for file in names_of(recorded[k] or [])]
@@ -82,7 +80,7 @@ def require_same_pairs(given: AuditOptions, loaded: LoadedPairs, clean: LoadedPa
     Raises:
         UsageError: a file has changed.
     """
-    record = _record(Path(str(given.run)))
+    record = read_record(Path(str(given.run)))
     held_out = any(str(n).isdigit() for n in (given.clean, record["files"]["clean"]))
     if held_out and (given.data or given.clean):  # the split differs from the run's
         return
@@ -100,7 +98,7 @@ def labels_of_run(run: str) -> pa.Table | None:
     Raises:
         UsageError: they cannot be read.
     """
-    if not _record(Path(run))["options"].get("label_pairs", True):
+    if not read_record(Path(run))["options"].get("label_pairs", True):
         return None
     path = Path(run) / LABELS
     try:
@@ -110,7 +108,3 @@ def labels_of_run(run: str) -> pa.Table | None:
             f"--run {run}: its {path} cannot be read ({error}); train again, or audit with "
             "--model, --data and --clean."
         ) from None
-
-
-def _record(run: Path) -> Any:
-    return json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))

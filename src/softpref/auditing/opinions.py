@@ -31,7 +31,7 @@ from softpref.judging.responses import comparison_of_pair
 from softpref.judging.scored import RewardModel
 from softpref.models.reference import PART
 from softpref.progress import Progress
-from softpref.training.evidence import OPINION
+from softpref.training.evidence import OPINION, chunks
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +82,7 @@ def _with_opinion(
     loaded: LoadedPairs, model: RewardModel, source: str, cache: ColumnCache
 ) -> Dataset:
     pairs, name = loaded.pairs, f"{source}, {loaded.source}"
-    parts = [
-        _opinion(pairs.select(range(start, min(start + PART, len(pairs)))), model, name, cache)
-        for start in range(0, len(pairs), PART)
-    ]
-    opinion = torch.cat(parts)
+    opinion = torch.cat([_opinion(part, model, name, cache) for part in chunks(pairs, PART)])
     if unscored := int((~opinion.isfinite()).sum()):
         logger.warning("%s: could not score %d pairs (too long or unreadable)", name, unscored)
     return pairs.add_column(OPINION + source, opinion.nan_to_num(0.0, 0.0, 0.0).numpy())

@@ -32,7 +32,7 @@ from softpref.bench.timing import time_rounds
 from softpref.bench.workload import TUNINGS, ModelSize, Shape, Workload
 from softpref.errors import UsageError, require_package
 from softpref.models.loading import Tuning
-from softpref.options import option
+from softpref.options import option, refuse_too_small
 from softpref.places import file_to_write
 from softpref.training.output import write_text
 
@@ -102,7 +102,7 @@ class BenchOptions:
     )
     json: str | None = option("Write the numbers to this file.")
     plot: str | None = option("Plot the step times to this PNG.")
-    rounds: int | None = option("Timed steps of each contestant; default: the preset's.")
+    rounds: int | None = option("Timed steps of each contestant; default: the preset's.", least=1)
 
 
 def run_bench(options: BenchOptions) -> None:
@@ -118,8 +118,7 @@ def run_bench(options: BenchOptions) -> None:
         )
     if options.preset == "gpu" and not torch.cuda.is_available():
         raise UsageError("--preset gpu needs a CUDA device, and torch sees none: try --preset cpu.")
-    if options.rounds is not None and options.rounds < 1:
-        raise UsageError(f"--rounds {options.rounds}: must be at least 1.")
+    refuse_too_small(options)
     for flag, path in (("--json", options.json), ("--plot", options.plot)):
         if path and not file_to_write(path, flag).absolute().parent.is_dir():
             raise UsageError(f"{flag} {path}: its directory does not exist: create it.")

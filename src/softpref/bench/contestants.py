@@ -95,14 +95,8 @@ def make_contestant(name: Name, workload: Workload, tuning: Tuning, home: Path) 
                 reference = workload.model(tuning) if tuning == "full" else None
                 return Contestant(_trl(workload, tuning, home, reference), workload)
             case "trl_best":
-                trainer = _trl(
-                    workload,
-                    tuning,
-                    home,
-                    reference=None,
-                    precompute_ref_log_probs=True,
-                    gradient_checkpointing=False,
-                )
+                best = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
+                trainer = _trl(workload, tuning, home, reference=None, **best)
                 return ResponseOnlyContestant(trainer, workload)
             case "dpo":
                 return Contestant(_ours(workload, tuning, home, method="dpo"), workload)

@@ -40,15 +40,29 @@ class ColumnCache:
         self._is_writable = True
 
     def read(self, name: str, columns: Sequence[str], count: int) -> dict[str, Tensor] | None:
-        """Return the columns stored under a name, (count, ...) each, or None if there are none."""
-        return read_columns(self._path(name), columns, count)
+        """Return the columns under a name, (count, ...) each; None if missing or damaged."""
+        try:
+            with safe_open(self._path(name), "pt") as file:
+                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                seal = (file.metadata() or {}).get("sha256")
+        except (OSError, SafetensorError):
+            return None
+        is_complete = all(key in found and len(found[key]) == count for key in columns)
+        return found if is_complete and seal == _seal(found) else None
 
     def write(self, name: str, columns: Mapping[str, Tensor]) -> None:
-        """Store columns under a name; after a failure, warn and stop writing."""
+        """Store columns under a name; of several processes that write it, the last one wins.
+
+        After a failure, warn and stop writing.
+        """
         if not self._is_writable:
             return
+        path = self._path(name)
+        tensors = {key: values.contiguous() for key, values in columns.items()}
         try:
-            write_columns(self._path(name), columns)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                save_file(tensors, partial, metadata={"sha256": _seal(tensors)})
         except (OSError, SafetensorError) as error:
             self._is_writable = False
             reason = getattr(error, "strerror", None) or error
@@ -60,26 +74,6 @@ class ColumnCache:
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.safetensors"
-
-
-def read_columns(path: Path, names: Sequence[str], count: int) -> dict[str, Tensor] | None:
-    """Return a cache's columns, (count,) each, or None if the file is missing or damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            seal = (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
-        return None
-    is_complete = all(name in columns and len(columns[name]) == count for name in names)
-    return columns if is_complete and seal == _seal(columns) else None
-
-
-def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
-    """Write a cache's columns; if several processes write the same file, the last one wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: values.contiguous() for name, values in columns.items()}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"sha256": _seal(tensors)})
 
 
 def _seal(columns: Mapping[str, Tensor]) -> str:

@@ -216,11 +216,7 @@ def tokenize_pairs(
     added = pa.schema([*((name, pa.list_(pa.int32())) for name in _IDS), ("index", pa.int64())])
     columns = [field for field in pairs.features.arrow_schema if field.name not in added.names]
     schema = pa.schema([*columns, *added])
-    # Not `Dataset.map`: its progress bar can only be silenced for the whole process.
-    bar = tqdm(tokenized(), f"tokenizing {name}", len(pairs), delay=3, leave=False, disable=None)
-    dataset = store(iter(bar), schema)
-    bad_rows = bad.finish(len(dataset))
-    remarks.log(len(pairs))
+    dataset, bad_rows = _stored(tokenized(), schema, len(pairs), bad, remarks)
     return TokenizedPairs(dataset, where, bad_rows)
 
 
@@ -244,18 +240,11 @@ def tokenize_chosen(
 ) -> datasets.Dataset:
     """Return `input_ids`, `completion_mask` and `index` of prompt and chosen response.
 
-    Ids, truncation and skipped rows are as in `tokenize_pairs`; `index` is the position in `pairs`.
-
-    Args:
-        pairs: Rows with prompt and chosen, and optionally their number in `row`.
-        tokenizer: The policy's tokenizer.
-        max_length: Maximum tokens in prompt plus response.
-        name: The name of the pairs in messages: their file.
-        on_bad_row: Whether a bad row is an error or is skipped.
-        context_length: Maximum tokens that the model reads.
+    Arguments, ids, truncation and skipped rows are as in `tokenize_pairs`; `index` is the position
+    in `pairs`, whose rows need prompt and chosen only, and may have their number in `row`.
 
     Raises:
-        UsageError: As in `tokenize_pair`; if there is a bad row (under `stop`) or no good one.
+        UsageError: As in `tokenize_pairs`.
     """
     bad = BadRows(name, on_bad_row)
     remarks = Remarks(name, tokenizer)
@@ -285,10 +274,7 @@ def tokenize_chosen(
     schema = pa.schema(
         [("input_ids", pa.list_(pa.int32())), ("completion_mask", mask), ("index", pa.int64())]
     )
-    bar = tqdm(tokenized(), f"tokenizing {name}", len(pairs), delay=3, leave=False, disable=None)
-    dataset = store(iter(bar), schema)
-    bad_rows = bad.finish(len(dataset))
-    remarks.log(len(pairs))
+    dataset, bad_rows = _stored(tokenized(), schema, len(pairs), bad, remarks)
     if named := [row for row in bad_rows if row not in remarks.too_long]:
         logger.warning(f"{name}: {len(named)} rows are skipped: {summarize_bad_rows(named)}")
     return dataset
@@ -316,6 +302,18 @@ def _usable(
             continue
         remarks.add(source, number, [row[side] for side in sides], drops_text=ids.drops_text)
         yield index, row, ids
+
+
+def _stored(
+    rows: Iterator[dict[str, Any]], schema: pa.Schema, total: int, bad: BadRows, remarks: Remarks
+) -> tuple[datasets.Dataset, tuple[BadRow, ...]]:
+    """Return the usable of `total` rows as a data set, and the skipped ones; log the warnings."""
+    # Not `Dataset.map`: its progress bar can only be silenced for the whole process.
+    bar = tqdm(rows, f"tokenizing {bad.source}", total, delay=3, leave=False, disable=None)
+    dataset = store(iter(bar), schema)
+    bad_rows = bad.finish(len(dataset))
+    remarks.log(total)
+    return dataset, bad_rows
 
 
 def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:

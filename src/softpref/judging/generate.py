@@ -28,7 +28,7 @@ from softpref.models.loading import context_length, load_policy, load_tokenizer,
 from softpref.models.reference import fingerprint_weights
 from softpref.models.sampling import sample
 from softpref.models.soundness import require_known_tokens, require_sound
-from softpref.options import option, require
+from softpref.options import option, refuse_too_small, require
 from softpref.places import file_to_write
 from softpref.progress import Progress
 from softpref.training.output import one_writer, write_lines, write_text
@@ -47,10 +47,10 @@ class GenerateOptions:
     model: str = option("Model or adapter: directory or hub id.", "")
     prompts: str = option("File or hub id of rows with `prompt`, text or messages.", "")
     output: str = option("New JSONL file; the same command resumes after an interruption.", "")
-    limit: int | None = option("Use only the first N prompts; default: all.")
-    samples: int = option("Responses per prompt.", 1)
+    limit: int | None = option("Use only the first N prompts; default: all.", least=1)
+    samples: int = option("Responses per prompt.", 1, least=1)
     max_new_tokens: int | None = option(
-        "Maximum tokens in a response; default: 512, or what the model's context leaves."
+        "Maximum tokens in a response; default: 512, or what the model's context leaves.", least=1
     )
     temperature: float | None = option(
         "Sample from softmax(logits / temperature); 0 is greedy; default: 0."
@@ -61,7 +61,7 @@ class GenerateOptions:
         "plain",
     )
     seed: int = option("Seed of sampling.", 0)
-    batch_size: int = option("Prompts per batch.", 16)
+    batch_size: int = option("Prompts per batch.", 16, least=1)
     prompt_format: PromptFormat = option(
         "`chat`: a user turn in the model's chat template; `plain`: unchanged text; `auto`: "
         "messages with the template, text unchanged.",
@@ -105,7 +105,9 @@ def run_generate(options: GenerateOptions) -> None:
     # Refuse a model that cannot generate in batches before anything is written.
     short = [each[:1] for each in ids[: min(2, options.batch_size)]]
     _draw(policy, tokenizer, short, replace(options, max_new_tokens=1), options.seed)
-    record = _record(options, fingerprint_weights(policy), ids) | by_model
+    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    record = asdict(options) | {"weights": fingerprint_weights(policy), "prompts_sha256": digest}
+    record |= by_model
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Path(f"{output}.progress")
     with one_writer(output):
@@ -245,11 +247,7 @@ def _check(options: GenerateOptions) -> None:
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(f"--output {options.output}: name a .jsonl file.")
     _require_new(file_to_write(options.output))
-    for name in ("samples", "max_new_tokens", "batch_size"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UsageError(f"--{name} {getattr(options, name)}: must be at least 1.")
-    if options.limit is not None and options.limit < 1:
-        raise UsageError(f"--limit {options.limit}: must be at least 1.")
+    refuse_too_small(options)
     temperature, by_model = options.temperature, options.generation_config == "model"
     if temperature is not None and by_model:
         raise UsageError("--temperature and --generation_config model: give one of them.")
@@ -283,11 +281,6 @@ def _response_limit(
             f"the model's context is {context}: {remedy}."
         )
     return asked or min(DEFAULT_LONGEST, room)
-
-
-def _record(options: GenerateOptions, weights: str, ids: Sequence[list[int]]) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps(ids).encode())
-    return asdict(options) | {"weights": weights, "prompts_sha256": digest.hexdigest()}
 
 
 def resume_from(progress: Path, record: dict[str, Any]) -> list[list[str]]:

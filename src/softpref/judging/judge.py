@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,16 +93,13 @@ def account_text(judged: Judged) -> str:
     failed = sum(judged.failures.values())
     text = f"{judged.calls:,} calls, {failed:,} failed ({failed / judged.calls:.1%})"
     if judged.failures:
-        text += ": " + _counts(judged.failures)
+        kinds = (f"{kind} {count:,}" for kind, count in sorted(judged.failures.items()))
+        text += f": {', '.join(kinds)}"
     if judged.input_tokens:
         text += f"; {judged.input_tokens:,} tokens sent, {judged.output_tokens:,} received"
     if judged.dollars is not None:
         text += f", {judged.dollars:.2f} dollars"
     return text
-
-
-def _counts(failures: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {count:,}" for kind, count in sorted(failures.items()))
 
 
 def win_rate_text(rate: JudgedRate) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
-from softpref.options import option, parse, require
+from softpref.options import option, parse, refuse_too_small, refuse_unread, require
 
 JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
+
+
+def _of(kinds: str, text: str, default: Any = None, **facts: Any) -> Any:
+    """Declare an option that some kinds of judge read; its help text begins with them."""
+    return option(f"{kinds}: {text}", default, read_by=tuple(kinds.split(", ")), **facts)
 
 
 @dataclass
@@ -24,39 +29,48 @@ class JudgeOptions:
         "endpoint",
     )
     judge_model: str | None = option(
-        "endpoint: the model's name; reward_model, implicit_reward: directory or hub id."
+        "endpoint: the model's name; reward_model, implicit_reward: directory or hub id.",
+        read_by=("endpoint", "reward_model", "implicit_reward"),
     )
-    judge_reference: str | None = option("implicit_reward: the model before its training.")
-    base_url: str | None = option("endpoint: its address, up to /v1; default: OpenAI's.")
-    api_key_env: str | None = option(
-        "endpoint: the environment variable with the key, its only source; default: "
-        "OPENAI_API_KEY for OpenAI's address, none for others."
+    judge_reference: str | None = _of("implicit_reward", "the model before its training.")
+    base_url: str | None = _of("endpoint", "its address, up to /v1; default: OpenAI's.")
+    api_key_env: str | None = _of(
+        "endpoint",
+        "the environment variable with the key, its only source; default: OPENAI_API_KEY for "
+        "OpenAI's address, none for others.",
     )
-    structured_output: Literal["schema", "words"] = option(
-        "endpoint: `schema` enforces a JSON schema; `words` only describes the reply in the "
-        "prompt, for older models and some servers.",
+    structured_output: Literal["schema", "words"] = _of(
+        "endpoint",
+        "`schema` enforces a JSON schema; `words` only describes the reply in the prompt, for "
+        "older models and some servers.",
         "schema",
     )
     orders: Literal["both", "one"] = option(
         "Ask in both orders, where a verdict that changes is a tie, or in one random order, as in "
         "the paper.",
         "both",
+        read_by=("endpoint",),
     )
-    order_seed: int = option("Seed of the random order.", 0)
-    concurrency: int = option("endpoint: maximum concurrent calls; in a study, per job.", 8)
-    timeout_s: float = option("endpoint: maximum seconds of one attempt of a call.", 60.0)
-    max_retries: int = option(
-        "endpoint: retries of a call after 429, 5xx, a timeout or a broken connection.", 6
+    order_seed: int = option("Seed of the random order.", 0, read_by=("endpoint",))
+    concurrency: int = _of("endpoint", "maximum concurrent calls; in a study, per job.", 8, least=1)
+    timeout_s: float = _of("endpoint", "maximum seconds of one attempt of a call.", 60.0)
+    max_retries: int = _of(
+        "endpoint",
+        "retries of a call after 429, 5xx, a timeout or a broken connection.",
+        6,
+        least=0,
     )
-    max_reply_tokens: int = option("endpoint: maximum tokens in a reply.", 400)
-    price_input: float | None = option("endpoint: dollars per million input tokens.")
-    price_output: float | None = option("endpoint: dollars per million output tokens.")
-    max_cost: float | None = option(
-        "endpoint: maximum dollars for this output, or for one run of a study; a call that could "
-        "exceed it is not made."
+    max_reply_tokens: int = _of("endpoint", "maximum tokens in a reply.", 400, least=1)
+    price_input: float | None = _of("endpoint", "dollars per million input tokens.", least=0)
+    price_output: float | None = _of("endpoint", "dollars per million output tokens.", least=0)
+    max_cost: float | None = _of(
+        "endpoint",
+        "maximum dollars for this output, or for one run of a study; a call that could exceed it "
+        "is not made.",
+        least=0,
     )
     retry_failed: bool = option("Repeat the failed calls of an earlier run.", False)
-    judge_batch_size: int = option("reward_model, implicit_reward: pairs per batch.", 16)
+    judge_batch_size: int = _of("reward_model, implicit_reward", "pairs per batch.", 16, least=1)
 
 
 @dataclass
@@ -79,21 +93,9 @@ class OptionalJudge(JudgeOptions):
         if self.judge:
             return JudgeOptions(**given)
         for name, value in given.items():
-            if name != "judge" and value != _default(name):
+            if name != "judge" and value != getattr(JudgeOptions, name):
                 raise UsageError(f"--{name}: has no effect without a judge; add --judge.")
         return None
-
-
-READ_BY = {
-    "judge_model": ("endpoint", "reward_model", "implicit_reward"),
-    "judge_reference": ("implicit_reward",),
-    "judge_batch_size": ("reward_model", "implicit_reward"),
-    **dict.fromkeys(
-        ("base_url", "api_key_env", "structured_output", "concurrency", "timeout_s", "max_retries",
-         "max_reply_tokens", "price_input", "price_output", "max_cost", "orders", "order_seed"),
-        ("endpoint",),
-    ),
-}  # fmt: skip
 
 
 def check_judge(options: JudgeOptions) -> None:
@@ -102,21 +104,12 @@ def check_judge(options: JudgeOptions) -> None:
     Raises:
         UsageError: the message names the option and the remedy.
     """
-    for name, kinds in READ_BY.items():
-        value = getattr(options, name)
-        if options.judge not in kinds and value != _default(name):
-            raise UsageError(
-                f"--{name}: --judge {options.judge} does not read it; leave it out, or choose "
-                f"--judge {kinds[0]}."
-            )
+    refuse_unread(options, "judge")
     if options.judge != "checker":
         require(options.judge_model, "--judge_model")
     if options.judge == "implicit_reward":
         require(options.judge_reference, "--judge_reference")
-    for name in ("concurrency", "max_retries", "max_reply_tokens", "judge_batch_size"):
-        least = 0 if name == "max_retries" else 1
-        if getattr(options, name) < least:
-            raise UsageError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+    refuse_too_small(options)
     if not 0 < options.timeout_s < math.inf:
         raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")
     if options.base_url is not None:
@@ -126,10 +119,6 @@ def check_judge(options: JudgeOptions) -> None:
         raise UsageError(
             "--max_cost needs --price_input and --price_output, dollars per million tokens."
         )
-    for name in ("price_input", "price_output", "max_cost"):
-        value = getattr(options, name)
-        if value is not None and not value >= 0:
-            raise UsageError(f"--{name} {value}: must be at least 0 dollars.")
 
 
 def _check_address(base_url: str) -> None:
@@ -197,7 +186,3 @@ def public_address(base_url: str) -> str:
     parts = urlsplit(base_url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
-
-
-def _default(name: str) -> object:
-    return next(field.default for field in fields(JudgeOptions) if field.name == name)

@@ -32,15 +32,6 @@ class Prompt:
     row: int = 0
 
 
-@dataclass(frozen=True)
-class Response:
-    """A response to a prompt of a file."""
-
-    uid: str
-    given: Prompt
-    response: str
-
-
 def prompt_uid(prompt: Text, occurrence: int, context: Mapping[str, Any] | None = None) -> str:
     """Return the uid of the `occurrence`-th row, from 0, of a prompt with its context."""
     text = json.dumps([prompt, context] if context else prompt, sort_keys=True).encode()
@@ -77,8 +68,8 @@ def load_prompts(source: str) -> list[Prompt]:
     return [prompt_of(source, row, values) for row, values in rows_of(source)]
 
 
-def load_responses(source: str) -> dict[str, Response]:
-    """Return the responses of a file by uid; rows of one prompt are numbered in order.
+def load_responses(source: str) -> dict[str, tuple[Prompt, str]]:
+    """Return prompt and response of each row by uid; rows of one prompt are numbered in order.
 
     Raises:
         UsageError: it cannot be read, a row lacks `prompt` or `response`, or there is no row.
@@ -96,7 +87,7 @@ def load_responses(source: str) -> dict[str, Response]:
         name = prompt_uid(given.prompt, 0, given.context)
         uid = prompt_uid(given.prompt, seen[name], given.context)
         seen[name] += 1
-        found[uid] = Response(uid, given, response)
+        found[uid] = given, response
     return found
 
 
@@ -111,15 +102,15 @@ def join(source: str, baseline: str) -> list[Comparison]:
         (responses, theirs, source, baseline),
         (theirs, responses, baseline, source),
     ):
-        unmatched = [response for uid, response in one.items() if uid not in other]
+        unmatched = [given for uid, (given, _) in one.items() if uid not in other]
         if unmatched:
             raise UsageError(
-                f"{place(name, unmatched[0].given.row)}: its prompt has fewer answers in {where} "
+                f"{place(name, unmatched[0].row)}: its prompt has fewer answers in {where} "
                 f"({len(unmatched)} such rows): make both files from the same prompts."
             )
     return [
-        Comparison(uid, ours.given.prompt, ours.response, theirs[uid].response, ours.given.context)
-        for uid, ours in responses.items()
+        Comparison(uid, given.prompt, response, theirs[uid][1], given.context)
+        for uid, (given, response) in responses.items()
     ]
 
 

@@ -62,7 +62,7 @@ def inject_by_difficulty(
     Args:
         source: what `load_pairs` reads.
         output: a new file.
-        surrogate: the model that says which pairs are hard.
+        surrogate: says which pairs are hard: a directory or hub id, full or adapter.
         seed: seed of the draws.
         hard_rate: probability of a flip where |log-ratio| is below the median, in [0, 1).
         easy_rate: probability of a flip elsewhere, in [0, 1).
@@ -93,13 +93,7 @@ MUST_READ_ALL = (
 
 
 def log_ratio_sizes(
-    source: str,
-    surrogate: str,
-    max_length: int,
-    *,
-    trust_remote_code: bool,
-    batch_size: int = _BATCH_SIZE,
-    columns: Columns = STANDARD,
+    source: str, surrogate: str, max_length: int, *, trust_remote_code: bool, columns: Columns
 ) -> Tensor:
     """Return how far apart the surrogate finds each pair's responses, whichever is labelled chosen.
 
@@ -108,13 +102,8 @@ def log_ratio_sizes(
     of "Difficulty-Dependent Noise" (4.3, Table 4). A pair labelled the other way has the same size
     to the last bit.
 
-    Args:
-        source: what `load_pairs` reads; every row must be a pair that fits `max_length`.
-        surrogate: a directory or hub id, full or adapter.
-        max_length: most tokens of prompt and response; responses are cut at their end.
-        trust_remote_code: whether to run code that comes with the model.
-        batch_size: pairs in one forward pass.
-        columns: what the source's columns are called.
+    The arguments are those of `inject_by_difficulty`; every row must be a pair that fits
+    `max_length`, and responses are cut at their end.
 
     Returns:
         Shape (n,), nats, float64, on the CPU.
@@ -139,7 +128,7 @@ def log_ratio_sizes(
         """Make a batch that does not depend on which response is labelled chosen."""
         return collate([_in_fixed_order(pair) for pair in pairs])
 
-    scorer = Scorer(policy, unlabelled, batch_size=batch_size)
+    scorer = Scorer(policy, unlabelled, batch_size=_BATCH_SIZE)
     scored = scorer.measure(tokenized.pairs, "difficulty")
     sizes = (scored.chosen_logp.double() - scored.rejected_logp.double()).abs()
     _require_finite(sizes, loaded.pairs["row"][:], source, surrogate)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from softpref.columns import ColumnOptions
 from softpref.data.noise import Injected, inject, require_new_file, require_rate
 from softpref.errors import UsageError
-from softpref.options import option, require
+from softpref.options import option, refuse_unread, require
 from softpref.terminal import say
+
+
+def _of(kind: str, text: str, default: Any = None, **facts: Any) -> Any:
+    """Declare an option that one kind of noise reads; its help text begins with it."""
+    return option(f"Of {kind}: {text}", default, read_by=(kind,), **facts)
 
 
 @dataclass
@@ -23,21 +28,15 @@ class InjectOptions(ColumnOptions):
         "whose responses a surrogate model finds nearly as likely as each other.",
         "random",
     )
-    rate: float | None = option("Of random: probability of a flip, at least 0 and below 1.")
+    rate: float | None = _of("random", "probability of a flip, at least 0 and below 1.")
     seed: int = option("Seed of the draws.", 0)
-    model: str | None = option("Of difficulty: the surrogate, a directory or hub id.")
-    hard_rate: float | None = option("Of difficulty: flips of the harder half; default 0.4.")
-    easy_rate: float | None = option("Of difficulty: flips of the other half; default 0.1.")
-    max_length: int | None = option(
-        "Of difficulty: maximum tokens in prompt plus response; default 1024.", least=2
+    model: str | None = _of("difficulty", "the surrogate, a directory or hub id.")
+    hard_rate: float | None = _of("difficulty", "flips of the harder half; default 0.4.")
+    easy_rate: float | None = _of("difficulty", "flips of the other half; default 0.1.")
+    max_length: int | None = _of(
+        "difficulty", "maximum tokens in prompt plus response; default 1024.", least=2
     )
-    trust_remote_code: bool = option("Of difficulty: run code that comes with the model.", False)
-
-
-OPTIONS_OF = {
-    "random": ("rate",),
-    "difficulty": ("model", "hard_rate", "easy_rate", "max_length", "trust_remote_code"),
-}
+    trust_remote_code: bool = _of("difficulty", "run code that comes with the model.", False)
 
 
 def run_inject(options: InjectOptions) -> None:
@@ -86,14 +85,7 @@ def _by_difficulty(options: InjectOptions) -> tuple[Injected, str]:
 def _check(options: InjectOptions) -> None:
     for name in ("input", "output"):
         require(getattr(options, name), f"--{name}")
-    for kind, names in OPTIONS_OF.items():
-        for name in names:
-            value = getattr(options, name)
-            if kind != options.kind and value is not None and value is not False:
-                raise UsageError(
-                    f"--{name}: --kind {options.kind} does not read it; leave it out, or choose "
-                    f"--kind {kind}."
-                )
+    refuse_unread(options, "kind")
     if options.kind == "random" and options.rate is None:
         raise UsageError("--rate is missing: give a share of pairs in [0, 1), such as 0.4.")
     if options.kind == "difficulty" and not options.model:

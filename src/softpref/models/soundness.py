@@ -147,8 +147,8 @@ def require_known_tokens_of_pairs(
     if largest >= embedding_rows(policy):
         for name, part in by_source(pairs, source):
             for row in dataset_rows(part.select_columns(["row", *PARTS])):
-                _require_known(policy, tokenizer, place(name, row["row"]),
-                               [id for part in PARTS for id in row[part]])  # fmt: skip
+                ids = [token_id for part in PARTS for token_id in row[part]]
+                _require_known(policy, tokenizer, place(name, row["row"]), ids)
 
 
 def require_known_tokens(

@@ -20,9 +20,6 @@ class WinRate:
     rate: float | None
     low: float
     high: float
-    wins: int
-    losses: int
-    ties: int
 
 
 def win_rate(scores: Sequence[float], baseline_scores: Sequence[float]) -> WinRate:
@@ -43,8 +40,7 @@ def win_rate(scores: Sequence[float], baseline_scores: Sequence[float]) -> WinRa
     wins = sum(score > baseline for score, baseline in pairs)
     losses = sum(score < baseline for score, baseline in pairs)
     low, high = wilson_interval(wins, wins + losses)
-    rate = wins / (wins + losses) if wins + losses else None
-    return WinRate(rate, low, high, wins, losses, len(pairs) - wins - losses)
+    return WinRate(wins / (wins + losses) if wins + losses else None, low, high)
 
 
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:

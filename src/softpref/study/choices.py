@@ -13,7 +13,7 @@ from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError, require_package
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, judge_from_file
-from softpref.options import option, require
+from softpref.options import option, refuse_too_small, require
 from softpref.places import directory_to_write
 from softpref.study.grid import Cell, Target
 from softpref.study.paper import DATA, MODELS, PAPER_JUDGE, PaperPreset
@@ -67,7 +67,7 @@ class StudyOptions:
         "NAME=ADDRESS for --judge: the environment variable with the API key, and the address "
         "to send it to, which is base_url in the file."
     )
-    jobs: int = option("Worker processes, one thread each; default: one per processor.")
+    jobs: int = option("Worker processes, one thread each; default: one per processor.", least=1)
     model: str | None = option(
         "tiny: the SFT model; paper: llama-2-7b or phi-2; real: a directory or hub id."
     )
@@ -84,11 +84,12 @@ class StudyOptions:
         "real: source of training labels: `flips:RATE`, or `judge:NAME` for the verdicts in the "
         "column judges; default flips:0 flips:0.2 flips:0.4."
     )
-    trusted_pairs: int | None = option("real: trusted pairs per cell; default 140.")
-    train_pairs: int | None = option("real: maximum training pairs per cell; default 400.")
-    test_pairs: int | None = option("real: held-out pairs per cell; default 200.")
+    trusted_pairs: int | None = option("real: trusted pairs per cell; default 140.", least=1)
+    train_pairs: int | None = option("real: maximum training pairs per cell; default 400.", least=1)
+    test_pairs: int | None = option("real: held-out pairs per cell; default 200.", least=1)
     longest: int | None = option(
-        "real: maximum characters in prompt and both responses; drop longer pairs; default 700."
+        "real: maximum characters in prompt and both responses; drop longer pairs; default 700.",
+        least=1,
     )
     learning_rate: float | None = option("real: peak learning rate of the adapter; default 2e-4.")
     epochs: float | None = option("real: passes over the training pairs; default 1.")
@@ -131,8 +132,7 @@ def validated(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
     for rate in options.noise or ():
         if not 0 <= rate < 1:
             raise UsageError(f"--noise {rate}: give shares of pairs in [0, 1).")
-    if options.jobs is not None and options.jobs < 1:
-        raise UsageError(f"--jobs {options.jobs}: must be at least 1.")
+    refuse_too_small(options)
     if options.dry_run and options.preset not in ("paper", "real"):
         raise UsageError("--dry_run works with --preset paper or real only: leave it out.")
     _refuse_foreign_options(options)
@@ -144,12 +144,12 @@ def validated(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
         raise UsageError(f"--judge: {name} measures labels, not answers; leave it out.")
     judge = _judge(options) if target.compares_answers else None
     if options.preset != "world":
-        if target.needs_two_sizes:
+        if "model_size" in target.axes:
             raise UsageError(
                 f"{name} needs models of two sizes, which only the world has: leave --preset out, "
                 "or run table1 with the other model."
             )
-        if target.needs_win_rates and not judge:
+        if not judge and {"rival", "measure_every"} & target.axes.keys():
             raise UsageError(f"{name} needs win rates: name a judge with --judge FILE.yaml.")
     preset = _preset(options, output, judge)
     if judge and judge.judge == "endpoint" and not options.dry_run:
@@ -225,9 +225,6 @@ def _on_real(name: str, options: StudyOptions) -> RealPreset:
     if options.signal != "informative" or options.recipe != "recommended":
         raise UsageError("--preset real reads neither --signal nor --recipe: leave them out.")
     sizes = _with_defaults(options, SIZES)
-    for flag, size in sizes.items():
-        if size < 1:
-            raise UsageError(f"--{flag} {size}: must be at least 1.")
     given = _with_defaults(options, TRAINING)
     for flag in ("learning_rate", "epochs"):
         if not given[flag] > 0:

@@ -42,15 +42,11 @@ def claimed(home: Path, name: str, *, patience: float = 0.0) -> Iterator[bool]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        raise _without_locks(directory) from error
+        raise UsageError(
+            f"{directory}: its file system has no locks; put --output where flock works, such as "
+            "NFS 4, or Lustre mounted with -o flock."
+        ) from error
     try:
         yield True
     finally:
         lock.release()
-
-
-def _without_locks(directory: Path) -> UsageError:
-    return UsageError(
-        f"{directory}: its file system has no locks; put --output where flock works, such as "
-        "NFS 4, or Lustre mounted with -o flock."
-    )

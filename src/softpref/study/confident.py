@@ -17,16 +17,6 @@ _FOLDS = 5
 _BATCH_SIZE = 16  # pairs in one forward pass
 
 
-def label_quality(model: str, pairs: Dataset) -> tuple[Tensor, float]:
-    """Return the self-confidence of labels from mean last hidden states of responses.
-
-    Args:
-        model: a directory or hub id.
-        pairs: tokenized.
-    """
-    return self_confidence(response_features(model, pairs))
-
-
 def self_confidence(features: Tensor) -> tuple[Tensor, float]:
     """Return the cross-validated support for each label, and a noise rate.
 
@@ -67,7 +57,7 @@ def self_confidence(features: Tensor) -> tuple[Tensor, float]:
 
 
 def response_features(model: str, pairs: Dataset) -> Tensor:
-    """Return f(x, y1) − f(x, y2) for every pair, (n, D)."""
+    """Return f(x, y1) − f(x, y2) for every tokenized pair, (n, D), f a mean last hidden state."""
     policy = load_policy(model, trust_remote_code=False)
     differences = []
     with evaluating(policy), torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Protocol
@@ -11,11 +10,13 @@ import torch
 from pyarrow.json import read_json
 
 from softpref.algorithm.objective import geometric_loss
-from softpref.data.messages import Text, texts_of
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.models.loading import load_policy, load_tokenizer
 from softpref.models.scoring import Scorer
+from softpref.study.readings import flips_by_uid
+from softpref.study.real_pairs import characters
+from softpref.training.align import read_record
 from softpref.training.metrics import auroc
 
 
@@ -37,7 +38,7 @@ class HeldOutPairs:
     def __init__(self, pairs: str) -> None:
         loaded = load_pairs(pairs).pairs
         longer = [
-            _characters(chosen) - _characters(rejected)
+            characters(chosen) - characters(rejected)
             for chosen, rejected in zip(loaded["chosen"], loaded["rejected"], strict=True)
         ]
         right = sum(by > 0 for by in longer) + sum(by == 0 for by in longer) / 2
@@ -45,15 +46,10 @@ class HeldOutPairs:
 
     def __call__(self, run: Path) -> dict[str, float]:
         """Return both accuracies."""
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
         return {
-            "preference_accuracy": record["evaluation"]["eval_rewards/accuracies"],
+            "preference_accuracy": read_record(run)["evaluation"]["eval_rewards/accuracies"],
             "length_rule_accuracy": self._length_rule,
         }
-
-
-def _characters(response: Text) -> int:
-    return sum(map(len, texts_of(response)))
 
 
 class CleanLoss:
@@ -72,7 +68,7 @@ class CleanLoss:
 
     def __call__(self, run: Path) -> dict[str, float]:
         """Return both losses."""
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        record = read_record(run)
         options = record["options"]
         tokenizer = load_tokenizer(self._start, trust_remote_code=False)
         pairs = tokenize_pairs(
@@ -103,8 +99,7 @@ class LabelQuality:
     """
 
     def __init__(self, noisy: str) -> None:
-        pairs = load_pairs(noisy).pairs
-        self._is_flipped = dict(zip(pairs["uid"], pairs["is_flipped"], strict=True))
+        self._is_flipped = flips_by_uid(noisy)
 
     def __call__(self, run: Path) -> dict[str, float]:
         """Return AUROC and mean labels, as far as they are defined."""

@@ -107,16 +107,6 @@ class Target:
     text: Callable[[Sequence[Cell], CellNumbers], str] | None = None
 
     @property
-    def needs_two_sizes(self) -> bool:
-        """Whether it needs models of two sizes, which only the world has."""
-        return "model_size" in self.axes
-
-    @property
-    def needs_win_rates(self) -> bool:
-        """Whether it shows only win rates, so that a judge or checker is required."""
-        return not {"rival", "measure_every"}.isdisjoint(self.axes)
-
-    @property
     def compares_answers(self) -> bool:
         """Whether it compares answers, so that a judge can be used."""
         return "scorer" not in self.axes

@@ -148,7 +148,8 @@ class PaperPreset:
         sft, train = rest, rest
         if sft_data == "disjoint":
             sft, train = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        files = {"clean": clean, "train": train, "sft": sft, "test": _one_per_prompt(tests)}
+        test = list({pair["prompt"]: pair for pair in tests}.values())[:TEST_PROMPTS]
+        files = {"clean": clean, "train": train, "sft": sft, "test": test}
         for name, rows in files.items():
             write_lines(home / f"{name}.jsonl", rows)
         if sft_data == "noisy_chosen":
@@ -181,10 +182,6 @@ class PaperPreset:
 
     def _home(self, seed: int, sft_data: str) -> Path:
         return self.home / f"{self.model}-{self.data}-{sft_data}-seed{seed}"
-
-
-def _one_per_prompt(pairs: Sequence[_Row]) -> list[_Row]:
-    return list({pair["prompt"]: pair for pair in pairs}.values())[:TEST_PROMPTS]
 
 
 def estimate(model: str, cells: Sequence[Cell], judge: JudgeOptions | None = None) -> str:

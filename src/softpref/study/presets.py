@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from softpref.study.evaluators import CleanLoss, Evaluator, HeldOutPairs, LabelQ
 from softpref.study.grid import Cell
 from softpref.study.readings import noise_rate_estimate
 from softpref.study.referees import (
-    CheckerReferee,
     JudgeReferee,
     Referee,
     ResponseSampling,
@@ -32,7 +30,7 @@ from softpref.study.referees import (
 )
 from softpref.study.results import code_version
 from softpref.study.scorers import NoisySet, measure_scorer
-from softpref.training.align import RUN_RECORD, AlignFiles, align
+from softpref.training.align import AlignFiles, align, read_record
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
@@ -119,7 +117,7 @@ class WorldPreset:
             referee = JudgeReferee(self.judge, sampling, files.model, directory)
         else:
             start = None if files.model == world.sft else Path(files.model)
-            referee = CheckerReferee(Checker(world, start))
+            referee = Checker(world, start)
         return align_and_measure(cell, files, options, referee)
 
 
@@ -284,8 +282,7 @@ def align_and_measure(
     contests = referee_evaluators(cell, files, referee, run) if referee else []
     run(cell, files)
     output = Path(files.output)
-    record = json.loads((output / RUN_RECORD).read_text(encoding="utf-8"))
-    numbers = noise_rate_estimate(record)
+    numbers = noise_rate_estimate(read_record(output))
     held_out, clean_loss = HeldOutPairs(str(files.eval)), CleanLoss(str(files.clean), files.model)
     evaluators: list[Evaluator] = [held_out, clean_loss]
     if "clean" in METHODS[cell.method].needs:

@@ -8,7 +8,6 @@ Shapes: n training pairs; r soft labels in training.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from softpref.algorithm.objective import loss_by_margin, strength
 from softpref.data.sources import load_pairs
+from softpref.training.align import read_record
 from softpref.training.labels import read_labels
 from softpref.training.teacher import load_meta_learner
 
@@ -97,7 +97,7 @@ def implicit_weights(cell: Path) -> dict[str, Any]:
     ppl_diff, soft_label, margin = (
         torch.tensor(history[name].to_pylist()) for name in ("ppl_diff", "soft_label", "margin")
     )
-    beta = json.loads((cell / "run" / "run.json").read_text(encoding="utf-8"))["options"]["beta"]
+    beta = read_record(cell / "run")["options"]["beta"]
     weight = -loss_by_margin(margin, strength(soft_label), beta) / beta
 
     def by_ppl_diff(mask: Tensor) -> dict[str, list[float]]:

@@ -40,7 +40,7 @@ from softpref.study.real_pairs import (
     training_rows,
 )
 from softpref.study.real_tables import describe, draw_accuracy
-from softpref.training.align import RUN_RECORD, AlignFiles, align
+from softpref.training.align import AlignFiles, align, read_record
 from softpref.training.config import MSPOConfig, recipe
 from softpref.training.metrics import auroc
 from softpref.training.output import write_lines, write_text
@@ -279,9 +279,8 @@ def label_numbers(method: str, noisy: str, run: Path) -> dict[str, float]:
     for methods that give all pairs the same label.
     """
     truth = flips_by_uid(noisy)
-    record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
     numbers = {"train_pairs": len(truth), "noise_rate": sum(truth.values()) / len(truth)}
-    numbers |= noise_rate_estimate(record)
+    numbers |= noise_rate_estimate(read_record(run))
     history = read_table(run / "label_history.parquet", columns=["uid", "soft_label"])
     by_pair = history.group_by("uid").aggregate([("soft_label", "mean")])
     labels = torch.tensor(by_pair["soft_label_mean"].to_pylist())

@@ -30,7 +30,6 @@ from softpref.study.evaluators import Evaluator
 from softpref.study.grid import Cell
 from softpref.training.align import AlignFiles
 from softpref.training.output import write_text
-from softpref.world.checker import Checker, compare_scores
 from softpref.world.prepare import BASELINE_DRAWS, METHOD_DRAWS
 
 RIVAL_DRAWS = METHOD_DRAWS + 1_000_000
@@ -39,7 +38,7 @@ _BATCH_SIZE = 16
 
 
 class Referee(Protocol):
-    """Compares answers of two models to the same prompts."""
+    """Compares answers of two models to the same prompts: the world's `Checker`, or a judge."""
 
     def __call__(self, run: Path, /) -> dict[str, float]:
         """Return the win rate of a run against the model it started from."""
@@ -49,27 +48,6 @@ class Referee(Protocol):
 
     def compare(self, name: str, answers: Sequence[Any], others: Sequence[Any]) -> dict[str, float]:
         """Return a win rate under this name, and its 95% interval as `_low` and `_high`."""
-
-
-class CheckerReferee:
-    """The world's checker, which scores symbols in place."""
-
-    def __init__(self, checker: Checker) -> None:
-        self._checker = checker
-
-    def __call__(self, run: Path) -> dict[str, float]:
-        """Return win rate, interval and mean scores."""
-        return self._checker(run)
-
-    def answers(self, run: Path, draws: int) -> Sequence[float]:
-        """Return the scores of the run's answers."""
-        return self._checker.scores(run, draws)
-
-    def compare(
-        self, name: str, answers: Sequence[float], others: Sequence[float]
-    ) -> dict[str, float]:
-        """Return the share of prompts with the higher score."""
-        return compare_scores(name, answers, others)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Shapes: n training pairs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.models.loading import load_tokenizer
 from softpref.statistics.calibration import expected_calibration_error
-from softpref.study.confident import label_quality
+from softpref.study.confident import response_features, self_confidence
 from softpref.study.readings import flips_by_uid
-from softpref.training.align import RUN_RECORD, AlignFiles, align
+from softpref.training.align import AlignFiles, align, read_record
 from softpref.training.config import MSPOConfig
 from softpref.training.labels import read_labels
 from softpref.training.metrics import auroc
@@ -137,16 +136,16 @@ def _dpo_margin(case: NoisySet) -> _LabelScores:
 def _official(case: NoisySet) -> _LabelScores:
     run = case.align("perpcorrect")
     history = read_table(run / "label_history.parquet")
-    record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
+    noise = read_record(run)["noise_rate"]
     labels = torch.tensor(history["soft_label"].to_pylist())
-    return _LabelScores(history["uid"].to_pylist(), labels, noise_rate=record["noise_rate"]["rate"])
+    return _LabelScores(history["uid"].to_pylist(), labels, noise_rate=noise["rate"])
 
 
 def _confident_learning(case: NoisySet) -> _LabelScores:
     tokenizer = load_tokenizer(case.files.model, trust_remote_code=False)
     train, length = case.files.train, case.config("dpo").max_length
     pairs = tokenize_pairs(load_pairs(train).pairs, tokenizer, length, name=str(train)).pairs
-    quality, noise_rate = label_quality(case.files.model, pairs)
+    quality, noise_rate = self_confidence(response_features(case.files.model, pairs))
     return _LabelScores(list(pairs["uid"]), quality, noise_rate=noise_rate)
 
 

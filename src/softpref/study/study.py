@@ -110,12 +110,7 @@ def _dry_run(preset: Preset, options: StudyOptions, cells: Sequence[Cell], jobs:
 
 def _timed(preset: RealPreset, cells: Sequence[Cell], jobs: int) -> str:
     """Return the cost of the cells, from steps timed in a worker process."""
-    with (
-        TemporaryDirectory() as logs,
-        ProcessPoolExecutor(
-            1, _context(), initializer=_quiet_worker, initargs=(Path(logs), dict(os.environ))
-        ) as pool,
-    ):
+    with TemporaryDirectory() as logs, _pool(1, Path(logs)) as pool:
         return pool.submit(preset.estimate, cells, jobs).result()
 
 
@@ -137,9 +132,7 @@ def _run_cells(
     if not cells:
         return
     started = time.time()
-    pool = ProcessPoolExecutor(
-        jobs, _context(), initializer=_quiet_worker, initargs=(home, dict(os.environ))
-    )
+    pool = _pool(jobs, home)
     waiting: dict[Future[Any], Cell | tuple[Any, ...]] = {
         pool.submit(_prepare, preset, shared, home): shared
         for shared in dict.fromkeys(map(preset.shared_key, cells))
@@ -217,13 +210,12 @@ def _run_claimed(
     return numbers
 
 
-def _context() -> multiprocessing.context.BaseContext:
-    """Return the start method: a fork server with all imports where available, else spawn."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
+def _pool(workers: int, logs: Path) -> ProcessPoolExecutor:
+    """Return workers from a fork server with all imports where available, else spawned."""
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
     context.set_forkserver_preload([__name__])
-    return context
+    return ProcessPoolExecutor(workers, context, _quiet_worker, (logs, dict(os.environ)))
 
 
 def _quiet_worker(logs: Path, environment: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 
 from softpref.judging.report import mean_and_deviation
 from softpref.markup import for_latex, pipes, shortened
-from softpref.study.grid import Cell, Target
+from softpref.study.grid import Cell, CellNumbers, Target
 
 METRICS = {
     "win_rate": "win rate against SFT, %",
@@ -63,9 +63,7 @@ Numbers = Mapping[tuple[Any, Any], Mapping[int, float]]
 """Values of one metric by row and column, then by seed."""
 
 
-def collect(
-    target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]], metric: str
-) -> Numbers:
+def collect(target: Target, cells: Sequence[Cell], results: CellNumbers, metric: str) -> Numbers:
     """Return the values of a metric in all finished cells that have it."""
     numbers: dict[tuple[Any, Any], dict[int, float]] = {}
     for cell in cells:
@@ -75,9 +73,7 @@ def collect(
     return numbers
 
 
-def markdown(
-    target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]
-) -> str:
+def markdown(target: Target, cells: Sequence[Cell], results: CellNumbers) -> str:
     """Return the page: a table for each metric, and the difference between MSPO and each method."""
     parts = [f"# {target.title}\n"]
     for metric in target.metrics:
@@ -102,9 +98,7 @@ def markdown(
     return "\n".join(parts)
 
 
-def _bounds(
-    target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]], metric: str
-) -> str:
+def _bounds(target: Target, cells: Sequence[Cell], results: CellNumbers, metric: str) -> str:
     """Return bounds of win rates, from all failed comparisons lost to all won, if any failed."""
     lost, won = (
         collect(target, cells, results, f"{metric}_if_failures_{what}") for what in ("lost", "won")
@@ -125,15 +119,13 @@ def _bounds(
     return f"The judge failed at some; all of them lost to all won:\n\n{pipes([head, *body])}"
 
 
-def _length_rule(
-    target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]
-) -> str:
+def _length_rule(target: Target, cells: Sequence[Cell], results: CellNumbers) -> str:
     numbers = collect(target, cells, results, "length_rule_accuracy")
     rates = [rate for by_seed in numbers.values() for rate in by_seed.values()]
     return f"Calling the longer response the better one: {100 * fmean(rates):.1f}%."
 
 
-def latex(target: Target, cells: Sequence[Cell], results: Mapping[str, Mapping[str, float]]) -> str:
+def latex(target: Target, cells: Sequence[Cell], results: CellNumbers) -> str:
     """Return a LaTeX tabular for each metric."""
     parts = []
     for metric in target.metrics:

@@ -17,16 +17,8 @@ from softpref.study.readings import examples, implicit_weights, label_curves, le
 from softpref.study.scorers import SCORERS
 
 ALL_METHODS = (
-    "dpo",
-    "gdpo",
-    "cdpo",
-    "rdpo",
-    "perpcorrect",
-    "mspo_static",
-    "mspo",
-    "evidence",
-    "oracle",
-)
+    "dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "mspo_static", "mspo", "evidence", "oracle",
+)  # fmt: skip
 NOISE_RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
 AUDIT_METRICS = ("label_auroc", "average_precision", "ece", "noise_rate_error")
 

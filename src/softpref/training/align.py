@@ -211,6 +211,11 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
         )
 
 
+def read_record(run: Path) -> Any:
+    """Return the record of a finished run."""
+    return json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
+
+
 def run_record(
     trainer: MSPOTrainer, files: AlignFiles, provenance: str, sft_targets: dict[str, int]
 ) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from softpref.algorithm.bilevel import NonFiniteError, require_finite
 from softpref.algorithm.ranks import Ranks
@@ -54,9 +54,7 @@ class SaveOnTerm(TrainerCallback):
         signal.signal(signal.SIGTERM, again)
         logger.warning("SIGTERM: saving after this step")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and for the end."""
         self.was_asked = self._ranks.any(flag=self.was_asked)
         if self.was_asked:
@@ -71,9 +69,7 @@ class NoStepLeft(Exception):  # noqa: N818
 class EndAtLastStep(TrainerCallback):
     """Keeps a resumed run out of the loop where nothing is left: it would take one step more."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Leave, once all that a checkpoint holds has been restored.
 
         Raises:
@@ -93,9 +89,7 @@ class FiniteWeights(TrainerCallback):
     def __init__(self, trained: Callable[[], Sequence[Tensor]]) -> None:
         self._trained = trained
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Look at the weights.
 
         Raises:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from softpref.algorithm.ranks import Ranks
 from softpref.training.states import JSON
@@ -35,9 +35,7 @@ class ResumedLoss(TrainerCallback):
         total, since = (self.before[name] for name in SUMS[:2]) if self.before else (0.0, 0.0)
         return (total + since) / steps
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         """Put them back."""
         if self.before is None:
             return

@@ -38,10 +38,11 @@ class StepResult:
     meta_loss: Tensor | None = None
 
 
+@dataclass(frozen=True)
 class StepRunner:
     """The steps of one run.
 
-    Args:
+    Attributes:
         labeller: whose labels the policy follows.
         objective: what each step minimizes, whether it teaches or not.
         collate: makes a micro-batch of pairs.
@@ -49,29 +50,24 @@ class StepRunner:
         ppl_scope: which tokens count in PPLDiff.
     """
 
-    def __init__(
-        self,
-        labeller: Labeller,
-        objective: Objective,
-        collate: Collate,
-        micro_batch: int,
-        ppl_scope: PplScope,
-    ) -> None:
-        self._labeller, self._objective, self._collate = labeller, objective, collate
-        self._micro_batch, self._ppl_scope = micro_batch, ppl_scope
-        self._ranks = objective.ranks
+    labeller: Labeller
+    objective: Objective
+    collate: Collate
+    micro_batch: int
+    ppl_scope: PplScope
 
     def batches(self, pairs: Sequence[Pair]) -> list[PairBatch]:
         """Return this rank's pairs of one step as micro-batches of pairs of like length."""
-        parts = length_buckets(pairs, self._micro_batch, self._ranks)
-        return [self._collate(part).to(self._ranks.device) for part in parts]
+        ranks = self.objective.ranks
+        parts = length_buckets(pairs, self.micro_batch, ranks)
+        return [self.collate(part).to(ranks.device) for part in parts]
 
     def plain(self, policy: nn.Module, pairs: Sequence[Pair]) -> StepResult:
         """Move by the labeller's labels, one micro-batch after the other."""
         batches = self.batches(pairs)
-        pullbacks = (GraphPullback(policy, batch, self._ppl_scope) for batch in batches)
+        pullbacks = (GraphPullback(policy, batch, self.ppl_scope) for batch in batches)
         held = sum(map(len, batches))
-        update = move(pullbacks, self._labeller, self._objective, pairs=held)
+        update = move(pullbacks, self.labeller, self.objective, pairs=held)
         return self._whole(update, [batch.index for batch in batches], len(pairs))
 
     def taught(
@@ -85,14 +81,14 @@ class StepRunner:
     ) -> StepResult:
         """Teach the meta-learner by the clean pairs' gradient at θ', then move by its labels."""
         batches = self.batches(pairs)
-        jacobians = [engine.make_jacobian(policy, batch, self._ppl_scope) for batch in batches]
+        jacobians = [engine.make_jacobian(policy, batch, self.ppl_scope) for batch in batches]
         update, meta_loss = mspo_step(
             policy,
             teacher.meta_learner,
             teacher.optimizer,
             jacobians,
             self.batches(clean),
-            self._objective,
+            self.objective,
             lookahead_lr,
             engine.make_pullback,
         )
@@ -111,37 +107,36 @@ class StepRunner:
         Clean and noisy pairs share micro-batches, as many as the noisy ones alone would need: one
         pass serves both.
         """
-        device, ranks = self._ranks.device, self._ranks
+        objective, ranks = self.objective, self.objective.ranks
         noisy, clean = (length_buckets(some, len(some), ranks)[0] for some in (pairs, clean))
         trusted = {id(pair) for pair in clean}
         noisy_parts: list[PartJacobian] = []
         clean_parts: list[PartJacobian] = []
         index = []
-        micro_batches = math.ceil(len(noisy) / self._micro_batch)
+        micro_batches = math.ceil(len(noisy) / self.micro_batch)
         size = math.ceil((len(noisy) + len(clean)) / micro_batches)
         for part in length_buckets([*noisy, *clean], size):
-            batch = self._collate(part).to(device)
-            whole = engine.make_jacobian(policy, batch, self._ppl_scope)
-            is_clean = torch.tensor([id(pair) in trusted for pair in part], device=device)
+            batch = self.collate(part).to(ranks.device)
+            whole = engine.make_jacobian(policy, batch, self.ppl_scope)
+            is_clean = torch.tensor([id(pair) in trusted for pair in part], device=ranks.device)
             for parts, these in ((noisy_parts, ~is_clean), (clean_parts, is_clean)):
                 if these.any():
                     parts.append(PartJacobian(whole, these.nonzero().squeeze(1)))
             index.append(batch.index[~is_clean])
-        objective = self._objective
         meta_loss, gradient = clean_gradient(clean_parts, objective, pairs=len(clean))
         teach(teacher.meta_learner, teacher.optimizer, noisy_parts, gradient, objective)
-        update = move(noisy_parts, self._labeller, objective, pairs=len(noisy))
+        update = move(noisy_parts, self.labeller, objective, pairs=len(noisy))
         return self._whole(update, index, len(pairs), meta_loss)
 
     def _whole(
         self, update: Update, index: Sequence[Tensor], pairs: int, meta_loss: Tensor | None = None
     ) -> StepResult:
         """Return a step with what every rank said of its share, unless each said all of it."""
-        places = torch.cat(list(index))
-        if self._ranks.count == 1 or pairs < self._ranks.count:
+        places, ranks = torch.cat(list(index)), self.objective.ranks
+        if ranks.count == 1 or pairs < ranks.count:
             return StepResult(update, places, meta_loss)
         names = [f.name for f in fields(Measured)]
         columns = [*(getattr(update.measured, n) for n in names), update.soft_label, places]
-        *numbers, soft_label, places = self._ranks.gather(columns)
+        *numbers, soft_label, places = ranks.gather(columns)
         update = replace(update, measured=Measured(*numbers), soft_label=soft_label)
         return StepResult(update, places, meta_loss)

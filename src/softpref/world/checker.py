@@ -27,22 +27,23 @@ class Checker:
         self._seed = world.seed
         self._prompts, self._sft_scores = world.test()
         if start:
-            self._sft_scores = self.scores(start, BASELINE_DRAWS)
+            self._sft_scores = self.answers(start, BASELINE_DRAWS)
 
-    def scores(self, run: Path, draws: int = METHOD_DRAWS) -> list[float]:
+    def answers(self, run: Path, draws: int = METHOD_DRAWS) -> list[float]:
         """Return the score of the run's answer to each test prompt, sampled by seed and `draws`."""
         policy = load_policy(str(run), trust_remote_code=False)
         return sampled_scores(policy, make_tokenizer(), self._prompts, self._seed + draws)
 
     def __call__(self, run: Path) -> dict[str, float]:
         """Return win rate, interval and mean scores."""
-        scores = self.scores(run)
+        scores = self.answers(run)
         mean = {"score": fmean(scores), "sft_score": fmean(self._sft_scores)}
-        return compare_scores("win_rate", scores, self._sft_scores) | mean
+        return self.compare("win_rate", scores, self._sft_scores) | mean
 
-
-def compare_scores(name: str, scores: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """Return a win rate under this name, absent if all tie, and its 95% interval."""
-    won = win_rate(scores, others)
-    rate = {} if won.rate is None else {name: won.rate}
-    return rate | {f"{name}_low": won.low, f"{name}_high": won.high}
+    def compare(
+        self, name: str, scores: Sequence[float], others: Sequence[float]
+    ) -> dict[str, float]:
+        """Return a win rate under this name, absent if all tie, and its 95% interval."""
+        won = win_rate(scores, others)
+        rate = {} if won.rate is None else {name: won.rate}
+        return rate | {f"{name}_low": won.low, f"{name}_high": won.high}

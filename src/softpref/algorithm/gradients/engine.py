@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from softpref.algorithm.gradients.jacobian import (
+    ALL_SEEN,
     DoubleBackwardJacobian,
     FactoredPullback,
     GraphJacobian,
@@ -19,6 +19,7 @@ from softpref.algorithm.gradients.jacobian import (
     MakeJacobian,
     MakePullback,
     RecomputedJacobian,
+    Unseen,
     kept,
 )
 from softpref.algorithm.gradients.taps import NotTappedError, numbers_by_token, untapped
@@ -120,11 +121,7 @@ def choose_engine(
 
 
 def _by_memory(
-    policy: nn.Module,
-    probe: PairBatch,
-    step: StepSize,
-    budget_gib: float,
-    unseen: Set[nn.Parameter],
+    policy: nn.Module, probe: PairBatch, step: StepSize, budget_gib: float, unseen: Unseen
 ) -> tuple[Literal["kept", "graph", "recompute"], str]:
     needed = kept_gib(policy, probe, step, unseen)
     if needed <= budget_gib:
@@ -145,7 +142,7 @@ def _by_memory(
 
 
 def kept_gib(
-    policy: nn.Module, probe: PairBatch, step: StepSize, unseen: Set[nn.Parameter] = frozenset()
+    policy: nn.Module, probe: PairBatch, step: StepSize, unseen: Unseen = ALL_SEEN
 ) -> float:
     """Return the memory that `kept` holds between its products, by count, GiB in float32."""
     by_token = numbers_by_token(policy)

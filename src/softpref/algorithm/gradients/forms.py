@@ -214,13 +214,14 @@ class EmbeddingRows:
         return sums_by(by_token, self._spans.pair, self._spans.pairs)
 
 
+@dataclass(frozen=True, eq=False)
 class HeadLogps:
     """∇_W h_i = Σ_t c_t (e_{y_t} − p_t) h_tᵀ: an output head's that gives log p_t[y_t].
 
     The probabilities p_t are made again for each product, a chunk of tokens at a time
     (`head.residuals`).
 
-    Args:
+    Attributes:
         hidden: (T, n) what the head reads.
         target: (T,) y_t.
         by_logp: (T,) c_t = ∂h_i / ∂ log p_t[y_t].
@@ -230,25 +231,20 @@ class HeadLogps:
         dtype: what the head multiplies in.
     """
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        by_logp: Tensor,
-        head: nn.Linear,
-        pair: Tensor,
-        pairs: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self._hidden, self._target, self._by_logp = hidden, target, by_logp
-        self._head, self._pair, self._pairs, self._dtype = head, pair, pairs, dtype
+    hidden: Tensor
+    target: Tensor
+    by_logp: Tensor
+    head: nn.Linear
+    pair: Tensor
+    pairs: int
+    dtype: torch.dtype
 
     def vjp(self, weights: Tensor) -> Tensor:
-        scale = self._by_logp * weights[self._pair]
-        return by_head_weight(self._hidden, self._head, self._target, scale, self._dtype)
+        scale = self.by_logp * weights[self.pair]
+        return by_head_weight(self.hidden, self.head, self.target, scale, self.dtype)
 
     def jvp(self, direction: GradientForm) -> Tensor:
-        hidden = self._hidden.to(self._dtype)
+        hidden = self.hidden.to(self.dtype)
         if isinstance(direction, Factors):
             left = direction.left.to(hidden)
             right = hidden @ direction.right.T.to(hidden)
@@ -257,22 +253,22 @@ class HeadLogps:
         by_token = -torch.cat(
             [
                 _row_products(residual @ left.T, right[rows])
-                for rows, residual in residuals(hidden, self._head, self._target, self._dtype)
+                for rows, residual in residuals(hidden, self.head, self.target, self.dtype)
             ]
         )
-        return sums_by(by_token * self._by_logp, self._pair, self._pairs)
+        return sums_by(by_token * self.by_logp, self.pair, self.pairs)
 
     def factors(self) -> Factors:
         """Return Σ_i ∇_W h_i."""
-        hidden, dtype = self._hidden.to(self._dtype), self._dtype
-        found = [residual for _, residual in residuals(hidden, self._head, self._target, dtype)]
-        return Factors(torch.cat(found), hidden * -self._by_logp[:, None].to(hidden))
+        hidden, dtype = self.hidden.to(self.dtype), self.dtype
+        found = [residual for _, residual in residuals(hidden, self.head, self.target, dtype)]
+        return Factors(torch.cat(found), hidden * -self.by_logp[:, None].to(hidden))
 
     def bias(self) -> Whole:
         """Return the same of the head's bias, (B, V)."""
-        pairs = torch.arange(self._pairs, device=self._pair.device)
-        by_pair = self._by_logp[:, None] * (self._pair[:, None] == pairs)
-        return Whole(by_head_bias(self._hidden, self._head, self._target, by_pair, self._dtype))
+        pairs = torch.arange(self.pairs, device=self.pair.device)
+        by_pair = self.by_logp[:, None] * (self.pair[:, None] == pairs)
+        return Whole(by_head_bias(self.hidden, self.head, self.target, by_pair, self.dtype))
 
 
 def _row_products(a: Tensor, b: Tensor) -> Tensor:

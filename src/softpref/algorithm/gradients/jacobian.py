@@ -66,6 +66,9 @@ class MarginJacobian(Pullback, Protocol):
 
 MakePullback = Callable[[nn.Module, PairBatch, PplScope], Pullback]
 MakeJacobian = Callable[[nn.Module, PairBatch, PplScope], MarginJacobian]
+Unseen = Set[nn.Parameter]
+"""Trained parameters that taps do not see, or see wrongly."""
+ALL_SEEN: Unseen = frozenset()
 
 
 class _HeldGraph:
@@ -96,20 +99,10 @@ class FactoredPullback(_HeldGraph):
     Where a layer (out, in) sees T tokens with T · (out + in) < out · in, its gradient is left as
     Σ_t w_t δ_t a_tᵀ: it takes less room than the matrix, and what is multiplied by it costs less by
     as much (Gram form). An embedding's is left as the rows it touches.
-
-    Args:
-        policy: the policy.
-        batch: the pairs.
-        ppl_scope: which tokens count in PPLDiff.
-        untapped: parameters that taps do not see or see wrongly.
     """
 
     def __init__(
-        self,
-        policy: nn.Module,
-        batch: PairBatch,
-        ppl_scope: PplScope,
-        untapped: Set[nn.Parameter] = frozenset(),
+        self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, untapped: Unseen = ALL_SEEN
     ) -> None:
         reads_head = batch.head_positions == "scored"
         head = cast(Any, policy).get_output_embeddings() if reads_head else None
@@ -198,23 +191,14 @@ class KeptJacobian:
 
 
 def kept(
-    policy: nn.Module,
-    batch: PairBatch,
-    ppl_scope: PplScope,
-    untapped: Set[nn.Parameter] = frozenset(),
+    policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, untapped: Unseen = ALL_SEEN
 ) -> KeptJacobian:
     """Make J from one forward and one backward pass over all pairs together.
 
     Taps on the layers collect each pair's own gradients during the backward pass of Σ_i h_i (see
     taps.py). Nothing is run twice and no graph is kept. Exact with any attention kernel, mixed
-    precision and gradient checkpointing.
-
-    Args:
-        policy: the policy.
-        batch: the pairs.
-        ppl_scope: which tokens count in PPLDiff.
-        untapped: parameters that taps do not see or see wrongly; theirs are made by an ordinary
-            backward pass a pair, and held whole.
+    precision and gradient checkpointing. The gradients of `untapped` are made by an ordinary
+    backward pass a pair, and held whole.
 
     Raises:
         NotTappedError: a layer does not see one vector a token, and is not in `untapped`.
@@ -246,11 +230,7 @@ class GraphJacobian(_HeldGraph):
     """
 
     def __init__(
-        self,
-        policy: nn.Module,
-        batch: PairBatch,
-        ppl_scope: PplScope,
-        untapped: Set[nn.Parameter] = frozenset(),
+        self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, untapped: Unseen = ALL_SEEN
     ) -> None:
         self._policy, self._batch, self._ppl_scope = policy, batch, ppl_scope
         self._untapped, self._taps = untapped, Taps(policy, batch, untapped)
@@ -293,11 +273,7 @@ class RecomputedJacobian:
     """
 
     def __init__(
-        self,
-        policy: nn.Module,
-        batch: PairBatch,
-        ppl_scope: PplScope,
-        untapped: Set[nn.Parameter] = frozenset(),
+        self, policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, untapped: Unseen = ALL_SEEN
     ) -> None:
         self._again = policy, batch, ppl_scope
         self._untapped, self.pairs = untapped, len(batch)

@@ -210,13 +210,16 @@ def numbers_by_token(policy: nn.Module) -> dict[nn.Parameter, int]:
     }
 
 
+def _is_transposed(layer: nn.Module) -> bool:
+    """Return whether this is transformers' linear layer with a weight (in, out)."""
+    return type(layer).__name__ == "Conv1D"
+
+
 def _kind(layer: nn.Module) -> ReadOff | None:
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Linear) or _is_transposed(layer):
         return _linear
     if isinstance(layer, nn.Embedding):
         return _embedding
-    if type(layer).__name__ == "Conv1D":  # transformers' linear layer with a weight (in, out)
-        return _transposed_linear
     own = dict(layer.named_parameters(recurse=False))
     if "weight" in own and own.keys() <= {"weight", "bias"} and own["weight"].ndim == 1:
         return _norm
@@ -226,15 +229,7 @@ def _kind(layer: nn.Module) -> ReadOff | None:
 def _linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
     """Yield the forms of y = W a + b: ∇_W h_i = Σ_t δ_t a_tᵀ and ∇_b h_i = Σ_t δ_t."""
     delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
-    yield layer.weight, Outer(delta, a, spans)
-    if layer.bias is not None and layer.bias.requires_grad:
-        yield layer.bias, Whole(spans.sums(delta))
-
-
-def _transposed_linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
-    """Yield the forms of y = Wᵀ a + b."""
-    delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
-    yield layer.weight, Outer(a, delta, spans)
+    yield layer.weight, Outer(a, delta, spans) if _is_transposed(layer) else Outer(delta, a, spans)
     if layer.bias is not None and layer.bias.requires_grad:
         yield layer.bias, Whole(spans.sums(delta))
 
