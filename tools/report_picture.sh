@@ -3,6 +3,6 @@
 #
 # HEIGHT in pixels ends the picture before the pairs, whose texts do not belong in it.
 set -eu
-report=$(realpath "$1/report.html") picture=$2 height=${3:-620}
+report=$(realpath "$1/report.html") picture=$2 height=${3:-520}
 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$(mktemp -d)" \
     --window-size="1280,$height" --screenshot="$picture" "file://$report" 2>/dev/null
