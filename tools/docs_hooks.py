@@ -83,7 +83,8 @@ def _index(folder: Path, title: str) -> str:
     for path in sorted(folder.rglob("*.md")):
         heading = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
         name = heading[1] if heading else path.stem
-        lines.append(f"- [{name}]({path.relative_to(folder).as_posix()})")
+        page = path.relative_to(folder).as_posix()
+        lines.append(f"- `{page.removesuffix('.md')}`: [{name}]({page})")
     return f"# {title}\n\n" + "\n".join(lines) + "\n"
 
 
