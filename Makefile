@@ -3,7 +3,7 @@ BIN := .venv/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-faults test-fuzz audit-deps check format clean
+.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-faults test-fuzz audit-deps docs test-readme check format clean
 
 setup: .venv/installed
 
@@ -42,6 +42,15 @@ test-browser: setup
 	command -v chromium && command -v chromedriver
 	$(BIN)/pip install --quiet --constraint constraints.txt selenium
 	$(BIN)/pytest tests/browser
+
+# Needs no network once the packages are there. To read it: python3 -m http.server -d runs/site
+docs: setup
+	$(BIN)/mkdocs --version >/dev/null 2>&1 || $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Every command of README.md, in a fresh directory; MODEL=DIR takes another model than README's.
+test-readme: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/readme.py README.md
 
 # Known flaws of the pinned versions; asks a database on the network.
 audit-deps: setup

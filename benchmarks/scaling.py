@@ -1,4 +1,4 @@
-"""What a step moves and computes on W devices, counted, measured on CPUs, and foretold for GPUs.
+"""What a step moves and computes on W devices, counted, measured on CPUs, and predicted for GPUs.
 
     python benchmarks/scaling.py              # the tables for 8B and 70B
     python benchmarks/scaling.py --measure    # 1, 2 and 4 processes here: bytes counted, times
@@ -126,7 +126,7 @@ def memory(step: Step, processes: int = 1) -> float:
     return (base + step.trained * step.trained_bytes * own) / 2**30
 
 
-def foretell() -> None:
+def predict() -> None:
     """Print the tables."""
     for name, (step, lora) in MODELS.items():
         print(f"\n{name}: {memory(step):,.0f} GiB a device beside activations\n")
@@ -263,10 +263,10 @@ def spread(found: dict[str, Any]) -> tuple[float, str]:
 
 
 def measure() -> None:
-    """Print bytes counted against bytes foretold, and times of 1, 2 and 4 processes."""
+    """Print bytes counted against bytes predicted, and times of 1, 2 and 4 processes."""
     print(
-        "| scaling | processes | pairs a step | summed, bytes (foretold) | gathered, bytes "
-        "(foretold) | s a step, median (quartiles) | efficiency |\n|---|---|---|---|---|---|---|"
+        "| scaling | processes | pairs a step | summed, bytes (predicted) | gathered, bytes "
+        "(predicted) | s a step, median (quartiles) | efficiency |\n|---|---|---|---|---|---|---|"
     )
     with prepared(hidden=256, layers=6) as home:
         for kind, pairs in (("strong", lambda n: 32 // n), ("weak", lambda n: 16)):
@@ -289,9 +289,9 @@ def measure() -> None:
 
 
 def measure_shards() -> None:
-    """Print bytes gathered, counted and foretold, time and memory with a base whole and sharded."""
+    """Print bytes gathered and predicted, time and memory, with the base whole and sharded."""
     print(
-        "| base | processes | given to be gathered, bytes (foretold) | s a step, median "
+        "| base | processes | given to be gathered, bytes (predicted) | s a step, median "
         "(quartiles) | MiB a process more than at its start, peak |\n|---|---|---|---|---|"
     )
     with prepared(hidden=768, layers=12) as home:
@@ -302,10 +302,10 @@ def measure_shards() -> None:
         ):  # fmt: skip
             found = measured(home, processes, 4, base)
             step = Step(pairs=4 * processes, **found["sizes"])
-            foretold = step.shards(processes, bytes_each=4) if base == "shards" else 0
+            predicted = step.shards(processes, bytes_each=4) if base == "shards" else 0
             _, time_a_step = spread(found)
             print(
-                f"| {base} | {processes} | {found['steps'][-1]['shards']:,} ({foretold:,}) | "
+                f"| {base} | {processes} | {found['steps'][-1]['shards']:,} ({predicted:,}) | "
                 f"{time_a_step} | {found['peak_mib']:,.0f} |",
                 flush=True,
             )
@@ -326,7 +326,7 @@ def main() -> None:
     elif options.measure:
         measure()
     else:
-        foretell()
+        predict()
 
 
 if __name__ == "__main__":
