@@ -82,9 +82,7 @@ def judged_rate(
         resamples: R.
         seed: of the resampling.
     """
-    is_win, is_loss = (
-        torch.tensor([o.result == r for o in outcomes]).double() for r in ("win", "loss")
-    )
+    is_win, is_loss = (_is(outcomes, result) for result in ("win", "loss"))
     wins, losses, failed = (sum(o.result == r for o in outcomes) for r in ("win", "loss", "failed"))
     decided = wins + losses
     prompts = [outcome.prompt for outcome in outcomes]
@@ -111,11 +109,8 @@ def judged_rate(
         return low, high
 
     won = wins / decided if decided else None
-    at_equal_length = None
-    if decided and not math.isnan(
-        found := float(controlled(torch.ones(1, len(outcomes)).double()))
-    ):
-        at_equal_length = found
+    at_equal_length = _at_equal_length(controlled, len(outcomes)) if decided else None
+
     return JudgedRate(
         asked=len(outcomes),
         wins=wins,
@@ -132,6 +127,15 @@ def judged_rate(
         length_controlled_interval=interval(controlled, at_equal_length),
         first_share=first_share,
     )
+
+
+def _at_equal_length(controlled: Statistic, count: int) -> float | None:
+    rate = float(controlled(torch.ones(1, count).double()))
+    return None if math.isnan(rate) else rate
+
+
+def _is(outcomes: Sequence[Outcome], result: str) -> Tensor:
+    return torch.tensor([outcome.result == result for outcome in outcomes]).double()
 
 
 def _bounds(wins: int, decided: int, failed: int) -> Interval:
