@@ -7,11 +7,15 @@ import shutil
 import time
 
 import pytest
+import torch
 from datasets import Dataset
 
 from softpref.auditing.export import read_marks
 from softpref.auditing.report import write_report
 from softpref.data.sources import load_pairs
+from softpref.study.figures import draw_label_curves
+from softpref.study.report import figure, table
+from softpref.study.report import page as demo_page
 from tests.auditing.said import Said
 
 selenium = pytest.importorskip("selenium", reason="make test-browser installs it")
@@ -29,9 +33,7 @@ COUNT = 400
 ABOUT = {"Data": f"pairs {ATTACK}", "Model": "sft", "softpref": "0.1"}
 
 
-def write(
-    path, count=COUNT, text="the same words and {}", uid="u{}", worse="worse{}", speaks=True
-):
+def write(path, count=COUNT, text="the same words and {}", uid="u{}", worse="worse{}", speaks=True):
     rows = Dataset.from_dict(
         {
             "uid": [uid.format(i) for i in range(count)],
@@ -340,9 +342,28 @@ def test_it_can_be_read_on_a_phone(page, scheme):
         "t.getBoundingClientRect().height)"
     )
     assert min(tall) > 10
-    assert page.find_element(By.CSS_SELECTOR, "td .text").value_of_css_property(
-        "font-weight"
-    ) == "400"
+    assert (
+        page.find_element(By.CSS_SELECTOR, "td .text").value_of_css_property("font-weight") == "400"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_demos_page_can_be_read_on_a_phone(page, tmp_path, scheme):
+    step, label = torch.tensor([1, 1, 2, 2]), torch.tensor([0.8, 0.3, 0.9, 0.1])
+    draw_label_curves(step, label, label < 0.5, tmp_path / "curves.png")
+    rows = [("method", "win rate", "labels"), ("mspo", "90.4% (88.1% to 92.2%)", "mean 0.98 " * 5)]
+    figures = [figure(tmp_path / "curves.png", "Curves", "how to read them")]
+    html = demo_page("demo", "lead", table(rows[0], rows[1:]), figures, "end")
+    (tmp_path / "demo.html").write_text(html)
+    use_colors(page, scheme)
+    page.set_window_size(390, 800)
+    page.get((tmp_path / "demo.html").as_uri())
+    wide = page.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= page.execute_script("return window.innerWidth")
+    image = page.find_element(By.TAG_NAME, "img")
+    assert ("invert" in image.value_of_css_property("filter")) == (scheme == "dark")
+    shrunk = image.size["width"] / image.get_property("naturalWidth")
+    assert 10 / 72 * 130 * shrunk > 9  # px, of 10 points at 130 dots per inch
 
 
 def test_it_can_be_used_by_keyboard_alone(page):
@@ -389,10 +410,12 @@ def test_a_hundred_thousand_long_pairs_open_in_three_seconds(page, tmp_path):
     path = tmp_path / "large.html"
     write(path, 100_000, "{} " + "many words " * 136)
     assert path.stat().st_size < 60e6
-    start = time.monotonic()
+    page.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})  # under any load
     page.get(path.as_uri())
     assert len(texts(page, "Prompt")) == 20
-    assert time.monotonic() - start < 3
+    metrics = page.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    seconds = {metric["name"]: metric["value"] for metric in metrics}
+    assert 0 < seconds["ScriptDuration"] <= seconds["TaskDuration"] < 3
 
 
 @pytest.mark.parametrize(("text", "count"), [("a " * 130_000 + "{}", 2), ("{}", 130_000)])

@@ -91,9 +91,7 @@ def reliability_curve(bins: Sequence[dict[str, float]], title: str, caption: str
     )
     numbers = ", ".join(f"stated {one['stated']:.0%} right {one['right']:.0%}" for one in bins)
     across = {0: "0%", 0.5: "50%", 1: "100%"}
-    return _figure(
-        ideal + dots, across, ("0%", "100%"), f"{title}: {numbers}", title, caption
-    )
+    return _figure(ideal + dots, across, ("0%", "100%"), f"{title}: {numbers}", title, caption)
 
 
 def _height(share: float) -> float:
