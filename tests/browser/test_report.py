@@ -196,6 +196,12 @@ def test_the_sample_is_shown_without_its_labels(page):
     assert all("better" in text for text in texts(page, "Labelled better"))
 
 
+ON_TOP = """
+const one = document.getElementById(arguments[0]), box = one.getBoundingClientRect();
+return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === one;
+"""
+
+
 def test_a_mark_leads_to_the_next_pair_without_one_over_pages(page):
     body = page.find_element(By.TAG_NAME, "body")
     prompts = texts(page, "Prompt")
@@ -207,6 +213,7 @@ def test_a_mark_leads_to_the_next_pair_without_one_over_pages(page):
         press(page, "3")
     assert page.find_element(By.ID, "where").text == "21 to 40 of 150 pairs"
     assert progress(page) == "19 of 150 reviewed"
+    assert page.execute_script(ON_TOP, "progress")
     press(page, Keys.ARROW_UP)
     assert selected(page) == prompts[19]
     page.refresh()
@@ -335,6 +342,8 @@ def test_it_can_be_read_on_a_phone(page, scheme):
         click(page, tab)
         wide = page.execute_script("return document.documentElement.scrollWidth")
         assert wide <= page.execute_script("return window.innerWidth")
+        press(page, "3")
+        assert page.execute_script(ON_TOP, "progress")
     assert page.execute_script(CONTRAST, "svg .bar", "fill", "backgroundColor") > 3
     assert page.execute_script(CONTRAST, "svg text", "fill", "backgroundColor") > 4.5
     tall = page.execute_script(
