@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 from dataclasses import replace
+from datetime import date
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from softpref.auditing.explanations import Explanations, opposite_labels
 from softpref.auditing.export import EXPORTS
 from softpref.auditing.options import AuditOptions
 from softpref.data.sources import load_pairs
+from softpref.data.splits import TRUTH_RESTORED
 from softpref.errors import UsageError
 from softpref.models import reference
 from softpref.models.scoring import Scorer
@@ -36,6 +39,7 @@ from tests.toy import toy_pairs
 def files(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(reference, "PART", 16)
+    monkeypatch.setattr(audit, "date", SimpleNamespace(today=lambda: date(2030, 1, 2)))
     tiny_llama(make_tokenizer(), 0).save_pretrained(tmp_path / "sft")
     make_tokenizer().save_pretrained(tmp_path / "sft")
     rows = [row | {"source": f"s{i}"} for i, row in enumerate(toy_pairs(40, flip_every=3))]
@@ -85,6 +89,24 @@ def test_two_audits_are_alike_to_the_byte(files, tmp_path):
         run_audit(AuditOptions(**files, output=str(tmp_path / name)))
     for name in ("labels.jsonl", "summary.json", "cleaned.jsonl", "report.html"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("clean", "named"),
+    [(None, "16 pairs, {clean}"), ("12", f"12 pairs, held out of the data, {TRUTH_RESTORED}")],
+)
+def test_the_report_names_what_was_audited(files, tmp_path, clean, named):
+    options = AuditOptions(**files | {"clean": clean or files["clean"]}, output=str(tmp_path / "o"))
+    run_audit(options)
+    header = {
+        "Data": files["data"],
+        "Model": files["model"],
+        "Clean set": named.format(**files),
+        "Date": "2030-01-02",
+        "softpref": softpref.__version__,
+    }
+    lines_of = [f"<dt>{name}</dt> <dd>{text}</dd>" for name, text in header.items()]
+    assert all(line in (tmp_path / "o" / "report.html").read_text() for line in lines_of)
 
 
 def test_an_interrupted_audit_scores_only_what_is_missing(files, tmp_path, monkeypatch):

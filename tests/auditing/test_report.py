@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from datasets import Dataset
 
-from softpref.auditing.charts import bars
+from softpref.auditing.charts import bars, histogram, reliability_curve
+from softpref.auditing.explanations import NO_EVIDENCE
 from softpref.auditing.report import charts, headline, page_data
 from tests.auditing.said import Said
 
@@ -81,3 +83,77 @@ def test_bars_are_as_long_as_their_numbers(values, widths):
     assert all(f'width="{width}"' in drawn for width in widths)
     assert "&lt;0&gt;" in drawn
     assert "<0>" not in drawn
+
+
+def ticks(drawn):
+    found = re.findall(r'<text x="([0-9]+)" y="164" [^>]*>([^<]*)<', drawn)
+    return {label: int(x) for x, label in found}
+
+
+def bars_of(drawn):
+    found = re.findall(r'<rect class="bar" x="([0-9.]+)" width="([0-9.]+)"', drawn)
+    return [(float(x), float(x) + float(width)) for x, width in found]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([-1.0, 2.0], ["-1.05", "2.02", "0"]),
+        ([1.0, 2.0], ["2", "0"]),  # the label of the end would touch the one at the turn
+        ([0.0, 0.0], ["-0.5", "0.5", "0"]),
+        ([-3.0, -1e-9, 0.0, 0.0, 3.0], ["-2.98", "2.98", "0"]),
+    ],
+)
+def test_evidence_has_a_mark_at_0_where_its_caption_turns(values, labels):
+    drawn = histogram(values, 0, "title", "caption")
+    assert [*ticks(drawn)] == labels
+    turn = ticks(drawn)["0"]
+    (line,) = re.findall(r'<line class="ideal" x1="([0-9.]+)"', drawn)
+    assert float(line) == pytest.approx(turn, abs=0.5)
+    assert all(right <= turn + 0.5 or left >= turn - 0.5 for left, right in bars_of(drawn))
+    below = sum(value < 0 for value in values)
+    assert f'aria-label="title: {below} of {len(values)} pairs are below 0"' in drawn
+
+
+@pytest.mark.parametrize("values", [[0.7] * 9, [0.0, 1.0], [0.5, 0.49, 0.999]])
+def test_the_axis_of_probabilities_is_from_0_to_1(values):
+    drawn = histogram(values, 0.5, "title", "caption", (0, 1))
+    assert ticks(drawn) == {"0": 40, "1": 300, "0.5": 170}
+    assert all(left >= 40 and right <= 300 for left, right in bars_of(drawn))
+
+
+def test_points_on_the_edge_of_the_plot_are_drawn_whole_and_read_out():
+    bins = [{"stated": 0.0, "right": 0.0, "pairs": 3}, {"stated": 1.0, "right": 1.0, "pairs": 3}]
+    drawn = reliability_curve(bins, "title", "caption")
+    assert re.findall(r'cx="([0-9.]+)" cy="([0-9.]+)"', drawn) == [
+        ("40.0", "146.0"),
+        ("300.0", "10.0"),
+    ]
+    assert drawn.index("circle") > drawn.rindex('class="axis"')  # above the axes
+    assert 'aria-label="title: stated 0% right 0%, stated 100% right 100%"' in drawn
+
+
+def test_the_order_of_a_sampled_pair_is_drawn_by_uid_and_data():
+    count = 60
+    rows = ROWS.select([0] * count).remove_columns(["uid", "rank"])
+    rows = rows.add_column("uid", [f"u{i}" for i in range(count)])
+    rows = rows.add_column("rank", [*range(1, count + 1)])
+    pairs = PAIRS.select([0] * count)
+
+    def drawn(fingerprint, seed):
+        originals = page_data(rows, pairs, fingerprint, seed)["originals"]
+        return {uid: one["worse_first"] for uid, one in originals.items()}
+
+    assert 15 < sum(drawn("a", 0).values()) < 45
+    assert drawn("a", 0) == drawn("a", 1) != drawn("b", 0)
+
+
+@pytest.mark.parametrize(
+    ("why", "shown"), [("", ""), ("; labelled the other way", "labelled the other way")]
+)
+def test_no_evidence_is_no_reason(why, shown):
+    rows = ROWS.remove_columns("why").add_column("why", [NO_EVIDENCE + why] * 2)
+    assert {entry[8] for entry in page_data(rows, PAIRS, "f", 0)["pairs"]} == {shown}
+    rows = rows.add_column("source", ["a", "a"])
+    shown = f"{shown}; from a" if shown else "from a"
+    assert {entry[8] for entry in page_data(rows, PAIRS, "f", 0)["pairs"]} == {shown}

@@ -66,6 +66,11 @@ def test_each_is_given(scored, found, longer, words):
     assert words in warning
 
 
+def test_where_evidence_is_uninformative_nothing_is_said_about_its_direction():
+    (warning,) = warnings_about(GOOD, beliefs(speaks=False, is_misled=True), 0.5, REVIEWED)
+    assert "cannot distinguish" in warning
+
+
 def test_trusted_pairs_that_nobody_reviewed():
     (warning,) = warnings_about(GOOD, beliefs(), 0.5, ASSUMED_CORRECT)
     assert "were not reviewed" in warning

@@ -7,6 +7,8 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -107,7 +109,9 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
         with appearing_together(output, SUMMARY) as home:
             write_lines(home / LABELS, dataset_rows(pairs))
             write_text(home / SUMMARY, json.dumps(summary.record(), indent=1) + "\n")
-            write_report(home / REPORT, pairs, result.texts, summary, fingerprint, complete.seed)
+            about = _about(complete, summary)
+            report = home / REPORT
+            write_report(report, pairs, result.texts, summary, about, fingerprint, complete.seed)
             dropped = write_cleaned(
                 complete.data, home, pairs, trusted, export, marks, columns, unused
             )
@@ -256,6 +260,19 @@ def _refuse_other_contents(output: Path) -> None:
     verdicts = {VERDICT_FILE, f"{VERDICT_FILE}.lock"}  # of an interrupted audit
     if names - verdicts and SUMMARY not in names and not is_unfinished(output):
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
+
+
+def _about(options: AuditOptions, summary: Summary) -> dict[str, str]:
+    """Return what the report's first lines name."""
+    held_out = str(options.clean).isdecimal()
+    clean = f"held out of the data, {summary.clean_provenance}" if held_out else options.clean
+    return {
+        "Data": ", ".join(names_of(options.data)),
+        "Run" if options.run else "Model": str(options.run or options.model),
+        "Clean set": f"{summary.clean_pairs} pairs, {clean}",
+        "Date": date.today().isoformat(),
+        "softpref": version("softpref"),
+    }
 
 
 def _log_summary(

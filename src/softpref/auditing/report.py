@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from random import Random
@@ -17,9 +18,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from softpref.auditing.beliefs import UNSURE
+from softpref.auditing.beliefs import SUSPECT, UNSURE
 from softpref.auditing.charts import bars, histogram, reliability_curve
-from softpref.auditing.explanations import kind_name
+from softpref.auditing.explanations import NO_EVIDENCE, kind_name
 from softpref.auditing.summary import Summary, evidence_skill
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
@@ -35,7 +36,13 @@ PREVIEW = 80
 
 
 def write_report(
-    path: Path, rows: Dataset, pairs: Dataset, summary: Summary, fingerprint: str, seed: int
+    path: Path,
+    rows: Dataset,
+    pairs: Dataset,
+    summary: Summary,
+    about: Mapping[str, str],
+    fingerprint: str,
+    seed: int,
 ) -> None:
     """Write the page.
 
@@ -47,6 +54,7 @@ def write_report(
         rows: an audit's rows.
         pairs: the same pairs with `prompt`, `chosen` and `rejected`, in the same order.
         summary: the audit's `Summary`.
+        about: what the page's first lines name, such as the data and the model.
         fingerprint: of the data; the key under which the browser stores marks.
         seed: of the random sample.
     """
@@ -55,6 +63,7 @@ def write_report(
         (page / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html")
     )
     data = page_data(rows, pairs, fingerprint, seed)
+    data["speaks"] = summary.evidence_speaks
     warnings = "".join(f'<p class="warning">{for_html(text)}</p>' for text in summary.warnings)
     by_source = [str(source).replace("wrong", "Wrong", 1) for source in summary.sources]
     sources = "".join(f"<p>{for_html(text)}.</p>" for text in by_source)
@@ -65,6 +74,10 @@ def write_report(
             script=script,
             style_hash=_hash(style),
             script_hash=_hash(script),
+            about="".join(
+                f"<div><dt>{for_html(name)}</dt> <dd>{for_html(text)}</dd></div>"
+                for name, text in about.items()
+            ),
             headline=for_html(headline(summary)),
             warnings=sources + warnings,
             charts="\n".join(charts(rows, summary)),
@@ -82,8 +95,9 @@ def charts(rows: Dataset, summary: Summary) -> list[str]:
     return [
         histogram(
             sum(evidence.values()),
+            0,
             "Evidence of the pairs, nats",
-            "Negative evidence speaks against the label, positive evidence for it.",
+            "Left of 0, evidence speaks against the label; right of it, for the label.",
         ),
         bars(
             {kind_name(kind): float(abs(nats).mean()) for kind, nats in evidence.items()},
@@ -92,14 +106,16 @@ def charts(rows: Dataset, summary: Summary) -> list[str]:
         ),
         histogram(
             column(rows, "p_correct").to_numpy(),
+            SUSPECT,
             "Probability that the label is right",
-            "The suspects are on the left.",
+            f"The suspects are left of {SUSPECT:g}.",
+            (0, 1),
         ),
         reliability_curve(
             summary.reliability,
             "Calibration of the probabilities",
-            "Trusted pairs, as given and swapped, in cross-validation; the line is perfect "
-            "calibration.",
+            "The share of right labels (up) among trusted pairs, as given and swapped, by their "
+            "stated probability (across), in cross-validation; the line is perfect calibration.",
         ),
     ]
 
@@ -139,7 +155,10 @@ def headline(summary: Summary) -> str:
 
 
 def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dict[str, Any]:
-    """Return the data of the page's script: pairs by rank, the sample's indices and originals."""
+    """Return the data of the page's script: pairs by rank, the sample's indices and originals.
+
+    `worse_first` is drawn for every pair of the sample, which is shown without its labels.
+    """
     order = column(rows, "rank").to_numpy().argsort()
     sample = Random(seed).sample(range(len(order)), min(SAMPLE, len(order)))
     listed = sorted({*range(min(MAX_LISTED, len(order))), *sample})
@@ -156,7 +175,11 @@ def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dic
             entries.append([*numbers, *map(_preview, shown), row["rank"]])
         if place in sample:
             responses = [texts["chosen"], texts["rejected"]]
-            originals[row["uid"]] = {"prompt": texts["prompt"], "responses": responses}
+            originals[row["uid"]] = {
+                "prompt": texts["prompt"],
+                "responses": responses,
+                "worse_first": Random(f"{fingerprint} {row['uid']}").random() < 0.5,
+            }
     return {
         "fingerprint": fingerprint,
         "pairs": entries,
@@ -167,7 +190,10 @@ def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dic
 
 
 def _why(row: dict[str, Any]) -> str:
-    return f"{row['why']}; from {row['source']}" if "source" in row else row["why"]
+    """Return what is known about one pair; that nothing is known stands in the headline."""
+    reason = row["why"].removeprefix(NO_EVIDENCE).removeprefix("; ")
+    source = f"from {row['source']}" if "source" in row else ""
+    return "; ".join(filter(None, (reason, source)))
 
 
 def _preview(text: str) -> str:

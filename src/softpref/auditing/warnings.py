@@ -36,7 +36,7 @@ def warnings_about(
             "predicts trusted labels no better than chance; do not act on single pairs; check the "
             "trusted pairs, add more of them, or try another model"
         )
-    if beliefs.is_misled:
+    elif beliefs.is_misled:
         found.append(
             "this model's strongest preferences are wrong more often than its weaker ones; ranks "
             "allow for that, but shares and probabilities are less certain than they look, and "

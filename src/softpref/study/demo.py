@@ -59,8 +59,8 @@ HOW_TO_READ_PLANE = (
     "Each point is a pair, colored by the soft label that method evidence trained it with: blue is "
     "believed, red is reversed. The horizontal axis is the evidence for the label before training, "
     "from fluency, length and what the responses say. The vertical axis is the policy's margin "
-    "just before it saw this label. A good model has blue points in the left panel and red ones in "
-    "the right."
+    "just before it saw this label. A good model has blue points in the upper panel and red ones "
+    "in the lower."
 )
 HOW_TO_READ_CURVES = (
     "The mean soft label of MSPO's pairs by step. The warm start separates right and flipped "

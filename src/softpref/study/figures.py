@@ -12,6 +12,8 @@ from softpref.algorithm.labeller import MetaLearner
 from softpref.plots import save_figure
 
 RIGHT, WRONG = "#1f6f8b", "#c8553d"
+_WIDTH = 5
+"""Inches; text of the usual size is then legible on a phone."""
 
 
 def draw_learned_map(
@@ -25,7 +27,7 @@ def draw_learned_map(
         is_flipped: (n,) bool, the truth.
         path: a PNG.
     """
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     low, high = (float(q) for q in torch.quantile(ppl_diff, torch.tensor([0.005, 0.995])))
     grid = torch.linspace(low, high, 400)
@@ -39,7 +41,7 @@ def draw_learned_map(
     below.hist(ppl_diff[is_flipped], bins, color=WRONG, alpha=0.7, label="flipped labels")
     below.set(
         ylabel="pairs",
-        xlabel="PPLDiff, nats per token\n← the policy agrees with the label     "
+        xlabel="PPLDiff, nats per token\n← the policy agrees with the label\n"
         "the policy contradicts it →",
     )
     below.legend(frameon=False)
@@ -58,8 +60,8 @@ def draw_learned_plane(
         is_flipped: (n,) bool, the truth.
         path: a PNG.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure = Figure(figsize=(_WIDTH, 6.4), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True, sharey=True)
     for axes, which, title in zip(
         panels, (~is_flipped, is_flipped), ("right labels", "flipped labels"), strict=True
     ):
@@ -67,8 +69,8 @@ def draw_learned_plane(
         points = axes.scatter(x, y, 5, color, cmap="coolwarm_r", vmin=0, vmax=1)
         axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
         axes.axvline(0, color="grey", linewidth=0.8, linestyle=":")
-        axes.set(title=f"{int(which.sum()):,} {title}", xlabel="evidence before training, nats")
-    panels[0].set(ylabel="margin before the pair's own step, nats")
+        axes.set(title=f"{int(which.sum()):,} {title}", ylabel="margin before its step, nats")
+    panels[1].set(xlabel="evidence before training, nats")
     figure.colorbar(points, ax=panels, label="soft label p̂")
     save_figure(figure, path)
 
@@ -82,7 +84,7 @@ def draw_label_curves(step: Tensor, soft_label: Tensor, is_flipped: Tensor, path
         is_flipped: (r,) bool, the truth about the pair.
         path: a PNG.
     """
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
     steps = step.unique()
     parts = ("right labels", ~is_flipped, RIGHT), ("flipped labels", is_flipped, WRONG)

@@ -16,6 +16,8 @@ table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
 th, td { text-align: left; padding: .45rem .6rem; border-bottom: 1px solid #8886; }
 td + td, th + th { font-variant-numeric: tabular-nums; }
 img { max-width: 100%; height: auto; background: white; border-radius: 6px; }
+@media (prefers-color-scheme: dark) { img { filter: invert(.93) hue-rotate(180deg); } }
+@media (max-width: 30rem) { th, td { font-size: .85rem; padding: .35rem .3rem; } }
 figure { margin: 2rem 0; }
 figcaption { margin-top: .6rem; }
 """
