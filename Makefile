@@ -3,7 +3,7 @@ BIN := .venv/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-faults test-fuzz audit-deps docs test-readme check format clean
+.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-readme test-faults test-fuzz audit-deps docs dist test-dist check format clean
 
 setup: .venv/installed
 
@@ -57,6 +57,17 @@ audit-deps: setup
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
+# Wheel and sdist; build fetches hatchling into an environment of its own.
+dist: setup
+	rm -rf dist
+	$(BIN)/pip install --quiet --constraint constraints.txt build
+	$(BIN)/python -m build --outdir dist
+
+# The wheel in an empty environment. DEPENDENCIES=install fetches its dependencies instead of
+# borrowing those of .venv, and DEMO=1 runs the demo from it, two to four minutes.
+test-dist: dist
+	tools/test_dist.sh $(BIN)/python dist
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -68,4 +79,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-* runs
+	rm -rf .venv .venv-* dist runs
