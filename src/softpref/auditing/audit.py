@@ -93,7 +93,7 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             verdicts that the judge has already given are written then. It is also raised after
             the audit is written, if `export` needs evidence that the data do not give.
     """
-    require(options.output, "--output")
+    require(options)
     output = directory_to_write(options.output)
     _refuse_other_contents(output)
     complete = _complete(options)
@@ -182,8 +182,7 @@ def _complete(options: AuditOptions) -> AuditOptions:
     complete = options_of_run(options) if options.run else options
     unset = {name: value for name, value in DEFAULTS.items() if getattr(complete, name) is None}
     complete = dataclasses.replace(complete, **unset)
-    for needed in ("model", "data", "clean"):
-        require(getattr(complete, needed), f"--{needed}")
+    require(complete, "model", "data", "clean")
     refuse_unknown_choices(complete)
     refuse_too_small(complete)
     refuse_impossible_seeds(complete)
@@ -194,7 +193,7 @@ def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptio
     """Audit by complete options; `given` are the user's own, without those of a run."""
     judge = None
     if judge_options:
-        require(options.output, "--output")
+        require(options, "output")
         directory_to_write(options.output)
         check_judge(judge_options)
         judge = make_judge(judge_options)  # fails before the pairs are scored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
@@ -16,6 +16,8 @@ JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
 @dataclass
 class JudgeOptions:
     """Options of the judge and its questions."""
+
+    GROUP: ClassVar[str] = "judge"
 
     judge: JudgeKind = option(
         "`endpoint`: a chat model behind an OpenAI-compatible API; `reward_model`: a sequence "
@@ -63,6 +65,8 @@ class JudgeOptions:
 class OptionalJudge(JudgeOptions):
     """Judge options of a command whose judge is optional."""
 
+    GROUP: ClassVar[str] = "judge"
+
     judge: JudgeKind | None = option(  # type: ignore[assignment]
         "Also ask a judge which response is better, pair by pair: `endpoint`, a chat model behind "
         "an OpenAI-compatible API, or `reward_model`, `implicit_reward`, `checker` as in `softpref "
@@ -109,10 +113,10 @@ def check_judge(options: JudgeOptions) -> None:
                 f"--{name}: --judge {options.judge} does not read it; leave it out, or choose "
                 f"--judge {kinds[0]}."
             )
-    if options.judge != "checker":
-        require(options.judge_model, "--judge_model")
     if options.judge == "implicit_reward":
-        require(options.judge_reference, "--judge_reference")
+        require(options, "judge_model", "judge_reference")
+    elif options.judge != "checker":
+        require(options, "judge_model")
     for name in ("concurrency", "max_retries", "max_reply_tokens", "judge_batch_size"):
         least = 0 if name == "max_retries" else 1
         if getattr(options, name) < least:

@@ -16,20 +16,33 @@ from softpref.terminal import say
 class InjectOptions(ColumnOptions):
     """Options of `softpref inject`."""
 
-    input: str = option("Pairs: JSONL, JSON, Parquet, CSV or hub id.", "")
-    output: str = option("New file; its ending says the format.", "")
+    input: str = option(
+        "Pairs: JSONL, JSON, Parquet, CSV or hub id.", "", required=True, metavar="FILE"
+    )
+    output: str = option("New file; its ending says the format.", "", required=True, metavar="FILE")
     kind: Literal["random", "difficulty"] = option(
         "`random`: every label with one probability; `difficulty`: hard pairs more often, those "
         "whose responses a surrogate model finds nearly as likely as each other.",
         "random",
+        group="method",
     )
-    rate: float | None = option("Of random: probability of a flip, at least 0 and below 1.")
+    rate: float | None = option(
+        "Of random: probability of a flip, at least 0 and below 1.", group="method"
+    )
     seed: int = option("Seed of the draws.", 0)
-    model: str | None = option("Of difficulty: the surrogate, a directory or hub id.")
-    hard_rate: float | None = option("Of difficulty: flips of the harder half; default 0.4.")
-    easy_rate: float | None = option("Of difficulty: flips of the other half; default 0.1.")
+    model: str | None = option(
+        "Of difficulty: the surrogate, a directory or hub id.", group="method", metavar="DIR|ID"
+    )
+    hard_rate: float | None = option(
+        "Of difficulty: flips of the harder half; default 0.4.", group="method"
+    )
+    easy_rate: float | None = option(
+        "Of difficulty: flips of the other half; default 0.1.", group="method"
+    )
     max_length: int | None = option(
-        "Of difficulty: maximum tokens in prompt plus response; default 1024.", least=2
+        "Of difficulty: maximum tokens in prompt plus response; default 1024.",
+        least=2,
+        group="data",
     )
     trust_remote_code: bool = option("Of difficulty: run code that comes with the model.", False)
 
@@ -84,8 +97,7 @@ def _by_difficulty(options: InjectOptions) -> tuple[Injected, str]:
 
 
 def _check(options: InjectOptions) -> None:
-    for name in ("input", "output"):
-        require(getattr(options, name), f"--{name}")
+    require(options)
     for kind, names in OPTIONS_OF.items():
         for name in names:
             value = getattr(options, name)

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -60,14 +60,33 @@ PACKAGES = ("softpref", "torch", "transformers", "peft", "accelerate", "datasets
 class AlignFiles(ColumnOptions):
     """What a run reads and where it writes."""
 
-    model: str = option("The SFT model to start from: a directory or hub id, full or adapter.", "")
-    train: list[str] | str = option(
-        "Noisy pairs: JSONL, JSON, Parquet, CSV or hub id; several files are one set.", ""
+    GROUP: ClassVar[str] = "data"
+
+    model: str = option(
+        "The SFT model to start from: a directory or hub id, full or adapter.",
+        "",
+        required=True,
+        metavar="DIR|ID",
     )
-    clean: str | None = option("Trusted pairs: a file, or a number of training pairs to hold out.")
-    eval: str | None = option("Pairs to evaluate on at the end, and on the way by --eval_strategy.")
-    output: str = option("Directory for the run; new, or of the same command, interrupted.", "")
-    mix: list[float] | None = option(MIX)
+    train: list[str] | str = option(
+        "Noisy pairs: JSONL, JSON, Parquet, CSV or hub id; several files are one set.",
+        "",
+        required=True,
+        metavar="FILE",
+    )
+    clean: str | None = option(
+        "Trusted pairs: a file, or a number of training pairs to hold out.", metavar="FILE|N"
+    )
+    eval: str | None = option(
+        "Pairs to evaluate on at the end, and on the way by --eval_strategy.", metavar="FILE"
+    )
+    output: str = option(
+        "Directory for the run; new, or of the same command, interrupted.",
+        "",
+        required=True,
+        metavar="DIR",
+    )
+    mix: list[float] | None = option(MIX, metavar="SHARE")
 
 
 def load_sets(
@@ -108,8 +127,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     Raises:
         UsageError: something is wrong with data, model or options; nothing was written.
     """
-    for name in ("model", "train", "output"):
-        require(getattr(files, name), f"--{name}")
+    require(files)
     if config.output_dir not in (None, "trainer_output"):
         raise UsageError("--output_dir: write --output.")
     with first_writes(directory_to_write(files.output), config.process_index):
