@@ -75,8 +75,10 @@ def _train(arguments: list[str]) -> None:
     """Align a model."""
     from softpref.training.align import AlignFiles, align
     from softpref.training.config import MSPOConfig
+    from softpref.training.dry_run import dry_run
 
-    align(*parse("train", arguments, AlignFiles, MSPOConfig))
+    files, config = parse("train", arguments, AlignFiles, MSPOConfig)
+    (dry_run if files.dry_run else align)(files, config)
 
 
 def _audit(arguments: list[str]) -> None:

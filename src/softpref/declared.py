@@ -133,12 +133,12 @@ def _kind(module: str, node: ast.expr) -> Kind:
 
 
 def _any_of(kinds: list[Kind]) -> Kind:
-    """Return what a union takes; lists come first, as in transformers' parser."""
-    kinds = [kind for kind in kinds if kind != Kind("None")]
-    lists = [kind for kind in kinds if kind.is_list]
-    if lists:
+    """Return what a union takes; of a list and text the list, as in transformers' parser."""
+    others = [kind for kind in kinds if kind != Kind("None")]
+    lists = [kind for kind in others if kind.is_list]
+    if lists and len(kinds) == 2:
         return lists[0]
-    return kinds[0] if len(kinds) == 1 else Kind()
+    return others[0] if len(others) == 1 else Kind()
 
 
 def _find(module: str, name: str) -> tuple[str, ast.stmt] | None:

@@ -51,6 +51,7 @@ class AuditOptions(ColumnOptions):
         "Directory for the audit; an earlier audit in it is replaced.",
         "",
         required=True,
+        unless="dry_run",
         metavar="DIR",
     )
     signals: list[str] | None = option(
@@ -93,4 +94,9 @@ class AuditOptions(ColumnOptions):
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
     mix: list[float] | None = option(MIX, metavar="SHARE")
+    dry_run: bool = option(
+        "Read the data, load the model, log the time the audit would take, and stop.",
+        False,
+        group="output",
+    )
     reference_cache: str | None = option(REFERENCE_CACHE, metavar="DIR")

@@ -79,7 +79,9 @@ class StudyOptions:
         metavar="DIR|ID",
     )
     data: str | None = option("paper: hh (Golden HH) or oasst1.", metavar="NAME")
-    dry_run: bool = option("paper, real: log the cost of the grid, and run nothing.", False)
+    dry_run: bool = option(
+        "Log the runs of the grid, and for paper and real their cost, and run nothing.", False
+    )
     train: str | None = option("tiny: training pairs.", metavar="FILE")
     clean: str | None = option("tiny: trusted pairs.", metavar="FILE")
     test: str | None = option("tiny: pairs to evaluate on.", metavar="FILE")
@@ -154,8 +156,6 @@ def validated(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
             raise UsageError(f"--noise {rate}: give shares of pairs in [0, 1).")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: must be at least 1.")
-    if options.dry_run and options.preset not in ("paper", "real"):
-        raise UsageError("--dry_run works with --preset paper or real only: leave it out.")
     _refuse_foreign_options(options)
     if options.preset == "real":
         return REAL, _on_real(name, options), Path(options.output)

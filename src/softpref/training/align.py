@@ -42,6 +42,7 @@ from softpref.training.output import (
     write_lines,
     write_text,
 )
+from softpref.training.progress_lines import show_progress_lines
 from softpref.training.seals import MANIFEST, write_manifest
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
@@ -84,9 +85,15 @@ class AlignFiles(ColumnOptions):
         "Directory for the run; new, or of the same command, interrupted.",
         "",
         required=True,
+        unless="dry_run",
         metavar="DIR",
     )
     mix: list[float] | None = option(MIX, metavar="SHARE")
+    dry_run: bool = option(
+        "Read the data, load the model, log steps, memory and time, and stop.",
+        False,
+        group="output",
+    )
 
 
 def load_sets(
@@ -144,6 +151,7 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
         logger.warning("clean: %s pairs held out of --train, %s", files.clean, provenance)
     seen = _count_sft_targets(files.model, train, clean)
     trainer = MSPOTrainer(files.model, config, train, clean, evaluation)
+    show_progress_lines(trainer)
     for name, rate in noise_of_sources(trainer.pairs, trainer.clean).items():
         logger.info("noise rate of %s: %s", name, rate)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
@@ -284,6 +292,7 @@ def _located_files(files: AlignFiles) -> dict[str, Any]:
         name: located(value) for name, value in named.items() if isinstance(value, str)
     }
     paths["train"] = train if len(train) > 1 else train[0]
+    del named["dry_run"]
     if not files.mix:
         del named["mix"]
     if files.clean and files.clean.isdigit():

@@ -221,6 +221,9 @@ class MSPOConfig(TrainingArguments):
     )
     activation_checkpointing: bool = option("Recompute activations to save memory.", False)
     logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", 10)
+    report_to: list[str] | str = option(
+        "Trackers to log to: tensorboard, wandb, trackio and others.", "none", metavar="NAME"
+    )
     remove_unused_columns: bool = option("Unused: batches are made from pairs.", False)
     logging_nan_inf_filter: bool = option(
         "Unused: a step that is not finite is not taken, nor logged.", False

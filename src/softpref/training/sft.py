@@ -46,6 +46,7 @@ from softpref.trackers import require_trackers
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.identity import SFT_IDENTITY
 from softpref.training.output import first_writes, resume_point, run_directory
+from softpref.training.progress_lines import show_progress_lines
 from softpref.training.states import JSON
 
 require_package("trl", "sft", "fine-tuning")
@@ -135,7 +136,7 @@ class SFTOptions(SFTConfig):
     gradient_checkpointing: bool = option(
         "Older name of --activation_checkpointing.", False, rare=True
     )
-    report_to: list[str] | str | None = option(
+    report_to: list[str] | str = option(
         "Trackers to log to: tensorboard, wandb, trackio and others.",
         "none",
         group="output",
@@ -268,6 +269,7 @@ def fine_tune(
         peft_config=peft_config,
         data_fingerprint=hashlib.sha256("".join(targets).encode()).hexdigest()[:16],
     )
+    show_progress_lines(trainer)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     _warn_of_standstill([line["loss"] for line in trainer.state.log_history if "loss" in line])
     trainer.save_model()
