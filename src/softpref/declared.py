@@ -57,10 +57,9 @@ def options_of(path: str) -> dict[str, Declared] | None:
         None if the class or one of its bases is in no installed package.
     """
     module, _, name = path.partition(":")
-    place = _find(module, name)
-    if place is None or not isinstance(place[1], ast.ClassDef):
+    module, node = _find(module, name) or (module, None)
+    if not isinstance(node, ast.ClassDef):
         return None
-    module, node = place
     options: dict[str, Declared] = {}
     for base in node.bases:
         inherited = options_of(f"{module}:{base.id}") if isinstance(base, ast.Name) else None
@@ -115,7 +114,7 @@ def _kind(module: str, node: ast.expr) -> Kind:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return _kind(module, ast.parse(node.value, mode="eval").body)
     if isinstance(node, ast.BinOp):
-        return _any_of([_kind(module, part) for part in (node.left, node.right)])
+        return _any_of([_kind(module, part) for part in _members(node)])
     if isinstance(node, ast.Subscript):
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         outer = ast.unparse(node.value)
@@ -130,6 +129,13 @@ def _kind(module: str, node: ast.expr) -> Kind:
         defined = getattr(place[1], "value", None) if place else None
         return _kind(place[0], defined) if place and defined else Kind()
     return Kind(ast.unparse(node))
+
+
+def _members(node: ast.expr) -> list[ast.expr]:
+    """Return the members of a union such as `None | str | list[str]`."""
+    if not isinstance(node, ast.BinOp):
+        return [node]
+    return [*_members(node.left), *_members(node.right)]
 
 
 def _any_of(kinds: list[Kind]) -> Kind:

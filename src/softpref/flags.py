@@ -15,6 +15,9 @@ from softpref.options import (
     flags_from_yaml,
     missing_message,
     missing_options,
+    refuse_impossible_seeds,
+    refuse_non_finite,
+    refuse_too_small,
     split_config,
     with_underscores,
 )
@@ -57,6 +60,9 @@ def read_flags(command: str, arguments: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"unknown option {word}{close}; see softpref {command} --help.")
     require_trackers(getattr(found, "report_to", None))
     facts = {name: option.facts for name, option in declared.items()}
+    refuse_non_finite(found)
+    refuse_impossible_seeds(found)
+    refuse_too_small(found, facts)
     missing = missing_options(facts, vars(found))
     if missing:
         example = f" For example: softpref {help.examples[0]}"

@@ -155,16 +155,16 @@ def refuse_impossible_seeds(options: Any) -> None:
                     raise UsageError(f"--{name} {seed}: must be at least 0 and below {2**32}.")
 
 
-def refuse_too_small(options: Any) -> None:
-    """Refuse values below an option's `least`.
+def refuse_too_small(options: Any, facts: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Refuse values below an option's `least`, by default from the facts of its dataclass.
 
     Raises:
         UsageError: the message names the option.
     """
-    for name, facts in facts_of(type(options)).items():
-        value = getattr(options, name)
-        if "least" in facts and value is not None and value < facts["least"]:
-            raise UsageError(f"--{name} {value}: must be at least {facts['least']}.")
+    for name, of in (facts or facts_of(type(options))).items():
+        value, least = getattr(options, name), of.get("least")
+        if None not in (least, value) and value < least:
+            raise UsageError(f"--{name} {value}: must be at least {least}.")
 
 
 def refuse_too_large(options: Any, *names: str) -> None:

@@ -17,6 +17,10 @@ FLAGS: dict[str, Verbosity] = {
     "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose",
 }  # fmt: skip
 
+BARS_OFF = (
+    "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS",
+)  # fmt: skip
+
 
 def split_verbosity(arguments: Sequence[str]) -> tuple[Verbosity, list[str]]:
     """Return how much to print, by the last flag that says so, and the other arguments."""
@@ -63,4 +67,4 @@ def set_up_libraries(verbosity: Verbosity, *, shows_bars: bool) -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
     is_first = os.environ.get("RANK", "0") == "0"
     if not (shows_bars and is_first and verbosity != "quiet" and sys.stderr.isatty()):
-        os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        os.environ |= dict.fromkeys(BARS_OFF, "1")

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -102,6 +103,4 @@ def learned_map(meta_learner: MetaLearner) -> Any:
     axes.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
     axes.set(ylim=(-0.03, 1.03), xlabel=meta_learner.signals[0].name, ylabel="soft label")
     canvas.draw()
-    return torch.frombuffer(canvas.buffer_rgba(), dtype=torch.uint8).reshape(
-        *reversed(canvas.get_width_height()), 4
-    )[..., :3].numpy()  # fmt: skip
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
