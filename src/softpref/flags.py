@@ -21,7 +21,7 @@ from softpref.options import (
     split_config,
     with_underscores,
 )
-from softpref.trackers import require_trackers
+from softpref.trackers import chosen_trackers
 
 GROUPS = ("required", "data", "method", "judge", "optimizer", "output", "hardware", "other")
 """The order of groups in `--help`; required options come first wherever they are declared."""
@@ -58,7 +58,7 @@ def read_flags(command: str, arguments: Sequence[str]) -> argparse.Namespace:
         if word.startswith("--"):
             close = did_you_mean(word.lstrip("-").partition("=")[0], declared)
             raise UsageError(f"unknown option {word}{close}; see softpref {command} --help.")
-    require_trackers(getattr(found, "report_to", None))
+    chosen_trackers(getattr(found, "report_to", None))
     facts = {name: option.facts for name, option in declared.items()}
     refuse_non_finite(found)
     refuse_impossible_seeds(found)

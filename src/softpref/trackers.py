@@ -8,23 +8,25 @@ from softpref.errors import UsageError, has_package
 from softpref.options import did_you_mean
 
 PACKAGES = {
-    "azure_ml": ("azureml-core", "azureml"), "clearml": ("clearml",), "codecarbon": ("codecarbon",),
+    "azure_ml": (), "clearml": ("clearml",), "codecarbon": ("codecarbon",),
     "comet_ml": ("comet_ml",), "dagshub": ("dagshub",), "dvclive": ("dvclive",),
     "flyte": ("flytekit",), "kubeflow": (), "mlflow": ("mlflow",), "neptune": ("neptune",),
     "swanlab": ("swanlab",),
     "tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",),
 }  # fmt: skip
-"""The package to install for a tracker, and others that do as well."""
+"""A tracker's package and others that serve; transformers checks those that have none here."""
 
 
-def require_trackers(report_to: str | Sequence[str] | None) -> None:
-    """Refuse trackers whose package is not installed.
+def chosen_trackers(report_to: str | Sequence[str] | None) -> list[str]:
+    """Return the names of trackers, after checking that their packages are installed.
 
     Raises:
         UsageError: the message names the package, or the trackers that there are.
     """
-    for name in [report_to] if isinstance(report_to, str) else report_to or ():
-        if name in ("none", "all"):
+    given = [report_to] if isinstance(report_to, str) else report_to or ()
+    names = [name for name in given if name != "none"]
+    for name in names:
+        if name == "all":
             continue
         if name not in PACKAGES:
             raise UsageError(
@@ -36,3 +38,4 @@ def require_trackers(report_to: str | Sequence[str] | None) -> None:
             raise UsageError(
                 f"--report_to {name} needs the {packages[0]} package: pip install {packages[0]}."
             )
+    return names

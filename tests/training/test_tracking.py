@@ -13,7 +13,7 @@ import torch
 from softpref.algorithm.labeller import MetaLearner
 from softpref.algorithm.signals import MARGIN, PPL_DIFF
 from softpref.errors import UsageError
-from softpref.trackers import require_trackers
+from softpref.trackers import chosen_trackers
 from softpref.training.tracking import LABELS, MAP, RATE, LabelTracking, learned_map
 from tests.toy import toy_config, toy_trainer
 
@@ -23,12 +23,12 @@ def test_missing_packages_and_unknown_trackers_are_one_line(monkeypatch, tmp_pat
     with pytest.raises(
         UsageError, match=r"--report_to wandb needs the wandb .*pip install wandb\."
     ):
-        require_trackers("wandb")
+        chosen_trackers("wandb")
     with pytest.raises(UsageError, match="--report_to trackio needs the trackio package"):
         toy_config(tmp_path, report_to=["trackio"])
     with pytest.raises(UsageError, match="--report_to tensorbord: .*did you mean 'tensorboard'"):
-        require_trackers(["none", "tensorbord"])
-    require_trackers(None)
+        chosen_trackers(["none", "tensorbord"])
+    assert chosen_trackers(None) == chosen_trackers("none") == []
 
 
 def test_a_folder_that_is_called_like_a_package_is_none(monkeypatch, tmp_path):
@@ -38,7 +38,7 @@ def test_a_folder_that_is_called_like_a_package_is_none(monkeypatch, tmp_path):
     if importlib.util.find_spec("mlflow").origin:
         pytest.skip("mlflow is installed")
     with pytest.raises(UsageError, match="needs the mlflow package"):
-        require_trackers("mlflow")
+        chosen_trackers("mlflow")
 
 
 def test_tensorboard_gets_noise_rate_histogram_and_map(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ from softpref.options import (
     refuse_too_small,
     refuse_unknown_choices,
 )
-from softpref.trackers import require_trackers
+from softpref.trackers import chosen_trackers
 from softpref.training.conflicts import refuse_conflicts
 from softpref.training.recipes import MOST_MICRO_BATCHES, Recipe, choose_meta_lr, choose_steps
 from softpref.training.teacher import TeachingOptions
@@ -231,7 +231,7 @@ class MSPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         refuse_engines(self)
-        require_trackers(self.report_to)
+        self.report_to = chosen_trackers(self.report_to)
         refuse_unknown_choices(self)
         self._refuse_ignored_options()
         self._left_open = {name for name in STEP_OPTIONS if getattr(self, name) is None}

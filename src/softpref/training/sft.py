@@ -42,7 +42,7 @@ from softpref.options import (
     require,
 )
 from softpref.places import directory_to_write
-from softpref.trackers import require_trackers
+from softpref.trackers import chosen_trackers
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.identity import SFT_IDENTITY
 from softpref.training.output import first_writes, resume_point, run_directory
@@ -148,7 +148,7 @@ class SFTOptions(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        require_trackers(self.report_to)
+        self.report_to = chosen_trackers(self.report_to)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         set_both_names(self)
         refuse_non_finite(self)

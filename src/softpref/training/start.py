@@ -141,7 +141,7 @@ def load_checked(
     model: nn.Module | str,
     config: MSPOConfig,
     sets: tuple[Pairs, Pairs | None, Pairs | None],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, Prepared]:
     """Load model and tokenizer, tokenize the sets, and refuse what does not fit together."""
     policy, trusted_code = model, config.trust_remote_code
