@@ -20,6 +20,11 @@ FLAGS: dict[str, Verbosity] = {
 BARS_OFF = (
     "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS",
 )  # fmt: skip
+FALSE_ALARMS = {
+    # Trainers align the model's special tokens with the tokenizer's, as they should.
+    "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens"
+}
+"""Warnings in normal runs that ask for nothing, by logger; `-v` shows them."""
 
 
 def split_verbosity(arguments: Sequence[str]) -> tuple[Verbosity, list[str]]:
@@ -65,6 +70,12 @@ def set_up_libraries(verbosity: Verbosity, *, shows_bars: bool) -> None:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
     else:
         warnings.filterwarnings("ignore", category=FutureWarning)
+        for name in FALSE_ALARMS:
+            logging.getLogger(name).addFilter(_is_no_false_alarm)
     is_first = os.environ.get("RANK", "0") == "0"
     if not (shows_bars and is_first and verbosity != "quiet" and sys.stderr.isatty()):
         os.environ |= dict.fromkeys(BARS_OFF, "1")
+
+
+def _is_no_false_alarm(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(FALSE_ALARMS[record.name])
