@@ -496,7 +496,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(files, model):
     arguments = train_arguments(model, **{"max-steps": 60, "save-strategy": "no"})
     main([*arguments, "--output", "whole"])
     process = Forked("softpref.cli", *arguments)
-    wait_for(lambda: "'loss'" in process.said, process, every=0.01)  # training is under way
+    wait_for(lambda: " loss " in process.said, process, every=0.01)  # training is under way
     process.send_signal(signal.SIGTERM)
     code, said = finished(process)
     assert code == 143
@@ -598,3 +598,44 @@ def test_a_study_needs_a_target_and_no_seeds(files, capsys):
         main(["study", "--output", "s"])
     assert "start with softpref study TARGET" in capsys.readouterr().err
     assert not (files / "s").exists()
+
+
+def test_a_dry_run_of_train_says_what_it_would_do_and_writes_nothing(files, model, capsys):
+    before = sorted(path.name for path in files.iterdir())
+    main([*train_arguments(model, output=None), "--dry_run"])
+    said = capsys.readouterr().out
+    recipe = ("recipe recommended:", "learning_rate 0.0001", "meta_batch_size 8")
+    counts = ("train: 40 pairs", "clean: 16 pairs", "steps: 2 of 8 pairs")
+    for part in (*counts, *recipe, "memory: ", "time: about"):
+        assert part in said
+    assert sorted(path.name for path in files.iterdir()) == before
+
+
+def test_a_dry_run_of_audit_counts_the_pairs(files, model, capsys):
+    main(["audit", "--model", str(model), "--data", "train.jsonl", "--clean", "clean.jsonl",
+          "--dry_run", "true"])  # fmt: skip
+    assert "to score 56 pairs" in capsys.readouterr().out
+    assert not (files / "report.html").exists()
+
+
+def test_a_dry_run_of_a_study_in_the_world_counts_its_runs(files, capsys):
+    main(
+        ["study", "table1", "--dry_run", "--methods", "dpo", "mspo", "--seeds", "0", "--jobs", "2"]
+    )
+    said = capsys.readouterr().out
+    assert re.search(r"(\d+) runs \(dpo, mspo\) after \d+ preparations .*, in 2 processes", said)
+    assert "Nothing was run" in said
+
+
+def test_log_lines_are_text_and_q_leaves_warnings(files, model, capsys):
+    main([*train_arguments(model, eval="eval.jsonl"), "--logging_steps", "1"])
+    said = capsys.readouterr()
+    assert re.search(
+        r"^step 1/2  loss \d\.\d{3}  accuracy +\d+%  labels \d\.\d\d  doubted +\d+%", said.out, re.M
+    )
+    assert re.search(r"^step 2/2  evaluation  loss \d\.\d{3}  accuracy", said.out, re.MULTILINE)
+    assert "{'" not in said.out + said.err
+    main([*train_arguments(model, output="quiet", recipe="faithful"), "-q"])
+    said = capsys.readouterr()
+    assert said.out.startswith("warning: warm-up takes 100 of 2 steps")
+    assert "step" not in said.out.splitlines()[-1] or len(said.out.splitlines()) == 1

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import sqlite3
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from softpref.errors import UsageError
+from softpref.flags import read_flags
 from softpref.memory import is_out_of_memory, memory_message
 from softpref.options import did_you_mean, parse
-from softpref.terminal import PrintableFormatter, printable, unfailing_output
+from softpref.terminal import printable, unfailing_output
+from softpref.verbosity import logging_to_terminal, set_up_libraries, split_verbosity
 
 FIRST_PROCESS_LEAD = 5.0
 """Seconds that the other processes wait, so that the first reports an error first."""
@@ -39,8 +39,10 @@ softpref: align language models on preference pairs whose labels cannot be trust
   softpref bench     time a training step against TRL's, on this machine
   softpref env       versions, devices, and how train would run on this machine
 
-`softpref help COMMAND` lists a command's options, `softpref --version` the version. Every command
-takes --config FILE.yaml; flags override it. In flags, hyphens and underscores are equivalent.
+`softpref help COMMAND` lists a command's options, `softpref --version` the version, and
+`softpref completion bash` prints the completion script of a shell (bash, zsh, fish).
+Every command takes --config FILE.yaml, which flags override; -q prints warnings and errors only, -v
+also what libraries log. In flags, hyphens and underscores are equivalent.
 """
 
 
@@ -73,8 +75,10 @@ def _train(arguments: list[str]) -> None:
     """Align a model."""
     from softpref.training.align import AlignFiles, align
     from softpref.training.config import MSPOConfig
+    from softpref.training.dry_run import dry_run
 
-    align(*parse("train", arguments, AlignFiles, MSPOConfig))
+    files, config = parse("train", arguments, AlignFiles, MSPOConfig)
+    (dry_run if files.dry_run else align)(files, config)
 
 
 def _audit(arguments: list[str]) -> None:
@@ -164,7 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> None:
-    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given = sys.argv[1:] if arguments is None else arguments
+    verbosity, given = split_verbosity(given)
+    command, *rest = given or ["--help"]
     if command == "help" and rest:
         command, *rest = [rest[0], "--help"]
     if command in ("--help", "-h", "help"):
@@ -173,19 +179,14 @@ def _run(arguments: Sequence[str] | None) -> None:
     if command == "--version":
         print(f"softpref {version('softpref')}")
         return
+    if command == "completion":
+        from softpref.completion import completion_script
+
+        print(completion_script("".join(rest[:1])), end="")
+        return
     if command not in COMMANDS:
         close = did_you_mean(command, COMMANDS)
         _fail(f"softpref: no command {command!r}{close}; see softpref --help.")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # from libraries
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(PrintableFormatter("%(message)s"))
-    log = logging.getLogger("softpref")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    if os.environ.get("RANK", "0") != "0":
-        log.setLevel(logging.ERROR)
-        os.environ["TQDM_DISABLE"] = "1"
     processes = os.environ.get("WORLD_SIZE", "1")
     if command not in SHARED and processes != "1":
         _fail(
@@ -193,10 +194,21 @@ def _run(arguments: Sequence[str] | None) -> None:
             f"only {' and '.join(SHARED)} share their work. Start it without torchrun or "
             "accelerate."
         )
+    with logging_to_terminal(verbosity):
+        try:
+            flags = read_flags(command, rest)
+        except UsageError as error:
+            _fail(f"softpref {command}: {error}")
+        set_up_libraries(verbosity, shows_bars=not getattr(flags, "disable_tqdm", False))
+        _call(command, rest)
+
+
+def _call(command: str, arguments: list[str]) -> None:
+    """Run a command, and say in one message what a user can do about an error."""
     from safetensors import SafetensorError
 
     try:
-        COMMANDS[command](rest)
+        COMMANDS[command](arguments)
     except UsageError as error:
         _fail(f"softpref {command}: {error}")
     except ImportError as error:  # an option needs a package that is not installed
@@ -216,8 +228,6 @@ def _run(arguments: Sequence[str] | None) -> None:
         text = "interrupted; run the same command to resume, sft and train from the last checkpoint"
         print(f"{text} (--save_steps)", file=sys.stderr)
         sys.exit(130)
-    finally:
-        log.removeHandler(handler)
 
 
 def _disk_message(error: Exception) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from softpref.options import option
 
@@ -51,11 +51,15 @@ STANDARD = Columns()
 class ColumnOptions:
     """Options of every command that reads pairs."""
 
-    prompt_column: str = option("Column that holds the prompt.", "prompt")
-    chosen_column: str = option("Column that holds the better response.", "chosen")
-    rejected_column: str = option("Column that holds the worse response.", "rejected")
+    GROUP: ClassVar[str] = "data"
+
+    prompt_column: str = option("Column that holds the prompt.", "prompt", metavar="NAME")
+    chosen_column: str = option("Column that holds the better response.", "chosen", metavar="NAME")
+    rejected_column: str = option(
+        "Column that holds the worse response.", "rejected", metavar="NAME"
+    )
     system_column: str | None = option(
-        "Column that holds a system message; rows of text become conversations."
+        "Column that holds a system message; rows of text become conversations.", metavar="NAME"
     )
 
     def columns(self) -> Columns:

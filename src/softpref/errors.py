@@ -18,6 +18,12 @@ def first_line(error: BaseException) -> str:
     return f"{first} {more[0].strip()}" if more and first.endswith(":") else first.rstrip(".")
 
 
+def has_package(name: str) -> bool:
+    """Return whether a package is installed, without importing it."""
+    found = importlib.util.find_spec(name)
+    return found is not None and found.origin is not None  # a mere folder has no origin
+
+
 def require_package(package: str, extra: str, what: str, otherwise: str = "") -> None:
     """Refuse a feature whose optional package is not installed.
 
@@ -30,7 +36,7 @@ def require_package(package: str, extra: str, what: str, otherwise: str = "") ->
     Raises:
         UsageError: the package is missing.
     """
-    if importlib.util.find_spec(package) is None:
+    if not has_package(package):
         remedy = f"pip install 'softpref[{extra}]'{otherwise}"
         raise UsageError(f"{what} needs the {package} package: {remedy}.")
 

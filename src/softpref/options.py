@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from softpref.errors import UsageError, refuse_streams
 
-USED_MOST = {
-    "bf16", "seed", "max_steps", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
-    "activation_checkpointing", "per_device_eval_batch_size",
-}  # fmt: skip
-"""Options of transformers' trainer that `--help` shows with our own."""
 LONGEST_CONFIG = 1_000_000
 """Bytes of a --config; PyYAML would take an hour for a data set given by mistake."""
 
@@ -54,7 +48,9 @@ class Help(str):
 def option(text: str, default: Any = None, **facts: Any) -> Any:
     """Declare an option with its help text and further facts.
 
-    `least` is its smallest allowed value; a command may read other facts with `facts_of`.
+    `least` is its smallest allowed value. `required` options must be given, `unless` the option
+    of that name is. `group`, `metavar` and `rare` are for `--help`; `softpref.declared` reads these
+    from the source, so they must be literals. A command may read other facts with `facts_of`.
     """
     help = Help(text)
     help.facts = facts
@@ -67,16 +63,36 @@ def facts_of(options: type) -> dict[str, Mapping[str, Any]]:
     return {name: text.facts if isinstance(text, Help) else {} for name, text in help.items()}
 
 
-def require(value: Any, flag: str) -> None:
-    """Refuse a missing value of a required option."""
-    if value in (None, "", []):
-        raise UsageError(f"{flag} is missing.")
+def require(options: Any, *names: str) -> None:
+    """Refuse missing values of options, by default of the required ones; name them all at once.
+
+    Raises:
+        UsageError: one or more are missing.
+    """
+    facts = dict.fromkeys(names, {"required": True}) if names else facts_of(type(options))
+    missing = missing_options(facts, vars(options))
+    if missing:
+        raise UsageError(missing_message(missing))
+
+
+def missing_options(facts: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> list[str]:
+    """Return the required options that were not given, by their facts."""
+    absent = {name for name in facts if given.get(name) in (None, "", [], False)}
+    return [
+        name
+        for name, of in facts.items()
+        if of.get("required") and name in absent and of.get("unless", name) in absent
+    ]
+
+
+def missing_message(names: Sequence[str]) -> str:
+    """Return a message that says which options are missing."""
+    *first, last = (f"--{name}" for name in names)
+    return f"{', '.join(first)} and {last} are missing." if first else f"{last} is missing."
 
 
 def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]:
     """Return the options' dataclasses, from --config and the flags that override it.
-
-    `--help` shows our own options, and `--help_all` also those of the library's trainer.
 
     Raises:
         UsageError: an option or key is unknown, or a value cannot be read.
@@ -84,32 +100,16 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
     from transformers import HfArgumentParser
 
     names = [field.name for option in options for field in fields(option) if field.init]
-    shown, epilog = set(names) & _own(options), None
-    config, flags = _split_config(arguments)
-    flags = [_with_underscores(flag) for flag in flags]
-    if "--help_all" in flags:
-        shown, flags = set(names), ["--help"]
-    elif len(shown) < len(names):
-        shown |= USED_MOST
-        epilog = f"{len(names) - len(shown & set(names))} more of transformers: --help_all"
+    config, flags = split_config(arguments)
+    flags = [with_underscores(flag) for flag in flags]
 
     class Parser(HfArgumentParser):
-        def add_argument(self, *flags: str, **kwargs: Any) -> argparse.Action:
-            if flags[0].startswith("--"):  # both spellings were normalized to this one
-                flags = flags[:1]
-                kwargs["help"] = _help(flags[0].lstrip("-") in shown, **kwargs)
-            return super().add_argument(*flags, **kwargs)
-
         def error(self, message: str) -> None:  # type: ignore[override]
             raise UsageError(f"{message}; see softpref {command} --help.")
 
-    prefix = _flags_from_yaml(config, names) if config else []
+    prefix = flags_from_yaml(config, names) if config else []
     _refuse_key_for_config_address(config, prefix, flags)
-    parser = Parser(
-        cast(Any, options), prog=f"softpref {command}", allow_abbrev=False, epilog=epilog,
-        usage=f"softpref {command} [--config FILE.yaml] [--option VALUE ...]",
-        formatter_class=argparse.HelpFormatter,
-    )  # fmt: skip
+    parser = Parser(cast(Any, options), add_help=False, allow_abbrev=False)
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             prefix + flags, return_remaining_strings=True
@@ -155,16 +155,16 @@ def refuse_impossible_seeds(options: Any) -> None:
                     raise UsageError(f"--{name} {seed}: must be at least 0 and below {2**32}.")
 
 
-def refuse_too_small(options: Any) -> None:
-    """Refuse values below an option's `least`.
+def refuse_too_small(options: Any, facts: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Refuse values below an option's `least`, by default from the facts of its dataclass.
 
     Raises:
         UsageError: the message names the option.
     """
-    for name, facts in facts_of(type(options)).items():
-        value = getattr(options, name)
-        if "least" in facts and value is not None and not value >= facts["least"]:
-            raise UsageError(f"--{name} {value}: must be at least {facts['least']}.")
+    for name, of in (facts or facts_of(type(options))).items():
+        value, least = getattr(options, name), of.get("least")
+        if None not in (least, value) and not value >= least:
+            raise UsageError(f"--{name} {value}: must be at least {least}.")
 
 
 def refuse_unread(options: Any, chooser: str) -> None:
@@ -224,25 +224,8 @@ def _refuse_non_utf8(options: Any) -> None:
                 raise UsageError(f"--{name} {text}: is not UTF-8 text; rename it.")
 
 
-def _help(is_shown: bool, help: str = "", default: Any = None, **_: Any) -> str:
-    """Return an option's help, with its default if it has one."""
-    if not is_shown or help.startswith("Unused"):
-        return argparse.SUPPRESS
-    return help if default in (None, "", False) else f"{help} (default: {default})"
-
-
-def _own(options: Iterable[type]) -> set[str]:
-    """Return the names of the options that this project declares, not a library."""
-    return {
-        name
-        for option in options
-        for base in option.__mro__
-        if base.__module__.startswith("softpref.")
-        for name in base.__annotations__
-    }
-
-
-def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+def split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Return the file that --config names, and the arguments without it."""
     for i, argument in enumerate(arguments):
         if argument == "--config":
             if i + 1 == len(arguments):
@@ -253,14 +236,20 @@ def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def _with_underscores(argument: str) -> str:
+def with_underscores(argument: str) -> str:
+    """Return a flag in the canonical spelling."""
     if not argument.startswith("--"):
         return argument
     flag, equals, value = argument.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 
-def _flags_from_yaml(path: str, names: list[str]) -> list[str]:
+def flags_from_yaml(path: str, names: list[str]) -> list[str]:
+    """Return a --config as flags.
+
+    Raises:
+        UsageError: a key or value is not allowed there.
+    """
     content = _read_yaml(path)
     if not isinstance(content, dict):
         raise UsageError(f"--config {path}: write `key: value` lines, one option each.")

@@ -1,7 +1,6 @@
 """Progress of a long pass: a bar on a terminal, a line every 30 seconds in a log."""
 
 import logging
-import sys
 from time import monotonic
 
 from tqdm import tqdm
@@ -28,12 +27,12 @@ class Progress:
     ) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._before = self._done = done
-        self._is_silent = is_silent or sys.stderr.isatty()
         self._start = self._last = monotonic()
         off = is_silent or None  # None: tqdm checks for a terminal
         self._bar = tqdm(
             desc=what, total=total, initial=done, unit=unit, leave=False, delay=1, disable=off
         )
+        self._is_silent = is_silent or not self._bar.disable
 
     def __enter__(self) -> "Progress":
         return self

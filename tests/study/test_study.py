@@ -203,12 +203,11 @@ def test_an_interrupted_study_starts_no_further_runs(tmp_path):
         ("table1", {"methods": ["ppo"]}, "--methods ppo"),
         ("table1", {"noise": [1.0]}, "--noise 1.0"),
         ("table1", {"jobs": 0}, "--jobs 0"),
-        ("table1", {"preset": "tiny"}, "--model is missing"),
+        ("table1", {"preset": "tiny"}, "--model, --train, --clean and --test are missing"),
         ("table1", {"model": "somewhere"}, "--model is not read by --preset world"),
         ("table1", {"sft_data": ["all"]}, "--sft_data all: choose from disjoint"),
         ("table1", {"scorers": ["audit"]}, "--scorers: table1 measures methods"),
         ("audit", {"scorers": ["guess"]}, "--scorers guess: choose from ppl_diff"),
-        ("table1", {"dry_run": True}, "--dry_run works with --preset paper"),
         ("table1", {"preset": "paper", "data": "hh"}, "--model is missing"),
         ("table1", {"preset": "paper", "data": "hh", "model": "gpt-2"}, "--model gpt-2: choose"),
         (

@@ -7,7 +7,8 @@ from dataclasses import fields
 from softpref.algorithm.methods import METHODS
 from softpref.options import facts_of
 from softpref.training.align import AlignFiles
-from softpref.training.config import FIXED, MSPOConfig
+from softpref.training.config import MSPOConfig
+from softpref.training.conflicts import FIXED
 from softpref.training.identity import IDENTITY, SFT_IDENTITY
 from softpref.training.sft import SFTFiles, SFTOptions
 

@@ -16,6 +16,7 @@ from typing import Any
 from datasets import Dataset
 
 from softpref.auditing.beliefs import pair_beliefs
+from softpref.auditing.dry_run import log_cost
 from softpref.auditing.explanations import explain_pairs
 from softpref.auditing.export import (
     CLEANED,
@@ -35,7 +36,7 @@ from softpref.auditing.summary import Summary, evidence_skill, summarise
 from softpref.data.bad_rows import BadRow
 from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import dataset_rows
-from softpref.data.sources import load_pairs, names_of
+from softpref.data.sources import LoadedPairs, load_pairs, names_of
 from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
@@ -95,7 +96,12 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             verdicts that the judge has already given are written then. It is also raised after
             the audit is written, if `export` needs evidence that the data do not give.
     """
-    require(options.output, "--output")
+    require(options)
+    if options.dry_run:
+        complete = _complete(options)
+        loaded, clean, _ = _load(complete)
+        log_cost(loaded, clean, complete, judge)
+        return
     output = directory_to_write(options.output)
     _refuse_other_contents(output)
     complete = _complete(options)
@@ -186,8 +192,7 @@ def _complete(options: AuditOptions) -> AuditOptions:
     complete = options_of_run(options) if options.run else options
     unset = {name: value for name, value in DEFAULTS.items() if getattr(complete, name) is None}
     complete = dataclasses.replace(complete, **unset)
-    for needed in ("model", "data", "clean"):
-        require(getattr(complete, needed), f"--{needed}")
+    require(complete, "model", "data", "clean")
     refuse_unknown_choices(complete)
     refuse_too_small(complete)
     refuse_impossible_seeds(complete)
@@ -198,17 +203,14 @@ def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptio
     """Audit by complete options; `given` are the user's own, without those of a run."""
     judge = None
     if judge_options:
-        require(options.output, "--output")
+        require(options, "output")
         directory_to_write(options.output)
         check_judge(judge_options)
         judge = make_judge(judge_options)  # fails before the pairs are scored
     signals = _signals(options.signals)
     opinions = _as_list(options.reward_model)
-    columns = {name: getattr(options, name) for name in COLUMN_OPTIONS}
-    model, data, output = str(options.model), options.data, options.output
-    files = AlignFiles(model, data, options.clean, None, output, options.mix, **columns)
-    loaded, clean, _, provenance = load_sets(files, options.on_bad_row, options.seed)
-    assert clean is not None
+    model, output = str(options.model), options.output
+    loaded, clean, provenance = _load(options)
     labels = None
     if options.run:
         require_same_pairs(given, loaded, clean)
@@ -235,6 +237,16 @@ def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptio
         loaded.fingerprint,
         scored.unused,
     )
+
+
+def _load(options: AuditOptions) -> tuple[LoadedPairs, LoadedPairs, str]:
+    """Return the pairs to audit, the trusted pairs, and where the trust in these comes from."""
+    columns = {name: getattr(options, name) for name in COLUMN_OPTIONS}
+    paths = (str(options.model), options.data, options.clean, None, options.output)
+    files = AlignFiles(*paths, options.mix, **columns)
+    loaded, clean, _, provenance = load_sets(files, options.on_bad_row, options.seed)
+    assert clean is not None
+    return loaded, clean, provenance
 
 
 def _signals(given: Sequence[str] | None) -> list[SignalName]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from softpref.columns import ColumnOptions
 from softpref.data.column_cache import REFERENCE_CACHE
@@ -21,45 +21,82 @@ COLUMN_OPTIONS = [field.name for field in dataclasses.fields(ColumnOptions)]
 class AuditOptions(ColumnOptions):
     """Options of `softpref audit`."""
 
-    model: str | None = option("The model that scores the pairs: a directory or hub id.")
-    data: list[str] | str = option(
-        "Pairs to audit: JSONL, JSON, Parquet, CSV or hub id; several files are one set.", ""
+    GROUP: ClassVar[str] = "data"
+
+    model: str | None = option(
+        "The model that scores the pairs: a directory or hub id.",
+        required=True,
+        unless="run",
+        metavar="DIR|ID",
     )
-    clean: str | None = option("Trusted pairs: a file, or a number of pairs to hold out.")
+    data: list[str] | str = option(
+        "Pairs to audit: JSONL, JSON, Parquet, CSV or hub id; several files are one set.",
+        "",
+        required=True,
+        unless="run",
+        metavar="FILE",
+    )
+    clean: str | None = option(
+        "Trusted pairs: a file, or a number of pairs to hold out.",
+        required=True,
+        unless="run",
+        metavar="FILE|N",
+    )
     run: str | None = option(
         "A finished run of mspo or evidence, instead of --model: its labels and its policy; "
-        "--data and --clean default to those of the run."
+        "--data and --clean default to those of the run.",
+        metavar="DIR",
     )
-    output: str = option("Directory for the audit; an earlier audit in it is replaced.", "")
+    output: str = option(
+        "Directory for the audit; an earlier audit in it is replaced.",
+        "",
+        required=True,
+        unless="dry_run",
+        metavar="DIR",
+    )
     signals: list[str] | None = option(
         "Signals to read from each pair in one pass: ppl_diff (always), length, content (what the "
-        "responses say); default: all."
+        "responses say); default: all.",
+        group="method",
+        metavar="NAME",
     )
     reward_model: list[str] | None = option(
         "Reward models whose opinions are further signals: sequence classifiers with one output, "
-        "directories or hub ids. Each scores every response once."
+        "directories or hub ids. Each scores every response once.",
+        group="method",
+        metavar="DIR|ID",
     )
     export: Literal["keep", "soft", "drop", "flip"] | None = option(
         "How cleaned.jsonl treats suspects: `soft` adds each label's probability as `soft_label`, "
         "`keep` marks them, `drop` removes them, `flip` swaps the responses; default soft, or keep "
-        "if no signal distinguishes right labels from wrong ones."
+        "if no signal distinguishes right labels from wrong ones.",
+        group="output",
     )
     force: bool = option(
-        "Apply --export even if no signal distinguishes right labels from wrong ones.", False
+        "Apply --export even if no signal distinguishes right labels from wrong ones.",
+        False,
+        group="output",
     )
     marks: str | None = option(
-        "Reviewer marks exported from report.html, to apply to cleaned.jsonl."
+        "Reviewer marks exported from report.html, to apply to cleaned.jsonl.",
+        group="output",
+        metavar="FILE",
     )
     max_length: int = option("Maximum tokens in prompt plus response; default 1024.", least=2)
-    batch_size: int = option("Pairs in one forward pass.", 8, least=1)
+    batch_size: int = option("Pairs in one forward pass.", 8, least=1, group="hardware")
     ppl_scope: Literal["response", "sequence", "sequence_per_response_token"] = option(
-        "Which tokens count in PPLDiff; default `response`."
+        "Which tokens count in PPLDiff; default `response`.", group="method"
     )
-    bf16: bool = option("Score in bfloat16.", False)
+    bf16: bool = option("Score in bfloat16.", False, group="hardware")
     seed: int = option("Seed for the pairs that --clean N holds out; default 42.")
     on_bad_row: Literal["stop", "skip"] = option(
         "Stop at a bad row, or skip it; default `stop`, or the run's choice."
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
-    mix: list[float] | None = option(MIX)
-    reference_cache: str | None = option(REFERENCE_CACHE)
+    mix: list[float] | None = option(MIX, metavar="SHARE")
+    dry_run: bool = option(
+        "Read the data, load the model, log the time the audit would take, and stop.",
+        False,
+        group="output",
+    )
+    reference_cache: str | None = option(REFERENCE_CACHE, metavar="DIR")

@@ -23,7 +23,7 @@ from softpref.models.layout import choose_layout, longest_pairs
 from softpref.models.loading import context_length, load_policy, load_tokenizer, on_accelerator
 from softpref.models.reference import fingerprint_weights, with_reference
 from softpref.models.scoring import Scorer, starting_ppl_diff
-from softpref.training.preparation import prepare, require_fit
+from softpref.training.preparation import Prepared, prepare, require_fit
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,32 @@ class ScoredSets:
     unused: tuple[BadRow, ...] = ()
 
 
+def load_scorer(
+    model: str,
+    loaded: LoadedPairs,
+    clean: LoadedPairs,
+    options: AuditOptions,
+    option: str = "--model",
+) -> tuple[Scorer, Prepared]:
+    """Return who scores, and both sets tokenized for it.
+
+    Raises:
+        UsageError: there is no such model, or a set cannot be used.
+    """
+    remote = options.trust_remote_code
+    tokenizer = load_tokenizer(model, trust_remote_code=remote, option=option)
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    policy = load_policy(model, trust_remote_code=remote, dtype=dtype, option=option)
+    limits = (options.max_length, context_length(policy))
+    prepared = prepare(loaded, clean, None, tokenizer, *limits, options.on_bad_row)
+    require_fit(on_accelerator(policy), tokenizer, prepared)
+    layout = choose_layout("auto", policy, longest_pairs(prepared.train, prepared.clean))
+    logger.info("layout: %s", layout.why)
+    collate = layout.apply(policy)
+    scorer = Scorer(policy, collate, options.ppl_scope, options.batch_size, options.bf16)
+    return scorer, prepared
+
+
 def score_sets(
     model: str,
     loaded: LoadedPairs,
@@ -74,21 +100,10 @@ def score_sets(
     Raises:
         UsageError: there is no such model, or a set cannot be used.
     """
-    remote = options.trust_remote_code
-    tokenizer = load_tokenizer(model, trust_remote_code=remote, option=option)
-    dtype = torch.bfloat16 if options.bf16 else torch.float32
-    policy = load_policy(model, trust_remote_code=remote, dtype=dtype, option=option)
-    limits = (options.max_length, context_length(policy))
-    prepared = prepare(loaded, clean, None, tokenizer, *limits, options.on_bad_row)
+    scorer, prepared = load_scorer(model, loaded, clean, options, option)
     assert prepared.clean is not None
     unused = prepared.record["train"]["bad_rows"]
-    require_fit(on_accelerator(policy), tokenizer, prepared)
-    probe = longest_pairs(prepared.train, prepared.clean)
-    layout = choose_layout("auto", policy, probe)
-    logger.info("layout: %s", layout.why)
-    collate = layout.apply(policy)
-    scorer = Scorer(policy, collate, options.ppl_scope, options.batch_size, options.bf16)
-    weights = fingerprint_weights(policy)
+    weights = fingerprint_weights(scorer.policy)
     scored, trusted = (
         with_reference(scorer, pairs, weights, cache, what)
         for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))

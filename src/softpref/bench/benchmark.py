@@ -100,8 +100,8 @@ class BenchOptions:
         "`cpu`: a 6 M model in float32; `gpu`: a 1 B model in bfloat16; about ten minutes each.",
         "cpu",
     )
-    json: str | None = option("Write the numbers to this file.")
-    plot: str | None = option("Plot the step times to this PNG.")
+    json: str | None = option("Write the numbers to this file.", metavar="FILE")
+    plot: str | None = option("Plot the step times to this PNG.", metavar="FILE")
     rounds: int | None = option("Timed steps of each contestant; default: the preset's.", least=1)
 
 

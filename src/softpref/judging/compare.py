@@ -34,22 +34,33 @@ class CompareOptions:
     """Files and options of `softpref compare`."""
 
     responses: list[str] | None = option(
-        "Files of responses, each FILE or NAME=FILE; files with the same name are runs of a method."
+        "Files of responses, each FILE or NAME=FILE; those of one name are runs of a method.",
+        required=True,
+        metavar="FILE",
     )
-    baseline: str | None = option("Baseline responses to the same prompts.")
-    output: str = option("Output directory; the same command resumes there.", "")
+    baseline: str | None = option(
+        "Baseline responses to the same prompts.", required=True, metavar="FILE"
+    )
+    output: str = option(
+        "Output directory; the same command resumes there.", "", required=True, metavar="DIR"
+    )
     head_to_head: bool = option("Also compare the methods with each other, run by run.", False)
     controls: bool = option(
         "Also test the judge on a constant answer, identical answers and prompt injection attacks, "
         "and report whether it is fit.",
         False,
+        group="judge",
     )
     second_judge: str | None = option(
-        "YAML file with a second judge's options, to measure the agreement of both judges."
+        "YAML file with a second judge's options, to measure the agreement of both judges.",
+        group="judge",
+        metavar="FILE",
     )
     second_judge_key: str | None = option(
         "NAME=ADDRESS for --second_judge: the environment variable with the API key, and the "
-        "address to send it to, equal to base_url in the file."
+        "address to send it to, equal to base_url in the file.",
+        group="judge",
+        metavar="NAME=ADDRESS",
     )
 
 
@@ -59,8 +70,7 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     Raises:
         UsageError: options or files are invalid, or a judge cannot be asked.
     """
-    for name in ("responses", "baseline", "output"):
-        require(getattr(files, name), f"--{name}")
+    require(files)
     output = directory_to_write(files.output)
     check_judge(options)
     second = None

@@ -44,10 +44,19 @@ PromptFormat = Literal["auto", "chat", "plain"]
 class GenerateOptions:
     """Options of `softpref generate`."""
 
-    model: str = option("Model or adapter: directory or hub id.", "")
-    prompts: str = option("File or hub id of rows with `prompt`, text or messages.", "")
-    output: str = option("New JSONL file; the same command resumes after an interruption.", "")
-    limit: int | None = option("Use only the first N prompts; default: all.", least=1)
+    model: str = option(
+        "Model or adapter: directory or hub id.", "", required=True, metavar="DIR|ID"
+    )
+    prompts: str = option(
+        "File or hub id of rows with `prompt`, text or messages.", "", required=True, metavar="FILE"
+    )
+    output: str = option(
+        "New JSONL file; the same command resumes after an interruption.",
+        "",
+        required=True,
+        metavar="FILE",
+    )
+    limit: int | None = option("Use only the first N prompts; default: all.", least=1, group="data")
     samples: int = option("Responses per prompt.", 1, least=1)
     max_new_tokens: int | None = option(
         "Maximum tokens in a response; default: 512, or what the model's context leaves.", least=1
@@ -61,13 +70,13 @@ class GenerateOptions:
         "plain",
     )
     seed: int = option("Seed of sampling.", 0)
-    batch_size: int = option("Prompts per batch.", 16, least=1)
+    batch_size: int = option("Prompts per batch.", 16, least=1, group="hardware")
     prompt_format: PromptFormat = option(
         "`chat`: a user turn in the model's chat template; `plain`: unchanged text; `auto`: "
         "messages with the template, text unchanged.",
         "auto",
     )
-    bf16: bool = option("Run the model in bfloat16.", False)
+    bf16: bool = option("Run the model in bfloat16.", False, group="hardware")
     trust_remote_code: bool = option("Run code that comes with the model.", False)
 
 
@@ -242,8 +251,7 @@ def _model_settings(policy: nn.Module, options: GenerateOptions) -> dict[str, An
 
 
 def _check(options: GenerateOptions) -> None:
-    for name in ("model", "prompts", "output"):
-        require(getattr(options, name), f"--{name}")
+    require(options)
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(f"--output {options.output}: name a .jsonl file.")
     _require_new(file_to_write(options.output))

@@ -27,14 +27,31 @@ logger = logging.getLogger(__name__)
 class JudgeFiles:
     """Files of `softpref judge`."""
 
-    responses: str | None = option("Responses to judge: rows of prompt, response.")
-    baseline: str | None = option("Baseline responses to the same prompts.")
+    responses: str | None = option(
+        "Responses to judge: rows of prompt, response.",
+        required=True,
+        unless="check",
+        group="data",
+        metavar="FILE",
+    )
+    baseline: str | None = option(
+        "Baseline responses to the same prompts.",
+        required=True,
+        unless="check",
+        group="data",
+        metavar="FILE",
+    )
     check: str | None = option(
         "Measure the judge instead, on pairs whose better response is known (prompt, response_1, "
-        "response_2, gold)."
+        "response_2, gold).",
+        group="data",
+        metavar="FILE",
     )
     output: str = option(
-        "Output directory; the same command resumes there, and asks nothing twice.", ""
+        "Output directory; the same command resumes there, and asks nothing twice.",
+        "",
+        required=True,
+        metavar="DIR",
     )
 
 
@@ -44,7 +61,7 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
     Raises:
         UsageError: options or files are invalid, or the judge cannot be asked.
     """
-    require(files.output, "--output")
+    require(files)
     output = directory_to_write(files.output)
     check_judge(options)
     if files.check:
@@ -52,8 +69,6 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
             raise UsageError("--check measures the judge: remove --responses and --baseline.")
         comparisons = load_gold(files.check)
     else:
-        require(files.responses, "--responses")
-        require(files.baseline, "--baseline")
         comparisons = join(str(files.responses), str(files.baseline))
     judge = make_judge(options)
     with VerdictLog(output / "verdicts.jsonl") as log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
@@ -13,14 +13,11 @@ from softpref.options import option, parse, refuse_too_small, refuse_unread, req
 JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
 
 
-def _of(kinds: str, text: str, default: Any = None, **facts: Any) -> Any:
-    """Declare an option that some kinds of judge read; its help text begins with them."""
-    return option(f"{kinds}: {text}", default, read_by=tuple(kinds.split(", ")), **facts)
-
-
 @dataclass
 class JudgeOptions:
     """Options of the judge and its questions."""
+
+    GROUP: ClassVar[str] = "judge"
 
     judge: JudgeKind = option(
         "`endpoint`: a chat model behind an OpenAI-compatible API; `reward_model`: a sequence "
@@ -32,18 +29,22 @@ class JudgeOptions:
         "endpoint: the model's name; reward_model, implicit_reward: directory or hub id.",
         read_by=("endpoint", "reward_model", "implicit_reward"),
     )
-    judge_reference: str | None = _of("implicit_reward", "the model before its training.")
-    base_url: str | None = _of("endpoint", "its address, up to /v1; default: OpenAI's.")
-    api_key_env: str | None = _of(
-        "endpoint",
-        "the environment variable with the key, its only source; default: OPENAI_API_KEY for "
-        "OpenAI's address, none for others.",
+    judge_reference: str | None = option(
+        "implicit_reward: the model before its training.", read_by=("implicit_reward",)
     )
-    structured_output: Literal["schema", "words"] = _of(
-        "endpoint",
-        "`schema` enforces a JSON schema; `words` only describes the reply in the prompt, for "
-        "older models and some servers.",
+    base_url: str | None = option(
+        "endpoint: its address, up to /v1; default: OpenAI's.", read_by=("endpoint",)
+    )
+    api_key_env: str | None = option(
+        "endpoint: the environment variable with the key, its only source; default: "
+        "OPENAI_API_KEY for OpenAI's address, none for others.",
+        read_by=("endpoint",),
+    )
+    structured_output: Literal["schema", "words"] = option(
+        "endpoint: `schema` enforces a JSON schema; `words` only describes the reply in the "
+        "prompt, for older models and some servers.",
         "schema",
+        read_by=("endpoint",),
     )
     orders: Literal["both", "one"] = option(
         "Ask in both orders, where a verdict that changes is a tie, or in one random order, as in "
@@ -52,30 +53,50 @@ class JudgeOptions:
         read_by=("endpoint",),
     )
     order_seed: int = option("Seed of the random order.", 0, read_by=("endpoint",))
-    concurrency: int = _of("endpoint", "maximum concurrent calls; in a study, per job.", 8, least=1)
-    timeout_s: float = _of("endpoint", "maximum seconds of one attempt of a call.", 60.0)
-    max_retries: int = _of(
-        "endpoint",
-        "retries of a call after 429, 5xx, a timeout or a broken connection.",
+    concurrency: int = option(
+        "endpoint: maximum concurrent calls; in a study, per job.",
+        8,
+        read_by=("endpoint",),
+        least=1,
+    )
+    timeout_s: float = option(
+        "endpoint: maximum seconds of one attempt of a call.", 60.0, read_by=("endpoint",)
+    )
+    max_retries: int = option(
+        "endpoint: retries of a call after 429, 5xx, a timeout or a broken connection.",
         6,
+        read_by=("endpoint",),
         least=0,
     )
-    max_reply_tokens: int = _of("endpoint", "maximum tokens in a reply.", 400, least=1)
-    price_input: float | None = _of("endpoint", "dollars per million input tokens.", least=0)
-    price_output: float | None = _of("endpoint", "dollars per million output tokens.", least=0)
-    max_cost: float | None = _of(
-        "endpoint",
-        "maximum dollars for this output, or for one run of a study; a call that could exceed it "
-        "is not made.",
+    max_reply_tokens: int = option(
+        "endpoint: maximum tokens in a reply.", 400, read_by=("endpoint",), least=1
+    )
+    price_input: float | None = option(
+        "endpoint: dollars per million input tokens.", read_by=("endpoint",), least=0
+    )
+    price_output: float | None = option(
+        "endpoint: dollars per million output tokens.", read_by=("endpoint",), least=0
+    )
+    max_cost: float | None = option(
+        "endpoint: maximum dollars for this output, or for one run of a study; a call that "
+        "could exceed it is not made.",
+        read_by=("endpoint",),
         least=0,
     )
     retry_failed: bool = option("Repeat the failed calls of an earlier run.", False)
-    judge_batch_size: int = _of("reward_model, implicit_reward", "pairs per batch.", 16, least=1)
+    judge_batch_size: int = option(
+        "reward_model, implicit_reward: pairs per batch.",
+        16,
+        read_by=("reward_model", "implicit_reward"),
+        least=1,
+    )
 
 
 @dataclass
 class OptionalJudge(JudgeOptions):
     """Judge options of a command whose judge is optional."""
+
+    GROUP: ClassVar[str] = "judge"
 
     judge: JudgeKind | None = option(  # type: ignore[assignment]
         "Also ask a judge which response is better, pair by pair: `endpoint`, a chat model behind "
@@ -105,10 +126,10 @@ def check_judge(options: JudgeOptions) -> None:
         UsageError: the message names the option and the remedy.
     """
     refuse_unread(options, "judge")
-    if options.judge != "checker":
-        require(options.judge_model, "--judge_model")
     if options.judge == "implicit_reward":
-        require(options.judge_reference, "--judge_reference")
+        require(options, "judge_model", "judge_reference")
+    elif options.judge != "checker":
+        require(options, "judge_model")
     refuse_too_small(options)
     if not 0 < options.timeout_s < math.inf:
         raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")

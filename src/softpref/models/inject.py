@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from softpref.columns import ColumnOptions
 from softpref.data.noise import Injected, inject, require_new_file, require_rate
@@ -12,31 +12,51 @@ from softpref.options import option, refuse_unread, require
 from softpref.terminal import say
 
 
-def _of(kind: str, text: str, default: Any = None, **facts: Any) -> Any:
-    """Declare an option that one kind of noise reads; its help text begins with it."""
-    return option(f"Of {kind}: {text}", default, read_by=(kind,), **facts)
-
-
 @dataclass
 class InjectOptions(ColumnOptions):
     """Options of `softpref inject`."""
 
-    input: str = option("Pairs: JSONL, JSON, Parquet, CSV or hub id.", "")
-    output: str = option("New file; its ending says the format.", "")
+    input: str = option(
+        "Pairs: JSONL, JSON, Parquet, CSV or hub id.", "", required=True, metavar="FILE"
+    )
+    output: str = option("New file; its ending says the format.", "", required=True, metavar="FILE")
     kind: Literal["random", "difficulty"] = option(
         "`random`: every label with one probability; `difficulty`: hard pairs more often, those "
         "whose responses a surrogate model finds nearly as likely as each other.",
         "random",
+        group="method",
     )
-    rate: float | None = _of("random", "probability of a flip, at least 0 and below 1.")
+    rate: float | None = option(
+        "Of random: probability of a flip, at least 0 and below 1.",
+        read_by=("random",),
+        group="method",
+    )
     seed: int = option("Seed of the draws.", 0)
-    model: str | None = _of("difficulty", "the surrogate, a directory or hub id.")
-    hard_rate: float | None = _of("difficulty", "flips of the harder half; default 0.4.")
-    easy_rate: float | None = _of("difficulty", "flips of the other half; default 0.1.")
-    max_length: int | None = _of(
-        "difficulty", "maximum tokens in prompt plus response; default 1024.", least=2
+    model: str | None = option(
+        "Of difficulty: the surrogate, a directory or hub id.",
+        read_by=("difficulty",),
+        group="method",
+        metavar="DIR|ID",
     )
-    trust_remote_code: bool = _of("difficulty", "run code that comes with the model.", False)
+    hard_rate: float | None = option(
+        "Of difficulty: flips of the harder half; default 0.4.",
+        read_by=("difficulty",),
+        group="method",
+    )
+    easy_rate: float | None = option(
+        "Of difficulty: flips of the other half; default 0.1.",
+        read_by=("difficulty",),
+        group="method",
+    )
+    max_length: int | None = option(
+        "Of difficulty: maximum tokens in prompt plus response; default 1024.",
+        read_by=("difficulty",),
+        least=2,
+        group="data",
+    )
+    trust_remote_code: bool = option(
+        "Of difficulty: run code that comes with the model.", False, read_by=("difficulty",)
+    )
 
 
 def run_inject(options: InjectOptions) -> None:
@@ -83,8 +103,7 @@ def _by_difficulty(options: InjectOptions) -> tuple[Injected, str]:
 
 
 def _check(options: InjectOptions) -> None:
-    for name in ("input", "output"):
-        require(getattr(options, name), f"--{name}")
+    require(options)
     refuse_unread(options, "kind")
     if options.kind == "random" and options.rate is None:
         raise UsageError("--rate is missing: give a share of pairs in [0, 1), such as 0.4.")

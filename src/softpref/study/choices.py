@@ -44,7 +44,7 @@ class StudyOptions:
         "World: whether PPLDiff is reliable, or favors the wrong answer to some prompts.",
         "informative",
     )
-    methods: list[str] | None = option("Methods; default: the target's.")
+    methods: list[str] | None = option("Methods; default: the target's.", metavar="NAME")
     noise: list[float] | None = option("Noise rates, shares in [0, 1); default: the target's.")
     seeds: list[int] | None = option(
         "Seeds; default 0 1 2. Use seeds from 1000 on for development."
@@ -52,37 +52,48 @@ class StudyOptions:
     recipe: Literal["recommended", "faithful"] = option("Recipe of the runs.", "recommended")
     sft_data: list[str] | None = option(
         "Training data of SFT: `disjoint` pairs (default), or in a second pass `clean_chosen` "
-        "(default with --recipe faithful) or `noisy_chosen` responses of the training pairs."
+        "(default with --recipe faithful) or `noisy_chosen` responses of the training pairs.",
+        metavar="NAME",
     )
     scorers: list[str] | None = option(
         "audit, audit_difficulty: methods of finding wrong labels; default: all. "
-        "`confident_learning` needs cleanlab, which softpref[cleanlab] installs."
+        "`confident_learning` needs cleanlab, which softpref[cleanlab] installs.",
+        metavar="NAME",
     )
     judge: str | None = option(
         "YAML file with the options of `softpref judge`, for the judge of every win rate; `none`: "
         "no judge. Default: the checker in `world`, none in `tiny`, and gpt-4-0613 in one random "
-        "order in `paper`, as in the paper."
+        "order in `paper`, as in the paper.",
+        metavar="FILE",
     )
     judge_key: str | None = option(
         "NAME=ADDRESS for --judge: the environment variable with the API key, and the address "
-        "to send it to, which is base_url in the file."
+        "to send it to, which is base_url in the file.",
+        metavar="NAME=ADDRESS",
     )
-    jobs: int = option("Worker processes, one thread each; default: one per processor.", least=1)
+    jobs: int = option(
+        "Worker processes, one thread each; default: one per processor.", least=1, group="hardware"
+    )
     model: str | None = option(
-        "tiny: the SFT model; paper: llama-2-7b or phi-2; real: a directory or hub id."
+        "tiny: the SFT model; paper: llama-2-7b or phi-2; real: a directory or hub id.",
+        metavar="DIR|ID",
     )
-    data: str | None = option("paper: hh (Golden HH) or oasst1.")
-    dry_run: bool = option("paper, real: log the cost of the grid, and run nothing.", False)
-    train: str | None = option("tiny: training pairs.")
-    clean: str | None = option("tiny: trusted pairs.")
-    test: str | None = option("tiny: pairs to evaluate on.")
+    data: str | None = option("paper: hh (Golden HH) or oasst1.", metavar="NAME")
+    dry_run: bool = option(
+        "Log the runs of the grid, and for paper and real their cost, and run nothing.", False
+    )
+    train: str | None = option("tiny: training pairs.", metavar="FILE")
+    clean: str | None = option("tiny: trusted pairs.", metavar="FILE")
+    test: str | None = option("tiny: pairs to evaluate on.", metavar="FILE")
     pairs: list[str] | None = option(
         "real: files of pairs, each one a separate set: with right labels, or with response_1, "
-        "response_2, gold and judges."
+        "response_2, gold and judges.",
+        metavar="FILE",
     )
     labels: list[str] | None = option(
         "real: source of training labels: `flips:RATE`, or `judge:NAME` for the verdicts in the "
-        "column judges; default flips:0 flips:0.2 flips:0.4."
+        "column judges; default flips:0 flips:0.2 flips:0.4.",
+        metavar="SOURCE",
     )
     trusted_pairs: int | None = option("real: trusted pairs per cell; default 140.", least=1)
     train_pairs: int | None = option("real: maximum training pairs per cell; default 400.", least=1)
@@ -91,10 +102,22 @@ class StudyOptions:
         "real: maximum characters in prompt and both responses; drop longer pairs; default 700.",
         least=1,
     )
-    learning_rate: float | None = option("real: peak learning rate of the adapter; default 2e-4.")
-    epochs: float | None = option("real: passes over the training pairs; default 1.")
-    bf16: bool | None = option("real: run in bfloat16, on a CPU too; default: float32.")
-    output: str = option("Directory of the study; an interrupted study resumes in it.", "")
+    learning_rate: float | None = option(
+        "real: peak learning rate of the adapter; default 2e-4.", group="optimizer"
+    )
+    epochs: float | None = option(
+        "real: passes over the training pairs; default 1.", group="optimizer"
+    )
+    bf16: bool | None = option(
+        "real: run in bfloat16, on a CPU too; default: float32.", group="hardware"
+    )
+    output: str = option(
+        "Directory of the study; an interrupted study resumes in it.",
+        "",
+        required=True,
+        unless="dry_run",
+        metavar="DIR",
+    )
 
 
 def selected_cells(target: Target, options: StudyOptions) -> list[Cell]:
@@ -125,7 +148,7 @@ def validated(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
             f"{', '.join(TARGETS)}."
         )
     if not options.dry_run:
-        require(options.output, "--output")
+        require(options, "output")
         directory_to_write(options.output)
     _refuse_unknown("methods", options.methods, METHODS)
     _refuse_unknown("sft_data", options.sft_data, SFT_DATA)
@@ -133,8 +156,6 @@ def validated(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:
         if not 0 <= rate < 1:
             raise UsageError(f"--noise {rate}: give shares of pairs in [0, 1).")
     refuse_too_small(options)
-    if options.dry_run and options.preset not in ("paper", "real"):
-        raise UsageError("--dry_run works with --preset paper or real only: leave it out.")
     _refuse_foreign_options(options)
     if options.preset == "real":
         return REAL, _on_real(name, options), Path(options.output)
@@ -195,8 +216,8 @@ NOT_REAL = {"noise": "--labels", "sft_data": "", "scorers": "", "judge": "--labe
 
 def _refuse_foreign_options(options: StudyOptions) -> None:
     own = FILES[options.preset]
-    for flag in own:
-        require(getattr(options, flag), f"--{flag}")
+    if own:
+        require(options, *own)
     optional = ONLY_REAL if options.preset == "real" else ()
     for flag in {flag: None for flags in (*FILES.values(), ONLY_REAL) for flag in flags}:
         if flag not in (*own, *optional) and getattr(options, flag) is not None:

@@ -75,7 +75,9 @@ END = "One seed of a small world shows how the method works, not how well it doe
 class DemoOptions:
     """Options of `softpref demo`."""
 
-    output: str = option("Directory for the demo; an earlier demo in it is replaced.", "runs/demo")
+    output: str = option(
+        "Directory for the demo; an earlier demo in it is replaced.", "runs/demo", metavar="DIR"
+    )
     noise_rate: float = option("Share of training labels to flip.", 0.4)
     seed: int = option("Seed for world, models and flips.", 1000)
 

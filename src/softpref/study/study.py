@@ -105,7 +105,14 @@ def run_study(name: str, options: StudyOptions) -> None:
 def _dry_run(preset: Preset, options: StudyOptions, cells: Sequence[Cell], jobs: int) -> str:
     if isinstance(preset, RealPreset):
         return f"{_timed(preset, cells, jobs)} Nothing was run."
-    return estimate(str(options.model), cells, preset.judge)
+    if options.preset == "paper":
+        return estimate(str(options.model), cells, preset.judge)
+    shared = len(dict.fromkeys(map(preset.shared_key, cells)))
+    methods = ", ".join(dict.fromkeys(cell.method for cell in cells))
+    return (
+        f"{len(cells)} runs ({methods}) after {shared} preparations that they share, in {jobs} "
+        "processes of one thread. Nothing was run."
+    )
 
 
 def _timed(preset: RealPreset, cells: Sequence[Cell], jobs: int) -> str:

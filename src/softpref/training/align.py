@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -42,6 +42,7 @@ from softpref.training.output import (
     write_lines,
     write_text,
 )
+from softpref.training.progress_lines import show_progress_lines
 from softpref.training.seals import MANIFEST, write_manifest
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
@@ -60,14 +61,39 @@ PACKAGES = ("softpref", "torch", "transformers", "peft", "accelerate", "datasets
 class AlignFiles(ColumnOptions):
     """What a run reads and where it writes."""
 
-    model: str = option("The SFT model to start from: a directory or hub id, full or adapter.", "")
-    train: list[str] | str = option(
-        "Noisy pairs: JSONL, JSON, Parquet, CSV or hub id; several files are one set.", ""
+    GROUP: ClassVar[str] = "data"
+
+    model: str = option(
+        "The SFT model to start from: a directory or hub id, full or adapter.",
+        "",
+        required=True,
+        metavar="DIR|ID",
     )
-    clean: str | None = option("Trusted pairs: a file, or a number of training pairs to hold out.")
-    eval: str | None = option("Pairs to evaluate on at the end, and on the way by --eval_strategy.")
-    output: str = option("Directory for the run; new, or of the same command, interrupted.", "")
-    mix: list[float] | None = option(MIX)
+    train: list[str] | str = option(
+        "Noisy pairs: JSONL, JSON, Parquet, CSV or hub id; several files are one set.",
+        "",
+        required=True,
+        metavar="FILE",
+    )
+    clean: str | None = option(
+        "Trusted pairs: a file, or a number of training pairs to hold out.", metavar="FILE|N"
+    )
+    eval: str | None = option(
+        "Pairs to evaluate on at the end, and on the way by --eval_strategy.", metavar="FILE"
+    )
+    output: str = option(
+        "Directory for the run; new, or of the same command, interrupted.",
+        "",
+        required=True,
+        unless="dry_run",
+        metavar="DIR",
+    )
+    mix: list[float] | None = option(MIX, metavar="SHARE")
+    dry_run: bool = option(
+        "Read the data, load the model, log steps, memory and time, and stop.",
+        False,
+        group="output",
+    )
 
 
 def load_sets(
@@ -108,8 +134,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
     Raises:
         UsageError: something is wrong with data, model or options; nothing was written.
     """
-    for name in ("model", "train", "output"):
-        require(getattr(files, name), f"--{name}")
+    require(files)
     if config.output_dir not in (None, "trainer_output"):
         raise UsageError("--output_dir: write --output.")
     with first_writes(directory_to_write(files.output), config.process_index):
@@ -126,6 +151,7 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
         logger.warning("clean: %s pairs held out of --train, %s", files.clean, provenance)
     seen = _count_sft_targets(files.model, train, clean)
     trainer = MSPOTrainer(files.model, config, train, clean, evaluation)
+    show_progress_lines(trainer)
     for name, rate in noise_of_sources(trainer.pairs, trainer.clean).items():
         logger.info("noise rate of %s: %s", name, rate)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
@@ -271,6 +297,7 @@ def _located_files(files: AlignFiles) -> dict[str, Any]:
         name: located(value) for name, value in named.items() if isinstance(value, str)
     }
     paths["train"] = train if len(train) > 1 else train[0]
+    del named["dry_run"]
     if not files.mix:
         del named["mix"]
     if files.clean and files.clean.isdigit():

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import transformers
@@ -37,6 +37,8 @@ from softpref.options import (
     refuse_too_small,
     refuse_unknown_choices,
 )
+from softpref.trackers import chosen_trackers
+from softpref.training.conflicts import refuse_conflicts
 from softpref.training.recipes import MOST_MICRO_BATCHES, Recipe, choose_meta_lr, choose_steps
 from softpref.training.teacher import TeachingOptions
 
@@ -44,18 +46,6 @@ logger = logging.getLogger(__name__)
 
 TAUGHT = ("mspo", "mspo_static")
 NOISE_RATE_READ_BY = (*TAUGHT, "evidence", "cdpo", "rdpo", "perpcorrect")
-
-# Options of transformers that must keep this value here, and why.
-FIXED: dict[str, tuple[Any, str]] = {
-    "fp16": (False, "gradients are exact only without loss scaling: use --bf16"),
-    "label_smoothing_factor": (0.0, "how far to believe a label is the method's business"),
-    "neftune_noise_alpha": (None, "the three steps must see the same function"),
-    "torch_compile": (False, "the step is not compiled"),
-    "load_best_model_at_end": (False, "labels belong to the last step: take a checkpoint by hand"),
-    "include_num_input_tokens_seen": ("no", "tokens are not counted"),
-    "train_sampling_strategy": ("random", "steps deal with lengths by themselves"),
-    "auto_find_batch_size": (False, "set --per_device_train_batch_size"),
-}
 
 STEP_OPTIONS = ("gradient_accumulation_steps", "num_train_epochs")
 """What depends on the number of pairs, where the recommended recipe chooses it."""
@@ -74,6 +64,8 @@ class MSPOConfig(TrainingArguments):
         UsageError: a value is impossible, or the chosen method would ignore an option that was set.
     """
 
+    GROUP: ClassVar[str] = "method"  # of options that declare no other
+
     method: Literal[
         "mspo", "mspo_static", "evidence", "dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "oracle"
     ] = option("Alignment method; docs/methods.md says what each does.", "mspo", identity=True)
@@ -86,7 +78,7 @@ class MSPOConfig(TrainingArguments):
         identity=True,
     )
     beta: float = option("β of the DPO loss, 1/nats.", 0.1, identity=True)
-    max_length: int = option("Maximum tokens in prompt plus response.", 1024, least=2)
+    max_length: int = option("Maximum tokens in prompt plus response.", 1024, least=2, group="data")
     ppl_scope: PplScope = option(
         "Which tokens count in PPLDiff.",
         recipe=Recipe("response", faithful="sequence_per_response_token"),
@@ -95,35 +87,45 @@ class MSPOConfig(TrainingArguments):
     lora_r: int | None = option("Rank of the LoRA adapter; default 16.", least=1, identity=True)
     lora_alpha: int | None = option("LoRA's alpha; default 32.", least=1, identity=True)
     lora_target_modules: list[str] | None = option(
-        "Modules to adapt; default: every linear one.", identity=True
+        "Modules to adapt; default: every linear one.", identity=True, metavar="NAME"
     )
     layout: Layout = option(
         "`auto`: run each prompt once for both responses if a trial shows that the model allows "
         "it; `padded`: one row per response.",
         "auto",
+        group="hardware",
+        rare=True,
     )
     shard_base: bool = option(
         "Shard the frozen base under an adapter over the processes, for a model that does not fit "
         "one device.",
         False,
+        group="hardware",
     )
-    on_bad_row: Literal["stop", "skip"] = option("At a bad row, stop or skip it.", "stop")
+    on_bad_row: Literal["stop", "skip"] = option(
+        "At a bad row, stop or skip it.", "stop", group="data"
+    )
     max_skipped_steps: int = option(
         "Maximum number of non-finite steps to skip; their pairs are named, and one more step ends "
         "the run.",
         3,
         least=0,
+        group="other",
+        rare=True,
     )
     force: bool = option(
-        "Resume even if the checkpoint comes from a different run; differences are logged.", False
+        "Resume even if the checkpoint comes from a different run; differences are logged.",
+        False,
+        group="output",
     )
     label_pairs: bool = option(
         "Label every training pair at the end, in one more pass; with false there is no "
         "labels.jsonl, and `audit --run` can audit the pairs later.",
         True,
+        group="output",
     )
-    trust_remote_code: bool = option("Run code that comes with the model.", False)
-    reference_cache: str | None = option(REFERENCE_CACHE)
+    trust_remote_code: bool = option("Run code that comes with the model.", False, group="other")
+    reference_cache: str | None = option(REFERENCE_CACHE, group="other", metavar="DIR")
 
     meta_lr: float | None = _meta_option(
         "The meta-learner's learning rate; default: set by run length.",
@@ -137,16 +139,23 @@ class MSPOConfig(TrainingArguments):
         "Steps between meta-updates.", least=1, recipe=Recipe(4, faithful=1)
     )
     meta_hidden: int | None = _meta_option(
-        "Width of the meta-learner's two hidden layers; default 128.", least=1, recipe=Recipe(128)
+        "Width of the meta-learner's two hidden layers; default 128.",
+        least=1,
+        recipe=Recipe(128),
+        rare=True,
     )
     signals: list[str] | None = option(
-        f"What mspo's meta-learner sees of a pair: any of {', '.join(SIGNALS)}; default ppl_diff.",
+        "What mspo's meta-learner sees of a pair: any of ppl_diff, margin, starting_ppl_diff, "
+        "evidence; default ppl_diff.",
         recipe=Recipe([PPL_DIFF.name]),
         read_by=("mspo",),
         identity=True,
+        metavar="NAME",
     )
     lookahead_lr: float | None = _meta_option(
-        "α of the look-ahead (Eq. 8); default: the policy's current learning rate.", least=0
+        "α of the look-ahead (Eq. 8); default: the policy's current learning rate.",
+        least=0,
+        rare=True,
     )
     clean_gradient: Literal["lookahead", "current"] | None = _meta_option(
         "Where the clean gradient is taken: `lookahead`, after the look-ahead (Eq. 9, exact, "
@@ -162,6 +171,7 @@ class MSPOConfig(TrainingArguments):
         "PPLDiff's mean and deviation: from the first 1,000 training pairs under the starting "
         "policy (frozen, default), or followed during training (running).",
         recipe=Recipe("frozen"),
+        rare=True,
     )
     noise_rate: float | None = option(
         "Share of flipped labels; default: estimated.", read_by=NOISE_RATE_READ_BY, identity=True
@@ -176,10 +186,11 @@ class MSPOConfig(TrainingArguments):
         "How to compute the meta-gradient, exact in all cases; default: chosen by memory.",
         recipe=Recipe("auto"),
         read_by=TAUGHT,
+        group="hardware",
     )
     keep_budget_gib: float | None = option(
         "Memory limit for per-pair gradients, or for graphs beside the first, GiB; default 4.",
-        least=0, recipe=Recipe(KEEP_BUDGET_GIB), read_by=TAUGHT,
+        least=0, recipe=Recipe(KEEP_BUDGET_GIB), read_by=TAUGHT, group="hardware", rare=True
     )  # fmt: skip
 
     learning_rate: float = option(
@@ -190,6 +201,7 @@ class MSPOConfig(TrainingArguments):
         "Learning-rate schedule, by transformers' names.",
         # The paper is silent on what follows the warm-up.
         recipe=Recipe("linear", faithful="constant_with_warmup"),
+        metavar="NAME",
     )
     warmup_steps: float = option(
         "Warm-up steps; below 1, a share of all steps.", recipe=Recipe(0.1, faithful=100)
@@ -209,6 +221,9 @@ class MSPOConfig(TrainingArguments):
     )
     activation_checkpointing: bool = option("Recompute activations to save memory.", False)
     logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", 10)
+    report_to: list[str] | str = option(
+        "Trackers to log to: tensorboard, wandb, trackio and others.", "none", metavar="NAME"
+    )
     remove_unused_columns: bool = option("Unused: batches are made from pairs.", False)
     logging_nan_inf_filter: bool = option(
         "Unused: a step that is not finite is not taken, nor logged.", False
@@ -216,6 +231,7 @@ class MSPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         refuse_engines(self)
+        self.report_to = chosen_trackers(self.report_to)
         refuse_unknown_choices(self)
         self._refuse_ignored_options()
         self._left_open = {name for name in STEP_OPTIONS if getattr(self, name) is None}
@@ -233,35 +249,7 @@ class MSPOConfig(TrainingArguments):
         self.activation_checkpointing_kwargs = KWARGS
         set_both_names(self)
         super().__post_init__()
-        self._refuse_impossible_combinations()
-
-    def _refuse_impossible_combinations(self) -> None:
-        if self.perpcorrect_mode == "official" and self.world_size > 1:
-            raise UsageError(
-                "--perpcorrect_mode official runs in one process: start it without torchrun, or "
-                "choose --perpcorrect_mode threshold."
-            )
-        for name, (value, why) in FIXED.items():
-            if getattr(self, name) != value:
-                raise UsageError(f"--{name}: {why}.")
-        if self.tuning == "full" and (self.lora_r or self.lora_alpha or self.lora_target_modules):
-            raise UsageError("--tuning full does not read --lora_*: leave them out.")
-        if self.clean_gradient == "current" and self.lookahead_lr is not None:
-            raise UsageError(
-                "--clean_gradient current does not look ahead: leave --lookahead_lr out."
-            )
-        if self.perpcorrect_mode == "official" and self.noise_rate is not None:
-            raise UsageError(
-                "--perpcorrect_mode official finds its own noise rate: leave --noise_rate out, or "
-                "choose --perpcorrect_mode threshold."
-            )
-        if self.engine == "double_backward" and self.activation_checkpointing:
-            raise UsageError(
-                "--engine double_backward cannot recompute activations: leave "
-                "--activation_checkpointing out, or choose --engine auto."
-            )
-        if self.shard_base:
-            self.refuse_with_shards()
+        refuse_conflicts(self)
 
     def _refuse_ignored_options(self) -> None:
         for name, facts in sorted(facts_of(type(self)).items()):

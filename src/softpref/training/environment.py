@@ -31,7 +31,9 @@ PAIRS = 4
 class EnvOptions:
     """Options of `softpref env`."""
 
-    model: str | None = option("A model to try: says which layout and engine train would choose.")
+    model: str | None = option(
+        "A model to try: says which layout and engine train would choose.", metavar="DIR|ID"
+    )
     tuning: Tuning = option("How it would be trained.", "lora")
     accelerate: Literal["one_gpu", "gpus", "machines"] | None = option(
         "Print a ready config of accelerate and nothing else."

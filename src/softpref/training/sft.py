@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from datasets import Dataset
@@ -42,9 +42,11 @@ from softpref.options import (
     require,
 )
 from softpref.places import directory_to_write
+from softpref.trackers import chosen_trackers
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.identity import SFT_IDENTITY
 from softpref.training.output import first_writes, resume_point, run_directory
+from softpref.training.progress_lines import show_progress_lines
 from softpref.training.states import JSON
 
 require_package("trl", "sft", "fine-tuning")
@@ -131,12 +133,22 @@ class SFTOptions(SFTConfig):
     num_train_epochs: float = option("Passes over the chosen responses.", 1.0)
     bf16: bool = option("Train in bfloat16 mixed precision.", False)
     activation_checkpointing: bool = option("Recompute activations to save memory.", False)
-    gradient_checkpointing: bool = option("Older name of --activation_checkpointing.", False)
-    report_to: str = option("Where to report to.", "none")
+    gradient_checkpointing: bool = option(
+        "Older name of --activation_checkpointing.", False, rare=True
+    )
+    report_to: list[str] | str = option(
+        "Trackers to log to: tensorboard, wandb, trackio and others.",
+        "none",
+        group="output",
+        metavar="NAME",
+    )
     logging_nan_inf_filter: bool = option("Unused: what is not finite ends the run.", False)
-    force: bool = option("Resume even if the checkpoint comes from other data.", False)
+    force: bool = option(
+        "Resume even if the checkpoint comes from other data.", False, group="output"
+    )
 
     def __post_init__(self) -> None:
+        self.report_to = chosen_trackers(self.report_to)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         set_both_names(self)
         refuse_non_finite(self)
@@ -149,14 +161,28 @@ class SFTOptions(SFTConfig):
 class SFTFiles(ColumnOptions):
     """What `softpref sft` reads and where it writes."""
 
-    model: str = option("The model to fine-tune: a directory or hub id.", "")
-    train: list[str] | str = option(
-        "Pairs, of which the chosen responses are learned: files or hub ids.", ""
+    GROUP: ClassVar[str] = "data"
+
+    model: str = option(
+        "The model to fine-tune: a directory or hub id.", "", required=True, metavar="DIR|ID"
     )
-    output: str = option("Directory for the model; new, or of the same command, interrupted.", "")
-    lora_r: int | None = option("Train a LoRA adapter of this rank instead of all weights.")
+    train: list[str] | str = option(
+        "Pairs, of which the chosen responses are learned: files or hub ids.",
+        "",
+        required=True,
+        metavar="FILE",
+    )
+    output: str = option(
+        "Directory for the model; new, or of the same command, interrupted.",
+        "",
+        required=True,
+        metavar="DIR",
+    )
+    lora_r: int | None = option(
+        "Train a LoRA adapter of this rank instead of all weights.", group="method"
+    )
     on_bad_row: Literal["stop", "skip"] = option("Stop at a bad row, or leave it out.", "stop")
-    mix: list[float] | None = option(MIX)
+    mix: list[float] | None = option(MIX, metavar="SHARE")
 
 
 def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
@@ -166,8 +192,7 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
         UsageError: something is wrong with data, model or options, and nothing was written; or a
             step is not finite, and no more than the checkpoints before it was.
     """
-    for name in ("model", "train", "output"):
-        require(getattr(files, name), f"--{name}")
+    require(files)
     with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
@@ -244,6 +269,7 @@ def fine_tune(
         peft_config=peft_config,
         data_fingerprint=hashlib.sha256("".join(targets).encode()).hexdigest()[:16],
     )
+    show_progress_lines(trainer)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     _warn_of_standstill([line["loss"] for line in trainer.state.log_history if "loss" in line])
     trainer.save_model()

@@ -106,7 +106,7 @@ def prepare_start(
     """
     set_seed(config.seed)
     method, adapter = config.resolved_method(), adapter or config.adapter()
-    policy, tokenizer, prepared = _load_checked(model, config, sets, tokenizer)
+    policy, tokenizer, prepared = load_checked(model, config, sets, tokenizer)
     fingerprint = fingerprint_weights(policy)
     switch_dropout_off(policy)
     probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
@@ -137,11 +137,11 @@ def prepare_start(
     return Start(policy, tokenizer, prepared, fingerprint, *taught, correction, evidence)
 
 
-def _load_checked(
+def load_checked(
     model: nn.Module | str,
     config: MSPOConfig,
     sets: tuple[Pairs, Pairs | None, Pairs | None],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, Prepared]:
     """Load model and tokenizer, tokenize the sets, and refuse what does not fit together."""
     policy, trusted_code = model, config.trust_remote_code

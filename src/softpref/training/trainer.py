@@ -43,6 +43,7 @@ from softpref.training.saving import allow_sharded_save
 from softpref.training.start import prepare_start
 from softpref.training.states import JSON
 from softpref.training.step import StepResult, StepRunner
+from softpref.training.tracking import LabelTracking
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ class MSPOTrainer(SafeCheckpoints):
         self._drawn: list[dict[str, Any]] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._skipped = SkippedSteps(args.max_skipped_steps)
+        if args.report_to:
+            self.add_callback(LabelTracking(self))
         self._say_how()
 
     def _step_runner(self) -> StepRunner:

@@ -1,0 +1,83 @@
+"""`train --dry_run`: what a run would read, do and cost on this machine."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+
+from datasets import Dataset
+
+from softpref.models.layout import choose_layout, longest_pairs
+from softpref.models.loading import make_trainable
+from softpref.models.scoring import Scorer
+from softpref.options import require
+from softpref.training.align import AlignFiles, load_sets
+from softpref.training.config import MSPOConfig, recipe
+from softpref.training.preparation import Prepared
+from softpref.training.progress_lines import duration
+from softpref.training.start import load_checked
+
+logger = logging.getLogger(__name__)
+
+TIMED_PAIRS = 16
+BACKWARD = 2
+"""A backward pass takes about as long as two forward passes."""
+ADAMW_BYTES = 12
+"""Bytes of a trained float32 weight's gradient and two moments."""
+NOTHING = "nothing was run or written"
+
+
+def dry_run(files: AlignFiles, config: MSPOConfig) -> None:
+    """Read the data and load the model; log counts, steps, recipe, memory and time; stop.
+
+    Raises:
+        UsageError: something is wrong with data, model or options.
+    """
+    require(files)
+    train, clean, evaluation, _ = load_sets(files, config.on_bad_row, config.seed)
+    policy, _, prepared = load_checked(files.model, config, (train, clean, evaluation))
+    sets = (prepared.train, prepared.clean, prepared.evaluation)
+    layout = choose_layout(config.resolved_layout(), policy, longest_pairs(*sets))
+    logger.info("layout: %s", layout.why)
+    seconds = seconds_per_pair(config.scorer(policy, layout.apply(policy)), prepared.train)
+    policy = make_trainable(policy, config.tuning, config.adapter())
+    filled = ", ".join(f"{name} {getattr(config, name)}" for name in recipe(config.recipe))
+    logger.info("recipe %s: %s", config.recipe, filled)
+    steps = config.total_steps(len(prepared.train))
+    logger.info("steps: %d of %d pairs", steps, config.pairs_per_step())
+    weights = sum(weight.nbytes for weight in policy.parameters())
+    trained = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
+    gib = (weights + ADAMW_BYTES * trained) / 2**30
+    logger.info(
+        f"memory: {gib:.2f} GiB for the weights and what AdamW keeps of {trained:,} trained "
+        "parameters; activations and per-pair gradients are not counted"
+    )
+    passes = forward_passes(config, prepared, steps)
+    logger.info(
+        f"time: about {duration(seconds * passes)}, as long as {passes:,.0f} forward passes of a "
+        f"pair at {1000 * seconds:.0f} ms, if this machine is idle; {NOTHING}"
+    )
+
+
+def forward_passes(config: MSPOConfig, prepared: Prepared, steps: int) -> float:
+    """Return a run's cost in forward passes of one pair.
+
+    These are the reference of all sets, the steps, and the labels and evaluation at the end. A step
+    with a meta-learner costs (1 + m) plain steps, where m is the clean batch over the batch over
+    the steps between its updates.
+    """
+    sets = (prepared.train, prepared.clean, prepared.evaluation)
+    once = sum(len(pairs) for pairs in sets if pairs is not None)
+    meta = 0.0
+    if config.resolved_method().teaches and config.meta_batch_size and config.meta_every:
+        meta = config.meta_batch_size / config.pairs_per_step() / config.meta_every
+    return 2 * once + steps * config.pairs_per_step() * (1 + BACKWARD) * (1 + meta)
+
+
+def seconds_per_pair(scorer: Scorer, pairs: Dataset) -> float:
+    """Return the seconds of a forward pass by pair, timed on pairs from all over a set."""
+    sample = pairs.select(range(0, len(pairs), -(-len(pairs) // TIMED_PAIRS)))
+    scorer.measure(sample.select([0]), "warm-up")
+    began = monotonic()
+    scorer.measure(sample, "timing")
+    return (monotonic() - began) / len(sample)
