@@ -26,13 +26,19 @@ class JudgeOptions:
         "endpoint",
     )
     judge_model: str | None = option(
-        "endpoint: the model's name; reward_model, implicit_reward: directory or hub id."
+        "endpoint: the model's name; reward_model, implicit_reward: directory or hub id.",
+        metavar="NAME|DIR|ID",
     )
-    judge_reference: str | None = option("implicit_reward: the model before its training.")
-    base_url: str | None = option("endpoint: its address, up to /v1; default: OpenAI's.")
+    judge_reference: str | None = option(
+        "implicit_reward: the model before its training.", metavar="DIR|ID"
+    )
+    base_url: str | None = option(
+        "endpoint: its address, up to /v1; default: OpenAI's.", metavar="URL"
+    )
     api_key_env: str | None = option(
         "endpoint: the environment variable with the key, its only source; default: "
-        "OPENAI_API_KEY for OpenAI's address, none for others."
+        "OPENAI_API_KEY for OpenAI's address, none for others.",
+        metavar="VARIABLE",
     )
     structured_output: Literal["schema", "words"] = option(
         "endpoint: `schema` enforces a JSON schema; `words` only describes the reply in the "
