@@ -159,6 +159,15 @@ def test_help_of_train_fits_on_few_screens(capsys, monkeypatch):
     assert "--zscore" in everything
 
 
+def test_options_of_the_library_are_shown_where_they_do_something(capsys):
+    for command, shows in (("train", True), ("sft", False)):
+        with pytest.raises(SystemExit):
+            read_flags(command, ["--help"])
+        said = capsys.readouterr().out
+        assert ("--eval_strategy" in said) == shows
+        assert "--report_to" in said
+
+
 def test_every_option_of_ours_is_in_a_known_group():
     for help in COMMAND_HELP.values():
         for name, option in declared_options(help).items():

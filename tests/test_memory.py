@@ -33,6 +33,7 @@ def test_what_takes_less_is_named(monkeypatch, capsys, command, error):
         raise error
 
     monkeypatch.setitem(cli.COMMANDS, command, runs_out)
+    monkeypatch.setattr(cli, "read_flags", lambda *_: None)
     said = fails(capsys, [command])
     gpu = "GPU " * ("CUDA" in str(error))
     remedy = LOWER.get(command, "close other programs")
@@ -62,6 +63,7 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setitem(cli.COMMANDS, "train", fails)
+    monkeypatch.setattr(cli, "read_flags", lambda *_: None)
     with pytest.raises(RuntimeError, match="shapes"):
         cli.main(["train"])
 

@@ -116,6 +116,7 @@ class LibraryOption:
     group: str
     text: str
     metavar: str | None = None
+    beside: str | None = None  # shown only by commands with that option
 
 
 LIBRARY_OPTIONS = {
@@ -134,10 +135,10 @@ LIBRARY_OPTIONS = {
         "output", "Steps between log lines; below 1, a share of all steps."
     ),
     "eval_strategy": LibraryOption(
-        "output", "When to measure --eval on the way: no, steps or epoch.", "NAME"
+        "output", "When to measure --eval on the way: no, steps or epoch.", "NAME", "eval"
     ),
     "eval_steps": LibraryOption(
-        "output", "Steps between evaluations; default: as --logging_steps."
+        "output", "Steps between evaluations; default: as --logging_steps.", beside="eval"
     ),
     "save_steps": LibraryOption(
         "output", "Steps between checkpoints; below 1, a share of all steps."
@@ -149,10 +150,13 @@ LIBRARY_OPTIONS = {
     "disable_tqdm": LibraryOption("output", "Show no progress bars."),
     "bf16": LibraryOption("hardware", "Train in bfloat16."),
     "use_cpu": LibraryOption("hardware", "Use the CPU even if there is an accelerator."),
-    "per_device_eval_batch_size": LibraryOption("hardware", "Rows per batch of a scoring pass."),
+    "per_device_eval_batch_size": LibraryOption(
+        "hardware", "Rows per batch of a scoring pass.", beside="eval"
+    ),
     "activation_checkpointing": LibraryOption(
         "hardware", "Recompute activations to save memory."
     ),
+    "trust_remote_code": LibraryOption("other", "Run code that comes with the model."),
     "seed": LibraryOption("other", "Seed of all random draws."),
 }  # fmt: skip
 """Options that `--help` shows beside softpref's own; `--help_all` shows the others."""

@@ -82,7 +82,7 @@ def _fish(options: dict[str, dict[str, Declared]]) -> Iterator[str]:
         sentence = _fish_quoted(help.sentence)
         yield f"complete -c softpref -n __fish_use_subcommand -f -a {command} -d {sentence}"
     yield f"complete -c softpref -n __fish_use_subcommand -f -a '{' '.join(TOP)}'"
-    for last, words in (("help", COMMAND_HELP), ("completion", SHELLS)):
+    for last, words in (("help", tuple(COMMAND_HELP)), ("completion", SHELLS)):
         under = f"-n '__fish_seen_subcommand_from {last}'"
         yield f"complete -c softpref {under} -f -a '{' '.join(words)}'"
     for command, declared in options.items():

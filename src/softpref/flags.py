@@ -130,6 +130,9 @@ def _parser(
 ) -> _Parser:
     examples = "\n".join(f"  softpref {example}" for example in help.examples)
     shown = {name: shown_text(name, of, show_all) for name, of in declared.items()}
+    for name, library in LIBRARY_OPTIONS.items():
+        if library.beside and library.beside not in declared and not show_all and name in shown:
+            shown[name] = None
     hidden = sum(
         text is None and not declared[name].text.startswith("Unused")
         for name, text in shown.items()

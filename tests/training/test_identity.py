@@ -38,7 +38,7 @@ eval_accumulation_steps include_for_metrics batch_eval_metrics save_only_model s
 save_steps save_on_each_node save_total_limit enable_jit_checkpoint push_to_hub hub_token
 hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision metric_for_best_model
 greater_is_better restore_callback_states_from_checkpoint debug do_train do_eval do_predict
-label_pairs
+label_pairs dry_run
 """.split()  # noqa: SIM905
 NOT_OF_SFT = """
 chat_template_path dataset_text_field dataset_kwargs eval_packing completion_only_loss

@@ -88,15 +88,15 @@ class AuditOptions(ColumnOptions):
         "Which tokens count in PPLDiff; default `response`.", group="method"
     )
     bf16: bool = option("Score in bfloat16.", False, group="hardware")
-    seed: int = option("Seed for the pairs that --clean N holds out; default 42.")
+    seed: int = option("Seed for the pairs that --clean N holds out; default 42.", group="other")
     on_bad_row: Literal["stop", "skip"] = option(
         "Stop at a bad row, or skip it; default `stop`, or the run's choice."
     )
-    trust_remote_code: bool = option("Run code that comes with the model.", False)
+    trust_remote_code: bool = option("Run code that comes with the model.", False, group="other")
     mix: list[float] | None = option(MIX, metavar="SHARE")
     dry_run: bool = option(
         "Read the data, load the model, log the time the audit would take, and stop.",
         False,
         group="output",
     )
-    reference_cache: str | None = option(REFERENCE_CACHE, metavar="DIR")
+    reference_cache: str | None = option(REFERENCE_CACHE, metavar="DIR", group="other")

@@ -28,17 +28,21 @@ class JudgeOptions:
     judge_model: str | None = option(
         "endpoint: the model's name; reward_model, implicit_reward: directory or hub id.",
         read_by=("endpoint", "reward_model", "implicit_reward"),
+        metavar="NAME|DIR|ID",
     )
     judge_reference: str | None = option(
-        "implicit_reward: the model before its training.", read_by=("implicit_reward",)
+        "implicit_reward: the model before its training.",
+        read_by=("implicit_reward",),
+        metavar="DIR|ID",
     )
     base_url: str | None = option(
-        "endpoint: its address, up to /v1; default: OpenAI's.", read_by=("endpoint",)
+        "endpoint: its address, up to /v1; default: OpenAI's.", read_by=("endpoint",), metavar="URL"
     )
     api_key_env: str | None = option(
         "endpoint: the environment variable with the key, its only source; default: "
         "OPENAI_API_KEY for OpenAI's address, none for others.",
         read_by=("endpoint",),
+        metavar="VARIABLE",
     )
     structured_output: Literal["schema", "words"] = option(
         "endpoint: `schema` enforces a JSON schema; `words` only describes the reply in the "

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError, require_package
@@ -33,6 +33,8 @@ SFT_DATA = ("disjoint", "clean_chosen", "noisy_chosen")
 @dataclass
 class StudyOptions:
     """Options of `softpref study TARGET`."""
+
+    GROUP: ClassVar[str] = "method"
 
     preset: Literal["world", "tiny", "paper", "real"] = option(
         "`world`: the synthetic language; `tiny`: a small model and files of your own; `paper`: "
@@ -65,11 +67,13 @@ class StudyOptions:
         "no judge. Default: the checker in `world`, none in `tiny`, and gpt-4-0613 in one random "
         "order in `paper`, as in the paper.",
         metavar="FILE",
+        group="judge",
     )
     judge_key: str | None = option(
         "NAME=ADDRESS for --judge: the environment variable with the API key, and the address "
         "to send it to, which is base_url in the file.",
         metavar="NAME=ADDRESS",
+        group="judge",
     )
     jobs: int = option(
         "Worker processes, one thread each; default: one per processor.", least=1, group="hardware"
@@ -77,30 +81,42 @@ class StudyOptions:
     model: str | None = option(
         "tiny: the SFT model; paper: llama-2-7b or phi-2; real: a directory or hub id.",
         metavar="DIR|ID",
+        group="data",
     )
-    data: str | None = option("paper: hh (Golden HH) or oasst1.", metavar="NAME")
+    data: str | None = option("paper: hh (Golden HH) or oasst1.", metavar="NAME", group="data")
     dry_run: bool = option(
-        "Log the runs of the grid, and for paper and real their cost, and run nothing.", False
+        "Log the runs of the grid, and for paper and real their cost, and run nothing.",
+        False,
+        group="output",
     )
-    train: str | None = option("tiny: training pairs.", metavar="FILE")
-    clean: str | None = option("tiny: trusted pairs.", metavar="FILE")
-    test: str | None = option("tiny: pairs to evaluate on.", metavar="FILE")
+    train: str | None = option("tiny: training pairs.", metavar="FILE", group="data")
+    clean: str | None = option("tiny: trusted pairs.", metavar="FILE", group="data")
+    test: str | None = option("tiny: pairs to evaluate on.", metavar="FILE", group="data")
     pairs: list[str] | None = option(
         "real: files of pairs, each one a separate set: with right labels, or with response_1, "
         "response_2, gold and judges.",
         metavar="FILE",
+        group="data",
     )
     labels: list[str] | None = option(
         "real: source of training labels: `flips:RATE`, or `judge:NAME` for the verdicts in the "
         "column judges; default flips:0 flips:0.2 flips:0.4.",
         metavar="SOURCE",
+        group="data",
     )
-    trusted_pairs: int | None = option("real: trusted pairs per cell; default 140.", least=1)
-    train_pairs: int | None = option("real: maximum training pairs per cell; default 400.", least=1)
-    test_pairs: int | None = option("real: held-out pairs per cell; default 200.", least=1)
+    trusted_pairs: int | None = option(
+        "real: trusted pairs per cell; default 140.", least=1, group="data"
+    )
+    train_pairs: int | None = option(
+        "real: maximum training pairs per cell; default 400.", least=1, group="data"
+    )
+    test_pairs: int | None = option(
+        "real: held-out pairs per cell; default 200.", least=1, group="data"
+    )
     longest: int | None = option(
         "real: maximum characters in prompt and both responses; drop longer pairs; default 700.",
         least=1,
+        group="data",
     )
     learning_rate: float | None = option(
         "real: peak learning rate of the adapter; default 2e-4.", group="optimizer"
