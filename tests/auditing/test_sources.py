@@ -155,7 +155,7 @@ def test_every_count_names_the_files_that_it_speaks_of(home, caplog):
         "b.jsonl: 1 repeat an earlier row",
         "and 28 more rows of a.jsonl, b.jsonl left out",
     }
-    cut = {line.split(":")[0] for line in said if "cut at --max_length" in line}
+    cut = {line.split(":")[0] for line in said if "cut at max_length" in line}
     assert cut == {"a.jsonl", "b.jsonl", "clean.jsonl"}
 
 

@@ -253,7 +253,7 @@ def test_one_step_too_many_ends_the_run(tmp_path):
     for row in broken:
         row["ref_chosen_logp"] = float("inf")
     trainer.train_dataset = trainer.pairs = type(trainer.pairs).from_list(broken)
-    with pytest.raises(UsageError, match="--max_skipped_steps 2 allows no further such step"):
+    with pytest.raises(UsageError, match="max_skipped_steps=2 allows no further such step"):
         trainer.train()
     assert trainer.state.global_step == 2
 
@@ -489,35 +489,35 @@ def test_saved_model_loads(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta": 0.0}, "--beta"),
-        ({"beta": -1.0}, "--beta"),
-        ({"beta": float("inf")}, "--beta inf: must be a finite number"),
-        ({"learning_rate": float("inf")}, "--learning_rate inf"),
-        ({"meta_lr": float("inf")}, "--meta_lr inf"),
-        ({"lookahead_lr": float("nan")}, "--lookahead_lr nan"),
-        ({"keep_budget_gib": float("nan")}, "--keep_budget_gib nan"),
-        ({"max_grad_norm": float("nan")}, "--max_grad_norm nan"),
-        ({"learning_rate": 1e38}, r"--learning_rate 1e\+38: must be at most"),
-        ({"beta": 1e38}, r"--beta 1e\+38: must be at most"),
-        ({"meta_lr": 1e38}, r"--meta_lr 1e\+38: must be at most"),
-        ({"lookahead_lr": 1e38}, r"--lookahead_lr 1e\+38: must be at most"),
-        ({"learning_rate": 0.0}, "--learning_rate"),
-        ({"meta_batch_size": 0}, "--meta_batch_size"),
-        ({"max_length": 1}, "--max_length"),
-        ({"noise_rate": 0.5}, "--noise_rate"),
+        ({"beta": 0.0}, "beta"),
+        ({"beta": -1.0}, "beta"),
+        ({"beta": float("inf")}, "beta=inf: must be a finite number"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"meta_lr": float("inf")}, "meta_lr=inf"),
+        ({"lookahead_lr": float("nan")}, "lookahead_lr=nan"),
+        ({"keep_budget_gib": float("nan")}, "keep_budget_gib=nan"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm=nan"),
+        ({"learning_rate": 1e38}, r"learning_rate=1e\+38: must be at most"),
+        ({"beta": 1e38}, r"beta=1e\+38: must be at most"),
+        ({"meta_lr": 1e38}, r"meta_lr=1e\+38: must be at most"),
+        ({"lookahead_lr": 1e38}, r"lookahead_lr=1e\+38: must be at most"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"meta_batch_size": 0}, "meta_batch_size"),
+        ({"max_length": 1}, "max_length"),
+        ({"noise_rate": 0.5}, "noise_rate"),
         ({"method": "dpo", "meta_lr": 1e-3}, "dpo does not read it"),
         ({"method": "dpo", "noise_rate": 0.1}, "dpo does not read it"),
-        ({"method": "ppo"}, "--method ppo"),
-        ({"recipe": "best"}, "--recipe best"),
-        ({"fp16": True}, "--bf16"),
-        ({"ppl_scope": "respnse"}, "--ppl_scope respnse"),
-        ({"engine": "pair"}, "--engine pair"),
-        ({"tuning": "Lora"}, "--tuning Lora"),
-        ({"lora_r": 0}, "--lora_r 0"),
-        ({"lora_r": 8, "tuning": "full"}, "does not read --lora"),
-        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor"),
-        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "--load_best_model_at_end"),
-        ({"engine": "double_backward", "activation_checkpointing": True}, "--engine auto"),
+        ({"method": "ppo"}, 'method="ppo"'),
+        ({"recipe": "best"}, 'recipe="best"'),
+        ({"fp16": True}, "bf16"),
+        ({"ppl_scope": "respnse"}, 'ppl_scope="respnse"'),
+        ({"engine": "pair"}, 'engine="pair"'),
+        ({"tuning": "Lora"}, 'tuning="Lora"'),
+        ({"lora_r": 0}, "lora_r=0"),
+        ({"lora_r": 8, "tuning": "full"}, "does not read lora"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "load_best_model_at_end"),
+        ({"engine": "double_backward", "activation_checkpointing": True}, 'engine="auto"'),
     ],
 )
 def test_impossible_options_are_refused_by_name(options, message, tmp_path):
@@ -533,7 +533,7 @@ def test_sets_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(UsageError, match="eval set"):
         toy_trainer(tmp_path, evaluation=toy_pairs(16, 1))
     policy, config = tiny_model(dtype=torch.float32), toy_config(tmp_path)
-    with pytest.raises(UsageError, match="--clean FILE"):
+    with pytest.raises(UsageError, match="by clean_dataset, or clean_dataset=N to hold"):
         MSPOTrainer(policy, config, toy_pairs(8), processing_class=make_tokenizer())
 
 

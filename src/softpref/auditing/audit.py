@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from softpref.arguments import named_as_arguments
 from softpref.auditing.beliefs import pair_beliefs
 from softpref.auditing.explanations import explain_pairs
 from softpref.auditing.export import (
@@ -139,6 +140,7 @@ def _read_marks(path: str, options: AuditOptions) -> dict[str, float | None]:
     return marks
 
 
+@named_as_arguments(AuditOptions)
 def audit(
     model: str | PathLike[str] | None = None,
     data: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
@@ -210,7 +212,7 @@ def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptio
         require_same_pairs(given, loaded, clean)
         labels = labels_of_run(options.run)
     if clean.source != options.clean:
-        logger.info(f"clean: {options.clean} pairs held out of --data, not audited: {provenance}")
+        logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
     cache = ColumnCache(options.reference_cache)
     loaded, clean = with_opinions((loaded, clean), opinions, cache)
     model_option = "--run" if options.run else "--model"

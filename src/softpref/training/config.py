@@ -19,6 +19,7 @@ from softpref.algorithm.likelihood import PplScope
 from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, Method
 from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS, Signal
+from softpref.arguments import named_as_arguments
 from softpref.data.batches import Collate
 from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.errors import UsageError
@@ -215,6 +216,10 @@ class MSPOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        with named_as_arguments(type(self)):
+            self._resolve()
+
+    def _resolve(self) -> None:
         refuse_engines(self)
         refuse_unknown_choices(self)
         self._refuse_ignored_options()

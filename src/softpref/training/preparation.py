@@ -33,7 +33,7 @@ REMARKS = {
     "also_clean": "are clean pairs too and were removed from training",
     "contradicting": "are labelled both ways (kept: that is noise)",
     "duplicates": "repeat an earlier row",
-    "truncated": "have a response cut at --max_length, or at the model's context",
+    "truncated": "have a response cut at max_length, or at the model's context",
     "split_boundaries": "have a token that straddles prompt and response",
     "ends_without_eos": "responses do not end with EOS: the chat template leaves it out",
 }

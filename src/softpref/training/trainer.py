@@ -19,6 +19,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
 from softpref.algorithm.bilevel import NonFiniteError, Objective, non_finite_pairs, require_finite
 from softpref.algorithm.gradients.forms import dense
@@ -26,6 +27,7 @@ from softpref.algorithm.gradients.taps import NotTappedError
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
+from softpref.arguments import named_as_arguments
 from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.models.reference import fingerprint_tokens
@@ -45,6 +47,15 @@ from softpref.training.states import JSON
 from softpref.training.step import StepResult, StepRunner
 
 logger = logging.getLogger(__name__)
+
+in_python = named_as_arguments(
+    MSPOConfig,
+    model="model",
+    train="train_dataset",
+    clean="clean_dataset",
+    eval="eval_dataset",
+    output="output_dir",
+)
 
 
 class MSPOTrainer(SafeCheckpoints):
@@ -71,6 +82,7 @@ class MSPOTrainer(SafeCheckpoints):
     args: MSPOConfig
     shares_steps = takes_shards = True
 
+    @in_python
     def __init__(
         self,
         model: nn.Module | str,
@@ -102,6 +114,16 @@ class MSPOTrainer(SafeCheckpoints):
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._skipped = SkippedSteps(args.max_skipped_steps)
         self._say_how()
+
+    @in_python
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train as `SafeCheckpoints.train` does."""
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _step_runner(self) -> StepRunner:
         args, start = self.args, self.start
@@ -152,7 +174,7 @@ class MSPOTrainer(SafeCheckpoints):
             policy.zero_grad()  # the optimizer leaves alone what has no gradient
             return torch.zeros((), device=self.args.device)
         except NotTappedError as error:
-            raise UsageError(f"--engine: {error}; choose double_backward.") from error
+            raise UsageError(f"--engine: {error}; choose --engine double_backward.") from error
         for parameter, gradient in zip(trainable(policy), done.update.gradient, strict=True):
             parameter.grad = dense(gradient).to(parameter)
         self._note(done)
@@ -330,5 +352,5 @@ class MSPOTrainer(SafeCheckpoints):
         if warmup > steps / 2:
             logger.warning(
                 f"warning: warm-up takes {warmup} of {steps} steps: the policy will hardly move; "
-                "lower --warmup_steps"
+                "lower warmup_steps"
             )
