@@ -8,12 +8,10 @@ import pytest
 
 import softpref
 from softpref.arguments import as_arguments
-from softpref.auditing.options import AuditOptions
 from softpref.cli import main
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
-from softpref.training.trainer import MSPOTrainer
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
 from tests.toy import toy_pairs

@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from softpref.training.config import MSPOConfig
     from softpref.training.trainer import MSPOTrainer
 
-__all__ = ["MSPOConfig", "MSPOTrainer", "audit"]
+__all__ = ["MSPOConfig", "MSPOTrainer", "__version__", "audit"]
+
+__version__: str
 
 
 def __getattr__(name: str) -> Any:
@@ -32,4 +34,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return __all__

@@ -69,7 +69,7 @@ def facts_of(options: type) -> dict[str, Mapping[str, Any]]:
 
 def require(value: Any, flag: str) -> None:
     """Refuse a missing value of a required option."""
-    if value in (None, "", []):
+    if value is None or (isinstance(value, str | list) and not value):
         raise UsageError(f"{flag} is missing.")
 
 

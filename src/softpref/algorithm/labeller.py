@@ -120,6 +120,11 @@ class MetaLearner(nn.Module):
             nn.Linear(hidden, 1),
         )
 
+    def __repr__(self) -> str:
+        names, count = ", ".join(each.name for each in self.signals), len(self.layers[0].weight)
+        size = sum(weights.numel() for weights in self.parameters())
+        return f"<MetaLearner of {names}: two hidden layers of {count}, {size:,} weights>"
+
     def standardise(self, signals: Tensor) -> None:
         """Take the z-score's mean and deviation from a sample of pairs, (n, F) or (n,), n ≥ 2.
 

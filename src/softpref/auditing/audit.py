@@ -6,12 +6,12 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from softpref.arguments import named_as_arguments
 from softpref.auditing.beliefs import pair_beliefs
@@ -26,19 +26,21 @@ from softpref.auditing.export import (
 )
 from softpref.auditing.finished_run import labels_of_run, options_of_run, require_same_pairs
 from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdicts
-from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, AuditOptions
+from softpref.auditing.options import DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
+from softpref.auditing.result import Audit
 from softpref.auditing.scores import score_sets
 from softpref.auditing.summary import Summary, evidence_skill, summarise
-from softpref.data.bad_rows import BadRow
 from softpref.data.column_cache import ColumnCache
+from softpref.data.given import Given, sources_of
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.options import (
+    did_you_mean,
     refuse_impossible_seeds,
     refuse_too_small,
     refuse_unknown_choices,
@@ -46,7 +48,6 @@ from softpref.options import (
 )
 from softpref.places import directory_to_write
 from softpref.statistics.noise_rate import rate_text
-from softpref.training.align import AlignFiles, load_sets
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
 from softpref.training.needs import noise_by_source
 from softpref.training.output import (
@@ -56,34 +57,11 @@ from softpref.training.output import (
     write_lines,
     write_text,
 )
+from softpref.training.sets import read_sets
 
 logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
-
-
-@dataclass(frozen=True)
-class Audit:
-    """An audit's result.
-
-    Attributes:
-        pairs: one row per pair, in the order of the data: `uid`, `row`, `source` (with several
-            files), `ppl_diff` (nats per token), `soft_label`, `margin` (nats) and `step` (null
-            without a run), `p_correct`, `rank` (1: most suspect), `evidence` (for the label, nats,
-            by kind), `flag` (`suspect`, `unsure`, `fine`), `why`.
-        summary: numbers about the whole set.
-        texts: prompts and responses of the same pairs.
-        trusted: the labels of the trusted pairs.
-        fingerprint: fingerprint of the data.
-        unused: rows of the data that could not be used, with reasons.
-    """
-
-    pairs: Dataset
-    summary: Summary
-    texts: Dataset
-    trusted: TrustedLabels
-    fingerprint: str
-    unused: tuple[BadRow, ...]
 
 
 def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
@@ -95,12 +73,20 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             the audit is written, if `export` needs evidence that the data do not give.
     """
     require(options.output, "--output")
+    _write_audit(options, judge)
+
+
+def _write_audit(
+    options: AuditOptions,
+    judge: JudgeOptions | None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> Audit:
     output = directory_to_write(options.output)
     _refuse_other_contents(output)
     complete = _complete(options)
     marks = _read_marks(options.marks, complete) if options.marks else {}
     with one_writer(output):
-        result = _audit(complete, options, judge)
+        result = _audit(complete, options, judge, processing_class)
         pairs, summary, fingerprint = result.pairs, result.summary, result.fingerprint
         applies = summary.evidence_speaks or options.force
         export = (options.export or "soft") if applies else "keep"
@@ -119,12 +105,13 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             f"--marks {options.marks}: {applied} applied, {unsure} unsure and left to the audit, "
             f"{len(marks) - applied - unsure} on trusted pairs and not needed"
         )
-    _log_summary(summary, names_of(complete.data), output, export, dropped)
+    _log_summary(summary, names_of(complete.data, "data"), output, export, dropped)
     if options.export not in (None, export):
         raise UsageError(
             f"--export {options.export} is not applied: {evidence_skill(summary)}. {CLEANED} is "
             "written as by --export keep; add --force true to apply it anyway."
         )
+    return dataclasses.replace(result, report=output / REPORT)
 
 
 def _read_marks(path: str, options: AuditOptions) -> dict[str, float | None]:
@@ -142,41 +129,59 @@ def _read_marks(path: str, options: AuditOptions) -> dict[str, float | None]:
 
 @named_as_arguments(AuditOptions)
 def audit(
-    model: str | PathLike[str] | None = None,
-    data: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
-    clean: str | PathLike[str] | int | None = None,
+    model: str | PathLike[str] | nn.Module | None = None,
+    data: Given | None = None,
+    clean: Given | int | None = None,
     *,
     judge: JudgeOptions | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
     **options: Any,
 ) -> Audit:
     """Return how reliable each label of a preference set is.
 
+    With `output`, a directory, it is also written as `softpref audit` writes it.
+
     Args:
-        model: a directory or hub id.
-        data: a file or a list of files that `softpref.data.sources.load_pairs` can read.
-        clean: a file of trusted pairs, or a number of pairs to hold out.
+        model: a directory or hub id, or a causal language model of transformers, plain or PEFT.
+        data: a Dataset, a list of rows, a DataFrame, a path or hub id, or a list of paths.
+        clean: trusted pairs, given likewise, or a number of pairs to hold out.
         judge: a judge whose verdicts on the pairs are a further signal; they are stored in the
             directory `output`.
+        processing_class: the tokenizer; by default the model's own.
         options: further fields of `AuditOptions`, such as `run` instead of `model`.
 
     Raises:
         UsageError: data, model or judge cannot be used.
     """
-    paths = {"model": model, "clean": clean}
-    several = data if isinstance(data, list | tuple) else [] if data is None else [data]
-    for name, given in (*paths.items(), *(("data", each) for each in several)):
-        if not isinstance(given, str | PathLike | int | None):
-            raise UsageError(
-                f"{name} is a {type(given).__name__}: give a path or hub id; "
-                "write a data set to a file with to_json('pairs.jsonl')."
-            )
     if not isinstance(judge, JudgeOptions | None):
         raise UsageError(
             f"judge is a {type(judge).__name__}: give softpref.judging.options.JudgeOptions(...)."
         )
-    named: dict[str, Any] = {k: None if path is None else str(path) for k, path in paths.items()}
-    given_options = AuditOptions(**named, data=[str(each) for each in several], **options)
-    return _audit(_complete(given_options), given_options, judge)
+    if not isinstance(model, str | PathLike | nn.Module | None):
+        kind = type(model).__name__
+        raise UsageError(f"model is a {kind}: give a path or hub id, or a model of transformers.")
+    known = [field.name for field in dataclasses.fields(AuditOptions)]
+    for name in options.keys() - set(known):
+        raise UsageError(f"{name}: audit has no such argument{did_you_mean(name, known)}.")
+    named = {"model": model, "data": data, "clean": clean, **options}
+    given = AuditOptions(**{name: _in_options(name, value) for name, value in named.items()})
+    if given.output:
+        return _write_audit(given, judge, processing_class)
+    for name in ("marks", "export", "force"):
+        if getattr(given, name):
+            raise UsageError(f"--{name} is about {CLEANED}: give --output, where to write it.")
+    return _audit(_complete(given), given, judge, processing_class)
+
+
+def _in_options(name: str, value: Any) -> Any:
+    """Return an argument as options hold it: paths as text, and pairs in memory as sources."""
+    if name not in ("data", "clean") or value is None:
+        return str(value) if isinstance(value, PathLike) else value
+    if isinstance(value, str | PathLike) or type(value) is int:
+        return str(value)
+    sources = sources_of(value, name)
+    is_in_memory = [each.name for each in sources] == [name]
+    return sources if is_in_memory else [each.name for each in sources]
 
 
 def _complete(options: AuditOptions) -> AuditOptions:
@@ -192,7 +197,12 @@ def _complete(options: AuditOptions) -> AuditOptions:
     return complete
 
 
-def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptions | None) -> Audit:
+def _audit(
+    options: AuditOptions,
+    given: AuditOptions,
+    judge_options: JudgeOptions | None,
+    processing_class: PreTrainedTokenizerBase | None,
+) -> Audit:
     """Audit by complete options; `given` are the user's own, without those of a run."""
     judge = None
     if judge_options:
@@ -202,24 +212,26 @@ def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptio
         judge = make_judge(judge_options)  # fails before the pairs are scored
     signals = _signals(options.signals)
     opinions = _as_list(options.reward_model)
-    columns = {name: getattr(options, name) for name in COLUMN_OPTIONS}
-    model, data, output = str(options.model), options.data, options.output
-    files = AlignFiles(model, data, options.clean, None, output, options.mix, **columns)
-    loaded, clean, _, provenance = load_sets(files, options.on_bad_row, options.seed)
+    sets = read_sets(
+        options.data, options.clean, None, options.on_bad_row, options.seed, options.mix,
+        options.columns(), {"train": "data"},
+    )  # fmt: skip
+    loaded, clean, provenance = sets.train, sets.clean, sets.provenance
     assert clean is not None
     labels = None
     if options.run:
         require_same_pairs(given, loaded, clean)
         labels = labels_of_run(options.run)
-    if clean.source != options.clean:
+    if sets.is_held_out:
         logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
     cache = ColumnCache(options.reference_cache)
     loaded, clean = with_opinions((loaded, clean), opinions, cache)
     model_option = "--run" if options.run else "--model"
-    scored = score_sets(model, loaded, clean, options, cache, model_option)
+    model = cast("nn.Module | str", options.model)
+    scored = score_sets(model, loaded, clean, options, cache, model_option, processing_class)
     judged = None
     if judge and judge_options:
-        scored, judged = with_verdicts(scored, judge, judge_options, Path(output))
+        scored, judged = with_verdicts(scored, judge, judge_options, Path(options.output))
         opinions.append(judged.name)
     evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
     noise = evidence.noise, noise_by_source(scored.pairs, -log_odds, -evidence.trusted)

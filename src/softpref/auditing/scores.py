@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from softpref.auditing.options import AuditOptions
 from softpref.data.bad_rows import BadRow
@@ -20,7 +21,14 @@ from softpref.data.column_cache import ColumnCache
 from softpref.data.fingerprints import count_sft_targets
 from softpref.data.sources import LoadedPairs
 from softpref.models.layout import choose_layout, longest_pairs
-from softpref.models.loading import context_length, load_policy, load_tokenizer, on_accelerator
+from softpref.models.loading import (
+    context_length,
+    load_policy,
+    load_tokenizer,
+    loaded_from,
+    on_accelerator,
+    tokenizer_of,
+)
 from softpref.models.reference import fingerprint_weights, with_reference
 from softpref.models.scoring import Scorer, starting_ppl_diff
 from softpref.training.preparation import prepare, require_fit
@@ -54,51 +62,62 @@ class ScoredSets:
 
 
 def score_sets(
-    model: str,
+    model: nn.Module | str,
     loaded: LoadedPairs,
     clean: LoadedPairs,
     options: AuditOptions,
     cache: ColumnCache,
     option: str = "--model",
+    processing_class: PreTrainedTokenizerBase | None = None,
 ) -> ScoredSets:
     """Score both sets; an interrupted audit resumes with the scores in the cache.
 
     Args:
-        model: a directory or hub id.
+        model: a directory or hub id, or a model, which stays as it is.
         loaded: the pairs to audit.
         clean: the trusted pairs.
         options: lengths, batch size and precision.
         cache: the store of scores.
         option: the option that named the model, for messages.
+        processing_class: the tokenizer; the model's own by default.
 
     Raises:
         UsageError: there is no such model, or a set cannot be used.
     """
     remote = options.trust_remote_code
-    tokenizer = load_tokenizer(model, trust_remote_code=remote, option=option)
-    dtype = torch.bfloat16 if options.bf16 else torch.float32
-    policy = load_policy(model, trust_remote_code=remote, dtype=dtype, option=option)
+    if isinstance(model, str):
+        tokenizer = processing_class or load_tokenizer(
+            model, trust_remote_code=remote, option=option
+        )
+        dtype = torch.bfloat16 if options.bf16 else torch.float32
+        policy = load_policy(model, trust_remote_code=remote, dtype=dtype, option=option)
+    else:
+        policy = model
+        tokenizer = processing_class or tokenizer_of(model, policy, trust_remote_code=remote)
     limits = (options.max_length, context_length(policy))
     prepared = prepare(loaded, clean, None, tokenizer, *limits, options.on_bad_row)
     assert prepared.clean is not None
     unused = prepared.record["train"]["bad_rows"]
-    require_fit(on_accelerator(policy), tokenizer, prepared)
+    if policy is not model:
+        on_accelerator(policy)
+    require_fit(policy, tokenizer, prepared)
     probe = longest_pairs(prepared.train, prepared.clean)
     layout = choose_layout("auto", policy, probe)
     logger.info("layout: %s", layout.why)
-    collate = layout.apply(policy)
-    scorer = Scorer(policy, collate, options.ppl_scope, options.batch_size, options.bf16)
     weights = fingerprint_weights(policy)
-    scored, trusted = (
-        with_reference(scorer, pairs, weights, cache, what)
-        for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))
-    )
+    with layout.applied(policy) as collate:
+        scorer = Scorer(policy, collate, options.ppl_scope, options.batch_size, options.bf16)
+        scored, trusted = (
+            with_reference(scorer, pairs, weights, cache, what)
+            for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))
+        )
+    name = model if isinstance(model, str) else loaded_from(model)
     return ScoredSets(
         scored,
         trusted,
         starting_ppl_diff(scored),
         loaded.where["contradicting"],
-        count_sft_targets(model, scored) if Path(model).is_dir() else 0,
+        count_sft_targets(name, scored) if name and Path(name).is_dir() else 0,
         loaded.source,
         clean.source,
         tuple(BadRow(**{"source": loaded.source} | bad) for bad in unused),

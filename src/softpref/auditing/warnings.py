@@ -45,7 +45,7 @@ def warnings_about(
     if "not reviewed" in provenance:
         found.append(
             "the trusted pairs were not reviewed, only assumed to be labelled right: review the "
-            "report's random sample, export clean.jsonl, and audit with that file as the trusted pairs"
+            "report's random sample, export clean.jsonl, and audit with that file as the clean set"
         )
     if clean < FEW_CLEAN_PAIRS:
         found.append(

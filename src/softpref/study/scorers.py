@@ -22,8 +22,9 @@ from softpref.models.loading import load_tokenizer
 from softpref.statistics.calibration import expected_calibration_error
 from softpref.study.confident import label_quality
 from softpref.study.readings import flips_by_uid
-from softpref.training.align import RUN_RECORD, AlignFiles, align
+from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
+from softpref.training.finished import RUN_RECORD
 from softpref.training.labels import read_labels
 from softpref.training.metrics import auroc
 

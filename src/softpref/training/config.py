@@ -38,6 +38,7 @@ from softpref.options import (
     refuse_too_small,
     refuse_unknown_choices,
 )
+from softpref.training.porting import FIXED, PortedOptions
 from softpref.training.recipes import MOST_MICRO_BATCHES, Recipe, choose_meta_lr, choose_steps
 from softpref.training.teacher import TeachingOptions
 
@@ -45,18 +46,6 @@ logger = logging.getLogger(__name__)
 
 TAUGHT = ("mspo", "mspo_static")
 NOISE_RATE_READ_BY = (*TAUGHT, "evidence", "cdpo", "rdpo", "perpcorrect")
-
-# Options of transformers that must keep this value here, and why.
-FIXED: dict[str, tuple[Any, str]] = {
-    "fp16": (False, "gradients are exact only without loss scaling: use --bf16"),
-    "label_smoothing_factor": (0.0, "how far to believe a label is the method's business"),
-    "neftune_noise_alpha": (None, "the three steps must see the same function"),
-    "torch_compile": (False, "the step is not compiled"),
-    "load_best_model_at_end": (False, "labels belong to the last step: take a checkpoint by hand"),
-    "include_num_input_tokens_seen": ("no", "tokens are not counted"),
-    "train_sampling_strategy": ("random", "steps deal with lengths by themselves"),
-    "auto_find_batch_size": (False, "set --per_device_train_batch_size"),
-}
 
 STEP_OPTIONS = ("gradient_accumulation_steps", "num_train_epochs")
 """What depends on the number of pairs, where the recommended recipe chooses it."""
@@ -68,7 +57,7 @@ def _meta_option(text: str, **facts: Any) -> Any:
 
 
 @dataclass
-class MSPOConfig(TrainingArguments):
+class MSPOConfig(PortedOptions, TrainingArguments):
     """Options of `MSPOTrainer`; what is left open is filled by the recipe.
 
     Raises:
