@@ -109,7 +109,7 @@ class MetaLearner(nn.Module):
 
     def __init__(self, hidden: int = 128, signals: Sequence[Signal] = (PPL_DIFF,)) -> None:
         super().__init__()
-        self.signals = tuple(signals)
+        self.signals, self.hidden = tuple(signals), hidden
         self.register_buffer("mean", torch.zeros(len(signals)))
         self.register_buffer("deviation", torch.ones(len(signals)))
         self.layers = nn.Sequential(
@@ -121,7 +121,7 @@ class MetaLearner(nn.Module):
         )
 
     def __repr__(self) -> str:
-        names, count = ", ".join(each.name for each in self.signals), len(self.layers[0].weight)
+        names, count = ", ".join(each.name for each in self.signals), self.hidden
         size = sum(weights.numel() for weights in self.parameters())
         return f"<MetaLearner of {names}: two hidden layers of {count}, {size:,} weights>"
 

@@ -15,7 +15,8 @@ from datasets import Dataset
 from pyarrow.parquet import read_table
 from torch import Tensor
 
-from softpref.auditing.audit import Audit, audit
+from softpref.auditing.audit import audit
+from softpref.auditing.result import Audit
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.models.loading import load_tokenizer

@@ -114,7 +114,8 @@ def prepare(
             **{what: where.get(what, Counter()).total() for what in REMARKS},
         }
         _say(name, record[name], where)
-    _require_enough_clean_pairs(sets.get("clean"))
+    if clean:
+        _require_enough_clean_pairs(sets["clean"], clean.source)
     to_evaluate = {name: sets[name] for name in evaluation}
     return Prepared(sets["train"], sets.get("clean"), to_evaluate, record)
 
@@ -151,11 +152,11 @@ def _by_source(source: LoadedPairs, done: TokenizedPairs) -> dict[str, Any]:
     return {"bad_rows": bad_rows, "sources": sources, "mix": source.shares or None}
 
 
-def _require_enough_clean_pairs(clean: Dataset | None) -> None:
-    if clean is not None and len(clean) < FEWEST_CLEAN_PAIRS:
+def _require_enough_clean_pairs(clean: Dataset, source: str) -> None:
+    if len(clean) < FEWEST_CLEAN_PAIRS:
         raise UsageError(
-            f"--clean has {len(clean)} usable pairs: at least {FEWEST_CLEAN_PAIRS} are needed, "
-            "about 150 are recommended."
+            f"{source} has {len(clean)} usable pairs: at least {FEWEST_CLEAN_PAIRS} trusted pairs "
+            "are needed, about 150 are recommended."
         )
 
 
