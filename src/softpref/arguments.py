@@ -19,18 +19,20 @@ _AS_IT_IS = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?|inf|nan|[A-Z]+")
 
 
 @contextmanager
-def named_as_arguments(options: type, **names: str) -> Iterator[None]:
+def named_as_arguments(*options: type, **names: str) -> Iterator[None]:
     """Reword a mistake's message for callers from Python: `--beta 0.1` becomes `beta=0.1`.
 
     Args:
-        options: the dataclass of the options.
+        options: the dataclasses of the options.
         names: further flags and what the caller's arguments are called instead.
     """
     try:
         yield
     except UsageError as error:
-        arguments = {field.name: field.name for field in fields(options)} | names
-        error.args = (as_arguments(str(error), arguments, choices_of(options)),)
+        own = [field.name for each in options for field in fields(each)]
+        arguments = dict(zip(own, own, strict=True)) | names
+        choices = {choice for each in options for choice in choices_of(each)}
+        error.args = (as_arguments(str(error), arguments, choices),)
         raise
 
 

@@ -350,7 +350,7 @@ def test_signals_are_chosen_and_ppl_diff_is_always_among_them(files, asked, sign
 
 def test_unknown_signals_are_refused_before_the_model_is_loaded(files, monkeypatch):
     monkeypatch.delattr(audit, "read_sets")
-    told = "--signals perplexity: choose from ppl_diff length content"
+    told = 'signals="perplexity": choose from ppl_diff length content'
     with pytest.raises(UsageError, match=told):
         softpref.audit(**files, signals=["length", "perplexity"])
     with pytest.raises(UsageError, match="argument --signals: expected at least one"):

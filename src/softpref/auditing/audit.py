@@ -102,7 +102,7 @@ def _write_audit(
         applied = sum(marks.get(uid) is not None for uid in pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
         logger.info(
-            f"--marks {options.marks}: {applied} applied, {unsure} unsure and left to the audit, "
+            f"marks of {options.marks}: {applied} applied, {unsure} unsure and left to the audit, "
             f"{len(marks) - applied - unsure} on trusted pairs and not needed"
         )
     _log_summary(summary, names_of(complete.data, "data"), output, export, dropped)
@@ -127,7 +127,7 @@ def _read_marks(path: str, options: AuditOptions) -> dict[str, float | None]:
     return marks
 
 
-@named_as_arguments(AuditOptions)
+@named_as_arguments(AuditOptions, JudgeOptions)
 def audit(
     model: str | PathLike[str] | nn.Module | None = None,
     data: Given | None = None,

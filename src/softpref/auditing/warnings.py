@@ -63,7 +63,7 @@ def warnings_about(
         found.append(
             f"the {judge.name} failed on {judge.without_opinion} of {judge.pairs} pairs of "
             f"{scored.source} and {scored.clean_source}, which are audited without its opinion: "
-            "--retry_failed true asks again"
+            "retry_failed asks again"
         )
     return found
 
