@@ -109,6 +109,8 @@ def test_an_optimizer_of_other_weights_is_refused(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with pytest.raises(UsageError, match="optimizers: the optimizer has other weights"):
         trainer_of(tmp_path, model=model, options={"tuning": "lora"}, optimizers=(optimizer, None))
+    with pytest.raises(UsageError, match="optimizers: give a pair"):
+        trainer_of(tmp_path, model=model, optimizers=optimizer)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     with pytest.raises(UsageError, match="optimizers: give the optimizer"):
         trainer_of(tmp_path, optimizers=(None, schedule))

@@ -161,7 +161,7 @@ def audit(
         kind = type(model).__name__
         raise UsageError(f"model is a {kind}: give a path or hub id, or a model of transformers.")
     known = [field.name for field in dataclasses.fields(AuditOptions)]
-    for name in options.keys() - set(known):
+    for name in sorted(options.keys() - set(known)):
         raise UsageError(f"{name}: audit has no such argument{did_you_mean(name, known)}.")
     named = {"model": model, "data": data, "clean": clean, **options}
     given = AuditOptions(**{name: _in_options(name, value) for name, value in named.items()})

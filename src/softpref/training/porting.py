@@ -118,6 +118,8 @@ def require_trained(
     Raises:
         UsageError: the message says how to make one.
     """
+    if not isinstance(optimizers, tuple) or len(optimizers) != 2:
+        raise UsageError("optimizers: give a pair, (optimizer, scheduler); either may be None.")
     optimizer, scheduler = optimizers
     if optimizer is None:
         if scheduler is not None:
