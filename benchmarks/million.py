@@ -96,7 +96,8 @@ def work(what: str, home: Path, pairs: str) -> None:
     few, trusted = (load_pairs(str(home / f"{name}.jsonl")) for name in ("few", "clean"))
     score_sets(files.model, few, trusted, config)
     start = time.perf_counter()
-    train, clean, _, _ = load_sets(files, config.on_bad_row, config.seed)
+    sets = load_sets(files, config.on_bad_row, config.seed)
+    train, clean = sets.train, sets.clean
     if what == "train":
         MSPOTrainer(files.model, config, train, clean).train()
     else:

@@ -303,7 +303,8 @@ def test_flips_in_a_clean_file_are_learned_and_their_truth_is_not_read(files, mo
 def test_the_version_is_that_of_the_package(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"softpref {softpref.__version__}\n"
-    assert "__version__" in dir(softpref)
+    assert dir(softpref) == softpref.__all__ == sorted(softpref.__all__)
+    assert "__version__" in softpref.__all__
 
 
 def test_help_of_a_command_by_its_name(capsys):

@@ -14,7 +14,7 @@ from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_
 from softpref.markup import LONGEST, for_html, for_latex, for_markdown, for_plot, pipes, shortened
 from softpref.study.report import table
 from softpref.terminal import printable
-from softpref.training.align import model_card
+from softpref.training.finished import model_card
 from tests.test_terminal import assert_harmless
 
 NAMES = (

@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from softpref.training.config import MSPOConfig
     from softpref.training.trainer import MSPOTrainer
 
-__all__ = ["MSPOConfig", "MSPOTrainer", "audit"]
+__all__ = ["MSPOConfig", "MSPOTrainer", "__version__", "audit"]
 _HOMES = {
     "MSPOConfig": "softpref.training.config",
     "MSPOTrainer": "softpref.training.trainer",
     "audit": "softpref.auditing.audit",
 }
+
+__version__: str
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +30,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return __all__

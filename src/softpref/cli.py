@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with unfailing_output():
             _run(arguments)
     except UsageError as error:
-        _fail(f"softpref: {error}")
+        _fail(f"softpref: {error.in_flags}")
 
 
 def _run(arguments: Sequence[str] | None) -> None:
@@ -210,7 +210,7 @@ def _call(command: str, arguments: list[str]) -> None:
     try:
         COMMANDS[command](arguments)
     except UsageError as error:
-        _fail(f"softpref {command}: {error}")
+        _fail(f"softpref {command}: {error.in_flags}")
     except ImportError as error:  # an option needs a package that is not installed
         if error.name and error.name.startswith("softpref"):
             raise

@@ -9,7 +9,15 @@ class UsageError(ValueError):
     """A mistake in the user's input; its message names the file, row or option and the remedy.
 
     The command line prints the message alone and exits with code 2.
+
+    Attributes:
+        in_flags: the message with options as flags of the command line, `--beta 0.1`; `str(error)`
+            has them as arguments, `beta=0.1`, once `softpref.arguments` has reworded it.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.in_flags = message
 
 
 def first_line(error: BaseException) -> str:

@@ -202,14 +202,20 @@ def refuse_unknown_choices(options: Any) -> None:
         UsageError: the message names the option and its choices.
     """
     for name, hint in get_type_hints(type(options)).items():
-        choices = [choice for part in (hint, *get_args(hint)) for choice in _choices(part)]
+        choices = _choices(hint)
         value = getattr(options, name, None)
         if choices and value is not None and value not in choices:
             raise UsageError(f"--{name} {value}: choose one of {', '.join(choices)}.")
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
-    return get_args(hint) if get_origin(hint) is Literal else ()
+def choices_of(options: type) -> set[str]:
+    """Return the choices of all options of a command."""
+    return {choice for hint in get_type_hints(options).values() for choice in _choices(hint)}
+
+
+def _choices(hint: Any) -> list[str]:
+    parts = (hint, *get_args(hint))
+    return [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
 
 
 def _refuse_non_utf8(options: Any) -> None:

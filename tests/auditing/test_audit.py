@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import DatasetDict, load_dataset
 
 import softpref
 from softpref.auditing import audit
@@ -371,8 +371,8 @@ def test_signals_are_chosen_and_ppl_diff_is_always_among_them(files, asked, sign
 
 
 def test_unknown_signals_are_refused_before_the_model_is_loaded(files, monkeypatch):
-    monkeypatch.delattr(audit, "load_sets")
-    told = "--signals perplexity: choose from ppl_diff length content"
+    monkeypatch.delattr(audit, "read_sets")
+    told = 'signals="perplexity": choose from ppl_diff length content'
     with pytest.raises(UsageError, match=told):
         softpref.audit(**files, signals=["length", "perplexity"])
     with pytest.raises(UsageError, match="argument --signals: expected at least one"):
@@ -501,7 +501,21 @@ def test_a_directory_of_something_else_is_left_alone(files, tmp_path):
         run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
 
 
-def test_what_is_no_path_is_named_with_what_to_give(files):
-    for name, given in (("data", toy_pairs(3)), ("clean", [1]), ("model", torch.nn.Linear(1, 1))):
-        with pytest.raises(UsageError, match=f"{name} is a {type(given).__name__}: give a path"):
-            softpref.audit(**files | {name: given})
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        (
+            "data",
+            DatasetDict(a=toy_pairs(3)),
+            r"data is a DatasetDict with the splits a: .*data\['a",
+        ),
+        ("clean", [1], "clean, row 1: "),
+        ("clean", 3.5, "clean is of type float: give a datasets.Dataset"),
+        ("model", 3, "model is a int: give a path or hub id, or a model of transformers"),
+        ("singals", ["length"], "audit has no such argument; did you mean 'signals'"),
+        ("export", "drop", "export is about cleaned.jsonl: give output"),
+    ],
+)
+def test_what_an_audit_cannot_take_is_named_by_its_argument(files, name, given, message):
+    with pytest.raises(UsageError, match=message):
+        softpref.audit(**files | {name: given})

@@ -263,10 +263,10 @@ def test_a_judge_that_cannot_be_asked_is_refused_first(
 def test_a_judge_in_python_needs_options_and_a_directory_for_its_verdicts(files):
     with pytest.raises(UsageError, match="judge is a str: give softpref.judging.options"):
         softpref.audit(**files, judge="endpoint")
-    with pytest.raises(UsageError, match="--output is missing"):
+    with pytest.raises(UsageError, match="^output is missing"):
         softpref.audit(**files, judge=JudgeOptions("checker"))
 
 
 def test_what_is_no_reward_model_is_named_by_its_option(files, tmp_path):
-    with pytest.raises(UsageError, match="--reward_model"):
+    with pytest.raises(UsageError, match="^reward_model"):
         softpref.audit(**files, reward_model=[str(tmp_path / "sft")])

@@ -127,7 +127,8 @@ def test_one_file_in_a_list_is_written_as_one_file(home):
 def test_clean_pairs_leave_a_mix_before_its_draw(home):
     write_lines(home / "clean.jsonl", lines(home / "a.jsonl")[:12])
     files = AlignFiles("sft", ["a.jsonl", "b.jsonl"], "clean.jsonl", mix=[1, 1])
-    train, clean, _, _ = load_sets(files, "stop", 0)
+    sets = load_sets(files, "stop", 0)
+    train, clean = sets.train, sets.clean
     assert train.pairs["source"][:] == ["a.jsonl"] * 18 + ["b.jsonl"] * 18
     assert train.also_clean == 12
     assert train.where["also_clean"] == {"a.jsonl and clean.jsonl": 12}
@@ -146,8 +147,8 @@ def test_every_count_names_the_files_that_it_speaks_of(home, caplog):
     write_lines(home / "a.jsonl", of_a)
     write_lines(home / "b.jsonl", [*of_b, turned, *trusted[:2], of_b[3], *bad])
     files = AlignFiles("sft", ["a.jsonl", "b.jsonl"], "clean.jsonl")
-    sets = load_sets(files, "skip", 0)[:3]
-    prepare(*sets, make_tokenizer(), 11, 64, "skip")
+    sets = load_sets(files, "skip", 0)
+    prepare(sets.train, sets.clean, None, make_tokenizer(), 11, 64, "skip")
     said = {record.getMessage().strip() for record in caplog.records}
     assert said >= {
         "b.jsonl and clean.jsonl: 2 are clean pairs too and were removed from training",
@@ -155,7 +156,7 @@ def test_every_count_names_the_files_that_it_speaks_of(home, caplog):
         "b.jsonl: 1 repeat an earlier row",
         "and 28 more rows of a.jsonl, b.jsonl left out",
     }
-    cut = {line.split(":")[0] for line in said if "cut at --max_length" in line}
+    cut = {line.split(":")[0] for line in said if "cut at max_length" in line}
     assert cut == {"a.jsonl", "b.jsonl", "clean.jsonl"}
 
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from softpref.algorithm.likelihood import measure
 from softpref.data.batches import make_batch, make_shared_batch
-from softpref.models.layout import choose_layout, longest_pairs, shortest_pairs
+from softpref.models.layout import LayoutChoice, choose_layout, longest_pairs, shortest_pairs
 from tests.tiny import ARCHITECTURES, VOCABULARY, random_pairs, tiny_model, with_lora
 
 SHARED = "prompts shared, log-probabilities of responses only"
@@ -125,3 +125,10 @@ def test_flex_attention_sees_the_same_blocks():
         torch.testing.assert_close(found.margin, truth.margin, rtol=1e-4, atol=1e-3)
         without = dataclasses.replace(shared, branch=torch.zeros_like(shared.branch))
         assert (measure(policy, without, "response").margin - truth.margin).abs().max() > 0.1
+
+
+def test_a_layout_that_is_applied_for_a_while_leaves_the_attention_as_it_was():
+    policy = tiny_model(dtype=torch.float32, attention="sdpa")
+    with LayoutChoice(make_batch, "eager", "").applied(policy) as collate:
+        assert (collate, policy.config._attn_implementation) == (make_batch, "eager")
+    assert policy.config._attn_implementation == "sdpa"

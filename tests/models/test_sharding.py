@@ -20,7 +20,7 @@ def two_processes(monkeypatch):
 
 
 def test_shards_need_several_processes(tmp_path):
-    with pytest.raises(UsageError, match="--shard_base needs several processes: start them by"):
+    with pytest.raises(UsageError, match="shard_base needs several processes: start them by"):
         toy_config(tmp_path, tuning="lora", shard_base=True)
 
 
@@ -31,7 +31,7 @@ def test_options_that_train_shards_or_need_uneven_passes_are_refused(
     tmp_path, two_processes, option
 ):
     ((name, value),) = option.items()
-    with pytest.raises(UsageError, match=f"^--{name} {value}: --shard_base .*; choose --{name} "):
+    with pytest.raises(UsageError, match=f'^{name}="{value}": shard_base .*; choose {name}="'):
         toy_config(tmp_path, **({"tuning": "lora", "shard_base": True} | option))
 
 

@@ -124,7 +124,7 @@ def test_a_judge_names_the_comparison(beyond):
 
 def test_the_trainer_looks_too(tmp_path):
     small = tiny_model(dtype=torch.float32, vocab_size=8)
-    with pytest.raises(UsageError, match=r"train set, row 1: the token .* has 8 rows"):
+    with pytest.raises(UsageError, match=r"train_dataset, row 1: the token .* has 8 rows"):
         toy_trainer(tmp_path, model=small, method="dpo")
 
 

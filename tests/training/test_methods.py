@@ -136,7 +136,7 @@ def test_a_given_noise_rate_needs_no_clean_pairs(method, tmp_path):
 
 @pytest.mark.parametrize("method", ["dpo", "gdpo", "oracle"])
 def test_a_noise_rate_that_is_not_read_is_refused(method, tmp_path):
-    with pytest.raises(UsageError, match="--noise_rate"):
+    with pytest.raises(UsageError, match="noise_rate"):
         toy_config(tmp_path, method=method, noise_rate=0.2)
 
 

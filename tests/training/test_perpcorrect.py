@@ -16,8 +16,8 @@ from softpref.data import make_batch
 from softpref.data.column_cache import ColumnCache
 from softpref.errors import UsageError
 from softpref.models.scoring import Scorer
-from softpref.training.align import AlignFiles, model_card, run_record
 from softpref.training.config import MSPOConfig
+from softpref.training.finished import model_card, run_record
 from softpref.training.perpcorrect.rounds import ROUNDS, Correction, Round, correct, extremes
 from softpref.training.perpcorrect.surrogates import Surrogates
 from softpref.training.perpcorrect.two_gaussians import TwoGaussians
@@ -385,7 +385,7 @@ def test_ppl_is_over_prompt_and_response_whatever_else_is_asked_for(tmp_path):
 
 def test_the_record_has_all_numbers(tmp_path):
     trainer = official(tmp_path)
-    record = run_record(trainer, AlignFiles(model="m"), "given", {})
+    record = run_record(trainer)
     kept = trainer.start.correction.rounds[trainer.start.correction.kept].fit
     found = record["perpcorrect"]
     assert record["options"]["perpcorrect_mode"] == "official"
@@ -400,7 +400,7 @@ def test_the_record_has_all_numbers(tmp_path):
     assert found["rounds"][found["kept_round"]]["separation"] == kept.separation
     assert "their repository" in record["source"]
     assert f"| {found['noise_rate']:.1%} (perpcorrect's fit) |" in model_card(record)
-    other = run_record(toy_trainer(tmp_path, method="dpo"), AlignFiles(model="m"), "given", {})
+    other = run_record(toy_trainer(tmp_path, method="dpo"))
     assert other["perpcorrect"] is None
     assert other["noise_rate_source"] == "estimated"
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -253,7 +253,7 @@ def test_one_step_too_many_ends_the_run(tmp_path):
     for row in broken:
         row["ref_chosen_logp"] = float("inf")
     trainer.train_dataset = trainer.pairs = type(trainer.pairs).from_list(broken)
-    with pytest.raises(UsageError, match="--max_skipped_steps 2 allows no further such step"):
+    with pytest.raises(UsageError, match="max_skipped_steps=2 allows no further such step"):
         trainer.train()
     assert trainer.state.global_step == 2
 
@@ -354,7 +354,7 @@ def test_evaluation_numbers(tmp_path):
     trainer = toy_trainer(tmp_path, evaluation=pairs, max_steps=1, warmup_steps=0)
     trainer.train()
     metrics = trainer.evaluate()
-    rows = trainer.start.sets.evaluation.to_list()
+    rows = trainer.start.sets.evaluation["eval"].to_list()
     with torch.no_grad():
         measured = measure(trainer.policy.eval(), make_batch(rows), "response")
     margin = measured.margin
@@ -489,35 +489,35 @@ def test_saved_model_loads(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta": 0.0}, "--beta"),
-        ({"beta": -1.0}, "--beta"),
-        ({"beta": float("inf")}, "--beta inf: must be a finite number"),
-        ({"learning_rate": float("inf")}, "--learning_rate inf"),
-        ({"meta_lr": float("inf")}, "--meta_lr inf"),
-        ({"lookahead_lr": float("nan")}, "--lookahead_lr nan"),
-        ({"keep_budget_gib": float("nan")}, "--keep_budget_gib nan"),
-        ({"max_grad_norm": float("nan")}, "--max_grad_norm nan"),
-        ({"learning_rate": 1e38}, r"--learning_rate 1e\+38: must be at most"),
-        ({"beta": 1e38}, r"--beta 1e\+38: must be at most"),
-        ({"meta_lr": 1e38}, r"--meta_lr 1e\+38: must be at most"),
-        ({"lookahead_lr": 1e38}, r"--lookahead_lr 1e\+38: must be at most"),
-        ({"learning_rate": 0.0}, "--learning_rate"),
-        ({"meta_batch_size": 0}, "--meta_batch_size"),
-        ({"max_length": 1}, "--max_length"),
-        ({"noise_rate": 0.5}, "--noise_rate"),
+        ({"beta": 0.0}, "beta"),
+        ({"beta": -1.0}, "beta"),
+        ({"beta": float("inf")}, "beta=inf: must be a finite number"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"meta_lr": float("inf")}, "meta_lr=inf"),
+        ({"lookahead_lr": float("nan")}, "lookahead_lr=nan"),
+        ({"keep_budget_gib": float("nan")}, "keep_budget_gib=nan"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm=nan"),
+        ({"learning_rate": 1e38}, r"learning_rate=1e\+38: must be at most"),
+        ({"beta": 1e38}, r"beta=1e\+38: must be at most"),
+        ({"meta_lr": 1e38}, r"meta_lr=1e\+38: must be at most"),
+        ({"lookahead_lr": 1e38}, r"lookahead_lr=1e\+38: must be at most"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"meta_batch_size": 0}, "meta_batch_size"),
+        ({"max_length": 1}, "max_length"),
+        ({"noise_rate": 0.5}, "noise_rate"),
         ({"method": "dpo", "meta_lr": 1e-3}, "dpo does not read it"),
         ({"method": "dpo", "noise_rate": 0.1}, "dpo does not read it"),
-        ({"method": "ppo"}, "--method ppo"),
-        ({"recipe": "best"}, "--recipe best"),
-        ({"fp16": True}, "--bf16"),
-        ({"ppl_scope": "respnse"}, "--ppl_scope respnse"),
-        ({"engine": "pair"}, "--engine pair"),
-        ({"tuning": "Lora"}, "--tuning Lora"),
-        ({"lora_r": 0}, "--lora_r 0"),
-        ({"lora_r": 8, "tuning": "full"}, "does not read --lora"),
-        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor"),
-        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "--load_best_model_at_end"),
-        ({"engine": "double_backward", "activation_checkpointing": True}, "--engine auto"),
+        ({"method": "ppo"}, 'method="ppo"'),
+        ({"recipe": "best"}, 'recipe="best"'),
+        ({"fp16": True}, "bf16"),
+        ({"ppl_scope": "respnse"}, 'ppl_scope="respnse"'),
+        ({"engine": "pair"}, 'engine="pair"'),
+        ({"tuning": "Lora"}, 'tuning="Lora"'),
+        ({"lora_r": 0}, "lora_r=0"),
+        ({"lora_r": 8, "tuning": "full"}, "does not read lora"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "load_best_model_at_end"),
+        ({"engine": "double_backward", "activation_checkpointing": True}, 'engine="auto"'),
     ],
 )
 def test_impossible_options_are_refused_by_name(options, message, tmp_path):
@@ -530,10 +530,10 @@ def test_sets_that_cannot_work_are_refused(tmp_path):
         toy_trainer(tmp_path, meta_batch_size=17)
     with pytest.raises(UsageError, match="at least 10"):
         toy_trainer(tmp_path, clean=toy_pairs(9, 1), meta_batch_size=4)
-    with pytest.raises(UsageError, match="eval set"):
+    with pytest.raises(UsageError, match="eval_dataset"):
         toy_trainer(tmp_path, evaluation=toy_pairs(16, 1))
     policy, config = tiny_model(dtype=torch.float32), toy_config(tmp_path)
-    with pytest.raises(UsageError, match="--clean FILE"):
+    with pytest.raises(UsageError, match="by clean_dataset, or clean_dataset=N to hold"):
         MSPOTrainer(policy, config, toy_pairs(8), processing_class=make_tokenizer())
 
 
@@ -581,14 +581,14 @@ def test_scoring_runs_in_the_precision_of_training(tmp_path):
 def test_a_list_of_rows_is_a_data_set(tmp_path):
     rows = toy_pairs(20).to_list()
     del rows[0]["is_flipped"]
-    with pytest.raises(UsageError, match="train set, row 2: .*is_flipped"):
+    with pytest.raises(UsageError, match="train_dataset, row 2: .*is_flipped"):
         toy_trainer(tmp_path, method="dpo", train=rows)
     rows = toy_pairs(20).to_list()
     trainer = toy_trainer(tmp_path, method="dpo", train=rows, evaluation=toy_pairs(6, 2).to_list())
     as_set = toy_trainer(tmp_path, method="dpo", train=toy_pairs(20))
     assert trainer.pairs.to_list() == as_set.pairs.to_list()
     assert "is_flipped" in trainer.pairs.column_names
-    assert len(trainer.start.sets.evaluation) == 6
+    assert len(trainer.start.sets.evaluation["eval"]) == 6
 
 
 @pytest.mark.parametrize(
@@ -597,17 +597,20 @@ def test_a_list_of_rows_is_a_data_set(tmp_path):
         (
             DatasetDict(train=toy_pairs(3), test=toy_pairs(3)),
             "train_dataset is a DatasetDict with the splits train, test: give one, such as "
-            r"data\['train'\]",
+            r"train_dataset\['train'\]",
         ),
-        (toy_pairs(3).to_iterable_dataset(), "is of type IterableDataset: .*from_list"),
-        (toy_pairs(3).to_pandas(), "is of type DataFrame: give .*from_pandas"),
-        ("pairs.jsonl", r"is of type str: give softpref.data.sources.load_pairs\('pairs.jsonl'\)"),
-        (Path("pairs.jsonl"), r"Path: give softpref.data.sources.load_pairs\('pairs.jsonl'\)"),
-        (None, "train_dataset is of type NoneType: give a datasets.Dataset"),
-        ([1], "is of type list: give a datasets.Dataset, or a list of rows, each a dict"),
-        ([], "train set"),
+        (toy_pairs(3).to_iterable_dataset(), "is an IterableDataset, .*from_list"),
+        (None, "train_dataset is missing: give a datasets.Dataset"),
+        (3.5, "train_dataset is of type float: give a datasets.Dataset"),
+        ([1], "train_dataset, row 1: "),
+        ([toy_pairs(2)], "is a list of data sets: give datasets.concatenate_datasets"),
+        ([], "train_dataset holds no rows"),
         ({}, "is of type dict: give"),
-        ([{"prompt": "a"}, {"prompt": [{"role": "user"}]}], "its rows make no data set"),
+        ({"prompt": ["a"], "chosen": ["b"]}, "is a dict of columns: give .*from_dict"),
+        ([{"prompt": "a"}, {"prompt": [{"role": "user"}]}], "train_dataset, row 1: "),
+        (toy_pairs(3).to_pandas().drop(columns="chosen"), "train_dataset, row 1: .*chosen"),
+        (pd.DataFrame({"prompt": ["a", 1]}), "train_dataset: its columns make no data set"),
+        ("no/where.jsonl", "no/where.jsonl does not exist"),
     ],
 )
 def test_what_is_no_data_set_is_named_with_what_to_give(tmp_path, given, message):
@@ -618,9 +621,12 @@ def test_what_is_no_data_set_is_named_with_what_to_give(tmp_path, given, message
 
 def test_the_other_two_sets_are_named_by_their_arguments(tmp_path):
     splits = DatasetDict(train=toy_pairs(3))
-    for name, argument in (("clean", "clean_dataset"), ("evaluation", "eval_dataset")):
-        with pytest.raises(UsageError, match=f"{argument} is a DatasetDict"):
-            toy_trainer(tmp_path, **{name: splits})
+    with pytest.raises(UsageError, match="clean_dataset is a DatasetDict"):
+        toy_trainer(tmp_path, clean=splits)
+    with pytest.raises(UsageError, match=r"eval_dataset\['a'\] is of type int"):
+        toy_trainer(tmp_path, evaluation={"a": 3})
+    with pytest.raises(UsageError, match="eval_dataset is an empty dict: leave it out"):
+        toy_trainer(tmp_path, evaluation={})
 
 
 def test_padding_beyond_the_embedding_is_refused_where_all_weights_are_saved(tmp_path):

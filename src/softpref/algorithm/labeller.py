@@ -107,7 +107,7 @@ class MetaLearner(nn.Module):
 
     def __init__(self, hidden: int = 128, signals: Sequence[Signal] = (PPL_DIFF,)) -> None:
         super().__init__()
-        self.signals = tuple(signals)
+        self.signals, self.hidden = tuple(signals), hidden
         self.register_buffer("mean", torch.zeros(len(signals)))
         self.register_buffer("deviation", torch.ones(len(signals)))
         self.layers = nn.Sequential(
@@ -117,6 +117,11 @@ class MetaLearner(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, 1),
         )
+
+    def __repr__(self) -> str:
+        names, count = ", ".join(each.name for each in self.signals), self.hidden
+        size = sum(weights.numel() for weights in self.parameters())
+        return f"<MetaLearner of {names}: two hidden layers of {count}, {size:,} weights>"
 
     def standardise(self, signals: Tensor) -> None:
         """Take the z-score's mean and deviation from a sample of pairs, (n, F) or (n,), n ≥ 2.

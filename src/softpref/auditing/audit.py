@@ -6,15 +6,16 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from softpref.arguments import named_as_arguments
 from softpref.auditing.beliefs import pair_beliefs
 from softpref.auditing.dry_run import log_cost
 from softpref.auditing.explanations import explain_pairs
@@ -28,19 +29,22 @@ from softpref.auditing.export import (
 )
 from softpref.auditing.finished_run import labels_of_run, options_of_run, require_same_pairs
 from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdicts
-from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, AuditOptions
+from softpref.auditing.options import DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
+from softpref.auditing.result import Audit
 from softpref.auditing.scores import score_sets
 from softpref.auditing.summary import Summary, evidence_skill, summarise
-from softpref.data.bad_rows import BadRow
 from softpref.data.column_cache import ColumnCache
+from softpref.data.given import Given, sources_of
 from softpref.data.readers import dataset_rows
-from softpref.data.sources import LoadedPairs, load_pairs, names_of
+from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
+from softpref.models.loading import loaded_from
 from softpref.options import (
+    did_you_mean,
     refuse_impossible_seeds,
     refuse_too_small,
     refuse_unknown_choices,
@@ -48,7 +52,6 @@ from softpref.options import (
 )
 from softpref.places import directory_to_write
 from softpref.statistics.noise_rate import rate_text
-from softpref.training.align import AlignFiles, load_sets
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
 from softpref.training.needs import noise_by_source
 from softpref.training.output import (
@@ -58,34 +61,11 @@ from softpref.training.output import (
     write_lines,
     write_text,
 )
+from softpref.training.sets import Sets, read_sets
 
 logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
-
-
-@dataclass(frozen=True)
-class Audit:
-    """An audit's result.
-
-    Attributes:
-        pairs: one row per pair, in the order of the data: `uid`, `row`, `source` (with several
-            files), `ppl_diff` (nats per token), `soft_label`, `margin` (nats) and `step` (null
-            without a run), `p_correct`, `rank` (1: most suspect), `evidence` (for the label, nats,
-            by kind), `flag` (`suspect`, `unsure`, `fine`), `why`.
-        summary: numbers about the whole set.
-        texts: prompts and responses of the same pairs.
-        trusted: the labels of the trusted pairs.
-        fingerprint: fingerprint of the data.
-        unused: rows of the data that could not be used, with reasons.
-    """
-
-    pairs: Dataset
-    summary: Summary
-    texts: Dataset
-    trusted: TrustedLabels
-    fingerprint: str
-    unused: tuple[BadRow, ...]
 
 
 def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
@@ -99,15 +79,22 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     require(options)
     if options.dry_run:
         complete = _complete(options)
-        loaded, clean, _ = _load(complete)
-        log_cost(loaded, clean, complete, judge)
+        log_cost(_read(complete), complete, judge)
         return
+    _write_audit(options, judge)
+
+
+def _write_audit(
+    options: AuditOptions,
+    judge: JudgeOptions | None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> Audit:
     output = directory_to_write(options.output)
     _refuse_other_contents(output)
     complete = _complete(options)
     marks = _read_marks(options.marks, complete) if options.marks else {}
     with one_writer(output):
-        result = _audit(complete, options, judge)
+        result = _audit(complete, options, judge, processing_class)
         pairs, summary, fingerprint = result.pairs, result.summary, result.fingerprint
         applies = summary.evidence_speaks or options.force
         export = (options.export or "soft") if applies else "keep"
@@ -125,15 +112,16 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
         applied = sum(marks.get(uid) is not None for uid in pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
         logger.info(
-            f"--marks {options.marks}: {applied} applied, {unsure} unsure and left to the audit, "
+            f"marks of {options.marks}: {applied} applied, {unsure} unsure and left to the audit, "
             f"{len(marks) - applied - unsure} on trusted pairs and not needed"
         )
-    _log_summary(summary, names_of(complete.data), output, export, dropped)
+    _log_summary(summary, names_of(complete.data, "data"), output, export, dropped)
     if options.export not in (None, export):
         raise UsageError(
             f"--export {options.export} is not applied: {evidence_skill(summary)}. {CLEANED} is "
             "written as by --export keep; add --force true to apply it anyway."
         )
+    return dataclasses.replace(result, report=output / REPORT)
 
 
 def _read_marks(path: str, options: AuditOptions) -> dict[str, float | None]:
@@ -149,42 +137,61 @@ def _read_marks(path: str, options: AuditOptions) -> dict[str, float | None]:
     return marks
 
 
+@named_as_arguments(AuditOptions, JudgeOptions)
 def audit(
-    model: str | PathLike[str] | None = None,
-    data: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
-    clean: str | PathLike[str] | int | None = None,
+    model: str | PathLike[str] | nn.Module | None = None,
+    data: Given | None = None,
+    clean: Given | int | None = None,
     *,
     judge: JudgeOptions | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
     **options: Any,
 ) -> Audit:
     """Return how reliable each label of a preference set is.
 
+    With `output`, a directory, it is also written as `softpref audit` writes it.
+
     Args:
-        model: a directory or hub id.
-        data: a file or a list of files that `softpref.data.sources.load_pairs` can read.
-        clean: a file of trusted pairs, or a number of pairs to hold out.
+        model: a directory or hub id, or a causal language model of transformers, plain or PEFT.
+        data: a Dataset, a list of rows, a DataFrame, a path or hub id, or a list of paths.
+        clean: trusted pairs, given likewise, or a number of pairs to hold out.
         judge: a judge whose verdicts on the pairs are a further signal; they are stored in the
             directory `output`.
+        processing_class: the tokenizer; by default the model's own.
         options: further fields of `AuditOptions`, such as `run` instead of `model`.
 
     Raises:
         UsageError: data, model or judge cannot be used.
     """
-    paths = {"model": model, "clean": clean}
-    several = data if isinstance(data, list | tuple) else [] if data is None else [data]
-    for name, given in (*paths.items(), *(("data", each) for each in several)):
-        if not isinstance(given, str | PathLike | int | None):
-            raise UsageError(
-                f"{name} is a {type(given).__name__}: give a path or hub id; "
-                "write a data set to a file with to_json('pairs.jsonl')."
-            )
     if not isinstance(judge, JudgeOptions | None):
         raise UsageError(
             f"judge is a {type(judge).__name__}: give softpref.judging.options.JudgeOptions(...)."
         )
-    named: dict[str, Any] = {k: None if path is None else str(path) for k, path in paths.items()}
-    given_options = AuditOptions(**named, data=[str(each) for each in several], **options)
-    return _audit(_complete(given_options), given_options, judge)
+    if not isinstance(model, str | PathLike | nn.Module | None):
+        kind = type(model).__name__
+        raise UsageError(f"model is a {kind}: give a path or hub id, or a model of transformers.")
+    known = [field.name for field in dataclasses.fields(AuditOptions)]
+    for name in sorted(options.keys() - set(known)):
+        raise UsageError(f"{name}: audit has no such argument{did_you_mean(name, known)}.")
+    named = {"model": model, "data": data, "clean": clean, **options}
+    given = AuditOptions(**{name: _in_options(name, value) for name, value in named.items()})
+    if given.output:
+        return _write_audit(given, judge, processing_class)
+    for name in ("marks", "export", "force"):
+        if getattr(given, name):
+            raise UsageError(f"--{name} is about {CLEANED}: give --output, where to write it.")
+    return _audit(_complete(given), given, judge, processing_class)
+
+
+def _in_options(name: str, value: Any) -> Any:
+    """Return an argument as options hold it: paths as text, and pairs in memory as sources."""
+    if name not in ("data", "clean") or value is None:
+        return str(value) if isinstance(value, PathLike) else value
+    if isinstance(value, str | PathLike) or type(value) is int:
+        return str(value)
+    sources = sources_of(value, name)
+    is_in_memory = [each.name for each in sources] == [name]
+    return sources if is_in_memory else [each.name for each in sources]
 
 
 def _complete(options: AuditOptions) -> AuditOptions:
@@ -199,7 +206,12 @@ def _complete(options: AuditOptions) -> AuditOptions:
     return complete
 
 
-def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptions | None) -> Audit:
+def _audit(
+    options: AuditOptions,
+    given: AuditOptions,
+    judge_options: JudgeOptions | None,
+    processing_class: PreTrainedTokenizerBase | None,
+) -> Audit:
     """Audit by complete options; `given` are the user's own, without those of a run."""
     judge = None
     if judge_options:
@@ -209,21 +221,23 @@ def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptio
         judge = make_judge(judge_options)  # fails before the pairs are scored
     signals = _signals(options.signals)
     opinions = _as_list(options.reward_model)
-    model, output = str(options.model), options.output
-    loaded, clean, provenance = _load(options)
+    sets = _read(options)
+    loaded, clean, provenance = sets.train, sets.clean, sets.provenance
+    assert clean is not None
     labels = None
     if options.run:
         require_same_pairs(given, loaded, clean)
         labels = labels_of_run(options.run)
-    if clean.source != options.clean:
-        logger.info(f"clean: {options.clean} pairs held out of --data, not audited: {provenance}")
+    if sets.is_held_out:
+        logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
     cache = ColumnCache(options.reference_cache)
     loaded, clean = with_opinions((loaded, clean), opinions, cache)
     model_option = "--run" if options.run else "--model"
-    scored = score_sets(model, loaded, clean, options, cache, model_option)
+    model = cast("nn.Module | str", options.model)
+    scored = score_sets(model, loaded, clean, options, cache, model_option, processing_class)
     judged = None
     if judge and judge_options:
-        scored, judged = with_verdicts(scored, judge, judge_options, Path(output))
+        scored, judged = with_verdicts(scored, judge, judge_options, Path(options.output))
         opinions.append(judged.name)
     evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
     noise = evidence.noise, noise_by_source(scored.pairs, -log_odds, -evidence.trusted)
@@ -239,14 +253,12 @@ def _audit(options: AuditOptions, given: AuditOptions, judge_options: JudgeOptio
     )
 
 
-def _load(options: AuditOptions) -> tuple[LoadedPairs, LoadedPairs, str]:
-    """Return the pairs to audit, the trusted pairs, and where the trust in these comes from."""
-    columns = {name: getattr(options, name) for name in COLUMN_OPTIONS}
-    paths = (str(options.model), options.data, options.clean, None, options.output)
-    files = AlignFiles(*paths, options.mix, **columns)
-    loaded, clean, _, provenance = load_sets(files, options.on_bad_row, options.seed)
-    assert clean is not None
-    return loaded, clean, provenance
+def _read(options: AuditOptions) -> Sets:
+    """Return the pairs to audit and the trusted pairs."""
+    return read_sets(
+        options.data, options.clean, None, options.on_bad_row, options.seed, options.mix,
+        options.columns(), {"train": "data"},
+    )  # fmt: skip
 
 
 def _signals(given: Sequence[str] | None) -> list[SignalName]:
@@ -277,10 +289,14 @@ def _refuse_other_contents(output: Path) -> None:
 def _about(options: AuditOptions, summary: Summary) -> dict[str, str]:
     """Return what the report's first lines name."""
     held_out = str(options.clean).isdecimal()
-    clean = f"held out of the data, {summary.clean_provenance}" if held_out else options.clean
+    names = ", ".join(names_of(options.clean, "clean"))
+    clean = f"held out of the data, {summary.clean_provenance}" if held_out else names
+    model = options.run or options.model
+    if isinstance(model, nn.Module):
+        model = loaded_from(model) or type(model).__name__
     return {
-        "Data": ", ".join(names_of(options.data)),
-        "Run" if options.run else "Model": str(options.run or options.model),
+        "Data": ", ".join(names_of(options.data, "data")),
+        "Run" if options.run else "Model": str(model),
         "Clean set": f"{summary.clean_pairs} pairs, {clean}",
         "Date": date.today().isoformat(),
         "softpref": version("softpref"),

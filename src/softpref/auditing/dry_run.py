@@ -5,30 +5,26 @@ from __future__ import annotations
 import logging
 
 from softpref.auditing.options import AuditOptions
-from softpref.auditing.scores import load_scorer
-from softpref.data.sources import LoadedPairs
+from softpref.auditing.scores import scorer_for
 from softpref.judging.options import JudgeOptions
 from softpref.training.dry_run import NOTHING, seconds_per_pair
 from softpref.training.progress_lines import duration
+from softpref.training.sets import Sets
 
 logger = logging.getLogger(__name__)
 
 
-def log_cost(
-    loaded: LoadedPairs, clean: LoadedPairs, options: AuditOptions, judge: JudgeOptions | None
-) -> None:
+def log_cost(sets: Sets, options: AuditOptions, judge: JudgeOptions | None) -> None:
     """Load the model and log how long it takes to score the pairs.
 
     Raises:
         UsageError: something is wrong with data or model.
     """
-    scorer, prepared = load_scorer(str(options.model), loaded, clean, options)
-    trusted = len(prepared.clean) if prepared.clean else 0
-    seconds = seconds_per_pair(scorer, prepared.train)
-    pairs = len(prepared.train) + trusted
-    for model in [options.reward_model] if isinstance(options.reward_model, str) else (
-        options.reward_model or ()
-    ):  # fmt: skip
+    assert sets.clean is not None
+    with scorer_for(str(options.model), sets.train, sets.clean, options) as (scorer, prepared):
+        seconds = seconds_per_pair(scorer, prepared.train)
+    pairs = sum(map(len, prepared.named().values()))
+    for model in options.reward_model or ():
         logger.info("reward model %s: %d responses to score, not timed", model, 2 * pairs)
     if judge:
         logger.info("judge %s: asked about %d pairs, not timed", judge.judge, pairs)

@@ -17,9 +17,10 @@ from datasets import Dataset
 from softpref.auditing.beliefs import SUSPECT
 from softpref.columns import STANDARD, Columns
 from softpref.data.bad_rows import BadRow, place, summarize_bad_rows
+from softpref.data.given import Source, sources_of
 from softpref.data.readers import column, dataset_rows, read_rows
 from softpref.data.seen_pairs import SeenPairs
-from softpref.data.sources import CONTENT, RowValidator, by_source, content_key, contents, names_of
+from softpref.data.sources import CONTENT, RowValidator, by_source, content_key, contents
 from softpref.data.writers import json_rows
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
@@ -107,7 +108,7 @@ def read_marks(path: str) -> dict[str, float | None]:
 
 
 def write_cleaned(
-    data: str | Sequence[str],
+    data: Any,
     output: Path,
     audited: Dataset,
     trusted: TrustedLabels,
@@ -122,7 +123,7 @@ def write_cleaned(
     pairs that a reviewer has marked are certain. Rows that the audit did not use are dropped.
 
     Args:
-        data: the audited file, or files in order.
+        data: the audited files in order, or an object in memory.
         output: the audit's directory.
         audited: the rows of the audit.
         trusted: the labels of the trusted pairs.
@@ -131,10 +132,10 @@ def write_cleaned(
         columns: names of the data's columns.
         unused: rows that the audit could not use, with reasons.
     """
-    names = names_of(data)
+    sources = sources_of(data, "data")
     by_name = {
         name: [column(part, key).to_numpy() for key in ("row", "p_correct")]
-        for name, part in by_source(audited, names[0])
+        for name, part in by_source(audited, sources[0].name)
     }
 
     def belief(source: str, number: int, pair: dict[str, Any]) -> tuple[float | None, str]:
@@ -150,21 +151,21 @@ def write_cleaned(
         return (float(p_correct[at]), SUSPECTED) if is_audited else (None, NOT_DRAWN)
 
     dropped = DroppedRows(unused=tuple(unused))
-    rows = _cleaned_rows(names, belief, export, columns, dropped)
+    rows = _cleaned_rows(sources, belief, export, columns, dropped)
     write_lines(output / CLEANED, json_rows(rows, CLEANED))
     return dropped
 
 
 def _cleaned_rows(
-    sources: Sequence[str],
+    sources: Sequence[Source],
     belief: Callable[[str, int, dict[str, Any]], tuple[float | None, str]],
     export: str,
     columns: Columns,
     dropped: DroppedRows,
 ) -> Iterator[dict[str, Any]]:
     seen = SeenPairs()
-    validators = {name: RowValidator(name, "skip", columns, seen) for name in sources}
-    rows = ((name, *row) for name in sources for row in read_rows(name))
+    validators = {each.name: RowValidator(each.name, "skip", columns, seen) for each in sources}
+    rows = ((each.name, *row) for each in sources for row in each.read())
     unused = {(bad.source, bad.row) for bad in dropped.unused}
     for name, number, raw in rows:
         dropped.rows += 1

@@ -12,7 +12,7 @@ from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, RUN_DEFAULTS, Au
 from softpref.auditing.pair_rows import LABELS, RUN_COLUMNS
 from softpref.data.sources import LoadedPairs, names_of
 from softpref.errors import UsageError
-from softpref.training.align import RUN_RECORD, read_record
+from softpref.training.finished import RUN_RECORD, read_record
 from softpref.training.labels import read_labels
 from softpref.training.seals import MANIFEST, defect
 
@@ -62,6 +62,12 @@ def options_of_run(options: AuditOptions) -> AuditOptions:
             f"{files['model']}."
         )
     given = {name: getattr(options, name) for name in ("data", "clean", "on_bad_row")}
+    for name in ("data", "clean"):
+        if not given[name] and not recorded[name]:
+            raise UsageError(
+                f"--run {options.run}: names no file of its pairs, which were objects in memory or "
+                f"not given: give --{name}."
+            )
     for name, file in needed:
         if not given[name] and Path(file).is_absolute() and not Path(file).exists():
             raise UsageError(f"--run {options.run}: its file {file} does not exist: give --{name}.")

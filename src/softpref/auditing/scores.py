@@ -6,13 +6,15 @@ Shapes: n pairs of the audited set.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from softpref.auditing.options import AuditOptions
 from softpref.data.bad_rows import BadRow
@@ -20,7 +22,14 @@ from softpref.data.column_cache import ColumnCache
 from softpref.data.fingerprints import count_sft_targets
 from softpref.data.sources import LoadedPairs
 from softpref.models.layout import choose_layout, longest_pairs
-from softpref.models.loading import context_length, load_policy, load_tokenizer, on_accelerator
+from softpref.models.loading import (
+    context_length,
+    load_policy,
+    load_tokenizer,
+    loaded_from,
+    on_accelerator,
+    tokenizer_of,
+)
 from softpref.models.reference import fingerprint_weights, with_reference
 from softpref.models.scoring import Scorer, starting_ppl_diff
 from softpref.training.preparation import Prepared, prepare, require_fit
@@ -53,67 +62,79 @@ class ScoredSets:
     unused: tuple[BadRow, ...] = ()
 
 
-def load_scorer(
-    model: str,
+@contextmanager
+def scorer_for(
+    model: nn.Module | str,
     loaded: LoadedPairs,
     clean: LoadedPairs,
     options: AuditOptions,
     option: str = "--model",
-) -> tuple[Scorer, Prepared]:
-    """Return who scores, and both sets tokenized for it.
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> Iterator[tuple[Scorer, Prepared]]:
+    """Yield who scores, and both sets tokenized for it; arguments are those of `score_sets`.
 
     Raises:
         UsageError: there is no such model, or a set cannot be used.
     """
     remote = options.trust_remote_code
-    tokenizer = load_tokenizer(model, trust_remote_code=remote, option=option)
-    dtype = torch.bfloat16 if options.bf16 else torch.float32
-    policy = load_policy(model, trust_remote_code=remote, dtype=dtype, option=option)
+    if isinstance(model, str):
+        tokenizer = processing_class or load_tokenizer(
+            model, trust_remote_code=remote, option=option
+        )
+        dtype = torch.bfloat16 if options.bf16 else torch.float32
+        policy = load_policy(model, trust_remote_code=remote, dtype=dtype, option=option)
+    else:
+        policy = model
+        tokenizer = processing_class or tokenizer_of(model, policy, trust_remote_code=remote)
     limits = (options.max_length, context_length(policy))
     prepared = prepare(loaded, clean, None, tokenizer, *limits, options.on_bad_row)
-    require_fit(on_accelerator(policy), tokenizer, prepared)
-    layout = choose_layout("auto", policy, longest_pairs(prepared.train, prepared.clean))
+    if policy is not model:
+        on_accelerator(policy)
+    require_fit(policy, tokenizer, prepared)
+    layout = choose_layout("auto", policy, longest_pairs(*prepared.named().values()))
     logger.info("layout: %s", layout.why)
-    collate = layout.apply(policy)
-    scorer = Scorer(policy, collate, options.ppl_scope, options.batch_size, options.bf16)
-    return scorer, prepared
+    with layout.applied(policy) as collate:
+        yield Scorer(policy, collate, options.ppl_scope, options.batch_size, options.bf16), prepared
 
 
 def score_sets(
-    model: str,
+    model: nn.Module | str,
     loaded: LoadedPairs,
     clean: LoadedPairs,
     options: AuditOptions,
     cache: ColumnCache,
     option: str = "--model",
+    processing_class: PreTrainedTokenizerBase | None = None,
 ) -> ScoredSets:
     """Score both sets; an interrupted audit resumes with the scores in the cache.
 
     Args:
-        model: a directory or hub id.
+        model: a directory or hub id, or a model, which stays as it is.
         loaded: the pairs to audit.
         clean: the trusted pairs.
         options: lengths, batch size and precision.
         cache: the store of scores.
         option: the option that named the model, for messages.
+        processing_class: the tokenizer; the model's own by default.
 
     Raises:
         UsageError: there is no such model, or a set cannot be used.
     """
-    scorer, prepared = load_scorer(model, loaded, clean, options, option)
-    assert prepared.clean is not None
+    with scorer_for(model, loaded, clean, options, option, processing_class) as (scorer, prepared):
+        assert prepared.clean is not None
+        weights = fingerprint_weights(scorer.policy)
+        scored, trusted = (
+            with_reference(scorer, pairs, weights, cache, what)
+            for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))
+        )
     unused = prepared.record["train"]["bad_rows"]
-    weights = fingerprint_weights(scorer.policy)
-    scored, trusted = (
-        with_reference(scorer, pairs, weights, cache, what)
-        for pairs, what in ((prepared.train, "scoring"), (prepared.clean, "clean"))
-    )
+    name = model if isinstance(model, str) else loaded_from(model)
     return ScoredSets(
         scored,
         trusted,
         starting_ppl_diff(scored),
         loaded.where["contradicting"],
-        count_sft_targets(model, scored) if Path(model).is_dir() else 0,
+        count_sft_targets(name, scored) if name and Path(name).is_dir() else 0,
         loaded.source,
         clean.source,
         tuple(BadRow(**{"source": loaded.source} | bad) for bad in unused),

@@ -45,7 +45,7 @@ def warnings_about(
     if "not reviewed" in provenance:
         found.append(
             "the trusted pairs were not reviewed, only assumed to be labelled right: review the "
-            "report's random sample, export clean.jsonl, and audit with that file as --clean"
+            "report's random sample, export clean.jsonl, and audit with that file as the clean set"
         )
     if clean < FEW_CLEAN_PAIRS:
         found.append(
@@ -63,7 +63,7 @@ def warnings_about(
         found.append(
             f"the {judge.name} failed on {judge.without_opinion} of {judge.pairs} pairs of "
             f"{scored.source} and {scored.clean_source}, which are audited without its opinion: "
-            "--retry_failed true asks again"
+            "retry_failed asks again"
         )
     return found
 

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from softpref.columns import STANDARD, Columns
 from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, place
+from softpref.data.given import Given, sources_of
 from softpref.data.messages import CONTEXT, Text
 from softpref.data.parsing import OPTIONAL, REPEATED_TEXT, ParsedPair, parse_pair, unread_columns
-from softpref.data.readers import RowError, column, dataset_rows, read_rows, store
+from softpref.data.readers import RowError, column, dataset_rows, store
 from softpref.data.seen_pairs import SeenPairs
 from softpref.errors import UsageError
 
@@ -67,38 +68,47 @@ class LoadedPairs:
     where: dict[str, Counter[str]] = field(default_factory=dict)
 
 
-def names_of(given: str | Sequence[str]) -> list[str]:
-    """Return the names of one or several sources.
+def names_of(given: Any, argument: str = "the data") -> list[str]:
+    """Return the names of one or several sources; `argument` names objects in memory.
 
     Raises:
         UsageError: A name is given twice.
     """
-    names = [given] if isinstance(given, str) else list(given)
+    names = [source.name for source in sources_of(given, argument)]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UsageError(f"{repeated[0]} is given twice: give each file once.")
     return names
 
 
 def load_pairs(
-    source: str | Sequence[str], *, on_bad_row: OnBadRow = "stop", columns: Columns = STANDARD
+    source: Given,
+    *,
+    on_bad_row: OnBadRow = "stop",
+    columns: Columns = STANDARD,
+    argument: str = "source",
 ) -> LoadedPairs:
-    """Read the pairs of one or several files or hub data sets.
+    """Read the pairs of one or several files or hub data sets, or of an object in memory.
 
     With several sources, each pair row has the name of its source in `source`.
 
     Args:
         source: A path ending in .jsonl, .json (a list of objects), .parquet or .csv or, where no
-            such path exists, a hub id `org/name` or `org/name:split` (split `train` by default).
+            such path exists, a hub id `org/name` or `org/name:split` (split `train` by default);
+            or a Dataset, a list of rows or a DataFrame.
         on_bad_row: Whether a bad row is an error or is skipped and listed.
         columns: Its column names.
+        argument: What messages call an object in memory.
 
     Raises:
         UsageError: If a source cannot be read, holds a bad row (under `stop`) or no good one.
     """
     seen = SeenPairs()
-    names = names_of(source)
+    names_of(source, argument)
     return _collect(
-        [(read_rows(name), RowValidator(name, on_bad_row, columns, seen)) for name in names]
+        [
+            (each.read(), RowValidator(each.name, on_bad_row, columns, seen))
+            for each in sources_of(source, argument)
+        ]
     )
 
 
@@ -110,7 +120,7 @@ def pairs_from_dataset(
     Raises:
         UsageError: If there is a bad row (under `stop`) or no good one.
     """
-    return _collect([(enumerate(dataset_rows(dataset), start=1), RowValidator(name, on_bad_row))])
+    return load_pairs(dataset, on_bad_row=on_bad_row, argument=name)
 
 
 def subset(loaded: LoadedPairs, pairs: datasets.Dataset, source: str) -> LoadedPairs:

@@ -64,8 +64,7 @@ def without_clean(train: Dataset, clean: Dataset) -> tuple[Dataset, int]:
     is_kept = np.fromiter((key not in trusted for key in _keys(train)), bool, len(train))
     if not is_kept.any():
         raise UsageError(
-            "every pair of --train is also in --clean, nothing is left to train on. "
-            "Give other training pairs or fewer clean ones."
+            "every pair is also in --clean, so none is left. Give other pairs or fewer clean ones."
         )
     if is_kept.all():
         return train, 0

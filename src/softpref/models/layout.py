@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -74,6 +75,15 @@ class LayoutChoice:
         """Switch the policy's attention to the one needed and return `collate`."""
         _switch(policy, self.attention)
         return self.collate
+
+    @contextmanager
+    def applied(self, policy: nn.Module) -> Iterator[Collate]:
+        """Apply the layout for a while, and switch the attention back."""
+        before = cast(Any, policy).config._attn_implementation
+        try:
+            yield self.apply(policy)
+        finally:
+            _switch(policy, before)
 
 
 def choose_layout(

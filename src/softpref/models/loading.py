@@ -147,10 +147,15 @@ def tokenizer_of(
     Raises:
         UsageError: there is none there, or nowhere to look.
     """
-    source = model if isinstance(model, str) else str(getattr(policy.config, "name_or_path", ""))
+    source = model if isinstance(model, str) else loaded_from(policy)
     if not source:
         raise UsageError("the model was not loaded from anywhere: give its processing_class.")
     return load_tokenizer(source, trust_remote_code=trust_remote_code)
+
+
+def loaded_from(model: nn.Module) -> str:
+    """Return where a model, or an adapter's base model, says that it was loaded from, if at all."""
+    return str(getattr(getattr(model, "config", None), "name_or_path", ""))
 
 
 def load_to_train(

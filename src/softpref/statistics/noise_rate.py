@@ -53,6 +53,9 @@ class NoiseRate:
         """Return what is written of it: a `rate` of None is unknown."""
         return {"rate": self.told, "low": self.low, "high": self.high, "expected": self.expected}
 
+    def __repr__(self) -> str:
+        return f"<NoiseRate {self}>"
+
     def __str__(self) -> str:
         return rate_text(self.told, self.low, self.high)
 

@@ -16,7 +16,7 @@ from softpref.models.loading import load_policy, load_tokenizer
 from softpref.models.scoring import Scorer
 from softpref.study.readings import flips_by_uid
 from softpref.study.real_pairs import characters
-from softpref.training.align import read_record
+from softpref.training.finished import read_record
 from softpref.training.metrics import auroc
 
 

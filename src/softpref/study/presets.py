@@ -30,8 +30,9 @@ from softpref.study.referees import (
 )
 from softpref.study.results import code_version
 from softpref.study.scorers import NoisySet, measure_scorer
-from softpref.training.align import AlignFiles, align, read_record
+from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
+from softpref.training.finished import read_record
 from softpref.training.output import write_lines
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 from softpref.training.teacher import META_LEARNER

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softpref.algorithm.objective import loss_by_margin, strength
 from softpref.data.sources import load_pairs
-from softpref.training.align import read_record
+from softpref.training.finished import read_record
 from softpref.training.labels import read_labels
 from softpref.training.teacher import load_meta_learner
 

@@ -40,8 +40,9 @@ from softpref.study.real_pairs import (
     training_rows,
 )
 from softpref.study.real_tables import describe, draw_accuracy
-from softpref.training.align import AlignFiles, align, read_record
+from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig, recipe
+from softpref.training.finished import read_record
 from softpref.training.metrics import auroc
 from softpref.training.output import write_lines, write_text
 

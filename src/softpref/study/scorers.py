@@ -14,15 +14,17 @@ from datasets import Dataset
 from pyarrow.parquet import read_table
 from torch import Tensor
 
-from softpref.auditing.audit import Audit, audit
+from softpref.auditing.audit import audit
+from softpref.auditing.result import Audit
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.models.loading import load_tokenizer
 from softpref.statistics.calibration import expected_calibration_error
 from softpref.study.confident import response_features, self_confidence
 from softpref.study.readings import flips_by_uid
-from softpref.training.align import AlignFiles, align, read_record
+from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
+from softpref.training.finished import read_record
 from softpref.training.labels import read_labels
 from softpref.training.metrics import auroc
 

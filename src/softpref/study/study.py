@@ -174,7 +174,7 @@ def _outcome(done: Future[Any], home: Path) -> Any:
     if error is None:
         return done.result()
     if isinstance(error, UsageError):
-        return str(error)
+        return error.in_flags
     if is_out_of_memory(error):
         return memory_message("study", error)
     return f"{type(error).__name__}: {error}; the run's log is in {home}/worker-*.log"

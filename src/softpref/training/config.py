@@ -19,6 +19,7 @@ from softpref.algorithm.likelihood import PplScope
 from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, Method
 from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS, Signal
+from softpref.arguments import named_as_arguments
 from softpref.data.batches import Collate
 from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.errors import UsageError
@@ -39,6 +40,7 @@ from softpref.options import (
 )
 from softpref.trackers import chosen_trackers
 from softpref.training.conflicts import refuse_conflicts
+from softpref.training.porting import PortedOptions
 from softpref.training.recipes import MOST_MICRO_BATCHES, Recipe, choose_meta_lr, choose_steps
 from softpref.training.teacher import TeachingOptions
 
@@ -57,7 +59,7 @@ def _meta_option(text: str, **facts: Any) -> Any:
 
 
 @dataclass
-class MSPOConfig(TrainingArguments):
+class MSPOConfig(PortedOptions, TrainingArguments):
     """Options of `MSPOTrainer`; what is left open is filled by the recipe.
 
     Raises:
@@ -230,6 +232,10 @@ class MSPOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        with named_as_arguments(type(self)):
+            self._resolve()
+
+    def _resolve(self) -> None:
         refuse_engines(self)
         self.report_to = chosen_trackers(self.report_to)
         refuse_unknown_choices(self)

@@ -34,10 +34,10 @@ def dry_run(files: AlignFiles, config: MSPOConfig) -> None:
         UsageError: something is wrong with data, model or options.
     """
     require(files)
-    train, clean, evaluation, _ = load_sets(files, config.on_bad_row, config.seed)
-    policy, _, prepared = load_checked(files.model, config, (train, clean, evaluation))
-    sets = (prepared.train, prepared.clean, prepared.evaluation)
-    layout = choose_layout(config.resolved_layout(), policy, longest_pairs(*sets))
+    sets = load_sets(files, config.on_bad_row, config.seed)
+    policy, _, prepared = load_checked(files.model, config, sets)
+    probe = longest_pairs(*prepared.named().values())
+    layout = choose_layout(config.resolved_layout(), policy, probe)
     logger.info("layout: %s", layout.why)
     seconds = seconds_per_pair(config.scorer(policy, layout.apply(policy)), prepared.train)
     policy = make_trainable(policy, config.tuning, config.adapter())
@@ -66,8 +66,7 @@ def forward_passes(config: MSPOConfig, prepared: Prepared, steps: int) -> float:
     with a meta-learner costs (1 + m) plain steps, where m is the clean batch over the batch over
     the steps between its updates.
     """
-    sets = (prepared.train, prepared.clean, prepared.evaluation)
-    once = sum(len(pairs) for pairs in sets if pairs is not None)
+    once = sum(len(pairs) for pairs in prepared.named().values() if pairs is not None)
     meta = 0.0
     if config.resolved_method().teaches and config.meta_batch_size and config.meta_every:
         meta = config.meta_batch_size / config.pairs_per_step() / config.meta_every

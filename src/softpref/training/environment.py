@@ -17,8 +17,8 @@ from softpref.models.layout import choose_layout
 from softpref.models.loading import Tuning, load_to_train, make_trainable, on_accelerator
 from softpref.options import option
 from softpref.terminal import say
-from softpref.training.align import PACKAGES
 from softpref.training.engines import engine_for
+from softpref.training.finished import PACKAGES
 from softpref.training.recipes import MOST_MICRO_BATCHES
 
 PROBE = {"prompt_ids": 24, "chosen_ids": 12, "rejected_ids": 9}

@@ -6,11 +6,15 @@ Shapes: every tensor is (B,).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import EvalPrediction
 
 from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.objective import geometric_loss
 
 
 def auroc(scores: Tensor, is_positive: Tensor) -> float:
@@ -40,6 +44,30 @@ def reward_metrics(measured: Measured, beta: float) -> dict[str, float]:
         "logps/chosen": float(measured.chosen_logp.mean()),
         "logps/rejected": float(measured.rejected_logp.mean()),
     }
+
+
+def evaluation_metrics(
+    measured: Measured,
+    beta: float,
+    prefix: str,
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None,
+) -> dict[str, float]:
+    """Return the DPO loss (Eq. 2), TRL's metrics and the caller's own, each named with a prefix."""
+    metrics = {"loss": float(geometric_loss(measured.margin, 1.0, beta).mean())}
+    metrics |= reward_metrics(measured, beta)
+    if compute_metrics is not None:
+        metrics |= compute_metrics(_rewards(measured, beta))
+    return {f"{prefix}_{name.removeprefix(f'{prefix}_')}": of for name, of in metrics.items()}
+
+
+def _rewards(measured: Measured, beta: float) -> EvalPrediction:
+    """Return implicit rewards, (B, 2), chosen first, as transformers' `compute_metrics` takes them.
+
+    The labels, (B,), are the place of the response labelled better: 0.
+    """
+    ratios = torch.stack([measured.chosen_logratio, measured.rejected_logratio], -1)
+    rewards = (beta * ratios).float().numpy()
+    return EvalPrediction(predictions=rewards, label_ids=np.zeros(len(rewards), dtype=np.int64))
 
 
 def label_metrics(soft_label: Tensor, ppl_diff: Tensor) -> dict[str, float]:

@@ -26,9 +26,7 @@ from softpref.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-NO_CLEAN = (
-    "give about 150 pairs you trust by --clean FILE, or --clean N to hold N training pairs out"
-)
+NO_CLEAN = "give about 150 pairs you trust by --clean, or --clean N to hold N training pairs out"
 
 
 def require_needs(

@@ -7,16 +7,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from softpref.data.bad_rows import OnBadRow, place
-from softpref.data.sources import LoadedPairs, by_source, pairs_from_dataset
+from softpref.data.sources import LoadedPairs, by_source
 from softpref.data.splits import refuse_overlap, removed_by_source, without_clean
 from softpref.data.tokens import TokenizedPairs, tokenize_pairs
 from softpref.errors import UsageError
@@ -24,16 +22,13 @@ from softpref.models.soundness import require_known_tokens_of_pairs, require_sou
 
 logger = logging.getLogger(__name__)
 
-Pairs: TypeAlias = Dataset | LoadedPairs
-GivenPairs: TypeAlias = Pairs | list[dict[str, Any]]
-
 FEWEST_CLEAN_PAIRS = 10
 LEFT_OUT_NAMED = 10
 REMARKS = {
     "also_clean": "are clean pairs too and were removed from training",
     "contradicting": "are labelled both ways (kept: that is noise)",
     "duplicates": "repeat an earlier row",
-    "truncated": "have a response cut at --max_length, or at the model's context",
+    "truncated": "have a response cut at max_length, or at the model's context",
     "split_boundaries": "have a token that straddles prompt and response",
     "ends_without_eos": "responses do not end with EOS: the chat template leaves it out",
 }
@@ -46,13 +41,13 @@ class Prepared:
     Attributes:
         train: the pairs to train on, without those that are clean pairs too.
         clean: the trusted pairs, None where none were given.
-        evaluation: the pairs to evaluate on, None where none were given.
+        evaluation: the pairs to evaluate on, by the prefix of their metrics.
         record: for each set its source, fingerprint and counts, for the run's record.
     """
 
     train: Dataset
     clean: Dataset | None
-    evaluation: Dataset | None
+    evaluation: dict[str, Dataset]
     record: dict[str, dict[str, Any]]
 
     def origin(self) -> dict[str, Any]:
@@ -65,84 +60,45 @@ class Prepared:
 
     def map(self, change: Callable[[Dataset, str], Dataset]) -> Prepared:
         """Return the same with every set put through `change`, which is told the set's name."""
-        sets = {
-            name: pairs and change(pairs, name)
-            for name in ("train", "clean", "evaluation")
-            for pairs in [getattr(self, name)]
-        }
-        return dataclasses.replace(self, **sets)
-
-
-def as_given(train: Any, clean: Any, evaluation: Any) -> tuple[Pairs, Pairs | None, Pairs | None]:
-    """Return the trainer's three sets, lists of rows turned into data sets.
-
-    Raises:
-        UsageError: one is something else; the message says what to give.
-    """
-    return (
-        _as_pairs(train, "train_dataset"),
-        None if clean is None else _as_pairs(clean, "clean_dataset"),
-        None if evaluation is None else _as_pairs(evaluation, "eval_dataset"),
-    )
-
-
-def _as_pairs(given: Any, argument: str) -> Pairs:
-    if isinstance(given, Dataset | LoadedPairs):
-        return given
-    if isinstance(given, list) and all(isinstance(row, dict) for row in given):
-        columns = dict.fromkeys(name for row in given for name in row)
-        try:
-            return Dataset.from_dict({name: [row.get(name) for row in given] for name in columns})
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            first = str(error).splitlines()[0]
-            raise UsageError(f"{argument}: its rows make no data set ({first}).") from error
-    kind = type(given).__name__
-    if isinstance(given, dict) and given:
-        names = ", ".join(map(str, given))
-        raise UsageError(
-            f"{argument} is a {kind} with the splits {names}: give one, such as "
-            f"data[{next(iter(given))!r}]."
+        return dataclasses.replace(
+            self,
+            train=change(self.train, "train"),
+            clean=self.clean and change(self.clean, "clean"),
+            evaluation={name: change(pairs, name) for name, pairs in self.evaluation.items()},
         )
-    remedies = {
-        "DataFrame": "give datasets.Dataset.from_pandas(data, preserve_index=False)",
-        "IterableDataset": "pairs are drawn anew in every epoch; give "
-        "datasets.Dataset.from_list(list(data))",
-    }
-    remedy = remedies.get(kind, "give a datasets.Dataset, or a list of rows, each a dict")
-    if isinstance(given, str | PathLike):
-        remedy = f"give softpref.data.sources.load_pairs({str(given)!r})"
-    raise UsageError(f"{argument} is of type {kind}: {remedy}.")
+
+    def named(self) -> dict[str, Dataset]:
+        """Return all sets that were given, by name."""
+        clean = {"clean": self.clean} if self.clean is not None else {}
+        return {"train": self.train, **clean, **self.evaluation}
 
 
 def prepare(
-    train: Pairs,
-    clean: Pairs | None,
-    evaluation: Pairs | None,
+    train: LoadedPairs,
+    clean: LoadedPairs | None,
+    evaluation: Mapping[str, LoadedPairs] | None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     context_length: int,
     on_bad_row: OnBadRow,
 ) -> Prepared:
-    """Read, part and tokenize the three sets.
+    """Part and tokenize the sets.
 
     Raises:
         UsageError: a row is bad, a clean pair stands in the evaluation set, or a set is too small.
     """
-    given = {"train": train, "clean": clean, "eval": evaluation}
-    loaded = {
-        name: pairs if isinstance(pairs, LoadedPairs) else _read(pairs, name, on_bad_row)
-        for name, pairs in given.items()
-        if pairs is not None
-    }
-    if "clean" in loaded and "eval" in loaded:
-        refuse_overlap(loaded["clean"].pairs, loaded["eval"].pairs, loaded["eval"].source)
+    evaluation = evaluation or {}
+    loaded = {"train": train} | ({"clean": clean} if clean else {}) | dict(evaluation)
+    for other in evaluation.values():
+        if clean:
+            refuse_overlap(clean.pairs, other.pairs, other.source)
     sets: dict[str, Dataset] = {}
     record: dict[str, dict[str, Any]] = {}
     for name, source in loaded.items():
         pairs, where = source.pairs, {**source.where}
-        if name == "train" and "clean" in loaded:
-            pairs, _ = without_clean(pairs, loaded["clean"].pairs)
-            found = removed_by_source(source, pairs, loaded["clean"])
+        if name == "train" and clean:
+            pairs, _ = without_clean(pairs, clean.pairs)
+            found = removed_by_source(source, pairs, clean)
             where["also_clean"] = where.get("also_clean", Counter()) + found
         done = tokenize_pairs(
             pairs, tokenizer, max_length, name=source.source, on_bad_row=on_bad_row,
@@ -158,8 +114,10 @@ def prepare(
             **{what: where.get(what, Counter()).total() for what in REMARKS},
         }
         _say(name, record[name], where)
-    _require_enough_clean_pairs(sets.get("clean"))
-    return Prepared(sets["train"], sets.get("clean"), sets.get("eval"), record)
+    if clean:
+        _require_enough_clean_pairs(sets["clean"], clean.source)
+    to_evaluate = {name: sets[name] for name in evaluation}
+    return Prepared(sets["train"], sets.get("clean"), to_evaluate, record)
 
 
 def require_fit(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, prepared: Prepared) -> None:
@@ -169,11 +127,9 @@ def require_fit(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, prepared:
         UsageError: as in `require_sound` and `require_known_tokens`.
     """
     require_sound(policy)
-    sets = {"train": prepared.train, "clean": prepared.clean, "eval": prepared.evaluation}
-    for name, pairs in sets.items():
-        if pairs is not None:
-            source = prepared.record[name]["source"]
-            require_known_tokens_of_pairs(policy, tokenizer, pairs, source)
+    for name, pairs in prepared.named().items():
+        source = prepared.record[name]["source"]
+        require_known_tokens_of_pairs(policy, tokenizer, pairs, source)
 
 
 def _by_source(source: LoadedPairs, done: TokenizedPairs) -> dict[str, Any]:
@@ -196,15 +152,11 @@ def _by_source(source: LoadedPairs, done: TokenizedPairs) -> dict[str, Any]:
     return {"bad_rows": bad_rows, "sources": sources, "mix": source.shares or None}
 
 
-def _read(pairs: Dataset, name: str, on_bad_row: OnBadRow) -> LoadedPairs:
-    return pairs_from_dataset(pairs, f"{name} set", on_bad_row=on_bad_row)
-
-
-def _require_enough_clean_pairs(clean: Dataset | None) -> None:
-    if clean is not None and len(clean) < FEWEST_CLEAN_PAIRS:
+def _require_enough_clean_pairs(clean: Dataset, source: str) -> None:
+    if len(clean) < FEWEST_CLEAN_PAIRS:
         raise UsageError(
-            f"--clean has {len(clean)} usable pairs: at least {FEWEST_CLEAN_PAIRS} are needed, "
-            "about 150 are recommended."
+            f"{source} has {len(clean)} usable pairs: at least {FEWEST_CLEAN_PAIRS} trusted pairs "
+            "are needed, about 150 are recommended."
         )
 
 

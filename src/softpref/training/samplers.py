@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
+from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainingArguments
 
 _CHUNK = 1000
 
@@ -63,3 +67,18 @@ class CleanSampler:
         """Go on where `state` was taken."""
         self._generator.set_state(state["generator"])
         self._queue = state["queue"]
+
+
+def train_loader(pairs: Dataset, args: TrainingArguments, processes: int) -> DataLoader:
+    """Return micro-batches of all processes together, in an order drawn anew in every epoch."""
+    loader = DataLoader(
+        cast(Any, pairs),
+        batch_size=args.per_device_train_batch_size * processes,
+        sampler=EpochSampler(len(pairs), cast(int, args.data_seed)),
+        collate_fn=list,
+        num_workers=args.dataloader_num_workers,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        drop_last=args.dataloader_drop_last,
+    )
+    return prepare_data_loader(loader, num_processes=1, process_index=0)

@@ -48,7 +48,8 @@ from softpref.training.evidence import with_evidence
 from softpref.training.needs import labeller_of, noise_of, require_needs, with_given_labels
 from softpref.training.perpcorrect.rounds import Correction, correct
 from softpref.training.perpcorrect.surrogates import Surrogates
-from softpref.training.preparation import Pairs, Prepared, prepare, require_fit
+from softpref.training.preparation import Prepared, prepare, require_fit
+from softpref.training.sets import Sets
 from softpref.training.teacher import Teacher, make_teacher
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Start:
 def prepare_start(
     model: nn.Module | str,
     config: MSPOConfig,
-    sets: tuple[Pairs, Pairs | None, Pairs | None],
+    sets: Sets,
     tokenizer: PreTrainedTokenizerBase | None = None,
     adapter: PeftConfig | None = None,
 ) -> Start:
@@ -109,7 +110,7 @@ def prepare_start(
     policy, tokenizer, prepared = load_checked(model, config, sets, tokenizer)
     fingerprint = fingerprint_weights(policy)
     switch_dropout_off(policy)
-    probe = longest_pairs(prepared.train, prepared.clean, prepared.evaluation)
+    probe = longest_pairs(*prepared.named().values())
     layout = choose_layout(config.resolved_layout(), policy, probe)
     cache = ColumnCache(config.reference_cache)
     scorer = config.scorer(policy, layout.apply(policy))
@@ -140,7 +141,7 @@ def prepare_start(
 def load_checked(
     model: nn.Module | str,
     config: MSPOConfig,
-    sets: tuple[Pairs, Pairs | None, Pairs | None],
+    sets: Sets,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, Prepared]:
     """Load model and tokenizer, tokenize the sets, and refuse what does not fit together."""
@@ -153,7 +154,8 @@ def load_checked(
         )
     tokenizer = tokenizer or tokenizer_of(model, policy, trust_remote_code=trusted_code)
     limits = config.max_length, context_length(policy)
-    prepared = prepare(*sets, tokenizer, *limits, config.on_bad_row)
+    given = (sets.train, sets.clean, sets.evaluation)
+    prepared = prepare(*given, tokenizer, *limits, config.on_bad_row)
     method = config.resolved_method()
     require_needs(method, prepared, config.noise_rate, config.meta_batch_size)
     config.choose_steps(len(prepared.train))
@@ -173,8 +175,7 @@ def _with_reference(
 ) -> Prepared:
     """Add what the reference says to every set, and log who it is."""
     if scorer.ranks.count > 1:  # each set is scored together, so all must have the same ones
-        sets = (prepared.train, prepared.clean, prepared.evaluation)
-        told = [pairs and fingerprint_tokens(pairs) for pairs in sets]
+        told = [fingerprint_tokens(pairs) for pairs in prepared.named().values()]
         require_same_start(scorer.ranks, "the data", json.dumps(told))
     name = getattr(scorer.policy.config, "name_or_path", "") or "the model"
     is_adapted = isinstance(scorer.policy, PeftModel)

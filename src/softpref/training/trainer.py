@@ -7,45 +7,59 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from inspect import signature
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
 from softpref.algorithm.bilevel import NonFiniteError, Objective, non_finite_pairs, require_finite
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.gradients.taps import NotTappedError
 from softpref.algorithm.likelihood import Measured
-from softpref.algorithm.objective import geometric_loss
 from softpref.algorithm.policy import trainable
+from softpref.arguments import named_as_arguments
 from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.models.reference import fingerprint_tokens
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.config import MSPOConfig
 from softpref.training.drift import require_alike
+from softpref.training.finished import Origin, stamps, write_run
 from softpref.training.identity import IDENTITY
 from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs, known_flips
-from softpref.training.metrics import label_metrics, reward_metrics, truth_metrics
-from softpref.training.preparation import GivenPairs, as_given
+from softpref.training.metrics import (
+    evaluation_metrics,
+    label_metrics,
+    reward_metrics,
+    truth_metrics,
+)
+from softpref.training.porting import refuse_arguments, require_config, require_trained
 from softpref.training.refits import refits_of
-from softpref.training.samplers import EpochSampler
+from softpref.training.samplers import train_loader
 from softpref.training.saving import allow_sharded_save
+from softpref.training.sets import EVAL, Pairs, TrustedPairs, read_sets
 from softpref.training.start import prepare_start
 from softpref.training.states import JSON
 from softpref.training.step import StepResult, StepRunner
 from softpref.training.tracking import LabelTracking
 
 logger = logging.getLogger(__name__)
+
+ARGUMENTS = {"train": "train_dataset", "clean": "clean_dataset", "eval": "eval_dataset"}
+in_python = named_as_arguments(MSPOConfig, model="model", output="output_dir", **ARGUMENTS)
 
 
 class MSPOTrainer(SafeCheckpoints):
@@ -58,12 +72,19 @@ class MSPOTrainer(SafeCheckpoints):
     Args:
         model: a causal language model of transformers, plain or PEFT, or where to load one from.
         args: every option of the run.
-        train_dataset: noisy pairs, in one of TRL's formats: a Dataset or a list of rows.
-        clean_dataset: trusted pairs; needed by every method that teaches a meta-learner.
-        eval_dataset: pairs to evaluate on.
+        train_dataset: noisy pairs, in one of TRL's formats: a Dataset, a list of rows, a DataFrame,
+            a path or hub id, or a list of paths.
+        clean_dataset: trusted pairs, or how many of the training pairs to hold out; needed by every
+            method that teaches a meta-learner.
+        eval_dataset: pairs to evaluate on, or a dict of such sets by name.
         processing_class: the tokenizer; by default the model's own.
         peft_config: the adapter to train; by default LoRA of rank 16 where `args.tuning` is "lora".
         callbacks: as in transformers.
+        optimizers: an optimizer of the policy's trained weights and its schedule, each None for the
+            one that `args` describe.
+        compute_metrics: further metrics of an evaluation set, from its implicit rewards:
+            `predictions` (n, 2), of chosen and rejected; `label_ids` (n,), 0 for chosen.
+        others: arguments of other trainers, such as `ref_model`; they may be None.
 
     Raises:
         UsageError: data, model and options do not fit together; the message says what to change.
@@ -72,26 +93,38 @@ class MSPOTrainer(SafeCheckpoints):
     args: MSPOConfig
     shares_steps = takes_shards = True
 
+    @in_python
     def __init__(
         self,
         model: nn.Module | str,
-        args: MSPOConfig,
-        train_dataset: GivenPairs,
-        clean_dataset: GivenPairs | None = None,
-        eval_dataset: GivenPairs | None = None,
+        args: MSPOConfig | None = None,
+        train_dataset: Pairs | None = None,
+        clean_dataset: TrustedPairs | None = None,
+        eval_dataset: Pairs | Mapping[str, Pairs] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        *,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        **others: Any,
     ) -> None:
-        sets = as_given(train_dataset, clean_dataset, eval_dataset)
+        refuse_arguments(others, signature(MSPOTrainer).parameters)
+        args = MSPOConfig() if args is None else args
+        require_config(args, MSPOConfig)
+        given = (train_dataset, clean_dataset, eval_dataset)
+        sets = read_sets(*given, args.on_bad_row, args.seed, names=ARGUMENTS)
+        self.origin = Origin.of(model, str(args.output_dir), given, sets)
         start = prepare_start(model, args, sets, processing_class, peft_config)
+        require_trained(optimizers, start.policy)
         self.start, self.method = start, args.resolved_method()
         self.pairs, self.clean, self.teacher = start.sets.train, start.sets.clean, start.teacher
         with allow_sharded_save(start.policy, args):
             super().__init__(
                 model=start.policy, args=args, data_collator=list, train_dataset=self.pairs,
-                eval_dataset=start.sets.evaluation, processing_class=start.tokenizer,
-                callbacks=callbacks,
+                eval_dataset=cast(Any, start.sets.evaluation or None), callbacks=callbacks,
+                processing_class=start.tokenizer, optimizers=cast(Any, optimizers),
+                compute_metrics=compute_metrics,
             )  # fmt: skip
         self.policy = cast(nn.Module, self.model)
         self.history = LabelHistory()
@@ -104,7 +137,40 @@ class MSPOTrainer(SafeCheckpoints):
         self._skipped = SkippedSteps(args.max_skipped_steps)
         if args.report_to:
             self.add_callback(LabelTracking(self))
+        self._evaluated: dict[int, dict[str, float]] = {}
+        self._is_trained = False
         self._say_how()
+
+    @in_python
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train as `SafeCheckpoints.train` does."""
+        done = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._is_trained = True
+        return done
+
+    @in_python
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model and, once it is trained, all that a run leaves: see `write_run`."""
+        if _internal_call or not self._is_trained:
+            super().save_model(output_dir, _internal_call)
+            return
+        output = Path(output_dir or str(self.args.output_dir))
+        before = stamps(output)
+        super().save_model(str(output), _internal_call=True)
+        write_run(self, output, before)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save")
+
+    def __repr__(self) -> str:
+        steps = f"step {self.state.global_step} of {self.args.total_steps(len(self.pairs))}"
+        clean = f", {len(self.clean):,} clean" if self.clean else ""
+        how = f"{self.args.method}, {self.args.tuning}, {len(self.pairs):,} pairs{clean}"
+        return f"<MSPOTrainer: {how}; {steps}>"
 
     def _step_runner(self) -> StepRunner:
         args, start = self.args, self.start
@@ -114,18 +180,7 @@ class MSPOTrainer(SafeCheckpoints):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return batches of the pairs of all ranks: each takes its share within the step."""
-        args, seed = self.args, cast(int, self.args.data_seed)
-        loader = DataLoader(
-            cast(Any, self.pairs),
-            batch_size=args.per_device_train_batch_size * self.ranks.count,
-            sampler=EpochSampler(len(self.pairs), seed),
-            collate_fn=list,
-            num_workers=args.dataloader_num_workers,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            drop_last=args.dataloader_drop_last,
-        )
-        return prepare_data_loader(loader, num_processes=1, process_index=0)
+        return train_loader(self.pairs, self.args, self.ranks.count)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -155,7 +210,7 @@ class MSPOTrainer(SafeCheckpoints):
             policy.zero_grad()  # the optimizer leaves alone what has no gradient
             return torch.zeros((), device=self.args.device)
         except NotTappedError as error:
-            raise UsageError(f"--engine: {error}; choose double_backward.") from error
+            raise UsageError(f"--engine: {error}; choose --engine double_backward.") from error
         for parameter, gradient in zip(trainable(policy), done.update.gradient, strict=True):
             parameter.grad = dense(gradient).to(parameter)
         self._note(done)
@@ -241,20 +296,29 @@ class MSPOTrainer(SafeCheckpoints):
     ) -> dict[str, float]:
         """Measure the evaluation pairs given at construction: DPO loss (Eq. 2), TRL's metrics.
 
-        Nothing is taught. Other pairs have no reference log-probabilities any more.
+        Several sets are measured one by one, with their names in those of the metrics. Nothing is
+        taught. Other pairs have no reference log-probabilities any more.
         """
-        evaluation = self.start.sets.evaluation
-        if evaluation is None or eval_dataset is not None:
+        sets = self.start.sets.evaluation
+        if not sets or eval_dataset is not None:
             raise UsageError("evaluate() measures the eval_dataset that MSPOTrainer was made with.")
-        scored = self._score(evaluation, "evaluating")
-        metrics = {"loss": float(geometric_loss(scored.margin, 1.0, self.args.beta).mean())}
-        metrics |= reward_metrics(scored, self.args.beta)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        metrics: dict[str, float] = {}
+        for name, pairs in sets.items():
+            prefix = metric_key_prefix + name.removeprefix(EVAL)
+            scored = self._score(pairs, "evaluating")
+            found = evaluation_metrics(scored, self.args.beta, prefix, self.compute_metrics)
+            self.log(found)
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, found
+            )
+            metrics |= found
+        self._evaluated = {self.state.global_step: metrics}
         return metrics
+
+    @property
+    def evaluated(self) -> dict[str, float] | None:
+        """What `evaluate` has measured after the last step; None where it has not."""
+        return self._evaluated.get(self.state.global_step)
 
     def label_pairs(self) -> Dataset:
         """Return what the run believes of every training pair, after one pass over them.
@@ -333,5 +397,5 @@ class MSPOTrainer(SafeCheckpoints):
         if warmup > steps / 2:
             logger.warning(
                 f"warning: warm-up takes {warmup} of {steps} steps: the policy will hardly move; "
-                "lower --warmup_steps"
+                "lower warmup_steps"
             )
