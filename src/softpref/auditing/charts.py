@@ -11,7 +11,7 @@ from softpref.markup import for_html
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 300, 170, 40, 24
 _BINS = 40
-_ANCHORS = {0: "start", 1: "end"}
+_ANCHORS: Mapping[float, str] = {0: "start", 1: "end"}
 _CROWDED = 0.15
 """Share of the axis within which a label at its end would touch the one at the turn."""
 
