@@ -149,7 +149,7 @@ def test_an_interrupted_run_goes_on(files, model, monkeypatch):
 
 @pytest.mark.parametrize("command", ["train", "sft"])
 def test_a_run_interrupted_after_its_last_step_takes_no_other(files, model, monkeypatch, command):
-    from softpref.training import align, sft
+    from softpref.training import finished, sft
 
     arguments = {
         "train": train_arguments(model, lr_scheduler_type="constant", max_steps=3),
@@ -161,7 +161,7 @@ def test_a_run_interrupted_after_its_last_step_takes_no_other(files, model, monk
         raise KeyboardInterrupt
 
     main([*arguments, "--output", "whole"])
-    monkeypatch.setattr(align, "write_lines", dies)
+    monkeypatch.setattr(finished, "write_lines", dies)
     monkeypatch.setattr(sft, "write_sft_targets", dies)
     with pytest.raises(SystemExit):
         main([*arguments, "--output", "run"])

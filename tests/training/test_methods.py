@@ -116,8 +116,8 @@ def without_clean(output, **options):
         ("mspo", "learns from clean pairs: give about 150"),
         ("perpcorrect", "learns from clean pairs: give about 150"),
         ("evidence", "learns from clean pairs: give about 150"),
-        ("cdpo", "give it by --noise_rate"),
-        ("rdpo", "give it by --noise_rate"),
+        ("cdpo", "give it by noise_rate"),
+        ("rdpo", "give it by noise_rate"),
         ("oracle", "carry no `is_flipped`"),
     ],
 )

@@ -424,11 +424,11 @@ def test_other_methods_train_no_surrogate(trained_on, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"method": "dpo", "perpcorrect_mode": "official"}, "--perpcorrect_mode: method dpo does"),
+        ({"method": "dpo", "perpcorrect_mode": "official"}, "perpcorrect_mode: method dpo does"),
         ({"method": "mspo", "perpcorrect_mode": "threshold"}, "method mspo does not read it"),
-        (OFFICIAL | {"noise_rate": 0.2}, "finds its own noise rate: leave --noise_rate out"),
+        (OFFICIAL | {"noise_rate": 0.2}, "finds its own noise rate: leave noise_rate out"),
         (OFFICIAL | {"perpcorrect_mode": "theirs"}, "choose one of threshold, official"),
-        (OFFICIAL | {"meta_lr": 0.1}, "--meta_lr"),
+        (OFFICIAL | {"meta_lr": 0.1}, "meta_lr"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, says, tmp_path):
@@ -452,7 +452,7 @@ def test_clean_pairs_are_needed_and_own_labels_refused(tmp_path):
 
 
 def test_a_surrogate_that_breaks_is_named_and_not_kept(monkeypatch, tmp_path):
-    says = "surrogate of round 0: its loss or the gradient is not finite. Lower --learning_rate"
+    says = "surrogate of round 0: its loss or the gradient is not finite. Lower learning_rate"
     monkeypatch.setattr("softpref.options.LARGEST_RATE", 1e30)
     with pytest.raises(UsageError, match=says):
         official(tmp_path, learning_rate=1e30)
@@ -483,5 +483,5 @@ def test_every_round_is_said(caplog, tmp_path):
 
 def test_official_is_refused_in_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(MSPOConfig, "world_size", 2)
-    with pytest.raises(UsageError, match="official runs in one process"):
+    with pytest.raises(UsageError, match='="official" runs in one process'):
         toy_config(tmp_path, **OFFICIAL)

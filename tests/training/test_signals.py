@@ -26,11 +26,11 @@ def test_what_a_meta_learner_sees_unless_told_otherwise(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "dpo"}, "--signals: method dpo does not read it"),
-        ({"method": "mspo_static"}, "--signals: method mspo_static does not read it"),
-        ({"signals": ["ppl_dif"]}, "--signals ppl_dif: choose from ppl_diff, .*mean 'ppl_diff'"),
-        ({"signals": ["margin", "margin"]}, "--signals: give at least one name, and none twice"),
-        ({"signals": []}, "--signals: give at least one name"),
+        ({"method": "dpo"}, "signals: method dpo does not read it"),
+        ({"method": "mspo_static"}, "signals: method mspo_static does not read it"),
+        ({"signals": ["ppl_dif"]}, "signals=\"ppl_dif\": choose from ppl_diff, .*mean 'ppl_diff'"),
+        ({"signals": ["margin", "margin"]}, "signals: give at least one name, and none twice"),
+        ({"signals": []}, "signals: give at least one name"),
     ],
 )
 def test_signals_that_cannot_be_seen_are_refused(options, message, tmp_path):
