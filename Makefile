@@ -3,7 +3,7 @@ BIN := .venv/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-faults test-fuzz audit-deps check format clean
+.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-review test-faults test-fuzz audit-deps check format clean
 
 setup: .venv/installed
 
@@ -42,6 +42,12 @@ test-browser: setup
 	command -v chromium && command -v chromedriver
 	$(BIN)/pip install --quiet --constraint constraints.txt selenium
 	$(BIN)/pytest tests/browser
+
+# What review tools import and export, by their own packages.
+test-review: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt argilla label-studio-sdk
+	$(BIN)/python -c "import argilla, label_studio_sdk"
+	$(BIN)/pytest tests/auditing/test_review_tools.py
 
 # Known flaws of the pinned versions; asks a database on the network.
 audit-deps: setup

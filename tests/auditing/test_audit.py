@@ -224,6 +224,29 @@ def test_marks_on_the_random_sample_go_with_a_clean_set_made_of_it(files, tmp_pa
     assert said in caplog.text
 
 
+def test_what_a_review_tool_exports_goes_back_into_the_audit(files, tmp_path, caplog):
+    out = tmp_path / "out"
+    run_audit(AuditOptions(**files, export_to="argilla", output=str(out)))
+    records = json.loads((out / "argilla_records.json").read_text())
+    settings = json.loads((out / "argilla_settings.json").read_text())
+    assert len(records) == 40
+    assert settings["questions"][0]["name"] == "better"
+    for record in records[:2]:
+        response = {"value": record["metadata"]["labelled"], "user_id": "1"}
+        record |= {"responses": {"better": [response]}, "status": "completed"}
+    records[1]["responses"]["better"][0]["value"] = "unsure"
+    (tmp_path / "export.json").write_text(json.dumps(records))
+    given = files | {"marks": str(tmp_path / "export.json"), "export_to": "label_studio"}
+    with caplog.at_level("INFO", "softpref"):
+        run_audit(AuditOptions(**given, **SOFT, output=str(out)))
+    assert "export.json: 1 applied, 1 unsure" in caplog.text
+    uids = [row["uid"] for row in lines(out / "labels.jsonl")]
+    assert lines(out / "cleaned.jsonl")[uids.index(records[0]["id"])]["soft_label"] == 1
+    assert {path.name for path in out.iterdir() if path.name.startswith(("argilla", "label_"))} == {
+        "label_studio_config.xml", "label_studio_tasks.json"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

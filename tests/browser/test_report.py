@@ -9,7 +9,7 @@ import time
 import pytest
 from datasets import Dataset
 
-from softpref.auditing.export import read_marks
+from softpref.auditing.marks import read_marks
 from softpref.auditing.report import write_report
 from softpref.data.sources import load_pairs
 from tests.auditing.said import Said

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,15 @@ from datasets import Dataset
 
 from softpref.auditing.beliefs import pair_beliefs
 from softpref.auditing.explanations import explain_pairs
-from softpref.auditing.export import (
-    CLEANED,
-    EXPORTS,
-    DroppedRows,
-    TrustedLabels,
-    read_marks,
-    write_cleaned,
-)
+from softpref.auditing.export import CLEANED, EXPORTS, DroppedRows, TrustedLabels, write_cleaned
 from softpref.auditing.finished_run import labels_of_run, options_of_run, require_same_pairs
+from softpref.auditing.marks import read_marks
 from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdicts
 from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
+from softpref.auditing.review_tools import FILES as REVIEW_FILES
+from softpref.auditing.review_tools import write_for_review
 from softpref.auditing.scores import score_sets
 from softpref.auditing.summary import Summary, evidence_skill, summarise
 from softpref.data.bad_rows import BadRow
@@ -111,7 +108,11 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             dropped = write_cleaned(
                 complete.data, home, pairs, trusted, export, marks, columns, unused
             )
-    if marks:
+            if tool := complete.export_to:
+                write_for_review(home, tool, pairs, result.texts, summary, complete.seed)
+            for name in {*chain(*REVIEW_FILES.values())} - {file.name for file in home.iterdir()}:
+                (output / name).unlink(missing_ok=True)  # of an earlier audit
+    if options.marks:
         applied = sum(marks.get(uid) is not None for uid in pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
         logger.info(
@@ -119,6 +120,9 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             f"{len(marks) - applied - unsure} on trusted pairs and not needed"
         )
     _log_summary(summary, names_of(complete.data), output, export, dropped)
+    if complete.export_to:
+        files = " and ".join(str(output / name) for name in REVIEW_FILES[complete.export_to])
+        logger.info(f"for review in {complete.export_to}: {files}; give its export to --marks")
     if options.export not in (None, export):
         raise UsageError(
             f"--export {options.export} is not applied: {evidence_skill(summary)}. {CLEANED} is "

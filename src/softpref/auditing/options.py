@@ -47,8 +47,12 @@ class AuditOptions(ColumnOptions):
     force: bool = option(
         "Apply --export even if no signal distinguishes right labels from wrong ones.", False
     )
+    export_to: Literal["argilla", "label_studio"] | None = option(
+        "Also write the pairs as files that a review tool imports: argilla or label_studio."
+    )
     marks: str | None = option(
-        "Reviewer marks exported from report.html, to apply to cleaned.jsonl."
+        "Reviewer marks to apply to cleaned.jsonl: marks.jsonl of report.html, or the JSON export "
+        "of Argilla or Label Studio."
     )
     max_length: int = option("Maximum tokens in prompt plus response; default 1024.", least=2)
     batch_size: int = option("Pairs in one forward pass.", 8, least=1)
