@@ -27,6 +27,7 @@ from softpref.training import output
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
+from softpref.training.seals import defect
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
 from tests.toy import toy_pairs
@@ -118,7 +119,9 @@ def test_an_audit_that_was_cut_off_while_it_wrote_goes_on(files, tmp_path, monke
             run_audit(options)
     run_audit(options)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"labels.jsonl", "summary.json", "report.html", "cleaned.jsonl"}
+    assert names == {"labels.jsonl", "summary.json", "report.html", "cleaned.jsonl", "README.md",
+                     "manifest.json"}  # fmt: skip
+    assert defect(tmp_path / "out") is None
 
 
 @pytest.mark.parametrize("renames", [0, 1, 3])

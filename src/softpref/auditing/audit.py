@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from softpref.auditing.beliefs import pair_beliefs
+from softpref.auditing.data_card import data_card
 from softpref.auditing.explanations import explain_pairs
 from softpref.auditing.export import CLEANED, EXPORTS, DroppedRows, TrustedLabels, write_cleaned
 from softpref.auditing.finished_run import labels_of_run, options_of_run, require_same_pairs
@@ -32,6 +33,7 @@ from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
+from softpref.hub import CARD
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.options import (
@@ -52,6 +54,7 @@ from softpref.training.output import (
     write_lines,
     write_text,
 )
+from softpref.training.seals import write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +88,8 @@ class Audit:
 def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     """Audit a set and write `labels.jsonl`, `summary.json`, `report.html` and `cleaned.jsonl`.
 
+    Also a data card, `manifest.json`, which seals the rest, and files for `export_to`.
+
     Raises:
         UsageError: an option is wrong or missing, or data, model or judge cannot be used. Only
             verdicts that the judge has already given are written then. It is also raised after
@@ -110,6 +115,9 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
             )
             if tool := complete.export_to:
                 write_for_review(home, tool, pairs, result.texts, summary, complete.seed)
+            write_manifest(home, {file.name: file for file in home.iterdir()})
+            files = names_of(complete.data), str(complete.clean), str(complete.model)
+            write_text(home / CARD, data_card(summary, *files, export, dropped))
             for name in {*chain(*REVIEW_FILES.values())} - {file.name for file in home.iterdir()}:
                 (output / name).unlink(missing_ok=True)  # of an earlier audit
     if options.marks:
@@ -121,8 +129,8 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
         )
     _log_summary(summary, names_of(complete.data), output, export, dropped)
     if complete.export_to:
-        files = " and ".join(str(output / name) for name in REVIEW_FILES[complete.export_to])
-        logger.info(f"for review in {complete.export_to}: {files}; give its export to --marks")
+        written = " and ".join(str(output / name) for name in REVIEW_FILES[complete.export_to])
+        logger.info(f"for review in {complete.export_to}: {written}; give its export to --marks")
     if options.export not in (None, export):
         raise UsageError(
             f"--export {options.export} is not applied: {evidence_skill(summary)}. {CLEANED} is "

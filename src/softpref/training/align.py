@@ -42,6 +42,7 @@ from softpref.training.output import (
     write_lines,
     write_text,
 )
+from softpref.training.publishing import sealed_files, upload_sealed
 from softpref.training.seals import MANIFEST, write_manifest
 from softpref.training.teacher import save_meta_learner
 from softpref.training.trainer import MSPOTrainer
@@ -129,7 +130,7 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
     for name, rate in noise_of_sources(trainer.pairs, trainer.clean).items():
         logger.info("noise rate of %s: %s", name, rate)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # by which nothing is pushed yet
     trainer.save_state()
     labels = trainer.label_pairs() if config.label_pairs else None
     evaluation_metrics = trainer.evaluate() if evaluation else None
@@ -159,6 +160,18 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
         write_text(home / RUN_RECORD, json.dumps(record, indent=2) + "\n")
         write_manifest(home, _to_seal(output) | {RUN_RECORD: home / RUN_RECORD})
     logger.info("written: %s", output)
+    if config.push_to_hub:
+        _push(output, str(trainer.hub_model_id), config)
+
+
+def _push(output: Path, repo: str, config: MSPOConfig) -> None:
+    token, revision = config.hub_token, config.hub_revision
+    try:
+        upload_sealed(
+            sealed_files(output), RUN_RECORD, repo, "model", token=token, revision=revision
+        )
+    except UsageError as error:
+        raise UsageError(f"{error} The run is complete: softpref push {output} {repo}.") from error
 
 
 def _write_labels(output: Path, labels: Dataset, pairs: Dataset) -> None:
@@ -306,9 +319,10 @@ def model_card(record: dict[str, Any]) -> str:
         labels = (
             f"`labels.jsonl` says how far the run believes every training pair's label.\n{labels}"
         )
+    # The hub refuses a card whose base model is a local path.
+    base_model = "" if Path(base).is_absolute() else f"base_model: {json.dumps(base)}\n"
     return f"""---
-base_model: {json.dumps(base)}
-library_name: {library}
+{base_model}library_name: {library}
 tags: [softpref, {method}, preference-alignment]
 ---
 

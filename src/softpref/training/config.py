@@ -123,6 +123,7 @@ class MSPOConfig(TrainingArguments):
         True,
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False)
+    hub_strategy: str = option("When --push_to_hub uploads: only at the `end`.", "end")
     reference_cache: str | None = option(REFERENCE_CACHE)
 
     meta_lr: float | None = _meta_option(
