@@ -3,7 +3,7 @@ BIN := .venv/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-readme test-faults test-fuzz audit-deps docs dist test-dist check format clean
+.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-readme test-review test-faults test-fuzz audit-deps docs dist test-dist check format clean
 
 setup: .venv/installed
 
@@ -51,6 +51,12 @@ docs: setup
 # Every command of README.md, in a fresh directory; MODEL=DIR takes another model than README's.
 test-readme: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/readme.py README.md
+
+# What review tools import and export, by their own packages.
+test-review: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt argilla label-studio-sdk
+	$(BIN)/python -c "import argilla, label_studio_sdk"
+	$(BIN)/pytest tests/auditing/test_review_tools.py
 
 # Known flaws of the pinned versions; asks a database on the network.
 audit-deps: setup

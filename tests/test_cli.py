@@ -83,7 +83,7 @@ def test_train_leaves_a_whole_run(files, model, capsys):
     printed = capsys.readouterr().out
     for said in ("reference:", "noise rate:", "engine:", "steps: 2 of 8 pairs", "written: run"):
         assert said in printed
-    assert "---\nbase_model" in (run / "README.md").read_text()
+    assert "---\nlibrary_name: peft" in (run / "README.md").read_text()
 
 
 def test_the_trained_adapter_loads_with_peft(files, model):

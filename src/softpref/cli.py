@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import takewhile
 
 from softpref.errors import UsageError
 from softpref.flags import read_flags
@@ -37,6 +38,7 @@ softpref: align language models on preference pairs whose labels cannot be trust
   softpref compare   win rates of several methods, with intervals and judge checks
   softpref study     reproduce the paper's tables as grids of runs
   softpref bench     time a training step against TRL's, on this machine
+  softpref push      upload a finished run or audit to the Hugging Face hub
   softpref env       versions, devices, and how train would run on this machine
 
 `softpref help COMMAND` lists a command's options, `softpref --version` the version, and
@@ -136,6 +138,15 @@ def _bench(arguments: list[str]) -> None:
     run_bench(options)
 
 
+def _push(arguments: list[str]) -> None:
+    """Upload a run or an audit."""
+    from softpref.publishing import PushOptions, run_push
+
+    named = list(takewhile(lambda word: not word.startswith("-"), arguments))
+    (options,) = parse("push", arguments[len(named) :], PushOptions)
+    run_push(named, options)
+
+
 def _env(arguments: list[str]) -> None:
     """Report versions, devices, and how train would use them."""
     from softpref.training.environment import EnvOptions, run_env
@@ -154,6 +165,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "study": _study,
     "bench": _bench,
+    "push": _push,
     "env": _env,
 }
 

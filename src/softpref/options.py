@@ -120,8 +120,9 @@ def parse(command: str, arguments: list[str], *options: type) -> tuple[Any, ...]
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{first}; see softpref {command} --help.") from error
     if unknown:
-        close = did_you_mean(unknown[0].lstrip("-"), names)
-        raise UsageError(f"unknown option {unknown[0]}{close}; see softpref {command} --help.")
+        flag = unknown[0].partition("=")[0]  # its value may be a secret
+        close = did_you_mean(flag.lstrip("-"), names)
+        raise UsageError(f"unknown option {flag}{close}; see softpref {command} --help.")
     for found in parsed:
         refuse_non_finite(found)
         refuse_impossible_seeds(found)

@@ -30,6 +30,7 @@ from softpref.training import output
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.output import write_lines
+from softpref.training.seals import defect
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
 from tests.toy import toy_pairs
@@ -140,7 +141,9 @@ def test_an_audit_that_was_cut_off_while_it_wrote_goes_on(files, tmp_path, monke
             run_audit(options)
     run_audit(options)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"labels.jsonl", "summary.json", "report.html", "cleaned.jsonl"}
+    assert names == {"labels.jsonl", "summary.json", "report.html", "cleaned.jsonl", "README.md",
+                     "manifest.json"}  # fmt: skip
+    assert defect(tmp_path / "out") is None
 
 
 @pytest.mark.parametrize("renames", [0, 1, 3])
@@ -244,6 +247,29 @@ def test_marks_on_the_random_sample_go_with_a_clean_set_made_of_it(files, tmp_pa
         run_audit(AuditOptions(**given, output=str(tmp_path / "out")))
     said = "marks.jsonl: 1 applied, 0 unsure and left to the audit, 3 on trusted"
     assert said in caplog.text
+
+
+def test_what_a_review_tool_exports_goes_back_into_the_audit(files, tmp_path, caplog):
+    out = tmp_path / "out"
+    run_audit(AuditOptions(**files, export_to="argilla", output=str(out)))
+    records = json.loads((out / "argilla_records.json").read_text())
+    settings = json.loads((out / "argilla_settings.json").read_text())
+    assert len(records) == 40
+    assert settings["questions"][0]["name"] == "better"
+    for record in records[:2]:
+        response = {"value": record["metadata"]["labelled"], "user_id": "1"}
+        record |= {"responses": {"better": [response]}, "status": "completed"}
+    records[1]["responses"]["better"][0]["value"] = "unsure"
+    (tmp_path / "export.json").write_text(json.dumps(records))
+    given = files | {"marks": str(tmp_path / "export.json"), "export_to": "label_studio"}
+    with caplog.at_level("INFO", "softpref"):
+        run_audit(AuditOptions(**given, **SOFT, output=str(out)))
+    assert "export.json: 1 applied, 1 unsure" in caplog.text
+    uids = [row["uid"] for row in lines(out / "labels.jsonl")]
+    assert lines(out / "cleaned.jsonl")[uids.index(records[0]["id"])]["soft_label"] == 1
+    assert {path.name for path in out.iterdir() if path.name.startswith(("argilla", "label_"))} == {
+        "label_studio_config.xml", "label_studio_tasks.json"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from softpref.auditing.export import read_marks
+from softpref.auditing.marks import read_marks
 from softpref.auditing.report import write_report
 from softpref.data.sources import load_pairs
 from softpref.study.figures import draw_label_curves

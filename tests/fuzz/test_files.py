@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softpref.auditing.audit import AuditOptions
-from softpref.auditing.export import read_marks
+from softpref.auditing.marks import read_marks
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
@@ -110,6 +110,10 @@ def read_checkpoint(path):
     newest_complete(path.parent)
 
 
+def exported(tool):
+    return (Path(__file__).parents[1] / "auditing" / "exports" / f"{tool}.json").read_bytes()
+
+
 RECORD = {"seed": 1}
 READERS = {
     "pairs.jsonl": (lines(PAIRS), read_pairs),
@@ -125,6 +129,8 @@ READERS = {
     "responses.jsonl": (lines(RESPONSES), lambda path: load_responses(str(path))),
     "gold.jsonl": (lines(GOLD), lambda path: load_gold(str(path))),
     "marks.jsonl": (lines(MARKS), lambda path: read_marks(str(path))),
+    "argilla.json": (exported("argilla"), lambda path: read_marks(str(path))),
+    "label_studio.json": (exported("label_studio"), lambda path: read_marks(str(path))),
     "verdicts.jsonl": (verdicts(), read_log),
     "out.progress": (lines([RECORD, ["a", "b"]]), lambda path: resume_from(path, RECORD)),
     "config.yaml": (b"judge_model: m\norders: one\nconcurrency: 3\n", read_config),

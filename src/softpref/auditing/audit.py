@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -17,22 +18,19 @@ from transformers import PreTrainedTokenizerBase
 
 from softpref.arguments import named_as_arguments
 from softpref.auditing.beliefs import pair_beliefs
+from softpref.auditing.data_card import data_card
 from softpref.auditing.dry_run import log_cost
 from softpref.auditing.explanations import explain_pairs
-from softpref.auditing.export import (
-    CLEANED,
-    EXPORTS,
-    DroppedRows,
-    TrustedLabels,
-    read_marks,
-    write_cleaned,
-)
+from softpref.auditing.export import CLEANED, EXPORTS, DroppedRows, TrustedLabels, write_cleaned
 from softpref.auditing.finished_run import labels_of_run, options_of_run, require_same_pairs
+from softpref.auditing.marks import read_marks
 from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdicts
 from softpref.auditing.options import DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.result import Audit
+from softpref.auditing.review_tools import FILES as REVIEW_FILES
+from softpref.auditing.review_tools import write_for_review
 from softpref.auditing.scores import score_sets
 from softpref.auditing.summary import Summary, evidence_skill, summarise
 from softpref.data.column_cache import ColumnCache
@@ -40,6 +38,7 @@ from softpref.data.given import Given, sources_of
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
+from softpref.hub import CARD
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.models.loading import loaded_from
@@ -61,6 +60,7 @@ from softpref.training.output import (
     write_lines,
     write_text,
 )
+from softpref.training.seals import write_manifest
 from softpref.training.sets import Sets, read_sets
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ SUMMARY = "summary.json"
 
 def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     """Audit a set and write `labels.jsonl`, `summary.json`, `report.html` and `cleaned.jsonl`.
+
+    Also a data card, `manifest.json`, which seals the rest, and files for `export_to`.
 
     Raises:
         UsageError: an option is wrong or missing, or data, model or judge cannot be used. Only
@@ -108,7 +110,15 @@ def _write_audit(
             dropped = write_cleaned(
                 complete.data, home, pairs, trusted, export, marks, columns, unused
             )
-    if marks:
+            if tool := complete.export_to:
+                write_for_review(home, tool, pairs, result.texts, summary, complete.seed)
+            write_manifest(home, {file.name: file for file in home.iterdir()})
+            model = _model_name(complete.model)
+            files = names_of(complete.data, "data"), _clean_name(complete), model
+            write_text(home / CARD, data_card(summary, *files, export, dropped))
+            for name in {*chain(*REVIEW_FILES.values())} - {file.name for file in home.iterdir()}:
+                (output / name).unlink(missing_ok=True)  # of an earlier audit
+    if options.marks:
         applied = sum(marks.get(uid) is not None for uid in pairs["uid"])
         unsure = sum(mark is None for mark in marks.values())
         logger.info(
@@ -116,6 +126,9 @@ def _write_audit(
             f"{len(marks) - applied - unsure} on trusted pairs and not needed"
         )
     _log_summary(summary, names_of(complete.data, "data"), output, export, dropped)
+    if complete.export_to:
+        written = " and ".join(str(output / name) for name in REVIEW_FILES[complete.export_to])
+        logger.info(f"for review in {complete.export_to}: {written}; give its export to --marks")
     if options.export not in (None, export):
         raise UsageError(
             f"--export {options.export} is not applied: {evidence_skill(summary)}. {CLEANED} is "
@@ -288,19 +301,25 @@ def _refuse_other_contents(output: Path) -> None:
 
 def _about(options: AuditOptions, summary: Summary) -> dict[str, str]:
     """Return what the report's first lines name."""
-    held_out = str(options.clean).isdecimal()
-    names = ", ".join(names_of(options.clean, "clean"))
-    clean = f"held out of the data, {summary.clean_provenance}" if held_out else names
-    model = options.run or options.model
-    if isinstance(model, nn.Module):
-        model = loaded_from(model) or type(model).__name__
+    clean = _clean_name(options)
+    if clean.isdecimal():
+        clean = f"held out of the data, {summary.clean_provenance}"
     return {
         "Data": ", ".join(names_of(options.data, "data")),
-        "Run" if options.run else "Model": str(model),
+        "Run" if options.run else "Model": options.run or _model_name(options.model),
         "Clean set": f"{summary.clean_pairs} pairs, {clean}",
         "Date": date.today().isoformat(),
         "softpref": version("softpref"),
     }
+
+
+def _clean_name(options: AuditOptions) -> str:
+    """Return what `clean` names, or its number of pairs to hold out."""
+    return ", ".join(names_of(options.clean, "clean"))
+
+
+def _model_name(model: Any) -> str:
+    return str(model) if isinstance(model, str) else loaded_from(model) or type(model).__name__
 
 
 def _log_summary(

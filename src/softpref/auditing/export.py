@@ -16,13 +16,12 @@ from datasets import Dataset
 
 from softpref.auditing.beliefs import SUSPECT
 from softpref.columns import STANDARD, Columns
-from softpref.data.bad_rows import BadRow, place, summarize_bad_rows
+from softpref.data.bad_rows import BadRow, summarize_bad_rows
 from softpref.data.given import Source, sources_of
-from softpref.data.readers import column, dataset_rows, read_rows
+from softpref.data.readers import column, dataset_rows
 from softpref.data.seen_pairs import SeenPairs
 from softpref.data.sources import CONTENT, RowValidator, by_source, content_key, contents
 from softpref.data.writers import json_rows
-from softpref.errors import UsageError
 from softpref.training.output import write_lines
 
 CLEANED = "cleaned.jsonl"
@@ -79,32 +78,6 @@ class TrustedLabels:
         key = content_key(**{name: pair[name] for name in CONTENT if name in pair})
         better = self.better.get(key)
         return None if better is None else float(better == _text(pair["chosen"]))
-
-
-def read_marks(path: str) -> dict[str, float | None]:
-    """Return a reviewer's verdict on each marked pair by uid: 1 right, 0 wrong, None unsure.
-
-    The file is the report's export, one line per pair, with `uid` and `mark`. An unsure pair keeps
-    the audit's probability.
-
-    Raises:
-        UsageError: there is no such file, or a line has no valid mark.
-    """
-    value = {"right": 1.0, "wrong": 0.0, "unsure": None}
-    marks: dict[str, float | None] = {}
-    for number, row in read_rows(path):
-        if not isinstance(row, dict) or not {"uid", "mark"} <= row.keys():
-            raise UsageError(
-                f"{place(path, number)}: no `uid` and `mark`; give the marks.jsonl that the report "
-                "exports."
-            )
-        if not isinstance(row["mark"], str) or row["mark"] not in value:
-            raise UsageError(
-                f"{place(path, number)}: mark {row['mark']!r}; it must be one of "
-                f"{', '.join(value)}."
-            )
-        marks[str(row["uid"])] = value[row["mark"]]
-    return marks
 
 
 def write_cleaned(

@@ -77,8 +77,13 @@ class AuditOptions(ColumnOptions):
         False,
         group="output",
     )
+    export_to: Literal["argilla", "label_studio"] | None = option(
+        "Also write the pairs as files that a review tool imports: argilla or label_studio.",
+        group="output",
+    )
     marks: str | None = option(
-        "Reviewer marks exported from report.html, to apply to cleaned.jsonl.",
+        "Reviewer marks to apply to cleaned.jsonl: marks.jsonl of report.html, or the JSON export "
+        "of Argilla or Label Studio.",
         group="output",
         metavar="FILE",
     )

@@ -31,6 +31,7 @@ from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.data.temporary import fsync
 from softpref.errors import UsageError
+from softpref.hub import create_repository
 from softpref.models.sharding import refuse_engines
 from softpref.models.weights import PICKLED
 from softpref.training import interrupts
@@ -108,6 +109,16 @@ class SafeCheckpoints(Trainer):
 
     def load_extra_state(self, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
         """Restore what `extra_state` returned, once optimizer and scheduler are restored."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository to push to, before training rather than after it."""
+        if self.is_world_process_zero():
+            args = self.args
+            name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
+            is_private = args.hub_private_repo if private is None else private
+            repo = create_repository(name, "model", is_private, token or args.hub_token)
+            self.hub_model_id = repo  # type: ignore[assignment]  # declared to be None
+            self.push_in_progress = None
 
     def trained_tensors(self) -> list[Tensor]:
         """Return all weights that optimizers move; a run ends if one is not finite after a step."""

@@ -127,6 +127,9 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         group="output",
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False, group="other")
+    hub_strategy: str = option(
+        "When --push_to_hub uploads: only at the `end`.", "end", group="output", rare=True
+    )
     reference_cache: str | None = option(REFERENCE_CACHE, group="other", metavar="DIR")
 
     meta_lr: float | None = _meta_option(

@@ -30,6 +30,7 @@ from softpref.data.sources import load_pairs, names_of
 from softpref.data.temporary import fsync_all
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
+from softpref.hub import upload
 from softpref.models.loading import context_length, load_policy, load_tokenizer, lora_config
 from softpref.models.recompute import set_both_names
 from softpref.models.reference import fingerprint_weights
@@ -141,6 +142,9 @@ class SFTOptions(SFTConfig):
         "none",
         group="output",
         metavar="NAME",
+    )
+    hub_strategy: str = option(
+        "When --push_to_hub uploads: only at the `end`.", "end", group="output", rare=True
     )
     logging_nan_inf_filter: bool = option("Unused: what is not finite ends the run.", False)
     force: bool = option(
@@ -272,12 +276,19 @@ def fine_tune(
     show_progress_lines(trainer)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     _warn_of_standstill([line["loss"] for line in trainer.state.log_history if "loss" in line])
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # by which nothing is pushed yet
     output = Path(str(config.output_dir))
     if trainer.ranks.is_first:
         fsync_all(output)
         write_sft_targets(output, targets)
+        if config.push_to_hub:
+            _push(output, str(trainer.hub_model_id), config)
     return output
+
+
+def _push(output: Path, repo: str, config: SFTConfig) -> None:
+    files = {path.name: path for path in sorted(output.iterdir()) if path.is_file()}
+    upload(repo, "model", files, token=config.hub_token, revision=config.hub_revision)
 
 
 def _placed(rows: Dataset, pairs: Dataset, name: str) -> Iterator[tuple[str, list[int]]]:

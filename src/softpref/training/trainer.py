@@ -47,6 +47,7 @@ from softpref.training.metrics import (
     truth_metrics,
 )
 from softpref.training.porting import refuse_arguments, require_config, require_trained
+from softpref.training.publishing import push_run
 from softpref.training.refits import refits_of
 from softpref.training.samplers import train_loader
 from softpref.training.saving import allow_sharded_save
@@ -131,8 +132,7 @@ class MSPOTrainer(SafeCheckpoints):
         self._refits = refits_of(start.labeller, start.sets, self._score)
         self._steps = self._step_runner()
         self._is_flipped = known_flips(self.pairs)
-        self._window: list[list[dict[str, Any]]] = []
-        self._drawn: list[dict[str, Any]] = []
+        self._window, self._drawn = list[list[dict[str, Any]]](), list[dict[str, Any]]()
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._skipped = SkippedSteps(args.max_skipped_steps)
         if args.report_to:
@@ -163,14 +163,14 @@ class MSPOTrainer(SafeCheckpoints):
         before = stamps(output)
         super().save_model(str(output), _internal_call=True)
         write_run(self, output, before)
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save")
+        if self.args.push_to_hub and self.ranks.is_first:
+            push_run(output, str(self.hub_model_id), self.args)
 
     def __repr__(self) -> str:
         steps = f"step {self.state.global_step} of {self.args.total_steps(len(self.pairs))}"
         clean = f", {len(self.clean):,} clean" if self.clean else ""
-        how = f"{self.args.method}, {self.args.tuning}, {len(self.pairs):,} pairs{clean}"
-        return f"<MSPOTrainer: {how}; {steps}>"
+        pairs = f"{len(self.pairs):,} pairs{clean}"
+        return f"<MSPOTrainer: {self.args.method}, {self.args.tuning}, {pairs}; {steps}>"
 
     def _step_runner(self) -> StepRunner:
         args, start = self.args, self.start
