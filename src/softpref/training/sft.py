@@ -277,18 +277,20 @@ def fine_tune(
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     _warn_of_standstill([line["loss"] for line in trainer.state.log_history if "loss" in line])
     trainer.save_model(_internal_call=True)  # by which nothing is pushed yet
-    output = Path(str(config.output_dir))
     if trainer.ranks.is_first:
-        fsync_all(output)
-        write_sft_targets(output, targets)
-        if config.push_to_hub:
-            _push(output, str(trainer.hub_model_id), config)
-    return output
+        _finish(trainer, targets)
+    return Path(str(config.output_dir))
 
 
-def _push(output: Path, repo: str, config: SFTConfig) -> None:
-    files = {path.name: path for path in sorted(output.iterdir()) if path.is_file()}
-    upload(repo, "model", files, token=config.hub_token, revision=config.hub_revision)
+def _finish(trainer: SoftprefSFTTrainer, targets: list[str]) -> None:
+    """Write what the saved model was trained on, and push both if asked to."""
+    args, output = trainer.args, Path(str(trainer.args.output_dir))
+    fsync_all(output)
+    write_sft_targets(output, targets)
+    if args.push_to_hub:
+        files = {path.name: path for path in sorted(output.iterdir()) if path.is_file()}
+        repo, revision = str(trainer.hub_model_id), args.hub_revision
+        upload(repo, "model", files, token=args.hub_token, revision=revision)
 
 
 def _placed(rows: Dataset, pairs: Dataset, name: str) -> Iterator[tuple[str, list[int]]]:

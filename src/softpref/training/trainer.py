@@ -132,7 +132,8 @@ class MSPOTrainer(SafeCheckpoints):
         self._refits = refits_of(start.labeller, start.sets, self._score)
         self._steps = self._step_runner()
         self._is_flipped = known_flips(self.pairs)
-        self._window, self._drawn = list[list[dict[str, Any]]](), list[dict[str, Any]]()
+        self._window: list[list[dict[str, Any]]] = []
+        self._drawn: list[dict[str, Any]] = []
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._skipped = SkippedSteps(args.max_skipped_steps)
         if args.report_to:
@@ -230,8 +231,7 @@ class MSPOTrainer(SafeCheckpoints):
         clean = self._drawn = teacher.draw()
         if self.args.clean_gradient == "current":
             return self._steps.taught_without_lookahead(policy, pairs, clean, teacher, engine)
-        lookahead_lr = self._lookahead_lr()
-        return self._steps.taught(policy, pairs, clean, teacher, engine, lookahead_lr)
+        return self._steps.taught(policy, pairs, clean, teacher, engine, self._lookahead_lr())
 
     def _lookahead_lr(self) -> float:
         assert self.lr_scheduler is not None
@@ -388,8 +388,7 @@ class MSPOTrainer(SafeCheckpoints):
         args, steps = self.args, self.args.total_steps(len(self.pairs))
         logger.info("steps: %d of %d pairs", steps, self.args.pairs_per_step())
         if self.ranks.count > 1:
-            count = self.ranks.count
-            logger.info(f"processes: {count}, each with its share of a step's pairs")
+            logger.info(f"processes: {self.ranks.count}, each with its share of a step's pairs")
         logger.info("layout: %s", self.start.layout.why)
         if self.start.engine:
             logger.info("engine: %s", self.start.engine.why)
