@@ -202,6 +202,8 @@ def test_inject(files, capsys):
         "truth is in is_flipped\n"
     )
     assert len((files / "noisy.jsonl").read_text().splitlines()) == 40
+    main([*inject_arguments(rate=0.4, output="quiet.jsonl"), "-q"])
+    assert capsys.readouterr().out == ""
 
 
 def test_inject_writes_over_nothing_that_came_meanwhile(files, monkeypatch, capsys):

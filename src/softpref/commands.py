@@ -13,7 +13,7 @@ class Command:
         sentence: what it does.
         examples: two calls, without `softpref`.
         options: the dataclasses of its options, MODULE:CLASS.
-        positional: an argument before the options.
+        positional: the arguments before the options.
     """
 
     sentence: str
@@ -100,6 +100,15 @@ COMMAND_HELP: dict[str, Command] = {
         "Time a training step against TRL's on this machine.",
         ("bench --preset cpu", "bench --preset gpu --json bench.json"),
         ("softpref.bench.benchmark:BenchOptions",),
+    ),
+    "push": Command(
+        "Upload a finished run or an audit's cleaned data to the Hugging Face hub.",
+        (
+            "push runs/mspo ORGANIZATION/my-model --private",
+            "push runs/audit ORGANIZATION/my-pairs --private",
+        ),
+        ("softpref.publishing:PushOptions",),
+        positional="RUN|AUDIT REPO",
     ),
     "env": Command(
         "Show versions and devices, and how train would run on this machine.",

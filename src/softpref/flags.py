@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile
 from typing import Any, NoReturn
 
 from softpref.commands import COMMAND_HELP, LIBRARY_OPTIONS, Command
@@ -41,8 +42,8 @@ def read_flags(command: str, arguments: Sequence[str]) -> argparse.Namespace:
         SystemExit: help was asked for, and is printed.
     """
     help = COMMAND_HELP[command]
-    if help.positional and arguments and not arguments[0].startswith("-"):
-        arguments = arguments[1:]
+    if help.positional:
+        arguments = [*dropwhile(lambda word: not word.startswith("-"), arguments)]
     config, flags = split_config(list(arguments))
     flags = [with_underscores(flag) for flag in flags]
     declared = declared_options(help)

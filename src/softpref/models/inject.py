@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,8 @@ from softpref.columns import ColumnOptions
 from softpref.data.noise import Injected, inject, require_new_file, require_rate
 from softpref.errors import UsageError
 from softpref.options import option, refuse_unread, require
-from softpref.terminal import say
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -74,9 +76,10 @@ def run_inject(options: InjectOptions) -> None:
             options.input, options.output, options.rate or 0.0, options.seed, options.columns()
         )
         drawn = f"rate {done.rate:.1%}"
-    say(
+    logger.info(
+        "%s",
         f"{done.output}: {done.flipped} of {done.pairs} labels flipped ({done.realised_rate:.1%}; "
-        f"{drawn}, seed {options.seed}); the truth is in is_flipped"
+        f"{drawn}, seed {options.seed}); the truth is in is_flipped",
     )
 
 
