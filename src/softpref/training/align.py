@@ -167,9 +167,7 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
 def _push(output: Path, repo: str, config: MSPOConfig) -> None:
     token, revision = config.hub_token, config.hub_revision
     try:
-        upload_sealed(
-            sealed_files(output), RUN_RECORD, repo, "model", token=token, revision=revision
-        )
+        upload_sealed(sealed_files(output), repo, "model", token=token, revision=revision)
     except UsageError as error:
         raise UsageError(f"{error} The run is complete: softpref push {output} {repo}.") from error
 

@@ -12,6 +12,9 @@ from softpref.errors import UsageError
 from softpref.hub import CARD, Kind, upload, without_secrets
 from softpref.training.seals import MANIFEST, defect, write_manifest
 
+RECORDS = {"run.json", "summary.json", "training_args.json"}
+"""Files that hold a user's options or the names of files and judges."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,7 +36,6 @@ def sealed_files(directory: Path) -> dict[str, Path]:
 
 def upload_sealed(
     files: Mapping[str, Path],
-    record: str,
     repo: str,
     kind: Kind,
     *,
@@ -42,11 +44,10 @@ def upload_sealed(
 ) -> None:
     """Upload files with a manifest of their own to an existing repository.
 
-    Secrets in the record are not uploaded; the log names their keys.
+    Secrets in records of options are not uploaded; the log names their keys.
 
     Args:
         files: some of `sealed_files`.
-        record: the one in JSON that may hold a secret.
         repo: the repository.
         kind: of the repository.
         token: to upload with, instead of HF_TOKEN or the hub's login.
@@ -58,13 +59,14 @@ def upload_sealed(
     files = dict(files)
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
-        text, secrets = without_secrets(files[record])
-        if secrets:
-            logger.warning(
-                f"warning: {record}: the values of {', '.join(secrets)} look like secrets and are "
-                "not uploaded"
-            )
-            files[record] = home / record
-            files[record].write_text(text, encoding="utf-8")
+        for name in RECORDS & files.keys():
+            text, secrets = without_secrets(files[name])
+            if secrets:
+                logger.warning(
+                    f"warning: {name}: the values of {', '.join(secrets)} look like secrets and "
+                    "are not uploaded"
+                )
+                files[name] = home / name
+                files[name].write_text(text, encoding="utf-8")
         write_manifest(home, {name: path for name, path in files.items() if name != CARD})
         upload(repo, kind, files | {MANIFEST: home / MANIFEST}, token=token, revision=revision)
