@@ -148,6 +148,7 @@ def test_secrets_in_a_record_stay_here(home, hub, tmp_path, caplog):
     record = json.loads((run / "run.json").read_text())
     record["options"] |= {"run_name": f"a {TOKEN}", "api_key": "k", "hub_token": "<HUB_TOKEN>"}
     (run / "run.json").write_text(json.dumps(record))
+    (run / "training_args.json").write_text(json.dumps({"run_name": f"a {TOKEN}"}))
     names = json.loads((run / "manifest.json").read_text())["files"]
     write_manifest(run, {name: run / name for name in names})
     run_push([str(run), "org/name"], PushOptions())

@@ -49,11 +49,11 @@ def run_push(named: Sequence[str], options: PushOptions) -> None:
     if (directory / RUN_RECORD).is_file():
         files = sealed_files(directory)
         name = create_repository(repo, "model", options.private or None)
-        upload_sealed(files, RUN_RECORD, name, "model")
+        upload_sealed(files, name, "model")
     elif (directory / SUMMARY).is_file():
         files = {name: path for name, path in sealed_files(directory).items() if name in OF_AUDIT}
         name = create_repository(repo, "dataset", options.private or None)
-        upload_sealed(files, SUMMARY, name, "dataset")
+        upload_sealed(files, name, "dataset")
     else:
         raise UsageError(
             f"{directory}: holds neither a finished run ({RUN_RECORD}) nor an audit ({SUMMARY}); "

@@ -249,7 +249,7 @@ def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tens
 
     layout = dataclasses.replace(trainer.start.layout, collate=poison)
     trainer.start = dataclasses.replace(trainer.start, layout=layout)
-    trainer._steps._collate = poison
+    trainer._steps = dataclasses.replace(trainer._steps, collate=poison)
     trainer.train()
     return {
         "skipped": torch.tensor([trainer._skipped.count]),

@@ -673,7 +673,7 @@ def test_what_cannot_be_saved_exactly_is_refused(
 
 
 def test_hub_pushes_of_checkpoints_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self: None)
+    monkeypatch.setattr(SafeCheckpoints, "init_hf_repo", lambda self: None)
     with pytest.raises(UsageError, match="hub_strategy='end'"):
         trainer_in(tmp_path, push_to_hub=True)
     trainer_in(tmp_path, push_to_hub=True, hub_strategy="end")

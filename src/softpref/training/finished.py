@@ -264,9 +264,10 @@ def model_card(record: dict[str, Any]) -> str:
         labels = (
             f"`labels.jsonl` says how far the run believes every training pair's label.\n{labels}"
         )
+    # The hub refuses a card whose base model is a local path.
+    base_model = "" if Path(base).is_absolute() else f"base_model: {json.dumps(base)}\n"
     return f"""---
-base_model: {json.dumps(base)}
-library_name: {library}
+{base_model}library_name: {library}
 tags: [softpref, {method}, preference-alignment]
 ---
 

@@ -12,8 +12,10 @@ from transformers import TrainingArguments
 
 from softpref.errors import UsageError
 from softpref.hub import CARD, Kind, upload, without_secrets
-from softpref.training.finished import RUN_RECORD
 from softpref.training.seals import MANIFEST, defect, write_manifest
+
+RECORDS = {"run.json", "summary.json", "training_args.json"}
+"""Files that hold a user's options or the names of files and judges."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,6 @@ def sealed_files(directory: Path) -> dict[str, Path]:
 
 def upload_sealed(
     files: Mapping[str, Path],
-    record: str,
     repo: str,
     kind: Kind,
     *,
@@ -45,11 +46,10 @@ def upload_sealed(
 ) -> None:
     """Upload files with a manifest of their own to an existing repository.
 
-    Secrets in the record are not uploaded; the log names their keys.
+    Secrets in records of options are not uploaded; the log names their keys.
 
     Args:
         files: some of `sealed_files`.
-        record: the one in JSON that may hold a secret.
         repo: the repository.
         kind: of the repository.
         token: to upload with, instead of HF_TOKEN or the hub's login.
@@ -61,14 +61,15 @@ def upload_sealed(
     files = dict(files)
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
-        text, secrets = without_secrets(files[record])
-        if secrets:
-            logger.warning(
-                f"warning: {record}: the values of {', '.join(secrets)} look like secrets and are "
-                "not uploaded"
-            )
-            files[record] = home / record
-            files[record].write_text(text, encoding="utf-8")
+        for name in RECORDS & files.keys():
+            text, secrets = without_secrets(files[name])
+            if secrets:
+                logger.warning(
+                    f"warning: {name}: the values of {', '.join(secrets)} look like secrets and "
+                    "are not uploaded"
+                )
+                files[name] = home / name
+                files[name].write_text(text, encoding="utf-8")
         write_manifest(home, {name: path for name, path in files.items() if name != CARD})
         upload(repo, kind, files | {MANIFEST: home / MANIFEST}, token=token, revision=revision)
 
@@ -81,6 +82,6 @@ def push_run(output: Path, repo: str, args: TrainingArguments) -> None:
     """
     try:
         files, token, revision = sealed_files(output), args.hub_token, args.hub_revision
-        upload_sealed(files, RUN_RECORD, repo, "model", token=token, revision=revision)
+        upload_sealed(files, repo, "model", token=token, revision=revision)
     except UsageError as error:
         raise UsageError(f"{error} The run is complete: softpref push {output} {repo}.") from error

@@ -30,7 +30,6 @@ from softpref.data.sources import load_pairs, names_of
 from softpref.data.temporary import fsync_all
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
-from softpref.hub import upload
 from softpref.models.loading import context_length, load_policy, load_tokenizer, lora_config
 from softpref.models.recompute import set_both_names
 from softpref.models.reference import fingerprint_weights
@@ -48,6 +47,7 @@ from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.identity import SFT_IDENTITY
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.progress_lines import show_progress_lines
+from softpref.training.publishing import upload_sealed
 from softpref.training.states import JSON
 
 require_package("trl", "sft", "fine-tuning")
@@ -290,7 +290,7 @@ def _finish(trainer: SoftprefSFTTrainer, targets: list[str]) -> None:
     if args.push_to_hub:
         files = {path.name: path for path in sorted(output.iterdir()) if path.is_file()}
         repo, revision = str(trainer.hub_model_id), args.hub_revision
-        upload(repo, "model", files, token=args.hub_token, revision=revision)
+        upload_sealed(files, repo, "model", token=args.hub_token, revision=revision)
 
 
 def _placed(rows: Dataset, pairs: Dataset, name: str) -> Iterator[tuple[str, list[int]]]:
