@@ -18,7 +18,7 @@ from softpref.errors import UsageError, first_line
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["model", "dataset"]
+RepoKind = Literal["model", "dataset"]
 CARD = "README.md"
 _KEYS = re.compile(r"(^|_)(token|api_key|secret|password)$", re.IGNORECASE)
 _SECRETS = re.compile(
@@ -44,7 +44,7 @@ def hub_errors(repo: str) -> Iterator[None]:
 
 
 def create_repository(
-    repo: str, kind: Kind, private: bool | None = None, token: str | None = None
+    repo: str, kind: RepoKind, private: bool | None = None, token: str | None = None
 ) -> str:
     """Create a repository if it does not exist, and return its full name.
 
@@ -68,7 +68,7 @@ def create_repository(
 
 def upload(
     repo: str,
-    kind: Kind,
+    kind: RepoKind,
     files: Mapping[str, Path],
     *,
     token: str | None = None,

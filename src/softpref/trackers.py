@@ -7,13 +7,22 @@ from collections.abc import Sequence
 from softpref.errors import UsageError, has_package
 from softpref.options import did_you_mean
 
-PACKAGES = {
-    "azure_ml": (), "clearml": ("clearml",), "codecarbon": ("codecarbon",),
-    "comet_ml": ("comet_ml",), "dagshub": ("dagshub",), "dvclive": ("dvclive",),
-    "flyte": ("flytekit",), "kubeflow": (), "mlflow": ("mlflow",), "neptune": ("neptune",),
+TRACKERS = {
+    "azure_ml": (),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub",),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
     "swanlab": ("swanlab",),
-    "tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",),
-}  # fmt: skip
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
 """A tracker's package and others that serve; transformers checks those that have none here."""
 
 
@@ -28,12 +37,12 @@ def chosen_trackers(report_to: str | Sequence[str] | None) -> list[str]:
     for name in names:
         if name == "all":
             continue
-        if name not in PACKAGES:
+        if name not in TRACKERS:
             raise UsageError(
-                f"--report_to {name}: choose from {', '.join(PACKAGES)}"
-                f"{did_you_mean(name, PACKAGES)}."
+                f"--report_to {name}: choose from {', '.join(TRACKERS)}"
+                f"{did_you_mean(name, TRACKERS)}."
             )
-        packages = PACKAGES[name]
+        packages = TRACKERS[name]
         if packages and not any(map(has_package, packages)):
             raise UsageError(
                 f"--report_to {name} needs the {packages[0]} package: pip install {packages[0]}."

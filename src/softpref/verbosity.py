@@ -14,12 +14,13 @@ from softpref.terminal import PrintableFormatter
 
 Verbosity = Literal["quiet", "normal", "verbose"]
 FLAGS: dict[str, Verbosity] = {
-    "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose",
-}  # fmt: skip
+    "-q": "quiet",
+    "--quiet": "quiet",
+    "-v": "verbose",
+    "--verbose": "verbose",
+}
 
-BARS_OFF = (
-    "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS",
-)  # fmt: skip
+BARS_OFF = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 FALSE_ALARMS = {
     # Trainers align the model's special tokens with the tokenizer's, as they should.
     "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens"

@@ -14,7 +14,7 @@ from softpref.algorithm.labeller import MetaLearner
 from softpref.algorithm.signals import MARGIN, PPL_DIFF
 from softpref.errors import UsageError
 from softpref.trackers import chosen_trackers
-from softpref.training.tracking import LABELS, MAP, RATE, LabelTracking, learned_map
+from softpref.training.tracking import LABELS, MAP, RATE, LabelTracking, map_picture
 from tests.toy import toy_config, toy_trainer
 
 
@@ -111,9 +111,9 @@ def check(logged) -> None:
 
 def test_the_map_shows_the_soft_label_by_the_first_signal():
     meta_learner = MetaLearner(8)
-    low = learned_map(meta_learner)
+    low = map_picture(meta_learner)
     assert low.shape[-1] == 3
     assert low.dtype == np.uint8
     with torch.no_grad():
         meta_learner.layers[-1].bias += 3
-    assert (low != learned_map(meta_learner)).any()
+    assert (low != map_picture(meta_learner)).any()

@@ -29,8 +29,7 @@ from softpref.auditing.options import DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.result import Audit
-from softpref.auditing.review_tools import FILES as REVIEW_FILES
-from softpref.auditing.review_tools import write_for_review
+from softpref.auditing.review_tools import REVIEW_FILES, write_for_review
 from softpref.auditing.scores import score_sets
 from softpref.auditing.summary import Summary, evidence_skill, summarise
 from softpref.data.column_cache import ColumnCache
@@ -268,10 +267,11 @@ def _audit(
 
 def _read(options: AuditOptions) -> Sets:
     """Return the pairs to audit and the trusted pairs."""
+    data, clean, columns = options.data, options.clean, options.columns()
+    names = {"train": "data"}
     return read_sets(
-        options.data, options.clean, None, options.on_bad_row, options.seed, options.mix,
-        options.columns(), {"train": "data"},
-    )  # fmt: skip
+        data, clean, None, options.on_bad_row, options.seed, options.mix, columns, names
+    )
 
 
 def _signals(given: Sequence[str] | None) -> list[SignalName]:

@@ -41,13 +41,15 @@ def data_card(
         ("trusted pairs", f"{summary.clean_pairs:,} ({summary.clean_provenance})"),
         ("wrong labels among the audited pairs", noise),
         *(
-            (f"of the {of.pairs:,} from {_named(of.source)}",
-             rate_text(of.noise_rate, of.noise_rate_low, of.noise_rate_high))
+            (
+                f"of the {of.pairs:,} from {_named(of.source)}",
+                rate_text(of.noise_rate, of.noise_rate_low, of.noise_rate_high),
+            )
             for of in summary.sources
         ),
         ("suspect, more likely wrong than right", f"{summary.suspect:,}"),
         ("evidence", evidence_skill(summary)),
-    ]  # fmt: skip
+    ]
     warnings = "".join(f"- {for_markdown(text)}\n" for text in summary.warnings) or "None.\n"
     for path in (*sources, clean):
         warnings = warnings.replace(for_markdown(path), for_markdown(_named(path)))

@@ -21,7 +21,7 @@ from softpref.data.readers import column, dataset_rows
 from softpref.data.writers import write_rows
 from softpref.training.output import write_text
 
-FILES: dict[str, tuple[str, str]] = {
+REVIEW_FILES: dict[str, tuple[str, str]] = {
     "argilla": ("argilla_settings.json", "argilla_records.json"),
     "label_studio": ("label_studio_config.xml", "label_studio_tasks.json"),
 }
@@ -48,13 +48,13 @@ def write_for_review(
 
     Args:
         home: the directory.
-        tool: one of `FILES`.
+        tool: one of `REVIEW_FILES`.
         rows: an audit's rows.
         pairs: the same pairs with `prompt`, `chosen` and `rejected`, in the same order.
         summary: the audit's `Summary`.
         seed: of the order of the responses.
     """
-    settings, records = FILES[tool]
+    settings, records = REVIEW_FILES[tool]
     agent = f"softpref {version('softpref')}" if summary.evidence_speaks else None
     items = _items(rows, pairs, Random(seed))
     if tool == "argilla":

@@ -19,6 +19,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "include_num_input_tokens_seen": ("no", "tokens are not counted"),
     "train_sampling_strategy": ("random", "steps deal with lengths by themselves"),
     "auto_find_batch_size": (False, "set --per_device_train_batch_size"),
+    "batch_eval_metrics": (False, "compute_metrics is called once for each evaluation set"),
 }
 
 

@@ -13,7 +13,6 @@ from softpref.models.scoring import Scorer
 from softpref.options import require
 from softpref.training.align import AlignFiles, load_sets
 from softpref.training.config import MSPOConfig, recipe
-from softpref.training.preparation import Prepared
 from softpref.training.progress_lines import duration
 from softpref.training.start import load_checked
 
@@ -46,31 +45,33 @@ def dry_run(files: AlignFiles, config: MSPOConfig) -> None:
     steps = config.total_steps(len(prepared.train))
     logger.info("steps: %d of %d pairs", steps, config.pairs_per_step())
     weights = sum(weight.nbytes for weight in policy.parameters())
-    trained = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
-    gib = (weights + ADAMW_BYTES * trained) / 2**30
+    moving = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
+    gib = (weights + ADAMW_BYTES * moving) / 2**30
     logger.info(
-        f"memory: {gib:.2f} GiB for the weights and what AdamW keeps of {trained:,} trained "
+        f"memory: {gib:.2f} GiB for the weights and what AdamW keeps of {moving:,} trained "
         "parameters; activations and per-pair gradients are not counted"
     )
-    passes = forward_passes(config, prepared, steps)
+    meta = 0.0
+    if config.resolved_method().teaches and config.meta_batch_size and config.meta_every:
+        meta = config.meta_batch_size / config.pairs_per_step() / config.meta_every
+    trained = steps * config.pairs_per_step()
+    passes = forward_passes(sum(map(len, prepared.named().values())), trained, meta)
     logger.info(
         f"time: about {duration(seconds * passes)}, as long as {passes:,.0f} forward passes of a "
         f"pair at {1000 * seconds:.0f} ms, if this machine is idle; {NOTHING}"
     )
 
 
-def forward_passes(config: MSPOConfig, prepared: Prepared, steps: int) -> float:
+def forward_passes(pairs: int, trained: int, meta: float) -> float:
     """Return a run's cost in forward passes of one pair.
 
-    These are the reference of all sets, the steps, and the labels and evaluation at the end. A step
-    with a meta-learner costs (1 + m) plain steps, where m is the clean batch over the batch over
-    the steps between its updates.
+    Args:
+        pairs: all pairs, which the reference pass reads, and labelling and evaluation once more.
+        trained: the pairs of all steps.
+        meta: m; a step that teaches a meta-learner costs 1 + m plain steps. It is the clean batch
+            over the batch over the steps between its updates.
     """
-    once = sum(len(pairs) for pairs in prepared.named().values() if pairs is not None)
-    meta = 0.0
-    if config.resolved_method().teaches and config.meta_batch_size and config.meta_every:
-        meta = config.meta_batch_size / config.pairs_per_step() / config.meta_every
-    return 2 * once + steps * config.pairs_per_step() * (1 + BACKWARD) * (1 + meta)
+    return 2 * pairs + trained * (1 + BACKWARD) * (1 + meta)
 
 
 def seconds_per_pair(scorer: Scorer, pairs: Dataset) -> float:

@@ -14,19 +14,6 @@ from softpref.algorithm.policy import trainable
 from softpref.errors import UsageError
 from softpref.options import did_you_mean
 
-# Options of transformers that must keep this value here, and why.
-FIXED: dict[str, tuple[Any, str]] = {
-    "fp16": (False, "gradients are exact only without loss scaling: use --bf16"),
-    "label_smoothing_factor": (0.0, "how far to believe a label is the method's business"),
-    "neftune_noise_alpha": (None, "the three steps must see the same function"),
-    "torch_compile": (False, "the step is not compiled"),
-    "load_best_model_at_end": (False, "labels belong to the last step: take a checkpoint by hand"),
-    "include_num_input_tokens_seen": ("no", "tokens are not counted"),
-    "train_sampling_strategy": ("random", "steps deal with lengths by themselves"),
-    "auto_find_batch_size": (False, "set --per_device_train_batch_size"),
-    "batch_eval_metrics": (False, "compute_metrics is called once for each evaluation set"),
-}
-
 _BY_METHOD = "choose a method: dpo, cdpo, rdpo, mspo, evidence (docs/methods.md)"
 _FROM_START = "the reference is the policy as training found it, scored before the first step"
 ARGUMENTS: dict[str, str] = {

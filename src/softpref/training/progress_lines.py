@@ -8,19 +8,11 @@ from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 
 logger = logging.getLogger(__name__)
 
-TRAINING = (
+TRAINING_PARTS = (
     ("loss", "loss {:.3f}"),
     ("mean_token_accuracy", "token accuracy {:3.0%}"),
     ("rewards/accuracies", "accuracy {:3.0%}"),
@@ -30,7 +22,7 @@ TRAINING = (
     ("meta/loss", "clean loss {:.3f}"),
 )
 """What a training line shows, by the name in the log; doubted are soft labels below one half."""
-EVALUATION = (
+EVALUATION_PARTS = (
     ("eval_loss", "loss {:.3f}"),
     ("eval_rewards/accuracies", "accuracy {:3.0%}"),
     ("eval_mean_token_accuracy", "token accuracy {:3.0%}"),
@@ -52,27 +44,20 @@ class ProgressLines(TrainerCallback):
         self._start = self._first_step = 0.0
         self._bar: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the clock and the bar."""
         self._start, self._first_step = monotonic(), state.global_step
         is_off = args.disable_tqdm or not state.is_world_process_zero or None
-        self._bar = tqdm(
-            desc="training", total=state.max_steps, initial=state.global_step, unit="step",
-            leave=False, disable=is_off,
-        )  # fmt: skip
+        steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step"}
+        self._bar = tqdm(desc="training", leave=False, disable=is_off, **steps)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
         self._bar.update(state.global_step - self._bar.n)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: Mapping[str, Any] | None = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
         """Log a training or evaluation line, or the summary at the end."""
         if not (logs and state.is_world_process_zero):
             return
@@ -83,13 +68,11 @@ class ProgressLines(TrainerCallback):
             mean = f", mean loss {logs['train_loss']:.3f}" if "train_loss" in logs else ""
             self._say(f"trained {state.max_steps} steps in {seconds}{mean}")
         elif "eval_loss" in logs:
-            self._say("  ".join([f"{step}  evaluation", *_parts(EVALUATION, logs)]))
-        elif parts := _parts(TRAINING, logs):
+            self._say("  ".join([f"{step}  evaluation", *_parts(EVALUATION_PARTS, logs)]))
+        elif parts := _parts(TRAINING_PARTS, logs):
             self._say("  ".join([step, *parts, *self._speed(state)]))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove the bar; a run of which no step was left has none."""
         if self._bar is not None:
             self._bar.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from softpref.errors import UsageError
-from softpref.hub import CARD, Kind, upload, without_secrets
+from softpref.hub import CARD, RepoKind, upload, without_secrets
 from softpref.training.seals import MANIFEST, defect, write_manifest
 
 RECORDS = {"run.json", "summary.json", "training_args.json"}
@@ -39,7 +39,7 @@ def sealed_files(directory: Path) -> dict[str, Path]:
 def upload_sealed(
     files: Mapping[str, Path],
     repo: str,
-    kind: Kind,
+    kind: RepoKind,
     *,
     token: str | None = None,
     revision: str | None = None,

@@ -8,14 +8,13 @@ meta-learner has learned.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from softpref.algorithm.labeller import MetaLearner
@@ -37,9 +36,7 @@ class LabelTracking(TrainerCallback):
         self._trainer = trainer
         self._last_step = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Log the noise rate that the run assumes, if it has one."""
         self._last_step = state.global_step
         noise = self._trainer.start.noise
@@ -51,9 +48,8 @@ class LabelTracking(TrainerCallback):
             module.log({RATE: noise.expected, "train/global_step": state.global_step})
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: Mapping[str, Any] | None = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
         """Log the labels since the last line, and the map as it is now."""
         if not (logs and "loss" in logs and state.is_world_process_zero):
             return
@@ -64,7 +60,7 @@ class LabelTracking(TrainerCallback):
         if not (len(labels) and (writer or modules)):
             return
         teacher = self._trainer.teacher
-        picture = learned_map(teacher.meta_learner) if teacher else None
+        picture = map_picture(teacher.meta_learner) if teacher else None
         if writer:
             writer.add_histogram(LABELS, labels, state.global_step)
             if picture is not None:
@@ -86,7 +82,7 @@ class LabelTracking(TrainerCallback):
         return [importlib.import_module(name) for name in names]
 
 
-def learned_map(meta_learner: MetaLearner) -> Any:
+def map_picture(meta_learner: MetaLearner) -> Any:
     """Return a picture of the soft label by the first signal, the others at their mean.
 
     Returns:

@@ -59,8 +59,8 @@ from softpref.training.tracking import LabelTracking
 
 logger = logging.getLogger(__name__)
 
-ARGUMENTS = {"train": "train_dataset", "clean": "clean_dataset", "eval": "eval_dataset"}
-in_python = named_as_arguments(MSPOConfig, model="model", output="output_dir", **ARGUMENTS)
+SETS = {"train": "train_dataset", "clean": "clean_dataset", "eval": "eval_dataset"}
+in_python = named_as_arguments(MSPOConfig, model="model", output="output_dir", **SETS)
 
 
 class MSPOTrainer(SafeCheckpoints):
@@ -114,7 +114,7 @@ class MSPOTrainer(SafeCheckpoints):
         args = MSPOConfig() if args is None else args
         require_config(args, MSPOConfig)
         given = (train_dataset, clean_dataset, eval_dataset)
-        sets = read_sets(*given, args.on_bad_row, args.seed, names=ARGUMENTS)
+        sets = read_sets(*given, args.on_bad_row, args.seed, names=SETS)
         self.origin = Origin.of(model, str(args.output_dir), given, sets)
         start = prepare_start(model, args, sets, processing_class, peft_config)
         require_trained(optimizers, start.policy)
