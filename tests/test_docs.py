@@ -29,13 +29,14 @@ MOST_WORDS, LARGEST_PICTURE = 900, 200_000
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FAQ = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z_-]*[a-z])(?![a-z_*-])")
-COMMAND = re.compile(r"softpref(?:\.cli)? ([a-z]+) ((?:[^\n`]|\\\n)*)")
+COMMAND = re.compile(r"softpref(?:\.cli)? ([a-z]+) ((?:[^\n`;]|\\\n)*)")
 HISTORY = ("LOG", "CHANGELOG")
 """Pages that, like decisions, may name options that are gone."""
 OTHER_TOOLS = {
-    "help", "help_all", "config",  # of every command
+    "help", "help_all", "config", "version",  # of every command
     "nproc_per_node", "config_file",  # torchrun, accelerate
     "array", "cpus_per_task", "time",  # sbatch
+    "from", "torch_backend", "rm", "build_arg", "repository",  # uvx, docker, twine
     "lr",  # what others call --learning_rate
     "sets", "json", "trusted", "trusted_errors", "table", "use_cpu",  # benchmarks/
     "measure", "shards",
@@ -156,8 +157,8 @@ def test_every_message_in_the_faq_is_one_of_the_program():
 
 
 def test_an_unknown_message_is_found():
-    page = "### `--clean has … usable pairs`\n\n### `--clean has … unusable pairs`\n"
-    assert unknown_messages(page) == ["--clean has … unusable pairs"]
+    page = "### `… has … usable pairs`\n\n### `… has … unusable pairs`\n"
+    assert unknown_messages(page) == ["… has … unusable pairs"]
 
 
 def test_the_readme_s_win_rates_are_those_of_the_results():
