@@ -606,6 +606,7 @@ def test_the_source_has_no_pickle():
 # --- what of transformers is overridden -----------------------------------------------------------
 
 HOOKS = {
+    "init_hf_repo": "token, private",
     "train": "resume_from_checkpoint, trial, ignore_keys_for_eval",
     "save_model": "output_dir, _internal_call",
     "_save_checkpoint": "model, trial",
