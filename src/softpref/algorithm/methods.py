@@ -22,7 +22,7 @@ class KnownBeforeTraining:
     Attributes:
         noise_rate: the share of flipped labels, given or estimated; NaN where it is neither.
         clean_ppl_diff: (n,) PPLDiff of the clean pairs under the starting policy; empty without.
-        evidence_speaks: whether the signals tell right labels from wrong; False if not asked.
+        evidence_speaks: whether signals distinguish right labels from wrong; False if not asked.
     """
 
     noise_rate: float

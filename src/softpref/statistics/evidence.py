@@ -82,7 +82,7 @@ class Evidence:
     def speaks(self) -> bool:
         """Whether left-out trusted pairs are foretold better than by a toss (one-sided 5% test).
 
-        If not, nothing in the signals tells right labels from wrong ones.
+        If not, nothing in the signals distinguishes right labels from wrong ones.
         """
         nobody_knows = torch.zeros_like(self.trusted)
         return gain(self.trusted, nobody_knows, nobody_knows) > SPEAKS_GATE

@@ -99,9 +99,9 @@ def with_evidence(prepared: Prepared, clean: Dataset, seed: int) -> tuple[Prepar
     """Fit evidence and add it, g in nats, to training and clean pairs as the column `evidence`."""
     evidence, g = evidence_of(prepared.train, clean, SIGNAL_NAMES, seed)
     if evidence.speaks:
-        logger.info("evidence: the signals tell right labels from wrong")
+        logger.info("evidence: the signals distinguish right labels from wrong")
     else:
-        logger.warning("evidence: nothing in the data tells right labels from wrong")
+        logger.warning("evidence: nothing in the data distinguishes right labels from wrong")
     train = prepared.train.add_column("evidence", g.numpy())
     clean = clean.add_column("evidence", evidence.trusted.numpy())
     return dataclasses.replace(prepared, train=train, clean=clean), evidence
