@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from itertools import takewhile
 
+from softpref.commands import COMMAND_HELP
 from softpref.errors import UsageError
 from softpref.flags import read_flags
 from softpref.memory import is_out_of_memory, memory_message
@@ -28,23 +29,12 @@ SHARED = ("sft", "train")
 USAGE = """\
 softpref: align language models on preference pairs whose labels cannot be trusted
 
-  softpref demo      the whole story on a synthetic world, on a CPU, in minutes
-  softpref sft       fine-tune a model on the chosen responses
-  softpref inject    flip labels at a known rate, keeping the truth in `is_flipped`
-  softpref train     align a model with any method
-  softpref audit     find wrong labels in a preference set, with or without a run
-  softpref generate  write a model's responses to prompts
-  softpref judge     compare two responses, with a judge of your choice
-  softpref compare   win rates of several methods, with intervals and judge checks
-  softpref study     reproduce the paper's tables as grids of runs
-  softpref bench     time a training step against TRL's, on this machine
-  softpref push      upload a finished run or audit to the Hugging Face hub
-  softpref env       versions, devices, and how train would run on this machine
+{commands}
 
-`softpref help COMMAND` lists a command's options, `softpref --version` the version, and
-`softpref completion bash` prints the completion script of a shell (bash, zsh, fish).
-Every command takes --config FILE.yaml, which flags override; -q prints warnings and errors only, -v
-also what libraries log. In flags, hyphens and underscores are equivalent.
+`softpref help COMMAND` lists a command's options, `softpref --version` the version, and `softpref
+completion bash|zsh|fish` prints a script that completes them. Every command takes --config
+FILE.yaml; flags override it. In flags, hyphens and underscores are equivalent. -q prints warnings
+and errors only, -v also what libraries log.
 """
 
 
@@ -186,7 +176,8 @@ def _run(arguments: Sequence[str] | None) -> None:
     if command == "help" and rest:
         command, *rest = [rest[0], "--help"]
     if command in ("--help", "-h", "help"):
-        print(USAGE, end="")
+        lines = (f"  softpref {name:<9} {of.sentence}" for name, of in COMMAND_HELP.items())
+        print(USAGE.format(commands="\n".join(lines)), end="")
         return
     if command == "--version":
         print(f"softpref {version('softpref')}")

@@ -81,7 +81,7 @@ COMMAND_HELP: dict[str, Command] = {
         ("softpref.judging.judge:JudgeFiles", _JUDGE),
     ),
     "compare": Command(
-        "Compare the win rates of several methods, with intervals and checks of the judge.",
+        "Compare win rates of several methods, with intervals and checks of the judge.",
         (
             "compare --responses dpo.jsonl mspo.jsonl --baseline sft.jsonl "
             "--judge_model gpt-4o-mini --output runs/compare",
