@@ -24,7 +24,7 @@ def test_missing_packages_and_unknown_trackers_are_one_line(monkeypatch, tmp_pat
         UsageError, match=r"--report_to wandb needs the wandb .*pip install wandb\."
     ):
         chosen_trackers("wandb")
-    with pytest.raises(UsageError, match="--report_to trackio needs the trackio package"):
+    with pytest.raises(UsageError, match="^report_to trackio needs the trackio package"):
         toy_config(tmp_path, report_to=["trackio"])
     with pytest.raises(UsageError, match="--report_to tensorbord: .*did you mean 'tensorboard'"):
         chosen_trackers(["none", "tensorbord"])
