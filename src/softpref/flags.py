@@ -57,8 +57,9 @@ def read_flags(command: str, arguments: Sequence[str]) -> argparse.Namespace:
     found, unread = parser.parse_known_args(prefix + flags)
     for word in unread:
         if word.startswith("--"):
-            close = did_you_mean(word.lstrip("-").partition("=")[0], declared)
-            raise UsageError(f"unknown option {word}{close}; see softpref {command} --help.")
+            flag = word.partition("=")[0]  # a value may be a secret
+            close = did_you_mean(flag.lstrip("-"), declared)
+            raise UsageError(f"unknown option {flag}{close}; see softpref {command} --help.")
     chosen_trackers(getattr(found, "report_to", None))
     facts = {name: option.facts for name, option in declared.items()}
     refuse_non_finite(found)

@@ -510,7 +510,7 @@ def test_the_same_pair_labelled_both_ways_is_noticed():
         ({"run": "nowhere", "model": None, "seed": 1}, "--seed comes from the run"),
         ({"model": "no/such/model/here"}, "--model no/such/model/here: no tokenizer"),
         ({"clean": "40"}, "give a number from 1 to 39"),
-        ({"clean": "5"}, "at least 10 are needed"),
+        ({"clean": "5"}, "at least 10 trusted pairs are needed"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(files, tmp_path, given, message):

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from softpref.auditing.audit import AuditOptions, run_audit
+from softpref.columns import STANDARD
 from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
 from softpref.judging.generate import GenerateOptions, run_generate
@@ -90,7 +91,9 @@ def by_sft(home):
 
 
 def by_difficulty(home):
-    log_ratio_sizes(str(home / "data.jsonl"), str(home / "model"), 64, trust_remote_code=False)
+    log_ratio_sizes(
+        str(home / "data.jsonl"), str(home / "model"), 64, trust_remote_code=False, columns=STANDARD
+    )
 
 
 @pytest.mark.parametrize(
