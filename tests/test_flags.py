@@ -103,7 +103,7 @@ def test_no_library_is_loaded_for_help_and_mistakes(arguments, code):
         (["train", "--method", "magic"], "argument --method: invalid choice: 'magic'"),
         (["train", "--beta", "much"], "argument --beta: invalid float value: 'much'"),
         (["train", "--bf16", "maybe"], "argument --bf16: 'maybe' is neither true nor false"),
-        (["train", "--meta-everry=3"], "unknown option --meta_everry=3; did you mean 'meta_every'"),
+        (["train", "--meta-everry=3"], "unknown option --meta_everry; did you mean 'meta_every'"),
         (["train", "--seed", "-1"], "--seed -1: must be at least 0 and below 4294967296"),
         (["train", "--meta_every", "0"], "--meta_every 0: must be at least 1"),
         (["train", "--beta", "inf"], "--beta inf: must be a finite number"),

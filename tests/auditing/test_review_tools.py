@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from softpref.auditing import review_tools
 from softpref.auditing.marks import read_marks
-from softpref.auditing.review_tools import FILES, SIDES, write_for_review
+from softpref.auditing.review_tools import REVIEW_FILES, SIDES, write_for_review
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
 
@@ -42,7 +42,7 @@ def rows_and_texts():
 def written(home, tool, speaks=True, seed=0):
     summary = SimpleNamespace(evidence_speaks=speaks)
     write_for_review(home, tool, *rows_and_texts(), summary, seed)
-    settings, records = FILES[tool]
+    settings, records = REVIEW_FILES[tool]
     return (home / settings).read_text(), json.loads((home / records).read_text())
 
 
@@ -60,7 +60,7 @@ def export(tool):
     return json.loads((EXPORTS / f"{tool}.json").read_text())
 
 
-@pytest.mark.parametrize("tool", FILES)
+@pytest.mark.parametrize("tool", REVIEW_FILES)
 def test_pairs_come_most_suspect_first_in_drawn_order(tmp_path, tool):
     _, entries = written(tmp_path, tool)
     shown, known = ("fields", "metadata") if tool == "argilla" else ("data", "data")
@@ -98,7 +98,7 @@ def test_reviewers_do_not_see_which_response_is_labelled_chosen(tmp_path):
     assert [name for name in ("labelled", "p_correct", "evidence") if name in config] == []
 
 
-@pytest.mark.parametrize("tool", FILES)
+@pytest.mark.parametrize("tool", REVIEW_FILES)
 def test_exports_are_read_as_marks(caplog, tool):
     assert read_marks(str(EXPORTS / f"{tool}.json")) == READ
     unread, differ = caplog.messages
@@ -106,7 +106,7 @@ def test_exports_are_read_as_marks(caplog, tool):
     assert "reviewers differ on 2 pairs: the most frequent verdict counts; 1 of these are" in differ
 
 
-@pytest.mark.parametrize("tool", FILES)
+@pytest.mark.parametrize("tool", REVIEW_FILES)
 def test_the_stored_exports_are_of_these_files(tmp_path, tool, first_version):
     _, entries = written(tmp_path, tool)
     for exported, entry in zip(export(tool), entries, strict=True):
@@ -151,7 +151,7 @@ def test_argilla_imports_the_files_and_exports_what_is_stored(tmp_path, monkeypa
 
     monkeypatch.setattr(rg.Argilla, "_get_default", lambda: MagicMock())  # there is no server
     written(tmp_path, "argilla")
-    settings_file, records_file = (tmp_path / name for name in FILES["argilla"])
+    settings_file, records_file = (tmp_path / name for name in REVIEW_FILES["argilla"])
     settings = rg.Settings.from_json(settings_file)
     settings.validate()
     assert type(settings)._from_dict(settings.serialize()) == settings
