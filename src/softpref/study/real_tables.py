@@ -46,6 +46,10 @@ def describe(cells: Sequence[Cell], results: CellNumbers) -> str:
     return "".join(parts)
 
 
+APART = 0.08
+"""Between the marks of two methods, as a share of the distance between two sources of labels."""
+
+
 def draw_accuracy(cells: Sequence[Cell], results: CellNumbers) -> Figure:
     """Draw accuracy by labels, with one panel per file."""
     by_set = _by_set(cells, results)
@@ -53,9 +57,11 @@ def draw_accuracy(cells: Sequence[Cell], results: CellNumbers) -> Figure:
     figure = Figure(figsize=(6 * len(files), 4), layout="constrained")
     for axes, pairs in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
         sets = {labels: runs for (file, labels), runs in by_set.items() if file == pairs}
-        for method in dict.fromkeys(method for runs in sets.values() for method in runs):
+        methods = list(dict.fromkeys(method for runs in sets.values() for method in runs))
+        for i, method in enumerate(methods):
+            aside = APART * (i - (len(methods) - 1) / 2)
             found = [
-                (place, mean_interval(_values(runs[method], ACCURACY)))
+                (place + aside, mean_interval(_values(runs[method], ACCURACY)))
                 for place, runs in enumerate(sets.values())
                 if method in runs
             ]
