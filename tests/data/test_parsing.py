@@ -150,10 +150,21 @@ def test_columns_are_mapped_and_standard_names_do_without():
     row = {"q": "p", "good": "a", "bad": "b"}
     columns = Columns("q", "good", "bad")
     standard = {"prompt": "p", "chosen": "a", "rejected": "b"}
-    assert read(row, columns) == read(standard, columns) == read(standard)
+    assert read(row, columns)[0] == read(standard, columns)[0] == read(standard)[0]
     assert columns.swapped(row) == {"q": "p", "good": "b", "bad": "a"}
     refused({"good": "a", "bad": "b"}, "q is missing", columns)
     refused({"q": " ", "good": "a", "bad": "b"}, "q is empty", columns)
+
+
+def test_a_named_column_that_is_missing_is_noted_where_the_standard_name_is_read():
+    row = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+    found, notes = read(row, Columns(chosen="better"))
+    assert found == ("p", "good", "bad")
+    assert notes == ("there is no column 'better': `chosen` was read",)
+    assert (
+        read({"prompt": "p", "better": "good", "rejected": "bad"}, Columns(chosen="better"))[1]
+        == ()
+    )
 
 
 @pytest.mark.parametrize("system", ["Be brief.", "", None])

@@ -76,8 +76,12 @@ def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
     if not isinstance(raw, Mapping):
         raise RowError("not an object with the columns prompt, chosen and rejected")
     refuse_media(raw)
-    columns = columns.of(raw)
-    notes: list[str] = []
+    named, columns = columns, columns.of(raw)
+    notes = [
+        f"there is no column {getattr(named, side)!r}: `{side}` was read"
+        for side in ("prompt", "chosen", "rejected")
+        if getattr(columns, side) == side != getattr(named, side)
+    ]
     chosen = _side(raw, columns.chosen, notes)
     rejected = _side(raw, columns.rejected, notes)
     if columns.prompt in raw or columns.prompt != STANDARD.prompt:
