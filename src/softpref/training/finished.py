@@ -165,9 +165,8 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
         low, high = soft_label.double().quantile(torch.tensor([0.05, 0.95]).double()).tolist()
         if high - low < FLAT:
             logger.warning(
-                f"labels: nearly the same for all pairs, {low:.2f} to {high:.2f}: nothing "
-                "distinguished wrong labels from right ones, and this was about DPO at "
-                f"β = {beta * abs(low + high - 1):.3g}"
+                f"labels: nearly the same for all pairs, {low:.2f} to {high:.2f}: this was "
+                f"about DPO at β = {beta * abs(low + high - 1):.3g}"
             )
     is_flipped = known_flips(pairs)
     if labels["p_correct"][0] is None or is_flipped is None:
