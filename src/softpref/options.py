@@ -29,6 +29,8 @@ ALIASES = {
     "model_name_or_path": ("model",),
     "dataset_name": ("train", "data"),
     "train_file": ("train",),
+    "data": ("train",),
+    "train": ("data",),
     "max_seq_length": ("max_length",),
 }
 """What other tools call an option, and what it may be called here."""
