@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,6 +25,8 @@ from softpref.errors import UsageError, first_line
 from softpref.models.library_errors import in_one_sentence
 from softpref.models.sharding import sharded_over
 from softpref.models.weights import HUB_ID, base_model, load_whole, located, of_base, with_adapter
+
+logger = logging.getLogger(__name__)
 
 Tuning = Literal["lora", "full"]
 CONTEXT_NAMES = (
@@ -57,6 +60,8 @@ def read_tokenizer(source: str, place: str, *, trust_remote_code: bool) -> PreTr
         UsageError: there is none; the message begins with `place`.
     """
     base = None
+    if HUB_ID.fullmatch(source) and not Path(source).exists():
+        logger.info(f"{place}: not a directory here, so it is taken for a hub id")
     with in_one_sentence(place, "no tokenizer", source):
         if not has_file(source, "tokenizer_config.json"):
             base = base_model(source, place)
