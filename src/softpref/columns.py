@@ -13,19 +13,22 @@ from softpref.options import option
 class Columns:
     """Names of a pair's columns; `system` is read only if it is named.
 
-    A column that is missing under its name is read under the standard name.
+    With `or_standard`, a column that is missing under its name is read under the standard name.
     """
 
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
     system: str | None = None
+    or_standard: bool = False
 
     def of(self, raw: Mapping[str, Any]) -> Columns:
         """Return the names in a row; `system` and `question` columns imply their roles."""
         if self == STANDARD and "prompt" not in raw and {"system", "question"} <= raw.keys():
             return Columns(prompt="question", system="system")
-        standard = {
+        if not self.or_standard:
+            return self
+        standard: dict[str, Any] = {
             name: name
             for name in ("prompt", "chosen", "rejected")
             if getattr(self, name) not in raw and name in raw

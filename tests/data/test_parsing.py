@@ -148,7 +148,7 @@ def test_a_row_with_another_prompt_is_refused_with_its_name(name, value):
 
 def test_columns_are_mapped_and_standard_names_do_without():
     row = {"q": "p", "good": "a", "bad": "b"}
-    columns = Columns("q", "good", "bad")
+    columns = Columns("q", "good", "bad", or_standard=True)
     standard = {"prompt": "p", "chosen": "a", "rejected": "b"}
     assert read(row, columns)[0] == read(standard, columns)[0] == read(standard)[0]
     assert columns.swapped(row) == {"q": "p", "good": "b", "bad": "a"}
@@ -156,9 +156,10 @@ def test_columns_are_mapped_and_standard_names_do_without():
     refused({"q": " ", "good": "a", "bad": "b"}, "q is empty", columns)
 
 
-def test_a_named_column_that_is_missing_is_noted_where_the_standard_name_is_read():
+def test_a_named_column_that_is_missing_is_refused_or_noted():
     row = {"prompt": "p", "chosen": "good", "rejected": "bad"}
-    found, notes = read(row, Columns(chosen="better"))
+    refused(row, "better is missing", Columns(chosen="better"))
+    found, notes = read(row, Columns(chosen="better", or_standard=True))
     assert found == ("p", "good", "bad")
     assert notes == ("there is no column 'better': `chosen` was read",)
     assert (

@@ -72,16 +72,22 @@ def read_sets(
     """
     called = {"train": "train", "clean": "clean", "eval": EVAL} | dict(names or {})
 
-    def read(given: Any, name: str) -> LoadedPairs:
+    def read(given: Any, name: str, columns: Columns = columns) -> LoadedPairs:
         if isinstance(given, LoadedPairs):
             return given
         return load_pairs(given, on_bad_row=on_bad_row, columns=columns, argument=name)
 
+    # Trusted pairs may be the report's export, which has the standard names.
+    either = dataclasses.replace(columns, or_standard=True)
+
     shares = shares_of(names_of(train), mix) if mix else None
     pairs = read(train, called["train"])
-    sets = {key: read(given, name) for key, name, given in _evaluations(evaluation, called["eval"])}
+    sets = {
+        key: read(given, name, either)
+        for key, name, given in _evaluations(evaluation, called["eval"])
+    }
     count = _count(clean)
-    trusted = None if clean is None or count is not None else read(clean, called["clean"])
+    trusted = None if clean is None or count is not None else read(clean, called["clean"], either)
     if shares:
         pairs = mixed(pairs, shares, seed, trusted)
     if count is None:
