@@ -90,5 +90,8 @@ class BadRows:
             return tuple(self._rows)
         if not self._rows:
             raise UsageError(f"{self.source} holds no rows. Give a source with at least one pair.")
-        remedy = "Fix them, or pass --on_bad_row skip" if self.stopped else "No good row is left"
+        remedy = "Fix them, or pass --on_bad_row skip" if kept else "Fix them"
+        remedy = remedy if self.stopped else "No good row is left"
+        if not kept and any("is missing" in bad.reason for bad in self._rows):
+            remedy += ": name the columns with --prompt_column, --chosen_column, --rejected_column"
         raise UsageError(f"{summarize_bad_rows(self._rows)}. {remedy}.")
