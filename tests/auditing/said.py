@@ -16,6 +16,7 @@ class Said:
     suspect: int = 80
     unsure: int = 40
     evidence_speaks: bool = True
+    clean_provenance: str = "given as a file"
     trusted_auroc: float = 0.812
     length_auroc: float = 0.7
     reliability: list = field(default_factory=lambda: [{"stated": 0.1, "right": 0.2, "pairs": 3}])

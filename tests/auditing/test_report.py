@@ -11,6 +11,7 @@ from datasets import Dataset
 from softpref.auditing.charts import bars, histogram, reliability_curve
 from softpref.auditing.explanations import NO_EVIDENCE
 from softpref.auditing.report import charts, headline, page_data
+from softpref.data.splits import ASSUMED_CORRECT
 from tests.auditing.said import Said
 
 ROWS = Dataset.from_dict(
@@ -31,6 +32,11 @@ def test_the_headline_says_how_many_how_sure_and_what_to_do():
     assert said.startswith("About 20% of the 1,200 labels are wrong, between 15% and 25%")
     assert "80 are suspect" in said
     assert said.endswith("AUROC 0.812 on trusted pairs in cross-validation, 0.700 by length alone.")
+
+
+def test_the_headline_is_conditional_on_trusted_pairs_that_nobody_reviewed():
+    said = headline(replace(Said(), clean_provenance=ASSUMED_CORRECT))
+    assert said.startswith("If the trusted pairs, which were not reviewed, are right: About 20% of")
 
 
 def test_a_rate_that_is_unknown_is_not_told_though_evidence_speaks():

@@ -24,6 +24,7 @@ from softpref.auditing.explanations import NO_EVIDENCE, kind_name
 from softpref.auditing.summary import Summary, evidence_skill
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
+from softpref.data.splits import ASSUMED_CORRECT
 from softpref.markup import for_html
 from softpref.statistics.noise_rate import KNOWN, bounds
 from softpref.training.output import write_text
@@ -139,6 +140,8 @@ def headline(summary: Summary) -> str:
                 f"About {summary.noise_rate:.0%} {of_all}, between {low:.0%} and {high:.0%} with "
                 "95% confidence."
             )
+        if summary.clean_provenance == ASSUMED_CORRECT:
+            how_many = f"If the trusted pairs, which were not reviewed, are right: {how_many}"
         what = "Review the random sample below to make a clean set."
         if summary.suspect:
             what += " Then review the most suspect pairs."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from softpref.auditing.beliefs import PairBeliefs
 from softpref.auditing.opinions import JudgeSummary
 from softpref.auditing.scores import ScoredSets
+from softpref.data.splits import ASSUMED_CORRECT
 
 FEW_CLEAN_PAIRS = 100
 LENGTH_EXPLAINS = 0.7
@@ -30,6 +31,11 @@ def warnings_about(
     doubted_clean = len(beliefs.doubted_clean)
     clean = len(scored.clean)
     found = []
+    if provenance == ASSUMED_CORRECT:
+        found.append(
+            "the trusted pairs were not reviewed, only assumed to be labelled right: review the "
+            "report's random sample, export clean.jsonl, and audit with that file as the clean set"
+        )
     if not beliefs.speaks:
         found.append(
             "this model cannot distinguish right labels from wrong ones: in cross-validation it "
@@ -41,11 +47,6 @@ def warnings_about(
             "this model's strongest preferences are wrong more often than its weaker ones; ranks "
             "allow for that, but shares and probabilities are less certain than they look, and "
             "MSPO, which sees the same number, may learn wrong labels"
-        )
-    if "not reviewed" in provenance:
-        found.append(
-            "the trusted pairs were not reviewed, only assumed to be labelled right: review the "
-            "report's random sample, export clean.jsonl, and audit with that file as the clean set"
         )
     if clean < FEW_CLEAN_PAIRS:
         found.append(
