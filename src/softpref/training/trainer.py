@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import TrainOutput
 
 from softpref.algorithm.bilevel import NonFiniteError, Objective, non_finite_pairs, require_finite
 from softpref.algorithm.gradients.forms import dense
@@ -139,25 +138,14 @@ class MSPOTrainer(SafeCheckpoints):
         if args.report_to:
             self.add_callback(LabelTracking(self))
         self._evaluated: dict[int, dict[str, float]] = {}
-        self._is_trained = False
         self._say_how()
 
-    @in_python
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """Train as `SafeCheckpoints.train` does."""
-        done = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        self._is_trained = True
-        return done
+    train = in_python(SafeCheckpoints.train)
 
     @in_python
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and, once it is trained, all that a run leaves: see `write_run`."""
-        if _internal_call or not self._is_trained:
+        if _internal_call or self.is_in_train or not self.state.global_step:
             super().save_model(output_dir, _internal_call)
             return
         output = Path(output_dir or str(self.args.output_dir))
