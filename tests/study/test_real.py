@@ -259,7 +259,7 @@ def test_the_page_compares_with_dpo_by_seed_and_says_what_would_tell():
     cells = REAL.cells([0, 1], pairs=["some.set@1"], labels=["flips:0.4"])
     page = describe(cells, made_up(accuracies))
     assert "## some.set, flips:0.4" in page
-    assert "| oracle | 2 | 63.0 (50.3 to 75.7) | 100% | +10.0 (+10.0 to +10.0) | told apart |" in (
+    assert "| oracle | 2 | 63.0 (50.3 to 75.7) | 100% | +10.0 (+10.0 to +10.0) | separated |" in (
         page
     )
     assert "| mspo | 2 | 54.0 (41.3 to 66.7) | 31% | +1.0 (-24.4 to +26.4) | 63 seeds, 12,600" in (

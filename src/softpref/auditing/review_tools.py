@@ -69,7 +69,7 @@ def write_for_review(
 def _items(
     rows: Dataset, pairs: Dataset, draw: Random
 ) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """Yield what reviewers see of each pair, and what is known of it, by rank."""
+    """Yield what reviewers see and what is known about a pair, pair by pair, by rank."""
     order = column(rows, "rank").to_numpy().argsort()
     selected = (dataset_rows(dataset.select(order)) for dataset in (rows, pairs))
     for row, texts in zip(*selected, strict=True):

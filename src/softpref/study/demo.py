@@ -178,7 +178,7 @@ def _report(
 
 
 def _first_labels(run: Path, truth: dict[str, bool]) -> list[Tensor]:
-    """Return evidence, margin, first label and truth of each pair of a run, (n,) each."""
+    """Return the evidence, margins, first labels and truth of a run's pairs, (n,) each."""
     history = read_table(run / "label_history.parquet").group_by("uid", use_threads=False)
     first = history.aggregate([("margin", "first"), ("soft_label", "first")])
     known = read_labels(run / "labels.jsonl").select(["uid", "evidence"])

@@ -55,7 +55,7 @@ def draw_learned_plane(
 
     Args:
         evidence: (n,) g of the training pairs before training, nats.
-        margin: (n,) h of each pair when its soft label was made, nats.
+        margin: (n,) h when the pair's soft label was made, nats.
         soft_label: (n,) soft labels.
         is_flipped: (n,) bool, the truth.
         path: a PNG.

@@ -276,7 +276,7 @@ def interval(margins: Tensor, prompts: Sequence[str]) -> tuple[float, float]:
 def label_numbers(method: str, noisy: str, run: Path) -> dict[str, float]:
     """Return the share of wrong labels, the run's estimate of it, and the AUROC of its labels.
 
-    `label_auroc` is of each pair's mean soft label in training. It is omitted for the oracle and
+    `label_auroc` is of the pairs' mean soft labels in training. It is omitted for the oracle and
     for methods that give all pairs the same label.
     """
     truth = flips_by_uid(noisy)

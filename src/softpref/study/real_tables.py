@@ -22,13 +22,13 @@ response's log-probability by more than the worse one's: DPO's implicit reward, 
 first step by definition. Means over seeds, each its own split and labels, with Student's 95%
 interval; of a single seed the interval is a bootstrap over prompts. Seeds share a file's pairs, so
 these intervals speak of this file. *Gain kept*: (accuracy − 50) of the method over that of the
-oracle, DPO on true labels. *To tell apart*: seeds, and test pairs in all, that would find a true
+oracle, DPO on true labels. *To separate*: seeds, and test pairs in all, that would find a true
 difference of the observed size in 80% of cases, n = ((1.96 + 0.84) s / d)², s the differences'
 deviation over seeds. *Label AUROC* is of the mean soft label that a pair was trained with; *says*
 is the estimated share of wrong labels.
 """
 HEAD = (
-    *("method", "seeds", "accuracy, %", "gain kept", "minus DPO, points", "to tell apart"),
+    *("method", "seeds", "accuracy, %", "gain kept", "minus DPO, points", "to separate"),
     *("label AUROC, %", "says, %", "CPU minutes"),
 )
 
@@ -159,7 +159,7 @@ def _minus_dpo(
         return f"{100 * d.mean:+.1f} (one seed)", ""
     text = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
     if not d.low <= 0 <= d.high:
-        return text, "told apart"
+        return text, "separated"
     seeds = seeds_to_detect(d.mean, stdev(found[seed] - base[seed] for seed in both))
     if seeds is None:
         return text, "no difference"

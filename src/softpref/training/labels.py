@@ -1,4 +1,4 @@
-"""What a run believes of each pair: the labels it trained with, and its last word.
+"""A run's beliefs about its pairs: the labels it trained with, and those at its end.
 
 Shapes: n training pairs.
 """

@@ -10,7 +10,7 @@ SAME: Any = object()
 
 @dataclass
 class Recipe:
-    """What fills an option that was left open, by recipe; `recommended` is both unless told apart.
+    """What fills an option that was left open, by recipe; `recommended` is both unless they differ.
 
     Recommended values were tuned in the synthetic world on seeds 1000 and up. Faithful ones are
     those of Table 5 and Appendix C.
