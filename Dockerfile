@@ -11,9 +11,9 @@ RUN python -m build --wheel --outdir /dist
 FROM python:3.13-slim
 ARG TORCH=cpu
 RUN pip install --no-cache-dir uv
-COPY constraints.txt /tmp/constraints.txt
+COPY constraints.txt /constraints.txt
 COPY --from=wheel /dist /dist
-RUN uv pip install --system --no-cache --torch-backend "$TORCH" --constraint /tmp/constraints.txt \
+RUN uv pip install --system --no-cache --torch-backend "$TORCH" --constraint /constraints.txt \
         "$(echo /dist/*.whl)[sft,judge]" \
     && useradd --create-home softpref
 ENV HF_HUB_DISABLE_TELEMETRY=1

@@ -9,8 +9,6 @@ Its prompts are also answered by all three models, and a judge counts wins again
 import sys
 from pathlib import Path
 
-from datasets import load_dataset
-
 from softpref import MSPOConfig, MSPOTrainer
 from softpref.judging.compare import CompareOptions, run_compare
 from softpref.judging.generate import GenerateOptions, run_generate
@@ -18,9 +16,6 @@ from softpref.judging.options import JudgeOptions
 
 model, pairs, trusted, test, output = sys.argv[1:]
 home = Path(output)
-train, clean, held_out = (
-    load_dataset("json", data_files=path, split="train") for path in (pairs, trusted, test)
-)
 
 
 def answers(policy: str, name: str) -> str:
@@ -31,12 +26,12 @@ def answers(policy: str, name: str) -> str:
 
 
 for method in ("dpo", "evidence"):
-    config = MSPOConfig(str(home / method), method=method, report_to="none", num_train_epochs=1)
-    trainer = MSPOTrainer(model, config, train, clean_dataset=clean, eval_dataset=held_out)
+    config = MSPOConfig(str(home / method), method=method, num_train_epochs=1)
+    trainer = MSPOTrainer(model, config, pairs, trusted, test)
     trainer.train()
-    trainer.save_model()
     accuracy = trainer.evaluate()["eval_rewards/accuracies"]
-    print(f"{method}: prefers the right response in {accuracy:.1%} of {len(held_out)} test pairs")
+    trainer.save_model()
+    print(f"{method}: prefers the right response in {accuracy:.1%} of the test pairs")
 
 # Convenient, but no outside judge: the `evidence` run scores its own responses. For a chat model
 # behind an API give JudgeOptions(judge_model=...); own_judge.py shows a judge of your own.
