@@ -110,7 +110,7 @@ def _write_audit(
                 complete.data, home, pairs, trusted, export, marks, columns, unused
             )
             if tool := complete.export_to:
-                write_for_review(home, tool, pairs, result.texts, summary, complete.seed)
+                write_for_review(home, tool, pairs, result.texts, summary, fingerprint)
             write_manifest(home, {file.name: file for file in home.iterdir()})
             model = _model_name(complete.model)
             files = names_of(complete.data, "data"), _clean_name(complete), model

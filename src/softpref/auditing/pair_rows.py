@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from random import Random
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -72,3 +73,13 @@ def _labels_by_uid(labels: pa.Table | None, uids: pa.ChunkedArray) -> dict[str, 
             "soft_label, margin or step"
         )
     return {name: labels[name].take(places) for name in RUN_COLUMNS}
+
+
+def worse_first(fingerprint: str, uid: str) -> bool:
+    """Draw whether a reviewer sees the response labelled worse first, alike in every tool.
+
+    Args:
+        fingerprint: of the audited data.
+        uid: of the pair.
+    """
+    return Random(f"{fingerprint} {uid}").random() < 0.5

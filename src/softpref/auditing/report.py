@@ -21,6 +21,7 @@ from datasets import Dataset
 from softpref.auditing.beliefs import SUSPECT, UNSURE
 from softpref.auditing.charts import bars, histogram, reliability_curve
 from softpref.auditing.explanations import NO_EVIDENCE, kind_name
+from softpref.auditing.pair_rows import worse_first
 from softpref.auditing.summary import Summary, evidence_skill
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
@@ -181,7 +182,7 @@ def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dic
             originals[row["uid"]] = {
                 "prompt": texts["prompt"],
                 "responses": responses,
-                "worse_first": Random(f"{fingerprint} {row['uid']}").random() < 0.5,
+                "worse_first": worse_first(fingerprint, row["uid"]),
             }
     return {
         "fingerprint": fingerprint,

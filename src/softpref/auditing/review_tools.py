@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from datasets import Dataset
 
+from softpref.auditing.pair_rows import worse_first
 from softpref.auditing.summary import Summary
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
@@ -39,7 +39,7 @@ _VISIBLE = ("uid", "rank")
 
 
 def write_for_review(
-    home: Path, tool: str, rows: Dataset, pairs: Dataset, summary: Summary, seed: int
+    home: Path, tool: str, rows: Dataset, pairs: Dataset, summary: Summary, fingerprint: str
 ) -> None:
     """Write all audited pairs, most suspect first, and the set-up of a project for them.
 
@@ -52,11 +52,11 @@ def write_for_review(
         rows: an audit's rows.
         pairs: the same pairs with `prompt`, `chosen` and `rejected`, in the same order.
         summary: the audit's `Summary`.
-        seed: of the order of the responses.
+        fingerprint: of the data, for `worse_first`.
     """
     settings, records = REVIEW_FILES[tool]
     agent = f"softpref {version('softpref')}" if summary.evidence_speaks else None
-    items = _items(rows, pairs, Random(seed))
+    items = _items(rows, pairs, fingerprint)
     if tool == "argilla":
         write_text(home / settings, json.dumps(_argilla_settings(), indent=1) + "\n")
         entries = (_argilla_record(*item, agent) for item in items)
@@ -67,13 +67,13 @@ def write_for_review(
 
 
 def _items(
-    rows: Dataset, pairs: Dataset, draw: Random
+    rows: Dataset, pairs: Dataset, fingerprint: str
 ) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
     """Yield what reviewers see and what is known about a pair, pair by pair, by rank."""
     order = column(rows, "rank").to_numpy().argsort()
     selected = (dataset_rows(dataset.select(order)) for dataset in (rows, pairs))
     for row, texts in zip(*selected, strict=True):
-        labelled, other = draw.sample(SIDES, 2)
+        labelled, other = SIDES[::-1] if worse_first(fingerprint, row["uid"]) else SIDES
         shown = {
             "prompt": as_text(texts["prompt"]),
             labelled: as_text(texts["chosen"]),
