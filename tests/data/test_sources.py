@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from softpref.data.sources import content_key, load_pairs, pairs_from_dataset
 from softpref.errors import UsageError
+from softpref.training.output import write_lines
 
 GOOD = {"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."}
 USER = {"role": "user", "content": "Say hello."}
@@ -382,3 +383,11 @@ def test_junk_is_never_more_than_a_usage_error(tmp_path, content, ending, on_bad
         assert len(load_pairs(str(path), on_bad_row=on_bad_row).pairs) > 0
     except UsageError as error:
         assert str(path) in str(error)  # noqa: PT017
+
+
+def test_where_no_row_is_good_the_remedy_is_not_to_skip_them(tmp_path):
+    write_lines(tmp_path / "p.jsonl", [{"prompt": "p", "preferred": "a", "rejected": "b"}] * 3)
+    with pytest.raises(UsageError, match=r"\(and 2 more like it\)\. Fix them: rename .*chosen_col"):
+        load_pairs(str(tmp_path / "p.jsonl"))
+    with pytest.raises(UsageError, match="No good row is left: rename"):
+        load_pairs(str(tmp_path / "p.jsonl"), on_bad_row="skip")

@@ -93,5 +93,8 @@ class BadRows:
         remedy = "Fix them, or pass --on_bad_row skip" if kept else "Fix them"
         remedy = remedy if self.stopped else "No good row is left"
         if not kept and any("is missing" in bad.reason for bad in self._rows):
-            remedy += ": name the columns with --prompt_column, --chosen_column, --rejected_column"
+            remedy += (
+                ": rename the columns to prompt, chosen and rejected, or name them with "
+                "--prompt_column, --chosen_column and --rejected_column"
+            )
         raise UsageError(f"{summarize_bad_rows(self._rows)}. {remedy}.")
