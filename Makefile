@@ -3,7 +3,7 @@ BIN := .venv/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-readme test-review test-faults test-fuzz audit-deps docs dist test-dist check format clean
+.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-readme test-review test-trackers test-faults test-fuzz audit-deps docs dist test-dist check format clean
 
 setup: .venv/installed
 
@@ -57,6 +57,12 @@ test-review: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt argilla label-studio-sdk
 	$(BIN)/python -c "import argilla, label_studio_sdk"
 	$(BIN)/pytest tests/auditing/test_review_tools.py
+
+# Noise rate, label histogram and learned map in real trackers.
+test-trackers: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt tensorboard wandb
+	$(BIN)/python -c "import tensorboard, wandb"
+	$(BIN)/pytest tests/training/test_tracking.py
 
 # Known flaws of the pinned versions; asks a database on the network.
 audit-deps: setup

@@ -1,4 +1,4 @@
-"""Weights as they lie in files: whole, of the model that its config describes, and no pickles."""
+"""Weights in files: all that a config describes, in its shapes, and never pickled."""
 
 from __future__ import annotations
 
