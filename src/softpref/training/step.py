@@ -29,7 +29,7 @@ class StepResult:
 
     Attributes:
         update: where the policy is pulled, and by which labels; all B pairs', on every rank.
-        index: (B,) each pair's position in its data set, in the order of `update`.
+        index: (B,) each pair's position in its data set, in the order of `update`; on the host.
         meta_loss: L_meta of a step that taught, nats, shape ().
     """
 
@@ -136,7 +136,7 @@ class StepRunner:
         if ranks.count == 1 or pairs < ranks.count:
             return StepResult(update, places, meta_loss)
         names = [f.name for f in fields(Measured)]
-        columns = [*(getattr(update.measured, n) for n in names), update.soft_label, places]
-        *numbers, soft_label, places = ranks.gather(columns)
+        columns = [*(getattr(update.measured, n) for n in names), update.soft_label]
+        *numbers, soft_label, places = ranks.gather([*columns, places.to(ranks.device)])
         update = replace(update, measured=Measured(*numbers), soft_label=soft_label)
-        return StepResult(update, places, meta_loss)
+        return StepResult(update, places.cpu(), meta_loss)
