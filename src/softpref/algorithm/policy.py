@@ -32,11 +32,10 @@ def shifted(policy: nn.Module, direction: Gradient, step_size: float) -> Iterato
     home = [p.data for p in parameters]
     try:
         moves = [d.to(p) for p, d in zip(parameters, direction, strict=True)]
-        for p, data in zip(
-            parameters, torch._foreach_sub(home, moves, alpha=step_size), strict=True
-        ):
+        away = torch._foreach_sub(home, moves, alpha=step_size)
+        del direction, moves  # as large as θ
+        for p, data in zip(parameters, away, strict=True):
             p.data = data
-        del direction, moves, data  # as large as θ
         torch.clear_autocast_cache()
         yield
     finally:

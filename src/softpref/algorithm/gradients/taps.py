@@ -159,8 +159,8 @@ class _Tap(torch.autograd.Function):
 
     The input is saved as autograd saves tensors, so gradient checkpointing recomputes it. The
     anchor, which gets no gradient, is what the backward pass is asked for, so that it passes
-    through the taps and makes no weight's gradient on the way. What is returned shares the output's storage but is no view of it,
-    because some models add to it in place later.
+    through the taps and makes no weight's gradient on the way. What is returned shares the output's
+    storage but is no view of it, because some models add to it in place later.
     """
 
     @staticmethod
