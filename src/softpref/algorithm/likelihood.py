@@ -55,10 +55,6 @@ class Measured:
         """Return the same numbers without the graph that made them."""
         return Measured(*(getattr(self, f.name).detach() for f in fields(self)))
 
-    def of(self, which: Tensor) -> Measured:
-        """Return the measurements of the pairs at `which` (B',) alone."""
-        return Measured(*(getattr(self, f.name)[which] for f in fields(self)))
-
     @staticmethod
     def concatenate(parts: Sequence[Measured]) -> Measured:
         """Join the measurements of micro-batches into those of the whole batch."""

@@ -34,7 +34,6 @@ _LABELS: dict[Name, str] = {
     "mspo_m1/8": "softpref MSPO",
     "mspo_m1": "softpref MSPO",
     "double_backward": "softpref MSPO, double backward",
-    "without_lookahead": "softpref MSPO, clean gradient at θ",
     "dpo_checkpointed": "softpref DPO, checkpointed",
     "graph_checkpointed": "softpref MSPO, graph, checkpointed",
     "recompute_checkpointed": "softpref MSPO, recompute, checkpointed",
@@ -45,9 +44,10 @@ M_LABELS: dict[Name, str] = {
 }
 # Variants of MSPO at m = 1/8, and the baseline of each.
 BASELINE_OF: dict[Name, Name] = {
-    "double_backward": "dpo", "without_lookahead": "dpo",
-    "graph_checkpointed": "dpo_checkpointed", "recompute_checkpointed": "dpo_checkpointed",
-}  # fmt: skip
+    "double_backward": "dpo",
+    "graph_checkpointed": "dpo_checkpointed",
+    "recompute_checkpointed": "dpo_checkpointed",
+}
 COUNTED = (*DPOS, "mspo")
 _COLOURS = ("#1f6f8b", "#c8553d")
 

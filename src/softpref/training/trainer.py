@@ -217,8 +217,6 @@ class MSPOTrainer(SafeCheckpoints):
         ):
             return self._steps.plain(policy, pairs)
         clean = self._drawn = teacher.draw()
-        if self.args.clean_gradient == "current":
-            return self._steps.taught_without_lookahead(policy, pairs, clean, teacher, engine)
         return self._steps.taught(policy, pairs, clean, teacher, engine, self._lookahead_lr())
 
     def _lookahead_lr(self) -> float:

@@ -338,29 +338,6 @@ class RecomputedJacobian:
         return GraphJacobian(*self._again, self._untapped).last_jvp(direction)
 
 
-class PartJacobian:
-    """J of some of the pairs that another J is of.
-
-    Args:
-        whole: J of a micro-batch.
-        which: (B',) the places of these pairs.
-    """
-
-    def __init__(self, whole: MarginJacobian, which: Tensor) -> None:
-        self._whole, self._which = whole, which
-        self.pairs = len(which)
-
-    def measure(self) -> Measured:
-        return self._whole.measure().of(self._which)
-
-    def vjp(self, weights: Tensor) -> Gradient:
-        of_all = weights.new_zeros(self._whole.pairs).index_copy(0, self._which, weights)
-        return self._whole.vjp(of_all)
-
-    def jvp(self, direction: Direction) -> Tensor:
-        return self._whole.jvp(direction)[self._which]
-
-
 def gradients_by_pair(
     policy: nn.Module, batch: PairBatch, ppl_scope: PplScope, parameters: Set[nn.Parameter]
 ) -> Iterator[tuple[Measured, Gradient]]:
