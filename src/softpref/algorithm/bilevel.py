@@ -118,7 +118,7 @@ def look_ahead(
     θ is bit for bit what it was when this returns.
     """
     virtual = move(jacobians, meta_learner, objective, pairs=sum(j.pairs for j in jacobians))
-    of_noisy = largest(virtual.loss, *virtual.gradient)
+    of_noisy = total_norm(virtual.loss, *virtual.gradient)
     direction = tuple(map(dense, virtual.gradient))
     with shifted(policy, direction, lookahead_lr):
         del virtual, direction  # θ' is all that is needed of them
@@ -127,7 +127,7 @@ def look_ahead(
     refuse_non_finite(
         {
             "the loss of the noisy batch or its gradient": of_noisy,
-            "the loss of the clean batch or its gradient": largest(loss, *gradient),
+            "the loss of the clean batch or its gradient": total_norm(loss, *gradient),
         }
     )
     return loss, gradient
@@ -275,24 +275,25 @@ def accumulate(total: list[GradientForm], part: Direction) -> None:
 
 
 def require_finite(what: str, *held: GradientForm) -> None:
-    """Raise NonFiniteError unless each entry is a number."""
-    refuse_non_finite({what: largest(*held)})
+    """Raise NonFiniteError unless the norm of all, and so each entry, is a number."""
+    refuse_non_finite({what: total_norm(*held)})
 
 
-def largest(*held: GradientForm) -> Tensor:
-    """Return the largest absolute entry, shape (), NaN where one is, without a wait for it."""
-    tensors = [part for each in held for part in parts(each) if part.numel()]
-    return get_total_norm(tensors, math.inf)
+def total_norm(*held: GradientForm) -> Tensor:
+    """Return the norm of all entries, shape (), without a wait for it.
+
+    It is no number where an entry is none, or is too large to be squared, as AdamW will.
+    """
+    return get_total_norm([part for each in held for part in parts(each)])
 
 
-def refuse_non_finite(largest_of: Mapping[str, Tensor]) -> None:
-    """Raise NonFiniteError for the first whose `largest` is no number; waits for the device once.
+def refuse_non_finite(norms: Mapping[str, Tensor]) -> None:
+    """Raise NonFiniteError for the first whose norm is no number; waits for the device once.
 
     Several at once, so that a step does not wait for each.
     """
-    numbers = torch.stack(list(largest_of.values())).tolist()
-    for what, number in zip(largest_of, numbers, strict=True):
-        if not math.isfinite(number):
+    for what, norm in zip(norms, torch.stack(list(norms.values())).tolist(), strict=True):
+        if not math.isfinite(norm):
             raise NonFiniteError(f"{what} is not finite")
 
 

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 
-from softpref.algorithm.bilevel import NonFiniteError, Objective, largest, non_finite_pairs
+from softpref.algorithm.bilevel import NonFiniteError, Objective, non_finite_pairs, total_norm
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.gradients.taps import NotTappedError
 from softpref.algorithm.likelihood import Measured
@@ -244,11 +244,11 @@ class MSPOTrainer(SafeCheckpoints):
         update = done.update
         columns = reward_columns(update.measured, self.args.beta)
         columns |= label_columns(update.soft_label, self.method.ppl_diff.of(update.measured))
-        numbers = {"loss": update.loss, "largest": largest(update.loss, *update.gradient)}
+        numbers = {"loss": update.loss, "norm": total_norm(update.loss, *update.gradient)}
         if done.meta_loss is not None:
             numbers["meta/loss"] = done.meta_loss
         metrics = means(columns, **numbers)
-        if not math.isfinite(metrics.pop("largest")):
+        if not math.isfinite(metrics.pop("norm")):
             raise NonFiniteError("the noisy batch's loss or its gradient is not finite")
         return metrics
 

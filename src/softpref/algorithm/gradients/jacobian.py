@@ -204,7 +204,8 @@ class KeptJacobian:
 class _Pack:
     """Collects gradients that are held whole, and puts them side by side: one product for all.
 
-    They are put so whenever there are `PACK` numbers of them, since that takes as much room again.
+    They are put so whenever there are `PACK` numbers of them, since that takes as much room again
+    for a moment; what is larger stays by itself.
     """
 
     def __init__(self) -> None:
@@ -214,7 +215,7 @@ class _Pack:
     def take(self, parameter: nn.Parameter, form: Form) -> None:
         """Add a form of a parameter's gradient."""
         form = form.smallest() if isinstance(form, Outer) else form
-        if not isinstance(form, Whole) or form.spans is None:
+        if not isinstance(form, Whole) or form.spans is None or form.gradients.numel() >= PACK:
             self.held.append(([parameter], form))
             return
         waiting = self._waiting.setdefault(form.gradients.dtype, [])
@@ -230,8 +231,7 @@ class _Pack:
         return self.held
 
     def _join(self, waiting: list[tuple[nn.Parameter, Whole]]) -> None:
-        gradients = [whole.gradients.flatten(1) for _, whole in waiting]
-        side_by_side = gradients[0] if len(gradients) == 1 else torch.cat(gradients, 1)
+        side_by_side = torch.cat([whole.gradients.flatten(1) for _, whole in waiting], 1)
         self.held.append(([p for p, _ in waiting], Whole(side_by_side, waiting[0][1].spans)))
         waiting.clear()
 
