@@ -31,9 +31,11 @@ def shifted(policy: nn.Module, direction: Gradient, step_size: float) -> Iterato
     parameters = trainable(policy)
     home = [p.data for p in parameters]
     try:
-        for p, d in zip(parameters, direction, strict=True):
-            p.data = p.data.sub(d.to(p), alpha=step_size)
-        del direction, d  # as large as θ
+        moves = [d.to(p) for p, d in zip(parameters, direction, strict=True)]
+        away = torch._foreach_sub(home, moves, alpha=step_size)
+        del direction, moves  # as large as θ
+        for p, data in zip(parameters, away, strict=True):
+            p.data = data
         torch.clear_autocast_cache()
         yield
     finally:

@@ -162,12 +162,6 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         least=0,
         rare=True,
     )
-    clean_gradient: Literal["lookahead", "current"] | None = _meta_option(
-        "Where the clean gradient is taken: `lookahead`, after the look-ahead (Eq. 9, exact, "
-        "default); `current`, at the policy as it is, an approximation that runs clean and noisy "
-        "pairs together and errs in proportion to α.",
-        recipe=Recipe("lookahead"),
-    )
     warm_start: bool | None = _meta_option(
         "Fit the meta-learner to the clean pairs before training.",
         recipe=Recipe(True, faithful=False),
@@ -382,7 +376,6 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         for name, value, why, remedy in (
             ("tuning", "full", "shards the base under an adapter and trains no shard", "lora"),
             ("engine", "double_backward", "cannot go back through a backward pass", "auto"),
-            ("clean_gradient", "current", "needs as many passes on each process", "lookahead"),
         ):
             if getattr(self, name) == value:
                 raise UsageError(f"--{name} {value}: --shard_base {why}; choose --{name} {remedy}.")
