@@ -15,6 +15,7 @@ from packaging.version import Version
 from softpref.bench import benchmark, memory
 from softpref.bench.benchmark import OLDEST_TRL, ONE_BILLION, PRESETS, SHAPES, SMALL, BenchPreset
 from softpref.bench.contestants import NAMES, ON_EVERY_SHAPE, make_contestant
+from softpref.bench.counting import StepCounts
 from softpref.bench.report import Group, rows, runs
 from softpref.bench.timing import Quartiles, paired_ratio, time_rounds
 from softpref.bench.workload import TUNINGS, ModelSize, Shape, Workload
@@ -216,6 +217,7 @@ def group(tuning, workload=WORKLOAD, **seconds):
             "dpo_checkpointed": [50.0, 50.0],
             "graph_checkpointed": [60.0, 55.0],
         },
+        {"trl_best": StepCounts(1182, 22), "mspo_m1/8": StepCounts(2248, 4)},
         response_only_head=True,
     )
 
@@ -245,6 +247,9 @@ def test_json_holds_the_ratios_it_names():
         "dpo_checkpointed": 50.0, "graph_checkpointed": 57.5,
         "recompute_checkpointed": None,
     }  # fmt: skip
+    uncounted = dict.fromkeys((*DPOS, "mspo"))
+    assert few["lora"]["operations"] == uncounted | {"trl_best": 1182, "mspo": 2248}
+    assert few["lora"]["waits"] == uncounted | {"trl_best": 22, "mspo": 4}
     assert few["full"]["double_backward_vs_dpo"] is None
     assert whole["lora"]["mspo_vs_dpo"]["median"] == pytest.approx(2.5)
     assert whole["lora"]["memory_mspo_vs_dpo"] is None
@@ -260,10 +265,11 @@ def test_every_row_of_the_table_says_what_it_is_about():
         "m": "1/8", "step": "softpref MSPO", "seconds": "1.800",
         "x TRL's default": "0.30 (0.30 to 0.30)", "x TRL at its best": "0.60 (0.60 to 0.60)",
         "x our DPO": "1.20 (1.20 to 1.20)", "peak, MiB": "185",
+        "operations": "2,248", "waits": "4",
     }  # fmt: skip
     assert "response-only head: on" in body[1][4]
     double_backward = body[len(NAMES) + NAMES.index("double_backward")]
-    assert double_backward[5:] == ("-",) * 5
+    assert double_backward[5:] == ("-",) * 7
 
 
 def test_the_command_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
@@ -294,7 +300,11 @@ def test_the_command_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
     for run in found["runs"]:
         for tuning in TUNINGS:
             it = run[tuning]
-            assert it.keys() == RATIOS | {"seconds", "peak_mib", "trl_best_response_only_head"}
+            figures = {"seconds", "peak_mib", "operations", "waits"}
+            assert it.keys() == RATIOS | figures | {"trl_best_response_only_head"}
+            for name in ("operations", "waits"):
+                assert it[name].keys() == {"trl_default", "trl_best", "dpo", "mspo"}
+                assert all(it[name].values())
             for name in ("mspo_vs_trl_default", "mspo_vs_trl_best", "mspo_vs_dpo"):
                 ours, theirs = (it["seconds"][part] for part in name.split("_vs_"))
                 # One round: the median of ratios is the ratio of medians.
