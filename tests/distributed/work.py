@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import Objective, mspo_step
 from softpref.algorithm.gradients.engine import StepSize, choose_engine, graph_gib
 from softpref.algorithm.gradients.forms import dense
-from softpref.algorithm.gradients.shards import reshard_after_error
+from softpref.algorithm.gradients.shards import reshard_after_error, sum_gradients, whole
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
@@ -45,6 +46,8 @@ SHARDED = {"sharded-counted", "sharded-step", "sharded-float64", "sharded-step-g
            "sharded-step-recompute", "sharded-float32", "sharded-accumulated", "sharded-dpo",
            "sharded-poisoned", "shards", "refused"}  # fmt: skip
 """What older libraries cannot do."""
+FULL = {"learning_rate": 1e-3, "max_grad_norm": 0.1}
+"""Of runs of all weights: the gradient's norm is clipped in most steps."""
 EIGHT = {"max_steps": 8}
 """For variants of the run that is compared over twenty."""
 
@@ -57,15 +60,35 @@ def learner() -> MetaLearner:
 def step(
     ranks: Ranks, *, noisy: int = NOISY, shard: bool = False, engine: str = "auto"
 ) -> dict[str, Tensor]:
-    """One taught step in float64: gradients, loss, and φ after plain descent on it."""
+    """One taught step of an adapter in float64."""
     policy = with_lora(without_float32(tiny_model(attention="sdpa")))
     if shard:
         shard_base(policy)
+    return taught(policy, ranks, noisy, engine)
+
+
+def full_step(
+    home: Path, ranks: Ranks, *, noisy: int = NOISY, engine: str = "auto", tied: bool = False
+) -> dict[str, Tensor]:
+    """One taught step of all weights in float64, in shards where there are several processes."""
+    sizes = {"dtype": torch.float64, "tie_word_embeddings": tied, "vocab_size": 36 if tied else 35}
+    if ranks.count == 1:
+        return taught(without_float32(tiny_model(attention="sdpa", **sizes)), ranks, noisy, engine)
+    policy = without_float32(sharded_model(home, **sizes))
+    sum_gradients(policy)
+    done = taught(policy, ranks, noisy, engine)
+    assert all(isinstance(p, DTensor) for p in trainable(policy))
+    return done
+
+
+def taught(policy: torch.nn.Module, ranks: Ranks, noisy: int, engine: str) -> dict[str, Tensor]:
+    """A taught step: gradients, loss, and φ after plain descent on it."""
+    collate = partial(make_batch, head_positions="scored")
     pairs, clean = random_pairs(noisy, seed=1), random_pairs(CLEAN, seed=2)
     batches, trusted = (
-        [make_batch(part) for part in length_buckets(some, SIZE, ranks)] for some in (pairs, clean)
+        [collate(part) for part in length_buckets(some, SIZE, ranks)] for some in (pairs, clean)
     )
-    choice = choose_engine(engine, policy, batches[0], StepSize.of(batches))
+    choice = choose_engine(engine, policy, collate(pairs[:SIZE]), StepSize.of(batches))
     meta_learner = learner()
     before = [p.detach().clone() for p in meta_learner.parameters()]
     moved, meta_loss = mspo_step(
@@ -75,7 +98,7 @@ def step(
     )  # fmt: skip
     after = meta_learner.parameters()
     return {
-        "gradient": torch.cat([dense(g).flatten() for g in moved.gradient]),
+        "gradient": torch.cat([whole(dense(g)).flatten() for g in moved.gradient]),
         "meta_gradient": torch.cat(
             [(b - a).detach().flatten() for a, b in zip(after, before, strict=True)]
         ),
@@ -95,10 +118,10 @@ def shard_base(policy: torch.nn.Module) -> None:
         assert isinstance(parameter, DTensor) == (parameter not in adapters)
 
 
-def sharded_model(home: Path, dtype: torch.dtype) -> torch.nn.Module:
+def sharded_model(home: Path, dtype: torch.dtype, **sizes) -> torch.nn.Module:
     """The same model as `tiny_model`, sharded by transformers as it loads it."""
     place = home / "model"
-    tiny_model(dtype=dtype, attention="sdpa").save_pretrained(place)  # the first process does
+    tiny_model(dtype=dtype, attention="sdpa", **sizes).save_pretrained(place)  # the first does
     distributed.barrier()
     config = DistributedConfig(fsdp_size=distributed.get_world_size())
     model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, distributed_config=config)
@@ -112,8 +135,10 @@ def run(
     """Twenty steps of a run, the last batch of an epoch smaller than the ranks are many."""
     options = TWENTY_STEPS | {
         "tuning": "lora", "per_device_train_batch_size": GLOBAL_BATCH // ranks.count,
-        "gradient_accumulation_steps": 1, "lora_target_modules": "all-linear",
+        "gradient_accumulation_steps": 1,
     } | options  # fmt: skip
+    if options["tuning"] == "lora":
+        options = {"lora_target_modules": "all-linear"} | options
     model = sharded_model(home, dtype) if shard else tiny_model(dtype=dtype, attention="sdpa")
     if dtype == torch.float64:
         model = without_float32(model)
@@ -125,9 +150,11 @@ def run(
     if dtype == torch.float64 and trainer.teacher:
         trainer.start.labeller.double()  # else its rounding is what AdamW makes steps of
     trainer.train()
-    for layer in trainer.policy.get_base_model().model.layers:
-        for name, parameter in layer.named_parameters():
+    for name, parameter in trainer.policy.named_parameters():
+        if ".layers." in name or options["tuning"] == "full":
             assert isinstance(parameter, DTensor) == (shard and "lora_" not in name)
+    for state in trainer.optimizer.state.values():
+        assert isinstance(state["exp_avg"], DTensor) == (shard and options["tuning"] == "full")
     labels = trainer.label_pairs()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     taught = {}
@@ -138,7 +165,7 @@ def run(
             "soft_label": torch.tensor(labels["soft_label"]),
         }
     return taught | {
-        "weights": torch.cat([p.detach().flatten() for p in trainable(trainer.policy)]),
+        "weights": torch.cat([whole(p.detach()).flatten() for p in trainable(trainer.policy)]),
         "losses": torch.tensor(losses, dtype=torch.float64),
         "step": torch.tensor([-1 if step is None else step for step in labels["step"]]),
     }
@@ -297,6 +324,13 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
         some["drift"] = lambda: drift(ranks)
         some["sharded-step"] = lambda: step(ranks, shard=True)
         some["sharded-float64"] = lambda: run(home / "o", ranks, dtype=torch.float64, shard=True)
+    shard = ranks.count > 1
+    some["full-step"] = lambda: full_step(home / "s", ranks, engine="recompute")
+    some["full-step-graph"] = lambda: full_step(home / "t", ranks, engine="graph", tied=True)
+    some["full-float64"] = lambda: run(
+        home / "u", ranks, dtype=torch.float64, shard=shard, tuning="full", **FULL,
+        eval_strategy="steps", eval_steps=9,
+    )  # fmt: skip
     some = some if ranks.count == 4 else some | variants(home, ranks)
     return {name: case for name, case in some.items() if can_shard() or name not in SHARDED}
 
@@ -312,6 +346,19 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
         "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo", **EIGHT),
         "evidence": lambda: by_evidence(home / "r", ranks),
         "poisoned": lambda: poisoned(home / "g", ranks),
+        "full-float32": lambda: run(
+            home / "v", ranks, dtype=torch.float32, shard=ranks.count > 1, tuning="full",
+            engine="graph", **FULL,
+        ),
+        "full-dpo": lambda: run(
+            home / "w", ranks, dtype=torch.float64, shard=ranks.count > 1, tuning="full",
+            method="dpo", **FULL | EIGHT,
+        ),
+        "full-accumulated": lambda: run(
+            home / "x", ranks, dtype=torch.float64, shard=ranks.count > 1, tuning="full",
+            activation_checkpointing=True, per_device_train_batch_size=1, engine="graph",
+            gradient_accumulation_steps=2 * GLOBAL_BATCH // ranks.count, **FULL | {"max_steps": 6},
+        ),
     }  # fmt: skip
     if ranks.count > 1:
         more |= {f"sharded-step-{name}": lambda name=name: step(ranks, shard=True, engine=name)

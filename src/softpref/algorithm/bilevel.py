@@ -21,7 +21,9 @@ from softpref.algorithm.gradients.jacobian import (
     MakePullback,
     MarginJacobian,
     Pullback,
+    tapped_gradients,
 )
+from softpref.algorithm.gradients.shards import local, on_all, trains_shards
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.objective import GEOMETRIC, PairLoss
@@ -267,12 +269,12 @@ def accumulate(total: list[GradientForm], part: Direction) -> None:
 
 def require_finite(what: str, *held: GradientForm) -> None:
     """Raise NonFiniteError unless the sum of each tensor, and so each entry, is a number."""
+    tensors = [part for each in held for part in parts(each)]
     sums = [
-        part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite()
-        for each in held
-        for part in parts(each)
+        local(part).sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite()
+        for part in tensors
     ]
-    if not torch.stack(sums).all():
+    if not on_all(torch.stack(sums).all(), tensors):
         raise NonFiniteError(f"{what} is not finite")
 
 
@@ -283,9 +285,22 @@ def non_finite_pairs(
     culprits = []
     for batch in batches:
         for pair in batch.single_pairs():
-            jacobian = GraphPullback(policy, pair, ppl_scope)
-            margin = jacobian.measure().margin
-            numbers = (margin, *jacobian.vjp(torch.ones_like(margin)))
-            if not all(bool(t.isfinite().all()) for t in numbers):
+            if not _is_finite(policy, pair, ppl_scope):
                 culprits.append(int(pair.index))
     return culprits
+
+
+def _is_finite(policy: nn.Module, pair: PairBatch, ppl_scope: PplScope) -> bool:
+    if trains_shards(policy):  # whose gradients are summed over the processes, and of other pairs
+        found = [torch.ones((), dtype=torch.bool, device=pair.input_ids.device)]
+
+        def look(_: nn.Parameter, gradient: Tensor) -> None:
+            found.append(gradient.isfinite().all())
+
+        one = torch.ones(1, device=pair.input_ids.device)
+        margin = tapped_gradients(policy, pair, ppl_scope, one, look).margin
+        return bool(torch.stack([*found, margin.isfinite().all()]).all())
+    jacobian = GraphPullback(policy, pair, ppl_scope)
+    margin = jacobian.measure().margin
+    numbers = (margin, *jacobian.vjp(torch.ones_like(margin)))
+    return all(bool(t.isfinite().all()) for t in numbers)

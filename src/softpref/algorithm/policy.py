@@ -11,6 +11,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from softpref.algorithm.gradients.shards import laid_out_as, local, whole
 
 Gradient = tuple[Tensor, ...]
 
@@ -25,20 +28,31 @@ def shifted(policy: nn.Module, direction: Gradient, step_size: float) -> Iterato
     """Hold the policy at θ' = θ − α d inside the block.
 
     The parameters' storage is swapped, not written, so that θ comes back bit for bit and graphs
-    made at θ stay usable. Low-precision copies that a surrounding autocast region keeps are dropped
+    made at θ stay usable. Shards, which are gathered from where they lie, are written, and their
+    numbers kept; graphs gather again what they need. Low-precision copies that a surrounding autocast region keeps are dropped
     on both ways, for they would stand in for the other θ.
     """
     parameters = trainable(policy)
-    home = [p.data for p in parameters]
+    in_shards = [isinstance(p, DTensor) for p in parameters]
+    home = [
+        local(p).clone() if sharded else p.data
+        for p, sharded in zip(parameters, in_shards, strict=True)
+    ]
     try:
         for p, d in zip(parameters, direction, strict=True):
-            p.data = p.data.sub(d.to(p), alpha=step_size)
+            if isinstance(p, DTensor):
+                local(p).sub_(local(d).to(p.dtype), alpha=step_size)
+            else:
+                p.data = p.data.sub(d.to(p), alpha=step_size)
         del direction, d  # as large as θ
         torch.clear_autocast_cache()
         yield
     finally:
         for p, data in zip(parameters, home, strict=True):
-            p.data = data
+            if isinstance(p, DTensor):
+                local(p).copy_(data)
+            else:
+                p.data = data
         torch.clear_autocast_cache()
 
 
@@ -61,8 +75,9 @@ def nudge(policy: nn.Module, seed: int = 0) -> Gradient:
     zero hides there whether it is seen at all.
     """
     generator = torch.Generator().manual_seed(seed)
-    scales = [float(p.detach().square().mean().sqrt()) or 1.0 for p in trainable(policy)]
+    scales = [float(whole(p.detach()).square().mean().sqrt()) or 1.0 for p in trainable(policy)]
     return tuple(
-        torch.randn(p.shape, generator=generator).to(p) * (scale / 30)
+        laid_out_as(p, torch.randn(p.shape, generator=generator).to(p.device, p.dtype))
+        * (scale / 30)
         for p, scale in zip(trainable(policy), scales, strict=True)
     )

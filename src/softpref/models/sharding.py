@@ -1,4 +1,4 @@
-"""A frozen base in shards, one on each process, and no other way to split a model."""
+"""A model in shards, one on each process, and no other way to split it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from softpref.algorithm.gradients.shards import freeze_shards, groups
+from softpref.algorithm.gradients.shards import freeze_shards, groups, sum_gradients
 from softpref.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ def sharded_over(processes: int) -> DistributedConfig:
     return DistributedConfig(fsdp_size=processes)
 
 
-def hold_shards(policy: nn.Module, processes: int) -> None:
-    """Freeze a base that lies in shards, layer by layer, one on each process.
+def hold_shards(policy: nn.Module, processes: int, *, trains: bool) -> None:
+    """Make ready what lies in shards, layer by layer, one on each process: freeze it, or train it.
 
     Raises:
         UsageError: the policy is not sharded, or in a way that cannot be used.
@@ -49,8 +49,28 @@ def hold_shards(policy: nn.Module, processes: int) -> None:
             f"--shard_base: transformers has no plan for sharding {config.model_type} layer by "
             "layer, so each pass would gather it whole: leave --shard_base out."
         )
-    logger.info("base: in shards, one on each of %d processes", processes)
-    freeze_shards(policy)
+    what = "all weights" if trains else "base"
+    logger.info("%s: in shards, one on each of %d processes", what, processes)
+    if not trains:
+        freeze_shards(policy)
+        return
+    _require_even_head(policy, processes)
+    sum_gradients(policy)
+
+
+def _require_even_head(policy: Any, processes: int) -> None:
+    """Refuse a tied head of uneven shards: torch pads it twice, and the head would never move."""
+    head, words = policy.get_output_embeddings().weight, policy.get_input_embeddings().weight
+    if head is words and len(head) % processes:
+        sizes = [n for n in range(2, 65) if not len(head) % n]
+        raise UsageError(
+            f"--shard_base: the head is the embedding too, and its {len(head)} rows do not make "
+            f"{processes} equal shards: start {_or(sizes) if sizes else 'one'} processes."
+        )
+
+
+def _or(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers[:4]))
 
 
 def refuse_engines(args: TrainingArguments) -> None:

@@ -380,12 +380,16 @@ class MSPOConfig(PortedOptions, TrainingArguments):
                 "--use_cpu true: --shard_base loads shards onto accelerators; leave it out."
             )
         for name, value, why, remedy in (
-            ("tuning", "full", "shards the base under an adapter and trains no shard", "lora"),
             ("engine", "double_backward", "cannot go back through a backward pass", "auto"),
             ("clean_gradient", "current", "needs as many passes on each process", "lookahead"),
         ):
             if getattr(self, name) == value:
                 raise UsageError(f"--{name} {value}: --shard_base {why}; choose --{name} {remedy}.")
+        if self.tuning == "full" and self.engine == "kept":
+            raise UsageError(
+                "--engine kept: with --tuning full --shard_base would hold each pair's gradient "
+                "whole on its process; choose --engine auto."
+            )
 
 
 def recipe(name: str) -> dict[str, Any]:

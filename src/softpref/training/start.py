@@ -160,7 +160,7 @@ def load_checked(
     require_needs(method, prepared, config.noise_rate, config.meta_batch_size)
     config.choose_steps(len(prepared.train))
     if config.shard_base or is_sharded(policy):
-        hold_shards(policy, config.world_size)
+        hold_shards(policy, config.world_size, trains=config.tuning == "full")
         config.refuse_with_shards()
     else:
         policy.to(config.device)
