@@ -28,9 +28,9 @@ def shifted(policy: nn.Module, direction: Gradient, step_size: float) -> Iterato
     """Hold the policy at θ' = θ − α d inside the block.
 
     The parameters' storage is swapped, not written, so that θ comes back bit for bit and graphs
-    made at θ stay usable. Shards, which are gathered from where they lie, are written, and their
-    numbers kept; graphs gather again what they need. Low-precision copies that a surrounding autocast region keeps are dropped
-    on both ways, for they would stand in for the other θ.
+    made at θ stay usable. Shards, which are gathered from where they lie, are written, and a copy
+    of theirs put back; graphs gather again what they need. Low-precision copies that a surrounding
+    autocast region keeps are dropped on both ways, for they would stand in for the other θ.
     """
     parameters = trainable(policy)
     in_shards = [isinstance(p, DTensor) for p in parameters]

@@ -213,9 +213,7 @@ def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter
     norms = torch.stack([whole(t).float().norm() for t in truth])
     # A gradient that cancels, as that of a key's bias, is rounding: it is held against the whole.
     least = tolerance * norms.norm()
-    errors = torch.stack(
-        [whole(f - t).float().norm() for f, t in zip(found, truth, strict=True)]
-    )
+    errors = torch.stack([whole(f - t).float().norm() for f, t in zip(found, truth, strict=True)])
     right = errors <= tolerance * norms.clamp_min(least)
     return unseen | {
         p for p, is_right in zip(parameters, right.tolist(), strict=True) if not is_right

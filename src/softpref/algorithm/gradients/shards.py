@@ -6,7 +6,7 @@ gradients in shards too, summed over the processes within the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,7 +32,7 @@ def whole(parameter: Tensor) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this process' shard, in the storage of the tensor; a whole tensor as it is."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    return cast(DTensor, tensor.detach()).to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
@@ -41,6 +41,11 @@ def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
         return tensor
     mesh, placements = parameter.device_mesh, parameter.placements
     return distribute_tensor(tensor, mesh, placements, src_data_rank=None)  # sends nothing
+
+
+def without_shards(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those tensors that are whole."""
+    return {name: each for name, each in tensors.items() if not isinstance(each, DTensor)}
 
 
 def on_all(flag: Tensor, tensors: Iterable[Tensor]) -> bool:

@@ -144,9 +144,7 @@ class Taps:
 
         return _Tap.apply(logps, hidden, self._anchor, keep)
 
-    def _in_policy(
-        self, layer: nn.Module, parameters: Iterable[nn.Parameter]
-    ) -> set[nn.Parameter]:
+    def _in_policy(self, layer: nn.Module, parameters: Iterable[nn.Parameter]) -> set[nn.Parameter]:
         """Return what stands between passes where these stand in a layer now."""
         now, own = dict(layer.named_parameters(recurse=False)), self._own[layer]
         between = {parameter: own[name] for name, parameter in now.items()}
