@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from softpref.cli import main
+from softpref.models.sharding import can_shard
 from softpref.training.checkpoints import LOSS, newest_complete
-from softpref.training.config import can_shard
 from softpref.world.language import make_tokenizer
 from tests.distributed.launch import together, torchrun
 from tests.progress import finished, wait_for

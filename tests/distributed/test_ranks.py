@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from softpref.algorithm.ranks import ALONE, Ranks
-from softpref.training.config import can_shard
+from softpref.models.sharding import can_shard
 from tests.distributed import launch
 from tests.distributed.work import cases
 

@@ -25,16 +25,16 @@ from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import Objective, mspo_step
 from softpref.algorithm.gradients.engine import StepSize, choose_engine, graph_gib
 from softpref.algorithm.gradients.forms import dense
-from softpref.algorithm.gradients.shards import reshard_after_error, sum_gradients, whole
+from softpref.algorithm.gradients.shards import reduce_gradients, reshard_after_error, whole
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
 from softpref.data.batches import length_buckets, make_batch
 from softpref.errors import UsageError
 from softpref.models.reference import fingerprint_weights
+from softpref.models.sharding import can_shard
 from softpref.statistics.evidence import Evidence
 from softpref.training import refits
-from softpref.training.config import can_shard
 from softpref.training.samplers import EpochSampler
 from tests.tiny import random_pairs, tiny_model, with_lora, without_float32
 from tests.toy import toy_pairs, toy_trainer
@@ -75,7 +75,7 @@ def full_step(
     if ranks.count == 1:
         return taught(without_float32(tiny_model(attention="sdpa", **sizes)), ranks, noisy, engine)
     policy = without_float32(sharded_model(home, **sizes))
-    sum_gradients(policy)
+    reduce_gradients(policy)
     done = taught(policy, ranks, noisy, engine)
     assert all(isinstance(p, DTensor) for p in trainable(policy))
     return done

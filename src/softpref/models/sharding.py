@@ -6,12 +6,14 @@ import logging
 import os
 from typing import Any, cast
 
+import torch
+import transformers
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from softpref.algorithm.gradients.shards import freeze_shards, groups, sum_gradients
+from softpref.algorithm.gradients.shards import freeze_shards, groups, reduce_gradients
 from softpref.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,28 @@ def can_shard() -> bool:
     return hasattr(DistributedConfig, "fsdp_size") and hasattr(FSDPModule, "reset_iter_state")
 
 
+def refuse_impossible_shards(args: TrainingArguments) -> None:
+    """Refuse shards where there is one process, or one that would not hold what is loaded.
+
+    Raises:
+        UsageError: it is so, or a library is too old.
+    """
+    if not can_shard():
+        raise UsageError(
+            "--shard_base needs transformers 5.15 and torch 2.13 or newer; installed are "
+            f"transformers {transformers.__version__} and torch {torch.__version__}."
+        )
+    if args.world_size == 1:
+        raise UsageError(
+            "--shard_base needs several processes: start them by torchrun or accelerate launch "
+            "(softpref env --accelerate gpus)."
+        )
+    if args.use_cpu and torch.accelerator.is_available():
+        raise UsageError(
+            "--use_cpu true: --shard_base loads shards onto accelerators; leave it out."
+        )
+
+
 def sharded_over(processes: int) -> DistributedConfig:
     """Return how transformers is to shard a model while it loads it.
 
@@ -30,8 +54,14 @@ def sharded_over(processes: int) -> DistributedConfig:
     return DistributedConfig(fsdp_size=processes)
 
 
-def hold_shards(policy: nn.Module, processes: int, *, trains: bool) -> None:
+def hold_shards(policy: nn.Module, processes: int, *, trains: bool, means: bool = False) -> None:
     """Make ready what lies in shards, layer by layer, one on each process: freeze it, or train it.
+
+    Args:
+        policy: loaded in shards.
+        processes: how many share it.
+        trains: whether the shards are trained.
+        means: whether their gradients are means over the processes, and not sums.
 
     Raises:
         UsageError: the policy is not sharded, or in a way that cannot be used.
@@ -55,7 +85,7 @@ def hold_shards(policy: nn.Module, processes: int, *, trains: bool) -> None:
         freeze_shards(policy)
         return
     _require_even_head(policy, processes)
-    sum_gradients(policy)
+    reduce_gradients(policy, processes if means else 1)
 
 
 def _require_even_head(policy: Any, processes: int) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-import transformers
 from peft import LoraConfig
 from torch import nn
 from transformers import TrainingArguments
@@ -27,7 +26,7 @@ from softpref.models.layout import Layout
 from softpref.models.loading import Tuning, lora_config
 from softpref.models.recompute import KWARGS, set_both_names
 from softpref.models.scoring import Scorer
-from softpref.models.sharding import can_shard, refuse_engines
+from softpref.models.sharding import refuse_engines, refuse_impossible_shards
 from softpref.options import (
     did_you_mean,
     facts_of,
@@ -365,20 +364,7 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         Raises:
             UsageError: an option does not, or a library is too old.
         """
-        if not can_shard():
-            raise UsageError(
-                "--shard_base needs transformers 5.15 and torch 2.13 or newer; installed are "
-                f"transformers {transformers.__version__} and torch {torch.__version__}."
-            )
-        if self.world_size == 1:
-            raise UsageError(
-                "--shard_base needs several processes: start them by torchrun or accelerate launch "
-                "(softpref env --accelerate gpus)."
-            )
-        if self.use_cpu and torch.accelerator.is_available():
-            raise UsageError(
-                "--use_cpu true: --shard_base loads shards onto accelerators; leave it out."
-            )
+        refuse_impossible_shards(self)
         for name, value, why, remedy in (
             ("engine", "double_backward", "cannot go back through a backward pass", "auto"),
             ("clean_gradient", "current", "needs as many passes on each process", "lookahead"),

@@ -33,6 +33,7 @@ from softpref.errors import UsageError, require_package
 from softpref.models.loading import context_length, load_policy, load_tokenizer, lora_config
 from softpref.models.recompute import set_both_names
 from softpref.models.reference import fingerprint_weights
+from softpref.models.sharding import hold_shards, refuse_impossible_shards, sharded_over
 from softpref.models.soundness import require_known_padding, require_known_tokens, require_sound
 from softpref.options import (
     option,
@@ -48,6 +49,7 @@ from softpref.training.identity import SFT_IDENTITY
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.progress_lines import show_progress_lines
 from softpref.training.publishing import upload_sealed
+from softpref.training.saving import allow_sharded_save
 from softpref.training.states import JSON
 
 require_package("trl", "sft", "fine-tuning")
@@ -71,11 +73,12 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
         kwargs: those of `trl.SFTTrainer`.
     """
 
-    shares_steps = True
+    shares_steps = takes_shards = True
 
     def __init__(self, *, data_fingerprint: str, **kwargs: Any) -> None:
         start = fingerprint_weights(kwargs["model"])
-        super().__init__(**kwargs)
+        with allow_sharded_save(kwargs["model"], kwargs["args"]):
+            super().__init__(**kwargs)
         template = str(getattr(kwargs["processing_class"], "chat_template", None))
         self._made_of: dict[str, JSON] = {
             "data": data_fingerprint,
@@ -147,6 +150,11 @@ class SFTOptions(SFTConfig):
         "When --push_to_hub uploads: only at the `end`.", "end", group="output", rare=True
     )
     logging_nan_inf_filter: bool = option("Unused: what is not finite ends the run.", False)
+    shard_base: bool = option(
+        "Shard all weights over the processes, for a model that does not fit one device.",
+        False,
+        group="hardware",
+    )
     force: bool = option(
         "Resume even if the checkpoint comes from other data.", False, group="output"
     )
@@ -159,6 +167,11 @@ class SFTOptions(SFTConfig):
         refuse_impossible_seeds(self)
         refuse_too_large(self, "learning_rate")
         super().__post_init__()
+        if self.shard_base:
+            refuse_impossible_shards(self)
+            # Else the whole gradient would wait on each process for the last micro-batch.
+            accelerator: Any = self.accelerator_config
+            accelerator.gradient_accumulation_kwargs = {"sync_each_batch": True}
 
 
 @dataclass
@@ -197,6 +210,8 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
             step is not finite, and no more than the checkpoints before it was.
     """
     require(files)
+    if files.lora_r and config.shard_base:
+        raise UsageError("--lora_r: --shard_base shards weights to train them; leave one out.")
     with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
@@ -213,7 +228,10 @@ def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     logger.info("train: %d chosen responses from %s", len(loaded.pairs), loaded.source)
     set_seed(config.seed)
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
-    policy = load_policy(files.model, trust_remote_code=config.trust_remote_code)
+    sharding = sharded_over(config.world_size) if config.shard_base else None
+    policy = load_policy(files.model, trust_remote_code=config.trust_remote_code, sharding=sharding)
+    if sharding:
+        hold_shards(policy, config.world_size, trains=True, means=True)
     adapter = lora_config(files.lora_r) if files.lora_r else None
     fine_tune(
         policy, tokenizer, loaded.pairs, config, adapter,

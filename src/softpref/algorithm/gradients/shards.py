@@ -101,10 +101,10 @@ def freeze_shards(policy: nn.Module) -> None:
             break
 
 
-def sum_gradients(policy: nn.Module) -> None:
-    """Let backward passes sum the processes' gradients of shards, which FSDP2 would average."""
+def reduce_gradients(policy: nn.Module, divisor: int = 1) -> None:
+    """Let backward passes leave the sum of the processes' gradients of shards, divided so."""
     for group in groups(policy):
-        group.set_gradient_divide_factor(1.0)
+        group.set_gradient_divide_factor(float(divisor))
         group.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
 
