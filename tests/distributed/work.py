@@ -42,10 +42,8 @@ from tests.toy import toy_pairs, toy_trainer
 NOISY, CLEAN, SIZE = 13, 5, 3
 GLOBAL_BATCH = 8
 TWENTY_STEPS = {"max_steps": 20, "learning_rate": 1e-2, "warmup_steps": 0}
-SHARDED = {"sharded-counted", "sharded-step", "sharded-float64", "sharded-step-graph",
-           "sharded-step-recompute", "sharded-float32", "sharded-accumulated", "sharded-dpo",
-           "sharded-poisoned", "shards", "refused"}  # fmt: skip
-"""What older libraries cannot do."""
+SHARDED = ("sharded-", "full-", "shards", "refused")
+"""Begin the names of what older libraries cannot do."""
 FULL = {"learning_rate": 1e-3, "max_grad_norm": 0.1}
 """Of runs of all weights: the gradient's norm is clipped in most steps."""
 EIGHT = {"max_steps": 8}
@@ -188,13 +186,7 @@ def counted(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tenso
         tuning="lora", lora_target_modules="all-linear", logging_steps=100,
         gradient_accumulation_steps=1, per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
     )  # fmt: skip
-    counter = scaling.Counter()
-    seen: list[list[int]] = []
-    note = TrainerCallback()
-    note.on_step_end = lambda *_, **__: seen.append(list(counter.bytes.values()))
-    trainer.add_callback(note)
-    trainer.train()
-    last, before = seen[-1], seen[-2]
+    last, before = bytes_of_steps(trainer)[:-3:-1]
     policy = trainer.policy
     head = [*policy.get_output_embeddings().parameters(),
             *policy.get_base_model().model.norm.parameters()]  # fmt: skip
@@ -205,8 +197,40 @@ def counted(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tenso
     shards = foretold.shards(ranks.count, bytes_each=4) if shard else 0
     return {
         "counted": torch.tensor([a - b for a, b in zip(last, before, strict=True)]),
-        "foretold": torch.tensor([foretold.summed(), foretold.gathered(ranks.count), shards]),
+        "foretold": torch.tensor([foretold.summed(), foretold.gathered(ranks.count), shards, 0]),
     }
+
+
+def full_counted(home: Path, ranks: Ranks, *, engine: str) -> dict[str, Tensor]:
+    """The same of all weights in shards."""
+    trainer = toy_trainer(
+        home, model=sharded_model(home, torch.float32), max_steps=3, engine=engine,
+        gradient_accumulation_steps=1, per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
+        logging_steps=100,
+    )  # fmt: skip
+    seen = bytes_of_steps(trainer)
+    trained = numbers(trainable(trainer.policy))
+    v = numbers(trainer.start.labeller.parameters())
+    embedding = numbers(trainer.policy.get_input_embeddings().parameters())
+    foretold = scaling.Step(trained, trained, GLOBAL_BATCH, embedding=embedding, meta_learner=v)
+    return {
+        "counted": torch.tensor([a - b for a, b in zip(seen[-1], seen[-2], strict=True)]),
+        "foretold": torch.tensor(
+            [foretold.summed_in_shards(), foretold.gathered(ranks.count),
+             foretold.all_shards(ranks.count, engine), foretold.reduced()]
+        ),
+    }  # fmt: skip
+
+
+def bytes_of_steps(trainer) -> list[list[int]]:
+    """Train; return what had been handed over after each step, bytes."""
+    counter = scaling.Counter()
+    seen: list[list[int]] = []
+    note = TrainerCallback()
+    note.on_step_end = lambda *_, **__: seen.append(list(counter.bytes.values()))
+    trainer.add_callback(note)
+    trainer.train()
+    return seen
 
 
 def numbers(parameters: Iterable[torch.nn.Parameter]) -> int:
@@ -252,14 +276,16 @@ def shards(home: Path) -> dict[str, Tensor]:
     return {"graphs": torch.tensor(graphs[1:3]), "hashes": torch.tensor(hashes)}
 
 
-def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
+def poisoned(
+    home: Path, ranks: Ranks, *, shard: bool = False, tuning: str = "lora"
+) -> dict[str, Tensor]:
     """A pair whose reference is not finite lies in one rank's share: none takes the step.
 
     It is of the epoch's last step, which not all ranks have as many pairs of.
     """
     trainer = toy_trainer(
         home, model=sharded_model(home, torch.float32) if shard else None,
-        train=toy_pairs(45, flip_every=3), tuning="lora", lora_target_modules="all-linear",
+        train=toy_pairs(45, flip_every=3), tuning=tuning,
         max_steps=6, max_skipped_steps=9, gradient_accumulation_steps=1,
         per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
     )  # fmt: skip
@@ -281,7 +307,7 @@ def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tens
     return {
         "skipped": torch.tensor([trainer._skipped.count]),
         "named": torch.tensor([int(said == [uid] * trainer._skipped.count)]),
-        "weights": torch.cat([p.detach().flatten() for p in trainable(trainer.policy)]),
+        "weights": torch.cat([whole(p.detach()).flatten() for p in trainable(trainer.policy)]),
     }
 
 
@@ -324,6 +350,10 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
         some["drift"] = lambda: drift(ranks)
         some["sharded-step"] = lambda: step(ranks, shard=True)
         some["sharded-float64"] = lambda: run(home / "o", ranks, dtype=torch.float64, shard=True)
+        for engine in ("graph", "recompute"):
+            some[f"full-counted-{engine}"] = lambda engine=engine: full_counted(
+                home / f"y-{engine}", ranks, engine=engine
+            )
     shard = ranks.count > 1
     some["full-step"] = lambda: full_step(home / "s", ranks, engine="recompute")
     some["full-step-graph"] = lambda: full_step(home / "t", ranks, engine="graph", tied=True)
@@ -332,7 +362,9 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
         eval_strategy="steps", eval_steps=9,
     )  # fmt: skip
     some = some if ranks.count == 4 else some | variants(home, ranks)
-    return {name: case for name, case in some.items() if can_shard() or name not in SHARDED}
+    return {
+        name: case for name, case in some.items() if can_shard() or not name.startswith(SHARDED)
+    }
 
 
 def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]]:
@@ -346,18 +378,21 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
         "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo", **EIGHT),
         "evidence": lambda: by_evidence(home / "r", ranks),
         "poisoned": lambda: poisoned(home / "g", ranks),
+        "full-poisoned": lambda: poisoned(
+            home / "z", ranks, shard=ranks.count > 1, tuning="full"
+        ),
         "full-float32": lambda: run(
             home / "v", ranks, dtype=torch.float32, shard=ranks.count > 1, tuning="full",
             engine="graph", **FULL,
         ),
         "full-dpo": lambda: run(
             home / "w", ranks, dtype=torch.float64, shard=ranks.count > 1, tuning="full",
-            method="dpo", **FULL | EIGHT,
+            method="dpo", **FULL | {"max_steps": 4},
         ),
         "full-accumulated": lambda: run(
             home / "x", ranks, dtype=torch.float64, shard=ranks.count > 1, tuning="full",
             activation_checkpointing=True, per_device_train_batch_size=1, engine="graph",
-            gradient_accumulation_steps=2 * GLOBAL_BATCH // ranks.count, **FULL | {"max_steps": 6},
+            gradient_accumulation_steps=2 * GLOBAL_BATCH // ranks.count, **FULL | {"max_steps": 3},
         ),
     }  # fmt: skip
     if ranks.count > 1:
