@@ -30,8 +30,8 @@ GATHERED = 8
 TOTALS = 5  # pairs of the three moves, of dL/ds, and the question whether SIGTERM has come
 FLAGS = 4  # whether three sums of gradients, and the weights, are finite in all shards
 GATHERINGS = {"graph": 7, "recompute": 9}
-"""Of all weights in one taught step: a forward pass and three backward passes, or three of both; one
-of each of clean pairs; and the clean gradient, once."""
+"""Of all weights in one taught step: a forward pass and three backward passes, or three of both;
+one of each of clean pairs; and the clean gradient, once."""
 META_LEARNER = 16_897  # weights of 1 -> 128 -> 128 -> 1
 
 
@@ -96,8 +96,8 @@ class Step:
     def all_shards(self, processes: int, engine: str = "recompute") -> int:
         """Bytes a process gives to be gathered of all weights in shards, if these come out even.
 
-        With one micro-batch of noisy and one of clean pairs. The product with the clean gradient goes
-        back to the embedding's output, and through a graph that is not new nothing is ahead of need.
+        With one micro-batch of noisy and one of clean pairs. The product with the clean gradient
+        goes back no further than the embedding's output; only from a new graph torch gathers ahead.
         """
         gathered = GATHERINGS[engine] * self.trained - (self.embedding if engine == "graph" else 0)
         return gathered * self.trained_bytes // processes

@@ -362,9 +362,9 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
         eval_strategy="steps", eval_steps=9,
     )  # fmt: skip
     some = some if ranks.count == 4 else some | variants(home, ranks)
-    return {
-        name: case for name, case in some.items() if can_shard() or not name.startswith(SHARDED)
-    }
+    if can_shard() or ranks.count == 1:
+        return some
+    return {name: case for name, case in some.items() if not name.startswith(SHARDED)}
 
 
 def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]]:

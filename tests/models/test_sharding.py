@@ -24,12 +24,8 @@ def test_shards_need_several_processes(tmp_path):
         toy_config(tmp_path, tuning="lora", shard_base=True)
 
 
-@pytest.mark.parametrize(
-    "option", [{"tuning": "full"}, {"engine": "double_backward"}, {"clean_gradient": "current"}]
-)
-def test_options_that_train_shards_or_need_uneven_passes_are_refused(
-    tmp_path, two_processes, option
-):
+@pytest.mark.parametrize("option", [{"engine": "double_backward"}, {"clean_gradient": "current"}])
+def test_options_that_need_uneven_passes_are_refused(tmp_path, two_processes, option):
     ((name, value),) = option.items()
     with pytest.raises(UsageError, match=f'^{name}="{value}": shard_base .*; choose {name}="'):
         toy_config(tmp_path, **({"tuning": "lora", "shard_base": True} | option))
@@ -37,4 +33,9 @@ def test_options_that_train_shards_or_need_uneven_passes_are_refused(
 
 def test_a_whole_model_is_not_taken_for_a_sharded_one():
     with pytest.raises(UsageError, match="load yours with distributed_config"):
-        hold_shards(tiny_model(dtype=torch.float32), 2)
+        hold_shards(tiny_model(dtype=torch.float32), 2, trains=False)
+
+
+def test_pairs_gradients_are_not_kept_whole_beside_trained_shards(tmp_path, two_processes):
+    with pytest.raises(UsageError, match='engine="kept": with tuning="full" shard_base .*"auto"'):
+        toy_config(tmp_path, tuning="full", shard_base=True, engine="kept")
