@@ -248,7 +248,7 @@ class Counter:
 STEPS, WARM = 16, 4
 
 
-def work(home: Path, pairs_a_process: int, shard_base: bool) -> None:
+def work(home: Path, pairs_a_process: int, shard: bool) -> None:
     """Train a few steps; print sizes, peak memory, and bytes and seconds of each step, as JSON."""
     import torch
     from million import PeakMemory
@@ -267,7 +267,7 @@ def work(home: Path, pairs_a_process: int, shard_base: bool) -> None:
         per_device_train_batch_size=pairs_a_process, gradient_accumulation_steps=1,
         meta_batch_size=max(1, pairs_a_process * processes // 8), save_strategy="no",
         logging_strategy="no", disable_tqdm=True, reference_cache=str(home / "cache"),
-        shard_base=shard_base,
+        shard=shard,
     )  # fmt: skip
     sets = [load_pairs(str(home / f"{name}.jsonl")) for name in ("train", "clean")]
     at_start = peak.mib

@@ -119,7 +119,7 @@ def test_a_sharded_base_leaves_what_a_whole_one_leaves(home, alone, two, goes_on
     if goes_on:
         as_if_it_had_died(home, run)
     code, output = trained(
-        home, 2, run, "--num-train-epochs", "2", "--save-steps", "8", "--shard-base", "true"
+        home, 2, run, "--num-train-epochs", "2", "--save-steps", "8", "--shard", "true"
     )
     assert code == 0, output
     assert output.count("base: in shards, one on each of 2 processes") == 1
@@ -129,7 +129,7 @@ def test_a_sharded_base_leaves_what_a_whole_one_leaves(home, alone, two, goes_on
 
 
 FULL = ("--tuning", "full", "--max-steps", "8", "--learning-rate", "1e-3", "--save-steps", "4")
-IN_SHARDS = ("--shard-base", "true")
+IN_SHARDS = ("--shard", "true")
 
 
 @pytest.fixture(scope="module")

@@ -191,7 +191,7 @@ def load_to_train(
         if processes > 1:
             raise UsageError(
                 f"--model {source}: an adapter is not merged into a base in shards: merge it first "
-                "(merge_and_unload, then save_pretrained), or leave --shard_base out."
+                "(merge_and_unload, then save_pretrained), or leave --shard out."
             )
         merged = policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it
         merged.name_or_path = source

@@ -32,18 +32,16 @@ def refuse_impossible_shards(args: TrainingArguments) -> None:
     """
     if not can_shard():
         raise UsageError(
-            "--shard_base needs transformers 5.15 and torch 2.13 or newer; installed are "
+            "--shard needs transformers 5.15 and torch 2.13 or newer; installed are "
             f"transformers {transformers.__version__} and torch {torch.__version__}."
         )
     if args.world_size == 1:
         raise UsageError(
-            "--shard_base needs several processes: start them by torchrun or accelerate launch "
+            "--shard needs several processes: start them by torchrun or accelerate launch "
             "(softpref env --accelerate gpus)."
         )
     if args.use_cpu and torch.accelerator.is_available():
-        raise UsageError(
-            "--use_cpu true: --shard_base loads shards onto accelerators; leave it out."
-        )
+        raise UsageError("--use_cpu true: --shard loads shards onto accelerators; leave it out.")
 
 
 def sharded_over(processes: int) -> DistributedConfig:
@@ -71,30 +69,30 @@ def hold_shards(policy: nn.Module, processes: int, *, trains: bool, means: bool 
     sizes = mesh and (mesh.fsdp_size, mesh.tp_size, mesh.pp_size, mesh.ep_size)
     if sizes != (processes, 1, 1, 1):
         raise UsageError(
-            "--shard_base shards a model that is loaded by name: load yours with "
+            "--shard shards a model that is loaded by name: load yours with "
             f"distributed_config=DistributedConfig(fsdp_size={processes}), and nothing else."
         )
     if len(list(groups(policy))) == 1:
         raise UsageError(
-            f"--shard_base: transformers has no plan for sharding {config.model_type} layer by "
-            "layer, so each pass would gather it whole: leave --shard_base out."
+            f"--shard: transformers has no plan for sharding {config.model_type} layer by "
+            "layer, so each pass would gather it whole: leave --shard out."
         )
     what = "all weights" if trains else "base"
     logger.info("%s: in shards, one on each of %d processes", what, processes)
     if not trains:
         freeze_shards(policy)
         return
-    _require_even_head(policy, processes)
+    require_even_head(policy, processes)
     reduce_gradients(policy, processes if means else 1)
 
 
-def _require_even_head(policy: Any, processes: int) -> None:
+def require_even_head(policy: Any, processes: int) -> None:
     """Refuse a tied head of uneven shards: torch pads it twice, and the head would never move."""
     head, words = policy.get_output_embeddings().weight, policy.get_input_embeddings().weight
     if head is words and len(head) % processes:
         sizes = [n for n in range(2, 65) if not len(head) % n]
         raise UsageError(
-            f"--shard_base: the head is the embedding too, and its {len(head)} rows do not make "
+            f"--shard: the head is the embedding too, and its {len(head)} rows do not make "
             f"{processes} equal shards: start {_or(sizes) if sizes else 'one'} processes."
         )
 
@@ -115,6 +113,6 @@ def refuse_engines(args: TrainingArguments) -> None:
             raise UsageError(
                 f"{name} is not supported: train runs on several GPUs without it, with torchrun or "
                 "accelerate launch (softpref env --accelerate gpus). For a model too large for one "
-                "train has --shard_base true; --bf16 true and --activation_checkpointing true save "
+                "train has --shard true; --bf16 true and --activation_checkpointing true save "
                 "memory."
             )

@@ -83,7 +83,7 @@ class SafeCheckpoints(Trainer):
     shares_steps = False
     """Whether several processes may do a step together, all with the same numbers at its end."""
     takes_shards = False
-    """Whether the base under an adapter may lie in shards."""
+    """Whether the model may lie in shards."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

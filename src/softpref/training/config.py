@@ -97,9 +97,9 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         group="hardware",
         rare=True,
     )
-    shard_base: bool = option(
-        "Shard the frozen base under an adapter over the processes, for a model that does not fit "
-        "one device.",
+    shard: bool = option(
+        "Shard the weights over the processes, the frozen base under an adapter or all that train, "
+        "for a model that does not fit one device.",
         False,
         group="hardware",
     )
@@ -359,7 +359,7 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         return math.ceil(math.ceil(pairs / self.pairs_per_step()) * self.num_train_epochs)
 
     def refuse_with_shards(self) -> None:
-        """Refuse what does not go with a sharded base.
+        """Refuse what does not go with weights in shards.
 
         Raises:
             UsageError: an option does not, or a library is too old.
@@ -370,10 +370,10 @@ class MSPOConfig(PortedOptions, TrainingArguments):
             ("clean_gradient", "current", "needs as many passes on each process", "lookahead"),
         ):
             if getattr(self, name) == value:
-                raise UsageError(f"--{name} {value}: --shard_base {why}; choose --{name} {remedy}.")
+                raise UsageError(f"--{name} {value}: --shard {why}; choose --{name} {remedy}.")
         if self.tuning == "full" and self.engine == "kept":
             raise UsageError(
-                "--engine kept: with --tuning full --shard_base would hold each pair's gradient "
+                "--engine kept: with --tuning full --shard would hold each pair's gradient "
                 "whole on its process; choose --engine auto."
             )
 

@@ -150,7 +150,7 @@ class SFTOptions(SFTConfig):
         "When --push_to_hub uploads: only at the `end`.", "end", group="output", rare=True
     )
     logging_nan_inf_filter: bool = option("Unused: what is not finite ends the run.", False)
-    shard_base: bool = option(
+    shard: bool = option(
         "Shard all weights over the processes, for a model that does not fit one device.",
         False,
         group="hardware",
@@ -167,7 +167,7 @@ class SFTOptions(SFTConfig):
         refuse_impossible_seeds(self)
         refuse_too_large(self, "learning_rate")
         super().__post_init__()
-        if self.shard_base:
+        if self.shard:
             refuse_impossible_shards(self)
             # Else the whole gradient would wait on each process for the last micro-batch.
             accelerator: Any = self.accelerator_config
@@ -210,8 +210,8 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
             step is not finite, and no more than the checkpoints before it was.
     """
     require(files)
-    if files.lora_r and config.shard_base:
-        raise UsageError("--lora_r: --shard_base shards weights to train them; leave one out.")
+    if files.lora_r and config.shard:
+        raise UsageError("--lora_r: --shard shards weights to train them; leave one out.")
     with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
@@ -228,7 +228,7 @@ def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     logger.info("train: %d chosen responses from %s", len(loaded.pairs), loaded.source)
     set_seed(config.seed)
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
-    sharding = sharded_over(config.world_size) if config.shard_base else None
+    sharding = sharded_over(config.world_size) if config.shard else None
     policy = load_policy(files.model, trust_remote_code=config.trust_remote_code, sharding=sharding)
     if sharding:
         hold_shards(policy, config.world_size, trains=True, means=True)
