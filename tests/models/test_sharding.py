@@ -43,7 +43,7 @@ def test_pairs_gradients_are_not_kept_whole_beside_trained_shards(tmp_path, two_
 
 def test_a_tied_head_of_uneven_shards_is_refused():
     tied = tiny_model(dtype=torch.float32, tie_word_embeddings=True, vocab_size=35)
-    with pytest.raises(UsageError, match=r"35 rows do not make 2 equal shards: start 5 or 7 or 35"):
+    with pytest.raises(UsageError, match=r"35 rows do not make 2 equal shards: start a number"):
         require_even_head(tied, 2)
     require_even_head(tied, 5)
     require_even_head(tiny_model(dtype=torch.float32, vocab_size=35), 2)

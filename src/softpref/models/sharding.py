@@ -90,15 +90,10 @@ def require_even_head(policy: Any, processes: int) -> None:
     """Refuse a tied head of uneven shards: torch pads it twice, and the head would never move."""
     head, words = policy.get_output_embeddings().weight, policy.get_input_embeddings().weight
     if head is words and len(head) % processes:
-        sizes = [n for n in range(2, 65) if not len(head) % n]
         raise UsageError(
             f"--shard: the head is the embedding too, and its {len(head)} rows do not make "
-            f"{processes} equal shards: start {_or(sizes) if sizes else 'one'} processes."
+            f"{processes} equal shards: start a number of processes that divides {len(head)}."
         )
-
-
-def _or(numbers: list[int]) -> str:
-    return " or ".join(map(str, numbers[:4]))
 
 
 def refuse_engines(args: TrainingArguments) -> None:

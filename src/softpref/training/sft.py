@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from softpref.algorithm.bilevel import NonFiniteError, require_finite
+from softpref.algorithm.gradients.shards import is_sharded
 from softpref.algorithm.policy import trainable
 from softpref.columns import ColumnOptions
 from softpref.data.bad_rows import OnBadRow, place
@@ -58,6 +59,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # noqa: E40
 logger = logging.getLogger(__name__)
 
 
+NO_ADAPTER_ON_SHARDS = "--lora_r: --shard shards weights to train them; leave one of the two out."
 STANDSTILL = 0.02
 """Share of the first logged loss by which it falls at least where something is learned."""
 
@@ -211,7 +213,7 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     """
     require(files)
     if files.lora_r and config.shard:
-        raise UsageError("--lora_r: --shard shards weights to train them; leave one out.")
+        raise UsageError(NO_ADAPTER_ON_SHARDS)
     with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
@@ -230,8 +232,6 @@ def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
     sharding = sharded_over(config.world_size) if config.shard else None
     policy = load_policy(files.model, trust_remote_code=config.trust_remote_code, sharding=sharding)
-    if sharding:
-        hold_shards(policy, config.world_size, trains=True, means=True)
     adapter = lora_config(files.lora_r) if files.lora_r else None
     fine_tune(
         policy, tokenizer, loaded.pairs, config, adapter,
@@ -272,6 +272,7 @@ def fine_tune(
         UsageError: a row cannot be used, the model cannot read it, the set-up cannot be
             checkpointed, the checkpoint cannot be resumed from, or a step is not finite.
     """
+    _hold_if_sharded(model, config, peft_config)
     limits = {
         "max_length": config.max_length or sys.maxsize,
         "context_length": context_length(model),
@@ -298,6 +299,14 @@ def fine_tune(
     if trainer.ranks.is_first:
         _finish(trainer, targets)
     return Path(str(config.output_dir))
+
+
+def _hold_if_sharded(model: nn.Module, config: SFTConfig, adapter: PeftConfig | None) -> None:
+    if not is_sharded(model):
+        return
+    if adapter is not None:
+        raise UsageError(NO_ADAPTER_ON_SHARDS)
+    hold_shards(model, config.world_size, trains=True, means=True)
 
 
 def _finish(trainer: SoftprefSFTTrainer, targets: list[str]) -> None:
