@@ -29,7 +29,7 @@ WORKLOAD = Workload(TINY, Shape(12, 6), "cpu", batches=2)
 TWO_SHAPES = (WORKLOAD, dataclasses.replace(WORKLOAD, shape=Shape(4, 8)))
 RATIOS = {
     "mspo_vs_trl_default", "mspo_vs_trl_best", "mspo_vs_dpo", "dpo_vs_trl_default",
-    "double_backward_vs_dpo", "without_lookahead_vs_dpo", "memory_mspo_vs_dpo",
+    "double_backward_vs_dpo", "memory_mspo_vs_dpo",
     "graph_checkpointed_vs_dpo_checkpointed", "memory_graph_checkpointed_vs_dpo_checkpointed",
     "recompute_checkpointed_vs_dpo_checkpointed",
     "memory_recompute_checkpointed_vs_dpo_checkpointed",
@@ -145,17 +145,13 @@ def test_mspo_is_asked_for_its_clean_batch_and_engine(tmp_path):
         for name in NAMES[3:]
         if name != "dpo_checkpointed"
     }
-    found = {
-        name: (args.meta_batch_size, args.engine, args.clean_gradient)
-        for name, args in asked.items()
-    }
+    found = {name: (args.meta_batch_size, args.engine) for name, args in asked.items()}
     assert found == {
-        "mspo_m1/8": (1, "auto", "lookahead"),
-        "mspo_m1": (8, "auto", "lookahead"),
-        "double_backward": (1, "double_backward", "lookahead"),
-        "without_lookahead": (1, "auto", "current"),
-        "graph_checkpointed": (1, "graph", "lookahead"),
-        "recompute_checkpointed": (1, "recompute", "lookahead"),
+        "mspo_m1/8": (1, "auto"),
+        "mspo_m1": (8, "auto"),
+        "double_backward": (1, "double_backward"),
+        "graph_checkpointed": (1, "graph"),
+        "recompute_checkpointed": (1, "recompute"),
     }
     checkpointed = {name for name, args in asked.items() if args.activation_checkpointing}
     assert checkpointed == {"graph_checkpointed", "recompute_checkpointed"}
@@ -208,7 +204,7 @@ def test_ratios_are_formed_within_a_round():
 
 def group(tuning, workload=WORKLOAD, **seconds):
     times = {"trl_default": 4.0, "trl_best": 2.0, "dpo": 1.0, "mspo_m1/8": 1.2, "mspo_m1": 2.5,
-             "double_backward": 3.0, "without_lookahead": 1.4, "dpo_checkpointed": 2.0,
+             "double_backward": 3.0, "dpo_checkpointed": 2.0,
              "graph_checkpointed": 5.0, "recompute_checkpointed": 6.0} | seconds  # fmt: skip
     return Group(
         tuning,
@@ -234,19 +230,19 @@ def test_json_holds_the_ratios_it_names():
         {
             "mspo_vs_trl_default": 0.3, "mspo_vs_trl_best": 0.6, "mspo_vs_dpo": 1.2,
             "dpo_vs_trl_default": 0.25, "double_backward_vs_dpo": 3.0, "memory_mspo_vs_dpo": 1.2,
-            "without_lookahead_vs_dpo": 1.4, "graph_checkpointed_vs_dpo_checkpointed": 2.5,
+            "graph_checkpointed_vs_dpo_checkpointed": 2.5,
             "recompute_checkpointed_vs_dpo_checkpointed": 3.0,
             "memory_graph_checkpointed_vs_dpo_checkpointed": 1.15,
         }
     )  # fmt: skip
     assert few["lora"]["seconds"] == pytest.approx(
         {"trl_default": 6.0, "trl_best": 3.0, "dpo": 1.5, "mspo": 1.8, "double_backward": 4.5,
-         "without_lookahead": 2.1, "dpo_checkpointed": 3.0, "graph_checkpointed": 7.5,
+         "dpo_checkpointed": 3.0, "graph_checkpointed": 7.5,
          "recompute_checkpointed": 9.0}
     )  # fmt: skip
     assert few["lora"]["peak_mib"] == {
         "trl_default": None, "trl_best": None, "dpo": 150.0, "mspo": 185.0, "double_backward": None,
-        "without_lookahead": None, "dpo_checkpointed": 50.0, "graph_checkpointed": 57.5,
+        "dpo_checkpointed": 50.0, "graph_checkpointed": 57.5,
         "recompute_checkpointed": None,
     }  # fmt: skip
     assert few["full"]["double_backward_vs_dpo"] is None

@@ -372,9 +372,6 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
     more = {
         **{f"step-{name}": lambda name=name: step(ranks, engine=name)
            for name in ("graph", "recompute", "double_backward")},
-        "current": lambda: run(
-            home / "d", ranks, dtype=torch.float64, clean_gradient="current", **EIGHT
-        ),
         "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo", **EIGHT),
         "evidence": lambda: by_evidence(home / "r", ranks),
         "poisoned": lambda: poisoned(home / "g", ranks),
@@ -395,7 +392,9 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
             gradient_accumulation_steps=2 * GLOBAL_BATCH // ranks.count, **FULL | {"max_steps": 3},
         ),
     }  # fmt: skip
-    if ranks.count > 1:
+    if ranks.count == 1:
+        more["as long as dpo"] = lambda: run(home / "d", ranks, dtype=torch.float64, **EIGHT)
+    else:
         more |= {f"sharded-step-{name}": lambda name=name: step(ranks, shard=True, engine=name)
                  for name in ("graph", "recompute")}  # fmt: skip
         more["sharded-float32"] = lambda: run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 
@@ -65,53 +64,6 @@ def test_three_steps_differ_from_three_other_steps(slow, tmp_path):
     assert (other - slow["lora"]).norm() > 1e-2 * slow["lora"].norm()
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_the_clean_gradient_at_theta_is_near_the_one_at_theta_prime(micro_batches, tmp_path):
-    """As near as α is to 0; clean pairs ride in the noisy pairs' micro-batches."""
-    size = {"per_device_train_batch_size": 8 // micro_batches,
-            "gradient_accumulation_steps": micro_batches, "meta_batch_size": 3}  # fmt: skip
-    options = STEPS | size | {"tuning": "full"}
-
-    def run(name, **more):
-        trainer = exact_trainer(tmp_path / name, **(options | more))
-        end = weights(trainer)
-        return trainer, end
-
-    near, at_theta = run("current", clean_gradient="current")
-    ahead, exact = run("exact", lookahead_lr=1e-5)
-    _, far = run("far", lookahead_lr=0.3)
-    assert (at_theta - exact).norm() < 1e-3 * exact.norm()
-    assert (at_theta - exact).norm() < 0.1 * (far - exact).norm()
-    losses = [
-        [log["meta/loss"] for log in trainer.state.log_history if "meta/loss" in log]
-        for trainer in (near, ahead)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    index = [t.history.tensors()["index"].sort().values for t in (near, ahead)]
-    assert torch.equal(*index)
-
-
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_clean_pairs_ride_in_as_many_micro_batches_as_there_were(micro_batches, tmp_path):
-    trainer = toy_trainer(
-        tmp_path, tuning="full", clean_gradient="current", meta_batch_size=3,
-        per_device_train_batch_size=8 // micro_batches, gradient_accumulation_steps=micro_batches,
-        **STEPS,
-    )  # fmt: skip
-    made, sizes = trainer.start.engine.make_jacobian, []
-
-    def note(policy, batch, ppl_scope):
-        sizes.append(len(batch))
-        return made(policy, batch, ppl_scope)
-
-    engine = dataclasses.replace(trainer.start.engine, make_jacobian=note)
-    trainer.start = dataclasses.replace(trainer.start, engine=engine)
-    trainer.args.max_steps = 1
-    trainer.train()
-    assert len(sizes) == micro_batches
-    assert sum(sizes) == 8 + 3
-
-
 def test_the_size_of_a_step_counts_prompts_as_often_as_they_are_run(tmp_path, monkeypatch):
     asked = []
 
@@ -131,11 +83,6 @@ def test_the_size_of_a_step_counts_prompts_as_often_as_they_are_run(tmp_path, mo
     assert padded.tokens - shared.tokens == pytest.approx(
         8 * sum(prompt for prompt, *_ in lengths) / len(lengths), abs=1
     )
-
-
-def test_without_a_look_ahead_there_is_no_rate_for_it(tmp_path):
-    with pytest.raises(UsageError, match="leave lookahead_lr out"):
-        toy_config(tmp_path, clean_gradient="current", lookahead_lr=1e-3)
 
 
 def said(caplog, tmp_path, **options):
@@ -160,13 +107,13 @@ def test_past_the_budget_the_screen_says_so(caplog, tmp_path):
     assert "engine: recompute" in text
 
 
-def test_the_choice_knows_of_checkpointing_and_of_clean_pairs_that_ride_along(tmp_path):
+def test_the_choice_knows_of_checkpointing(tmp_path):
     sizes = []
-    for options in ({}, {"activation_checkpointing": True}, {"clean_gradient": "current"}):
+    for options in ({}, {"activation_checkpointing": True}):
         trainer = toy_trainer(tmp_path, tuning="full", **(STEPS | options))
         assert trainer.policy.is_gradient_checkpointing == ("activation_checkpointing" in options)
         sizes.append(int(re.search(r"gradients of (\d+) pairs", trainer.start.engine.why)[1]))
-    assert sizes == [8, 8, 16]
+    assert sizes == [8, 8]
 
 
 def test_dora_trains_and_the_screen_says_how(caplog, tmp_path):

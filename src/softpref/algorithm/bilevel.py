@@ -7,7 +7,8 @@ over the pairs of all, what has shape (B,) holds a rank's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -23,9 +24,9 @@ from softpref.algorithm.gradients.jacobian import (
     Pullback,
     tapped_gradients,
 )
-from softpref.algorithm.gradients.shards import local, on_all, trains_shards
+from softpref.algorithm.gradients.shards import norm_over_all, trains_shards
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
-from softpref.algorithm.likelihood import Measured, PplScope
+from softpref.algorithm.likelihood import Measured, PplScope, joined
 from softpref.algorithm.objective import GEOMETRIC, PairLoss
 from softpref.algorithm.policy import evaluating, shifted
 from softpref.algorithm.ranks import ALONE, Ranks
@@ -93,7 +94,7 @@ def move(
         soft_labels.append(soft_label)
         del jacobian  # its graph, before the next one is made
     assert parts_measured, "a step needs at least one micro-batch"
-    whole, soft_label = Measured.concatenate(parts_measured), torch.cat(soft_labels)
+    whole, soft_label = Measured.concatenate(parts_measured), joined(soft_labels)
     mean_loss = loss.value(whole.margin, soft_label, beta).sum() / everywhere
     if ranks.count > 1:
         *summed, mean_loss = ranks.sum([*map(dense, gradient), mean_loss])
@@ -118,12 +119,19 @@ def look_ahead(
     θ is bit for bit what it was when this returns.
     """
     virtual = move(jacobians, meta_learner, objective, pairs=sum(j.pairs for j in jacobians))
-    require_finite("the loss of the noisy batch or its gradient", virtual.loss, *virtual.gradient)
+    of_noisy = total_norm(virtual.loss, *virtual.gradient)
     direction = tuple(map(dense, virtual.gradient))
     with shifted(policy, direction, lookahead_lr):
         del virtual, direction  # θ' is all that is needed of them
         at_clean = (make_pullback(policy, batch, "response") for batch in clean)
-        return clean_gradient(at_clean, objective, pairs=sum(map(len, clean)))
+        loss, gradient = clean_gradient(at_clean, objective, pairs=sum(map(len, clean)))
+    refuse_non_finite(
+        {
+            "the loss of the noisy batch or its gradient": of_noisy,
+            "the loss of the clean batch or its gradient": total_norm(loss, *gradient),
+        }
+    )
+    return loss, gradient
 
 
 def clean_gradient(
@@ -134,7 +142,6 @@ def clean_gradient(
     Of the objective its β and ranks count: trusted labels are right, whatever the loss of others.
     """
     trusted = move(pullbacks, Constant(1.0), replace(objective, loss=GEOMETRIC), pairs=pairs)
-    require_finite("the loss of the clean batch or its gradient", trusted.loss, *trusted.gradient)
     return trusted.loss, trusted.gradient
 
 
@@ -148,10 +155,11 @@ def label_gradient(
 
     dL_meta/dp̂_i = −(α/B) [∂²ℓ/∂h∂p̂]_i ⟨∇h_i, g⟩          (Eq. 14, 15)
     """
-    u = torch.cat([jacobian.jvp(gradient) for jacobian in jacobians])
+    u = joined([jacobian.jvp(gradient) for jacobian in jacobians])
+    measured = Measured.concatenate([j.measure() for j in jacobians])
     with torch.no_grad():
-        soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
-    margin = torch.cat([j.measure().margin for j in jacobians])
+        soft_label = meta_learner.label(measured)
+    margin = measured.margin
     loss = objective.loss
     mixed_derivative = loss.by_margin_and_label(margin, soft_label.to(margin), objective.beta)
     return -mixed_derivative * u.to(margin) / objective.ranks.total(len(u))
@@ -197,7 +205,7 @@ def teach(
         NonFiniteError: before φ moves.
     """
     by_label = label_gradient(meta_learner, jacobians, gradient, objective)
-    soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
+    soft_label = joined([meta_learner.label(j.measure()) for j in jacobians])
     soft_label.backward(by_label.to(soft_label))  # V's backward, seeded with dL/dp̂
     parameters = list(meta_learner.parameters())
     summed = objective.ranks.sum([cast(Tensor, p.grad) for p in parameters])
@@ -253,7 +261,7 @@ def meta_gradient(
         )
         by_label = label_gradient(meta_learner, jacobians, gradient, objective)
     names, parameters = zip(*meta_learner.named_parameters(), strict=True)
-    soft_label = torch.cat([meta_learner.label(j.measure()) for j in jacobians])
+    soft_label = joined([meta_learner.label(j.measure()) for j in jacobians])
     gradients = torch.autograd.grad(
         soft_label, parameters, (lookahead_lr * by_label).to(soft_label)
     )
@@ -268,14 +276,26 @@ def accumulate(total: list[GradientForm], part: Direction) -> None:
 
 
 def require_finite(what: str, *held: GradientForm) -> None:
-    """Raise NonFiniteError unless the sum of each tensor, and so each entry, is a number."""
-    tensors = [part for each in held for part in parts(each)]
-    sums = [
-        local(part).sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite()
-        for part in tensors
-    ]
-    if not on_all(torch.stack(sums).all(), tensors):
-        raise NonFiniteError(f"{what} is not finite")
+    """Raise NonFiniteError unless the norm of all, and so each entry, is a number."""
+    refuse_non_finite({what: total_norm(*held)})
+
+
+def total_norm(*held: GradientForm) -> Tensor:
+    """Return the norm of all entries, shape (), without a wait for it.
+
+    It is no number where an entry is none, or is too large to be squared, as AdamW will.
+    """
+    return norm_over_all([part for each in held for part in parts(each)])
+
+
+def refuse_non_finite(norms: Mapping[str, Tensor]) -> None:
+    """Raise NonFiniteError for the first whose norm is no number; waits for the device once.
+
+    Several at once, so that a step does not wait for each.
+    """
+    for what, norm in zip(norms, torch.stack(list(norms.values())).tolist(), strict=True):
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"{what} is not finite")
 
 
 def non_finite_pairs(

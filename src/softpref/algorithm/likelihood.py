@@ -13,7 +13,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.gradients.head import LogpsOf, all_logits, linear_logps, response_head
+from softpref.algorithm.gradients.head import (
+    LogpsOf,
+    Tokens,
+    all_logits,
+    linear_logps,
+    response_head,
+)
 from softpref.algorithm.gradients.shards import put_away_after_pass
 from softpref.algorithm.rows import PairBatch
 
@@ -50,14 +56,15 @@ class Measured:
         """Return the same numbers without the graph that made them."""
         return Measured(*(getattr(self, f.name).detach() for f in fields(self)))
 
-    def of(self, which: Tensor) -> Measured:
-        """Return the measurements of the pairs at `which` (B',) alone."""
-        return Measured(*(getattr(self, f.name)[which] for f in fields(self)))
-
     @staticmethod
     def concatenate(parts: Sequence[Measured]) -> Measured:
         """Join the measurements of micro-batches into those of the whole batch."""
-        return Measured(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Measured)))
+        return Measured(*(joined([getattr(p, f.name) for p in parts]) for f in fields(Measured)))
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return the columns of micro-batches as those of the whole batch; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def log_perplexity(
@@ -125,14 +132,13 @@ def summed(batch: PairBatch, token_logps: Sequence[Tensor], ppl_scope: PplScope)
     """Return what `measure` does, from the log-probabilities of single tokens."""
     logps, *of_prompts = token_logps
     response_logp = sums_by(logps, batch.responses.sequence, 2 * len(batch))
-    prompt_logp = [sums_by(p, batch.prompts.sequence, len(batch)) for p in of_prompts]
-    chosen_log_ppl, rejected_log_ppl = log_perplexity(
-        response_logp.detach(),
-        batch.responses.sequence.bincount(minlength=2 * len(batch)),
-        prompt_logp[0].repeat(2) if prompt_logp else torch.zeros_like(response_logp),
-        batch.prompts.sequence.bincount(minlength=len(batch)).repeat(2),
-        ppl_scope,
-    ).chunk(2)
+    of_response = response_logp.detach(), _lengths(batch.responses, 2 * len(batch))
+    of_prompt = of_response  # not read without scored prompts
+    for prompt_logps in of_prompts:
+        sums = sums_by(prompt_logps, batch.prompts.sequence, len(batch))
+        of_prompt = sums.repeat(2), _lengths(batch.prompts, len(batch)).repeat(2)
+    log_ppl = log_perplexity(*of_response, *of_prompt, ppl_scope)
+    chosen_log_ppl, rejected_log_ppl = log_ppl.chunk(2)
     chosen_logp, rejected_logp = response_logp.chunk(2)
     known = {**batch.columns}
     chosen_logratio = chosen_logp - known.pop("ref_chosen_logp").to(chosen_logp)
@@ -146,6 +152,11 @@ def summed(batch: PairBatch, token_logps: Sequence[Tensor], ppl_scope: PplScope)
         ppl_diff=chosen_log_ppl - rejected_log_ppl,
         **known,
     )
+
+
+def _lengths(tokens: Tokens, sequences: int) -> Tensor:
+    """Return how many tokens each sequence has; `bincount` would make the host wait."""
+    return sums_by(torch.ones_like(tokens.sequence), tokens.sequence, sequences)
 
 
 def sums_by(values: Tensor, group: Tensor, count: int) -> Tensor:

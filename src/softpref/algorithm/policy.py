@@ -6,7 +6,7 @@ A *gradient* is a tuple with one tensor for each trainable parameter, in the ord
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -33,27 +33,26 @@ def shifted(policy: nn.Module, direction: Gradient, step_size: float) -> Iterato
     autocast region keeps are dropped on both ways, for they would stand in for the other θ.
     """
     parameters = trainable(policy)
-    in_shards = [isinstance(p, DTensor) for p in parameters]
-    home = [
-        local(p).clone() if sharded else p.data
-        for p, sharded in zip(parameters, in_shards, strict=True)
-    ]
+    home = [local(p).clone() if isinstance(p, DTensor) else p.data for p in parameters]
     try:
-        for p, d in zip(parameters, direction, strict=True):
-            if isinstance(p, DTensor):
-                local(p).sub_(local(d).to(p.dtype), alpha=step_size)
-            else:
-                p.data = p.data.sub(d.to(p), alpha=step_size)
-        del direction, d  # as large as θ
+        moves = [local(d).to(here) for d, here in zip(direction, home, strict=True)]
+        away = torch._foreach_sub(home, moves, alpha=step_size)
+        del direction, moves  # as large as θ
+        _put(parameters, away)
+        del away  # of shards a copy
         torch.clear_autocast_cache()
         yield
     finally:
-        for p, data in zip(parameters, home, strict=True):
-            if isinstance(p, DTensor):
-                local(p).copy_(data)
-            else:
-                p.data = data
+        _put(parameters, home)
         torch.clear_autocast_cache()
+
+
+def _put(parameters: Sequence[nn.Parameter], data: Sequence[Tensor]) -> None:
+    for p, numbers in zip(parameters, data, strict=True):
+        if isinstance(p, DTensor):
+            local(p).copy_(numbers)
+        else:
+            p.data = numbers
 
 
 @contextmanager

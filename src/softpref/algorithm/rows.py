@@ -49,7 +49,7 @@ class PairBatch:
         prompts: the prompt tokens that are predicted (all but the first), of sequence i for pair i.
         spans: where each pair's tokens lie in the flattened (R · N), as (start, stop).
         columns: what was known of the pairs before, (B,) by the names in `COLUMNS`.
-        index: (B,) the pair's position in its data set.
+        index: (B,) the pair's position in its data set; always on the host.
         head_positions: where the policy's output head is run.
     """
 
@@ -68,7 +68,7 @@ class PairBatch:
         return len(self.spans)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move every tensor to `device`."""
+        """Move every tensor but `index` to `device`."""
 
         def place(value: Any) -> Any:
             if isinstance(value, Tensor) and torch.device(device).type == "mps":
@@ -77,7 +77,8 @@ class PairBatch:
                 return {name: place(each) for name, each in value.items()}
             return value.to(device) if isinstance(value, (Tensor, Tokens)) else value
 
-        return replace(self, **{f.name: place(getattr(self, f.name)) for f in fields(self)})
+        moved = (f.name for f in fields(self) if f.name != "index")
+        return replace(self, **{name: place(getattr(self, name)) for name in moved})
 
     def inputs(self, policy: nn.Module) -> dict[str, Any]:
         """Return what the policy's forward pass is called with."""

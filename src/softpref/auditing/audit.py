@@ -297,6 +297,8 @@ def _refuse_other_contents(output: Path) -> None:
     verdicts = {VERDICT_FILE, f"{VERDICT_FILE}.lock"}  # of an interrupted audit
     if names - verdicts and SUMMARY not in names and not is_unfinished(output):
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
+    if SUMMARY in names:
+        logger.info("%s: holds an earlier audit, which this one will replace", output)
 
 
 def _about(options: AuditOptions, summary: Summary) -> dict[str, str]:

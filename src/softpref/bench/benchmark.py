@@ -1,4 +1,4 @@
-"""`softpref bench`: time and memory of a training step, compared with TRL's DPO."""
+"""`softpref bench`: time, memory and operations of a training step, compared with TRL's DPO."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,15 @@ from packaging.version import Version
 from tqdm import tqdm
 
 from softpref.bench.contestants import (
+    DPOS,
+    MSPO,
     NAMES,
     ON_EVERY_SHAPE,
     Name,
     has_response_only_head,
     make_contestant,
 )
+from softpref.bench.counting import StepCounts, count_step
 from softpref.bench.memory import peak_in_new_process
 from softpref.bench.report import LEGEND, Group, draw_step_times, rows, runs
 from softpref.bench.timing import time_rounds
@@ -133,7 +137,7 @@ def run_bench(options: BenchOptions) -> None:
 
 
 def measure_preset(preset: BenchPreset) -> Iterator[list[Group]]:
-    """Time every contestant on every workload, and measure memory on the first.
+    """Time and count every contestant on every workload, and measure memory on the first.
 
     Yield the groups when all steps are timed, and again with memory.
     """
@@ -145,8 +149,8 @@ def measure_preset(preset: BenchPreset) -> Iterator[list[Group]]:
     groups = []
     with tqdm(total=steps + processes, desc="measuring", leave=False, disable=None) as bar:
         for workload, tuning in timed:
-            seconds = _time(preset, workload, tuning, bar.update)
-            groups.append(Group(tuning, workload, seconds, {}, has_response_only_head()))
+            seconds, counts = _time_and_count(preset, workload, tuning, bar.update)
+            groups.append(Group(tuning, workload, seconds, {}, counts, has_response_only_head()))
         yield groups
         # Last, since these processes run in parallel and would slow down timed steps.
         for i, tuning in enumerate(TUNINGS):
@@ -155,19 +159,24 @@ def measure_preset(preset: BenchPreset) -> Iterator[list[Group]]:
     yield groups
 
 
-def _time(
+def _time_and_count(
     preset: BenchPreset, workload: Workload, tuning: Tuning, after_step: Callable[[], object]
-) -> dict[Name, list[float]]:
+) -> tuple[dict[Name, list[float]], dict[Name, StepCounts]]:
     with tempfile.TemporaryDirectory() as home:
         names = preset.names_on(workload)
         contestants = {name: make_contestant(name, workload, tuning, Path(home)) for name in names}
         rounds = {name: preset.rounds_of(name) for name in names}
         seconds = time_rounds(contestants, rounds, workload.device, after_step)
+        counts = {}
+        for name in (*DPOS, *MSPO.values()):
+            if seconds[name]:  # else it does not fit
+                counts[name] = count_step(partial(contestants[name].step, 0))
+                contestants[name].clear()
     del contestants
     gc.collect()  # trainers refer to themselves
     if workload.device == "cuda":
         torch.cuda.empty_cache()
-    return seconds
+    return seconds, counts
 
 
 def _peaks(

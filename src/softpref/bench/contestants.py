@@ -25,7 +25,7 @@ from softpref.training.trainer import MSPOTrainer
 
 Name = Literal[
     "trl_default", "trl_best", "dpo", "mspo_m1/8", "mspo_m1", "double_backward",
-    "without_lookahead", "dpo_checkpointed", "graph_checkpointed", "recompute_checkpointed",
+    "dpo_checkpointed", "graph_checkpointed", "recompute_checkpointed",
 ]  # fmt: skip
 NAMES: tuple[Name, ...] = get_args(Name)
 DPOS: tuple[Name, ...] = ("trl_default", "trl_best", "dpo")
@@ -106,10 +106,6 @@ def make_contestant(name: Name, workload: Workload, tuning: Tuning, home: Path) 
                 return Contestant(_mspo(workload, tuning, home, M_ALL, "auto"), workload)
             case "double_backward":
                 return Contestant(_mspo(workload, tuning, home, M_FEW, "double_backward"), workload)
-            case "without_lookahead":
-                at_theta = {"clean_gradient": "current", "lookahead_lr": None}
-                trainer = _mspo(workload, tuning, home, M_FEW, "auto", **at_theta)
-                return Contestant(trainer, workload)
             case "dpo_checkpointed":
                 trainer = _ours(workload, tuning, home, method="dpo", activation_checkpointing=True)
                 return Contestant(trainer, workload)

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from softpref.bench.contestants import DPOS, M_FEW, MSPO, NAMES, Name
+from softpref.bench.counting import StepCounts
 from softpref.bench.timing import Quartiles, paired_ratio, quartiles
 from softpref.bench.workload import TUNINGS, Workload
 from softpref.models.loading import Tuning
@@ -17,12 +18,13 @@ from softpref.plots import save_figure
 
 _HEADER = (
     "tuning", "dtype", "prompt + response, tokens", "m", "step", "seconds",
-    "x TRL's default", "x TRL at its best", "x our DPO", "peak, MiB",
+    "x TRL's default", "x TRL at its best", "x our DPO", "peak, MiB", "operations", "waits",
 )  # fmt: skip
 LEGEND = (
     "Seconds: median step without the optimizer. x: median (quartiles) of ratios within a round. "
-    "Lengths are means. Peak: above the memory in use before the first step. m: clean batch / "
-    "batch of {pairs} pairs. Trained weights are float32."
+    "Lengths are means. Peak: above the memory in use before the first step. Operations: those on "
+    "tensors, without views. Waits: of the host for the device. m: clean batch / batch of {pairs} "
+    "pairs. Trained weights are float32."
 )
 TUNING_LABELS: dict[Tuning, str] = {"lora": "LoRA r=16", "full": "full"}
 _LABELS: dict[Name, str] = {
@@ -32,7 +34,6 @@ _LABELS: dict[Name, str] = {
     "mspo_m1/8": "softpref MSPO",
     "mspo_m1": "softpref MSPO",
     "double_backward": "softpref MSPO, double backward",
-    "without_lookahead": "softpref MSPO, clean gradient at θ",
     "dpo_checkpointed": "softpref DPO, checkpointed",
     "graph_checkpointed": "softpref MSPO, graph, checkpointed",
     "recompute_checkpointed": "softpref MSPO, recompute, checkpointed",
@@ -43,9 +44,11 @@ M_LABELS: dict[Name, str] = {
 }
 # Variants of MSPO at m = 1/8, and the baseline of each.
 BASELINE_OF: dict[Name, Name] = {
-    "double_backward": "dpo", "without_lookahead": "dpo",
-    "graph_checkpointed": "dpo_checkpointed", "recompute_checkpointed": "dpo_checkpointed",
-}  # fmt: skip
+    "double_backward": "dpo",
+    "graph_checkpointed": "dpo_checkpointed",
+    "recompute_checkpointed": "dpo_checkpointed",
+}
+COUNTED = (*DPOS, "mspo")
 _COLOURS = ("#1f6f8b", "#c8553d")
 
 
@@ -56,6 +59,7 @@ class Group:
     Attributes:
         seconds: timed steps of a contestant by round; empty if its step did not fit in memory.
         peaks: peaks of a contestant by process, MiB; missing if not measured.
+        counts: what one step asks of the device; missing if not counted.
         response_only_head: whether TRL at its best used its head for responses only.
     """
 
@@ -63,6 +67,7 @@ class Group:
     workload: Workload
     seconds: dict[Name, list[float]]
     peaks: dict[Name, list[float]]
+    counts: dict[Name, StepCounts]
     response_only_head: bool
 
     def time_ratio(self, ours: Name, theirs: Name) -> Quartiles | None:
@@ -85,6 +90,7 @@ def _row(group: Group, name: Name) -> tuple[str, ...]:
         label += f" (response-only head: {'on' if group.response_only_head else 'off'})"
     seconds, peak = (quartiles(sample.get(name, [])) for sample in (group.seconds, group.peaks))
     ratios = (_ratio_text(group.time_ratio(name, other)) for other in DPOS)
+    counts = group.counts.get(name)
     return (
         TUNING_LABELS[group.tuning],
         _dtype(group),
@@ -94,6 +100,8 @@ def _row(group: Group, name: Name) -> tuple[str, ...]:
         f"{seconds.median:.3f}" if seconds else "-",
         *ratios,
         f"{peak.median:.0f}" if peak else "-",
+        f"{counts.operations:,}" if counts else "-",
+        f"{counts.waits}" if counts else "-",
     )
 
 
@@ -131,10 +139,13 @@ def _figures(group: Group, m: float) -> dict[str, Any]:
             ratios[f"memory_{name}_vs_{base}"] = group.peak_ratio(name, base) if is_few else None
     seconds = {key: quartiles(group.seconds.get(name, [])) for key, name in names.items()}
     peaks = {key: quartiles(group.peaks.get(name, [])) for key, name in names.items()}
+    counts = {key: group.counts.get(name) for key, name in names.items() if key in COUNTED}
     return {
         **{key: ratio and asdict(ratio) for key, ratio in ratios.items()},
         "seconds": {key: found and found.median for key, found in seconds.items()},
         "peak_mib": {key: found and found.median for key, found in peaks.items()},
+        "operations": {key: found and found.operations for key, found in counts.items()},
+        "waits": {key: found and found.waits for key, found in counts.items()},
         "trl_best_response_only_head": group.response_only_head,
     }
 

@@ -161,12 +161,6 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         least=0,
         rare=True,
     )
-    clean_gradient: Literal["lookahead", "current"] | None = _meta_option(
-        "Where the clean gradient is taken: `lookahead`, after the look-ahead (Eq. 9, exact, "
-        "default); `current`, at the policy as it is, an approximation that runs clean and noisy "
-        "pairs together and errs in proportion to α.",
-        recipe=Recipe("lookahead"),
-    )
     warm_start: bool | None = _meta_option(
         "Fit the meta-learner to the clean pairs before training.",
         recipe=Recipe(True, faithful=False),
@@ -365,12 +359,11 @@ class MSPOConfig(PortedOptions, TrainingArguments):
             UsageError: an option does not, or a library is too old.
         """
         refuse_impossible_shards(self)
-        for name, value, why, remedy in (
-            ("engine", "double_backward", "cannot go back through a backward pass", "auto"),
-            ("clean_gradient", "current", "needs as many passes on each process", "lookahead"),
-        ):
-            if getattr(self, name) == value:
-                raise UsageError(f"--{name} {value}: --shard {why}; choose --{name} {remedy}.")
+        if self.engine == "double_backward":
+            raise UsageError(
+                "--engine double_backward: --shard cannot go back through a backward pass; choose "
+                "--engine auto."
+            )
         if self.tuning == "full" and self.engine == "kept":
             raise UsageError(
                 "--engine kept: with --tuning full --shard would hold each pair's gradient "

@@ -41,8 +41,6 @@ def refuse_conflicts(config: MSPOConfig) -> None:
         config.lora_r or config.lora_alpha or config.lora_target_modules
     ):
         raise UsageError("--tuning full does not read --lora_*: leave them out.")
-    if config.clean_gradient == "current" and config.lookahead_lr is not None:
-        raise UsageError("--clean_gradient current does not look ahead: leave --lookahead_lr out.")
     if config.perpcorrect_mode == "official" and config.noise_rate is not None:
         raise UsageError(
             "--perpcorrect_mode official finds its own noise rate: leave --noise_rate out, or "

@@ -49,17 +49,16 @@ class LabelHistory:
 
     _parts: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in HISTORY})
 
-    def record(self, step: int, index: Tensor, ppl_diff: Tensor, update: Update) -> None:
-        """Add the labels of one step; `index` and `ppl_diff` are (B,) in the update's order."""
-        columns = (
-            torch.full_like(index, step),
-            index,
-            ppl_diff,
-            update.soft_label,
-            update.measured.margin,
-        )
+    def record(self, step: int, index: Tensor, ppl_diff: Tensor, update: Update) -> Tensor:
+        """Add the labels of one step, and return them, on the host; waits for the device once.
+
+        `index`, on the host, and `ppl_diff` are (B,) in the update's order.
+        """
+        numbers = torch.stack([ppl_diff, update.soft_label, update.measured.margin]).cpu()
+        columns = (torch.full_like(index, step), index, *numbers)
         for (name, dtype), values in zip(HISTORY.items(), columns, strict=True):
-            self._parts[name].append(values.cpu().to(dtype))
+            self._parts[name].append(values.to(dtype))
+        return numbers[1]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the columns, each of shape (records,)."""

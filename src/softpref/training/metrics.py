@@ -6,7 +6,7 @@ Shapes: every tensor is (B,).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -34,16 +34,33 @@ def auroc(scores: Tensor, is_positive: Tensor) -> float:
     return wins / (positives * negatives) if positives and negatives else math.nan
 
 
-def reward_metrics(measured: Measured, beta: float) -> dict[str, float]:
-    """Return TRL's metrics: a reward is β times a response's log-ratio, nats; logps in nats."""
+def reward_columns(measured: Measured, beta: float) -> dict[str, Tensor]:
+    """Return TRL's metrics by pair: a reward is β times a response's log-ratio; logps in nats."""
     return {
-        "rewards/chosen": beta * float(measured.chosen_logratio.mean()),
-        "rewards/rejected": beta * float(measured.rejected_logratio.mean()),
-        "rewards/margins": beta * float(measured.margin.mean()),
-        "rewards/accuracies": float((measured.margin > 0).float().mean()),
-        "logps/chosen": float(measured.chosen_logp.mean()),
-        "logps/rejected": float(measured.rejected_logp.mean()),
+        "rewards/chosen": beta * measured.chosen_logratio,
+        "rewards/rejected": beta * measured.rejected_logratio,
+        "rewards/margins": beta * measured.margin,
+        "rewards/accuracies": measured.margin > 0,
+        "logps/chosen": measured.chosen_logp,
+        "logps/rejected": measured.rejected_logp,
     }
+
+
+def label_columns(soft_label: Tensor, ppl_diff: Tensor) -> dict[str, Tensor]:
+    """Return the labels, which are below one half, and PPLDiff, nats per token."""
+    return {
+        "labels/mean": soft_label,
+        "labels/below_half": soft_label < 0.5,
+        "ppl_diff/mean": ppl_diff,
+    }
+
+
+def means(columns: Mapping[str, Tensor], **numbers: Tensor) -> dict[str, float]:
+    """Return columns' means, and numbers, shape (), as they are; waits for the device once."""
+    found = torch.stack(list(columns.values())).mean(1)
+    if numbers:
+        found = torch.cat([found, torch.stack(list(numbers.values()))])
+    return dict(zip((*columns, *numbers), found.tolist(), strict=True))
 
 
 def evaluation_metrics(
@@ -54,7 +71,7 @@ def evaluation_metrics(
 ) -> dict[str, float]:
     """Return the DPO loss (Eq. 2), TRL's metrics and the caller's own, each named with a prefix."""
     metrics = {"loss": float(geometric_loss(measured.margin, 1.0, beta).mean())}
-    metrics |= reward_metrics(measured, beta)
+    metrics |= means(reward_columns(measured, beta))
     if compute_metrics is not None:
         metrics |= compute_metrics(_rewards(measured, beta))
     return {f"{prefix}_{name.removeprefix(f'{prefix}_')}": of for name, of in metrics.items()}
@@ -68,15 +85,6 @@ def _rewards(measured: Measured, beta: float) -> EvalPrediction:
     ratios = torch.stack([measured.chosen_logratio, measured.rejected_logratio], -1)
     rewards = (beta * ratios).float().numpy()
     return EvalPrediction(predictions=rewards, label_ids=np.zeros(len(rewards), dtype=np.int64))
-
-
-def label_metrics(soft_label: Tensor, ppl_diff: Tensor) -> dict[str, float]:
-    """Return the labels' mean and share below one half, and the mean PPLDiff, nats per token."""
-    return {
-        "labels/mean": float(soft_label.mean()),
-        "labels/below_half": float((soft_label < 0.5).float().mean()),
-        "ppl_diff/mean": float(ppl_diff.mean()),
-    }
 
 
 def truth_metrics(soft_label: Tensor, is_flipped: Tensor) -> dict[str, float]:

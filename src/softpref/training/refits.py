@@ -74,7 +74,7 @@ class Refits:
 
     def keep(self, index: Tensor, soft_label: Tensor) -> None:
         """Keep the labels of a step, (B,); a pair that had one comes with the same again."""
-        self._first[index.cpu()] = soft_label.cpu().to(self._first)
+        self._first[index] = soft_label.to(self._first)
         self._since += len(index)
 
     def state(self) -> dict[str, Tensor]:

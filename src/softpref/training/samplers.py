@@ -49,24 +49,25 @@ class CleanSampler:
     def __init__(self, pairs: int, batch_size: int, seed: int) -> None:
         self._pairs, self._batch_size = pairs, batch_size
         self._generator = torch.Generator().manual_seed(seed)
-        self._queue = torch.empty(0, dtype=torch.int64)
+        self._queue: list[int] = []
 
     def draw(self) -> list[int]:
         """Return the positions of the next batch."""
         while len(self._queue) < self._batch_size:
-            shuffled = torch.randperm(self._pairs, generator=self._generator)
-            self._queue = torch.cat([self._queue, shuffled])
-        drawn, self._queue = self._queue.tensor_split([self._batch_size])
-        return drawn.tolist()
+            self._queue += torch.randperm(self._pairs, generator=self._generator).tolist()
+        drawn = self._queue[: self._batch_size]
+        del self._queue[: self._batch_size]
+        return drawn
 
     def state(self) -> dict[str, Tensor]:
         """Return what `restore` needs to continue with the same draws."""
-        return {"generator": self._generator.get_state(), "queue": self._queue.clone()}
+        queue = torch.tensor(self._queue, dtype=torch.int64)
+        return {"generator": self._generator.get_state(), "queue": queue}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on where `state` was taken."""
         self._generator.set_state(state["generator"])
-        self._queue = state["queue"]
+        self._queue = state["queue"].tolist()
 
 
 def train_loader(pairs: Dataset, args: TrainingArguments, processes: int) -> DataLoader:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -195,8 +194,6 @@ def _engine_of(
         checkpoint_activations(policy)
         policy.train()
     pairs_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    if config.clean_gradient == "current":
-        pairs_per_step += math.ceil((config.meta_batch_size or 0) / config.world_size)
     engine, budget = cast(Engine, config.engine), cast(float, config.keep_budget_gib)
     micro_batches = config.gradient_accumulation_steps
     return engine_for(policy, pairs, collate, pairs_per_step, micro_batches, engine, budget)

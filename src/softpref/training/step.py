@@ -6,16 +6,15 @@ them and takes its share.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.bilevel import Objective, Update, clean_gradient, move, mspo_step, teach
+from softpref.algorithm.bilevel import Objective, Update, move, mspo_step
 from softpref.algorithm.gradients.engine import EngineChoice
-from softpref.algorithm.gradients.jacobian import GraphPullback, PartJacobian
+from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured, PplScope
 from softpref.algorithm.rows import PairBatch
@@ -29,7 +28,7 @@ class StepResult:
 
     Attributes:
         update: where the policy is pulled, and by which labels; all B pairs', on every rank.
-        index: (B,) each pair's position in its data set, in the order of `update`.
+        index: (B,) each pair's position in its data set, in the order of `update`; on the host.
         meta_loss: L_meta of a step that taught, nats, shape ().
     """
 
@@ -94,40 +93,6 @@ class StepRunner:
         )
         return self._whole(update, [batch.index for batch in batches], len(pairs), meta_loss)
 
-    def taught_without_lookahead(
-        self,
-        policy: nn.Module,
-        pairs: Sequence[Pair],
-        clean: Sequence[Pair],
-        teacher: Teacher,
-        engine: EngineChoice,
-    ) -> StepResult:
-        """Do `taught` with the clean gradient at θ for θ': an approximation, to first order in α.
-
-        Clean and noisy pairs share micro-batches, as many as the noisy ones alone would need: one
-        pass serves both.
-        """
-        objective, ranks = self.objective, self.objective.ranks
-        noisy, clean = (length_buckets(some, len(some), ranks)[0] for some in (pairs, clean))
-        trusted = {id(pair) for pair in clean}
-        noisy_parts: list[PartJacobian] = []
-        clean_parts: list[PartJacobian] = []
-        index = []
-        micro_batches = math.ceil(len(noisy) / self.micro_batch)
-        size = math.ceil((len(noisy) + len(clean)) / micro_batches)
-        for part in length_buckets([*noisy, *clean], size):
-            batch = self.collate(part).to(ranks.device)
-            whole = engine.make_jacobian(policy, batch, self.ppl_scope)
-            is_clean = torch.tensor([id(pair) in trusted for pair in part], device=ranks.device)
-            for parts, these in ((noisy_parts, ~is_clean), (clean_parts, is_clean)):
-                if these.any():
-                    parts.append(PartJacobian(whole, these.nonzero().squeeze(1)))
-            index.append(batch.index[~is_clean])
-        meta_loss, gradient = clean_gradient(clean_parts, objective, pairs=len(clean))
-        teach(teacher.meta_learner, teacher.optimizer, noisy_parts, gradient, objective)
-        update = move(noisy_parts, self.labeller, objective, pairs=len(noisy))
-        return self._whole(update, index, len(pairs), meta_loss)
-
     def _whole(
         self, update: Update, index: Sequence[Tensor], pairs: int, meta_loss: Tensor | None = None
     ) -> StepResult:
@@ -136,7 +101,7 @@ class StepRunner:
         if ranks.count == 1 or pairs < ranks.count:
             return StepResult(update, places, meta_loss)
         names = [f.name for f in fields(Measured)]
-        columns = [*(getattr(update.measured, n) for n in names), update.soft_label, places]
-        *numbers, soft_label, places = ranks.gather(columns)
+        columns = [*(getattr(update.measured, n) for n in names), update.soft_label]
+        *numbers, soft_label, places = ranks.gather([*columns, places.to(ranks.device)])
         update = replace(update, measured=Measured(*numbers), soft_label=soft_label)
-        return StepResult(update, places, meta_loss)
+        return StepResult(update, places.cpu(), meta_loss)

@@ -116,8 +116,8 @@ class Teacher:
 
     def __init__(self, meta_learner: MetaLearner, clean: Dataset, options: TeachingOptions) -> None:
         self.meta_learner = meta_learner
-        self.optimizer = torch.optim.AdamW(
-            meta_learner.parameters(), lr=options.learning_rate, weight_decay=0.0
+        self.optimizer = torch.optim.AdamW(  # fused: one operation on all of φ
+            meta_learner.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True
         )
         self._clean = clean
         self._sampler = CleanSampler(len(clean), options.batch_size, options.seed)

@@ -6,6 +6,7 @@ Shapes: B pairs of one step, over all its micro-batches; n training pairs.
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -23,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 
-from softpref.algorithm.bilevel import NonFiniteError, Objective, non_finite_pairs, require_finite
+from softpref.algorithm.bilevel import NonFiniteError, Objective, non_finite_pairs, total_norm
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.gradients.taps import NotTappedError
 from softpref.algorithm.likelihood import Measured
@@ -41,8 +42,9 @@ from softpref.training.interrupts import SkippedSteps
 from softpref.training.labels import LabelHistory, beliefs, known_flips
 from softpref.training.metrics import (
     evaluation_metrics,
-    label_metrics,
-    reward_metrics,
+    label_columns,
+    means,
+    reward_columns,
     truth_metrics,
 )
 from softpref.training.porting import refuse_arguments, require_config, require_trained
@@ -191,9 +193,7 @@ class MSPOTrainer(SafeCheckpoints):
         self._drawn = []
         try:
             done = self._step(policy, pairs)
-            require_finite(
-                "the noisy batch's loss or its gradient", done.update.loss, *done.update.gradient
-            )
+            metrics = self._metrics(done)
         except NonFiniteError as error:
             self._skipped.skip(self.state.global_step + 1, error, self._culprits(policy, pairs))
             policy.zero_grad()  # the optimizer leaves alone what has no gradient
@@ -202,7 +202,7 @@ class MSPOTrainer(SafeCheckpoints):
             raise UsageError(f"--engine: {error}; choose --engine double_backward.") from error
         for parameter, gradient in zip(trainable(policy), done.update.gradient, strict=True):
             parameter.grad = dense(gradient).to(parameter.dtype)
-        self._note(done)
+        self._note(done, metrics)
         return done.update.loss.to(torch.float32)
 
     def _step(self, policy: nn.Module, pairs: list[dict[str, Any]]) -> StepResult:
@@ -217,8 +217,6 @@ class MSPOTrainer(SafeCheckpoints):
         ):
             return self._steps.plain(policy, pairs)
         clean = self._drawn = teacher.draw()
-        if self.args.clean_gradient == "current":
-            return self._steps.taught_without_lookahead(policy, pairs, clean, teacher, engine)
         return self._steps.taught(policy, pairs, clean, teacher, engine, self._lookahead_lr())
 
     def _lookahead_lr(self) -> float:
@@ -237,23 +235,35 @@ class MSPOTrainer(SafeCheckpoints):
             found += [source[i]["uid"] for i in culprits.int().tolist()] if source else []
         return list(dict.fromkeys(found))
 
-    def _note(self, done: StepResult) -> None:
+    def _metrics(self, done: StepResult) -> dict[str, float]:
+        """Return what a log line says of a step, in one wait for it.
+
+        Raises:
+            NonFiniteError: the step must not be taken.
+        """
+        update = done.update
+        columns = reward_columns(update.measured, self.args.beta)
+        columns |= label_columns(update.soft_label, self.method.ppl_diff.of(update.measured))
+        numbers = {"loss": update.loss, "norm": total_norm(update.loss, *update.gradient)}
+        if done.meta_loss is not None:
+            numbers["meta/loss"] = done.meta_loss
+        metrics = means(columns, **numbers)
+        if not math.isfinite(metrics.pop("norm")):
+            raise NonFiniteError("the noisy batch's loss or its gradient is not finite")
+        return metrics
+
+    def _note(self, done: StepResult, metrics: dict[str, float]) -> None:
         """Keep the labels of this step, and its metrics for the next log line."""
         update, index = done.update, done.index
-        self._noted["loss"].append(float(update.loss))
+        if self.teacher and done.meta_loss is not None and self.args.zscore == "running":
+            meta_learner = self.teacher.meta_learner
+            meta_learner.follow(meta_learner.inputs(update.measured))
         ppl_diff = self.method.ppl_diff.of(update.measured)
-        if self.teacher and done.meta_loss is not None:
-            self._noted["meta/loss"].append(float(done.meta_loss))
-            if self.args.zscore == "running":
-                meta_learner = self.teacher.meta_learner
-                meta_learner.follow(meta_learner.inputs(update.measured))
-        self.history.record(self.state.global_step + 1, index, ppl_diff, update)
+        soft_label = self.history.record(self.state.global_step + 1, index, ppl_diff, update)
         if self._refits:
-            self._refits.keep(index, update.soft_label)
-        metrics = reward_metrics(update.measured, self.args.beta)
-        metrics |= label_metrics(update.soft_label, ppl_diff)
+            self._refits.keep(index, soft_label)
         if self._is_flipped is not None:
-            metrics |= truth_metrics(update.soft_label.cpu(), self._is_flipped[index.cpu()])
+            metrics |= truth_metrics(soft_label, self._is_flipped[index])
         for name, value in metrics.items():
             self._noted[name].append(value)
 

@@ -109,6 +109,9 @@ class Form(Protocol):
 class Spans:
     """Which token of the flattened (R · N) is whose, and sums over each pair's own tokens.
 
+    Such sums come by *place*: in the order in which the pairs lie in the rows, which is not the
+    order of the pairs.
+
     Attributes:
         pair: (R · N,) each token's pair; padding, where δ is 0, is counted as pair 0's.
         pairs: B.
@@ -116,39 +119,54 @@ class Spans:
 
     def __init__(self, batch: PairBatch) -> None:
         self.pair, self.pairs = batch.pair.flatten().clamp_min(0), len(batch)
-        self._spans, device = batch.spans, batch.input_ids.device
+        device = batch.input_ids.device
         in_place = sorted(range(len(batch)), key=batch.spans.__getitem__)
-        stops = [batch.spans[i][1] for i in in_place]
+        self._spans = [batch.spans[i] for i in in_place]
         # A group reaches over the padding before its pair, where δ is 0.
+        stops = [stop for _, stop in self._spans]
         self._offsets = torch.tensor(stops, dtype=torch.int32, device=device)
-        self._place_of_pair = torch.tensor(in_place, device=device).argsort()
+        self._in_place = torch.tensor(in_place, device=device)
+        self._place_of_pair = self._in_place.argsort()
+        self._is_in: dict[torch.dtype, Tensor] = {}
+
+    def by_place(self, of_pairs: Tensor) -> Tensor:
+        """Return what is by pair, (B, ...), by place."""
+        return of_pairs[self._in_place]
+
+    def by_pair(self, of_places: Tensor) -> Tensor:
+        """Return what is by place, (B, ...), by pair."""
+        return of_places[self._place_of_pair]
 
     def products(self, delta: Tensor, a: Tensor) -> Tensor:
-        """Return Σ_t δ_t a_tᵀ by pair, (B, out, in), for δ (R · N, out) and a (R · N, in)."""
+        """Return Σ_t δ_t a_tᵀ by place, (B, out, in), for δ (R · N, out) and a (R · N, in)."""
         entry = delta.element_size()
         aligned = all(entry * width % 16 == 0 for width in (delta.shape[1], a.shape[1]))
         if aligned and delta.dtype != torch.float64:  # what grouped_mm can do
-            by_place = grouped_mm(delta.contiguous().T, a.contiguous(), offs=self._offsets)
-            return by_place[self._place_of_pair]
+            return grouped_mm(delta.contiguous().T, a.contiguous(), offs=self._offsets)
         return torch.stack([delta[start:stop].T @ a[start:stop] for start, stop in self._spans])
 
     def sums(self, delta: Tensor) -> Tensor:
-        """Return Σ_t δ_t by pair, (B, ...), for δ (R · N, ...)."""
-        return torch.stack([delta[start:stop].sum(0) for start, stop in self._spans])
+        """Return Σ_t δ_t by place, (B, width), for δ (R · N, width), as one matrix product."""
+        dtype = delta.dtype
+        if dtype not in self._is_in:
+            self._is_in[dtype] = (self.pair == self._in_place[:, None]).to(dtype)
+        return self._is_in[dtype] @ delta
 
 
 class Whole:
-    """The gradients themselves, (B, *W's shape)."""
+    """The gradients themselves, (B, *W's shape): by place where `spans` are given, else by pair."""
 
-    def __init__(self, gradients: Tensor) -> None:
-        self._gradients = gradients
+    def __init__(self, gradients: Tensor, spans: Spans | None = None) -> None:
+        self.gradients, self.spans = gradients, spans
 
     def vjp(self, weights: Tensor) -> Tensor:
-        return torch.tensordot(weights, self._gradients.to(weights), dims=1)
+        weights = weights if self.spans is None else self.spans.by_place(weights)
+        return torch.tensordot(weights, self.gradients.to(weights), dims=1)
 
     def jvp(self, direction: GradientForm) -> Tensor:
         d = dense(direction)
-        return self._gradients.flatten(1).to(d) @ d.flatten()
+        products = self.gradients.flatten(1).to(d) @ d.flatten()
+        return products if self.spans is None else self.spans.by_pair(products)
 
 
 class Outer:
@@ -162,7 +180,7 @@ class Outer:
         left, right, spans = self._left, self._right, self._spans
         if left.numel() + right.numel() < spans.pairs * left.shape[1] * right.shape[1]:
             return self
-        return Whole(spans.products(left, right))
+        return Whole(spans.products(left, right), spans)
 
     def factors(self) -> Factors:
         """Return Σ_i ∇_W h_i."""

@@ -10,7 +10,7 @@ in the order of `policy.parameters()`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -70,6 +70,9 @@ MakeJacobian = Callable[[nn.Module, PairBatch, PplScope], MarginJacobian]
 Unseen = Set[nn.Parameter]
 """Trained parameters that taps do not see, or see wrongly."""
 ALL_SEEN: Unseen = frozenset()
+Held = tuple[Sequence[nn.Parameter], Form]
+PACK = 2**24
+"""Numbers that are put side by side at once: 64 MiB in float32."""
 
 
 class _HeldGraph:
@@ -167,28 +170,71 @@ class KeptJacobian:
 
     Args:
         measured: what the forward pass said of the B pairs, without graph.
-        forms: for each trainable parameter the forms of which its gradient is the sum.
+        forms: forms of which the gradient is the sum, each with the parameter it is of; one of
+            several parameters holds their flattened gradients side by side.
+        parameters: all trainable ones.
     """
 
-    def __init__(self, measured: Measured, forms: Mapping[nn.Parameter, Sequence[Form]]) -> None:
-        self.pairs, self._measured, self._forms = len(measured.margin), measured, forms
+    def __init__(
+        self, measured: Measured, forms: Sequence[Held], parameters: Sequence[nn.Parameter]
+    ) -> None:
+        self.pairs, self._measured = len(measured.margin), measured
+        self._forms, self._parameters = forms, parameters
 
     def measure(self) -> Measured:
         return self._measured
 
     def vjp(self, weights: Tensor) -> Gradient:
-        def total(parameter: nn.Parameter, forms: Sequence[Form]) -> Tensor:
-            parts = [form.vjp(weights).to(parameter) for form in forms]
-            return sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter)
-
-        return tuple(total(p, forms) for p, forms in self._forms.items())
+        total: dict[nn.Parameter, Tensor] = {}
+        for parameters, form in self._forms:
+            parts = form.vjp(weights).flatten().split([p.numel() for p in parameters])
+            for p, part in zip(parameters, parts, strict=True):
+                gradient = part.view_as(p).to(p)
+                total[p] = total[p] + gradient if p in total else gradient
+        return tuple(total[p] if p in total else torch.zeros_like(p) for p in self._parameters)
 
     def jvp(self, direction: Direction) -> Tensor:
+        along = dict(zip(self._parameters, direction, strict=True))
         total = torch.zeros_like(self._measured.margin)
-        for forms, d in zip(self._forms.values(), direction, strict=True):
-            for form in forms:
-                total += form.jvp(d)
+        for parameters, form in self._forms:
+            d = [along[p] for p in parameters]
+            total += form.jvp(d[0] if len(d) == 1 else torch.cat([dense(e).flatten() for e in d]))
         return total
+
+
+class _Pack:
+    """Collects gradients that are held whole, and puts them side by side: one product for all.
+
+    They are put so whenever there are `PACK` numbers of them, since that takes as much room again
+    for a moment; what is larger stays by itself.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[Held] = []
+        self._waiting: dict[torch.dtype, list[tuple[nn.Parameter, Whole]]] = {}
+
+    def take(self, parameter: nn.Parameter, form: Form) -> None:
+        """Add a form of a parameter's gradient."""
+        form = form.smallest() if isinstance(form, Outer) else form
+        if not isinstance(form, Whole) or form.spans is None or form.gradients.numel() >= PACK:
+            self.held.append(([parameter], form))
+            return
+        waiting = self._waiting.setdefault(form.gradients.dtype, [])
+        waiting.append((parameter, form))
+        if sum(whole.gradients.numel() for _, whole in waiting) >= PACK:
+            self._join(waiting)
+
+    def close(self) -> list[Held]:
+        """Return all that was taken."""
+        for waiting in self._waiting.values():
+            if waiting:
+                self._join(waiting)
+        return self.held
+
+    def _join(self, waiting: list[tuple[nn.Parameter, Whole]]) -> None:
+        side_by_side = torch.cat([whole.gradients.flatten(1) for _, whole in waiting], 1)
+        self.held.append(([p for p, _ in waiting], Whole(side_by_side, waiting[0][1].spans)))
+        waiting.clear()
 
 
 def kept(
@@ -204,22 +250,19 @@ def kept(
     Raises:
         NotTappedError: a layer does not see one vector a token, and is not in `untapped`.
     """
-    forms: dict[nn.Parameter, list[Form]] = {p: [] for p in trainable(policy)}
-
-    def take(parameter: nn.Parameter, form: Form) -> None:
-        forms[parameter].append(form.smallest() if isinstance(form, Outer) else form)
-
-    if len(untapped) < len(forms):
+    parameters, pack = trainable(policy), _Pack()
+    if len(untapped) < len(parameters):
         taps = Taps(policy, batch, untapped)
         with_graph = taps.measure(ppl_scope)
         measured, ones = with_graph.detach(), torch.ones_like(with_graph.margin)
-        taps.backward(with_graph.margin, ones, take)
+        taps.backward(with_graph.margin, ones, pack.take)
+        del with_graph
     if untapped:
         alone = list(gradients_by_pair(policy, batch, ppl_scope, untapped))
         measured = Measured.concatenate([measured for measured, _ in alone])
-        for i, p in enumerate(p for p in forms if p in untapped):
-            forms[p] = [Whole(torch.stack([gradient[i] for _, gradient in alone]))]
-    return KeptJacobian(measured, forms)
+        for i, p in enumerate(p for p in parameters if p in untapped):
+            pack.take(p, Whole(torch.stack([gradient[i] for _, gradient in alone])))
+    return KeptJacobian(measured, pack.close(), parameters)
 
 
 class GraphJacobian(_HeldGraph):
@@ -318,29 +361,6 @@ def tapped_gradients(
     weights, ones = weights.to(measured.margin), torch.ones_like(measured.margin)
     taps.backward(measured.margin, weights, lambda p, form: take(p, form.vjp(ones)))
     return measured.detach()
-
-
-class PartJacobian:
-    """J of some of the pairs that another J is of.
-
-    Args:
-        whole: J of a micro-batch.
-        which: (B',) the places of these pairs.
-    """
-
-    def __init__(self, whole: MarginJacobian, which: Tensor) -> None:
-        self._whole, self._which = whole, which
-        self.pairs = len(which)
-
-    def measure(self) -> Measured:
-        return self._whole.measure().of(self._which)
-
-    def vjp(self, weights: Tensor) -> Gradient:
-        of_all = weights.new_zeros(self._whole.pairs).index_copy(0, self._which, weights)
-        return self._whole.vjp(of_all)
-
-    def jvp(self, direction: Direction) -> Tensor:
-        return self._whole.jvp(direction)[self._which]
 
 
 def gradients_by_pair(

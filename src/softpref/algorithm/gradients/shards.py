@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import get_total_norm
 
 
 def is_sharded(policy: nn.Module) -> bool:
@@ -48,15 +49,16 @@ def without_shards(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: each for name, each in tensors.items() if not isinstance(each, DTensor)}
 
 
-def on_all(flag: Tensor, tensors: Iterable[Tensor]) -> bool:
-    """Return a flag that says something of tensors; of shards, whether all processes have it up."""
-    for tensor in tensors:
-        if isinstance(tensor, DTensor):
-            flag = flag.int()
-            group = tensor.device_mesh.get_group()
-            distributed.all_reduce(flag, distributed.ReduceOp.MIN, group)
-            break
-    return bool(flag)
+def norm_over_all(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the norm of all entries, shape (); of shards with those of the other processes."""
+    tensors = list(tensors)
+    shards = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
+    if not shards:
+        return get_total_norm(tensors)
+    squared = get_total_norm([local(shard) for shard in shards]).square()
+    distributed.all_reduce(squared, group=shards[0].device_mesh.get_group())
+    own = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
+    return (squared + get_total_norm(own).square() if own else squared).sqrt()
 
 
 def pulled_back(

@@ -166,9 +166,9 @@ class _Tap(torch.autograd.Function):
     """The identity, which hands a layer's input and its output's gradient to `keep`.
 
     The input is saved as autograd saves tensors, so gradient checkpointing recomputes it. The
-    anchor is what the backward pass is asked for, so that it passes through the taps and makes no
-    weight's gradient on the way. What is returned shares the output's storage but is no view of it,
-    because some models add to it in place later.
+    anchor, which gets no gradient, is what the backward pass is asked for, so that it passes
+    through the taps and makes no weight's gradient on the way. What is returned shares the output's
+    storage but is no view of it, because some models add to it in place later.
     """
 
     @staticmethod
@@ -182,7 +182,7 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, by_output: Tensor) -> tuple:
         (inputs,) = ctx.saved_tensors
         ctx.keep(inputs.detach(), by_output)
-        return by_output, None, by_output.new_zeros((), dtype=torch.float32), None
+        return by_output, None, None, None
 
 
 def trained(layer: nn.Module) -> list[nn.Parameter]:
@@ -239,7 +239,7 @@ def _linear(layer: Any, a: Tensor, delta: Tensor, spans: Spans) -> Found:
     delta, a = _by_token(layer, delta, spans), _by_token(layer, a, spans).to(delta)
     yield layer.weight, Outer(a, delta, spans) if _is_transposed(layer) else Outer(delta, a, spans)
     if layer.bias is not None and layer.bias.requires_grad:
-        yield layer.bias, Whole(spans.sums(delta))
+        yield layer.bias, Whole(spans.sums(delta), spans)
 
 
 def _embedding(layer: Any, ids: Tensor, delta: Tensor, spans: Spans) -> Found:
@@ -274,7 +274,9 @@ def _norm(layer: Any, inputs: Tensor, delta: Tensor, spans: Spans) -> Found:
         raise NotTappedError(trained(layer))
 
     def by_pair(of_vectors: Tensor) -> Whole:
-        return Whole(spans.sums(of_vectors.reshape(len(spans.pair), -1, width).sum(1)))
+        of_tokens = of_vectors.reshape(len(spans.pair), -1, width)
+        by_token = of_tokens.sum(1) if of_tokens.shape[1] > 1 else of_tokens.squeeze(1)
+        return Whole(spans.sums(by_token), spans)
 
     yield layer.weight, by_pair(delta * normed.to(delta))
     if "bias" in own:
