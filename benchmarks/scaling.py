@@ -28,6 +28,10 @@ INTEGER = 8  # bytes of a count
 COLUMNS = 11  # a pair's measurements, label and place, gathered as float64
 GATHERED = 8
 TOTALS = 5  # pairs of the three moves, of dL/ds, and the question whether SIGTERM has come
+FLAGS = 4  # whether three sums of gradients, and the weights, are finite in all shards
+GATHERINGS = {"graph": 7, "recompute": 9}
+"""Of all weights in one taught step: a forward pass and three backward passes, or three of both;
+one of each of clean pairs; and the clean gradient, once."""
 META_LEARNER = 16_897  # weights of 1 -> 128 -> 128 -> 1
 
 
@@ -39,6 +43,7 @@ class Step:
         weights: of the policy.
         trained: how many of them are trained.
         head: of the last norm and the head, which stay gathered once they are.
+        embedding: of the embedding.
         pairs: noisy pairs, over all processes.
         clean_share: m, clean pairs over noisy ones.
         tokens: of a pair, its prompt run once.
@@ -52,6 +57,7 @@ class Step:
     trained: int
     pairs: int
     head: int = 0
+    embedding: int = 0
     clean_share: float = 1 / 8
     tokens: int = 768
     layers: int = 0
@@ -83,6 +89,23 @@ class Step:
         """
         return bytes_each * 4 * (self.weights - self.trained - self.head) // processes
 
+    def summed_in_shards(self) -> int:
+        """Bytes a process sums where all weights are in shards: losses, phi's gradient, counts."""
+        return 3 * self.trained_bytes + 4 * self.meta_learner + TOTALS * INTEGER + FLAGS * 4
+
+    def all_shards(self, processes: int, engine: str = "recompute") -> int:
+        """Bytes a process gives to be gathered of all weights in shards, if these come out even.
+
+        With one micro-batch of noisy and one of clean pairs. The product with the clean gradient
+        goes back no further than the embedding's output; only from a new graph torch gathers ahead.
+        """
+        gathered = GATHERINGS[engine] * self.trained - (self.embedding if engine == "graph" else 0)
+        return gathered * self.trained_bytes // processes
+
+    def reduced(self) -> int:
+        """Bytes of gradients a process gives to be summed in shards: three times all weights."""
+        return 3 * self.trained * self.trained_bytes
+
     def flops(self, *, lora: bool) -> float:
         """FLOPs of a step on all devices: 2F(1 + m) with LoRA, else by graphs 5F + 3mF."""
         per_token = 2 * self.weights + 4 * self.layers * self.hidden * self.tokens
@@ -91,13 +114,23 @@ class Step:
 
 
 MODELS = {
+    "7B, full": (
+        Step(7_241_732_096, 7_241_732_096, 64, 131_076_096, layers=32, hidden=4096),
+        False,
+    ),
     "8B, LoRA": (Step(8_072_000_000, 41_943_040, 64, 525_340_672, layers=32, hidden=4096), True),
-    "8B, full": (Step(8_030_000_000, 8_030_000_000, 64, layers=32, hidden=4096), False),
+    "8B, full": (
+        Step(8_030_000_000, 8_030_000_000, 64, 525_340_672, layers=32, hidden=4096),
+        False,
+    ),
     "70B, LoRA": (
         Step(70_807_000_000, 207_093_760, 64, 1_050_681_344, layers=80, hidden=8192),
         True,
     ),
-    "70B, full": (Step(70_600_000_000, 70_600_000_000, 64, layers=80, hidden=8192), False),
+    "70B, full": (
+        Step(70_600_000_000, 70_600_000_000, 64, 1_050_681_344, layers=80, hidden=8192),
+        False,
+    ),
 }
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 FLOPS_A_SECOND = 400e12  # of a device, as reached
@@ -105,19 +138,35 @@ ONE_MACHINE, BYTES_A_SECOND_INSIDE, BYTES_A_SECOND_BETWEEN = 8, 300e9, 40e9
 
 
 def seconds(step: Step, processes: int, *, lora: bool) -> tuple[float, float, float]:
-    """Return the time of the sums, of the arithmetic, and of gathering a base in shards, s."""
+    """Return the time of the sums, of the arithmetic, and of gathering shards, s.
+
+    With all weights in shards gathering has the place of the sums of gradients.
+    """
     speed = BYTES_A_SECOND_INSIDE if processes <= ONE_MACHINE else BYTES_A_SECOND_BETWEEN
     gathering = (processes - 1) * step.shards(processes) / speed if lora else 0.0
+    if not lora:
+        gathering = shard_traffic(step, processes) / speed
     arithmetic = step.flops(lora=lora) / processes / FLOPS_A_SECOND
     return step.wire(processes) / speed, arithmetic, gathering
+
+
+def shard_traffic(step: Step, processes: int) -> float:
+    """Return the bytes that leave a device in one step with all weights in shards."""
+    others = processes - 1
+    return others * step.all_shards(processes) + others / processes * step.reduced()
 
 
 def memory(step: Step, processes: int = 1) -> float:
     """Return what a device holds beside activations, GiB: weights, gradients, AdamW, theta'.
 
     A base in shards has two layers and the head gathered at a time, and beside it engine kept has
-    its pairs' own gradients.
+    its pairs' own gradients. All weights in shards have two layers, embedding and head gathered,
+    and as much of gradients on their way.
     """
+    if processes > 1 and step.trained == step.weights:
+        in_layers = step.weights - 2 * step.head
+        whole = 2 * (2 * in_layers / step.layers + 2 * step.head)
+        return (6 * step.trained / processes + whole) * step.trained_bytes / 2**30
     base = 2 * (step.weights - step.trained if step.trained < step.weights else 0)
     own = 6
     if processes > 1:
@@ -134,6 +183,8 @@ def predict() -> None:
                    "arithmetic, s", "efficiency"]  # fmt: skip
         if lora:
             columns += ["base in shards: GiB a device", "GB gathered", "gathering, s"]
+        else:
+            columns += ["all in shards: GiB a device", "GB gathered and reduced", "s"]
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for devices in DEVICES:
             sums, work, gathering = seconds(step, devices, lora=lora)
@@ -145,7 +196,10 @@ def predict() -> None:
             if lora and devices > 1:
                 gathered = (devices - 1) * step.shards(devices) / 1e9
                 cells += [f"{memory(step, devices):.0f}", f"{gathered:.0f}", f"{gathering:.3f}"]
-            print(f"| {' | '.join(cells)} |" + " | | |" * (lora and devices == 1))
+            elif devices > 1:
+                moved = shard_traffic(step, devices) / 1e9
+                cells += [f"{memory(step, devices):.0f}", f"{moved:.0f}", f"{gathering:.3f}"]
+            print(f"| {' | '.join(cells)} |" + " | | |" * (devices == 1))
 
 
 class Counter:
@@ -153,11 +207,14 @@ class Counter:
 
     def __init__(self) -> None:
         from torch import distributed
+        from torch.distributed.tensor import DTensor
 
-        self.bytes = {"summed": 0, "gathered": 0, "shards": 0}
+        self.bytes = {"summed": 0, "gathered": 0, "shards": 0, "reduced": 0}
         reduce, gather = distributed.all_reduce, distributed.all_gather
         # Shards need a torch that has this name.
         gather_shards = getattr(distributed, "all_gather_single", None)
+        reduce_shards = getattr(distributed, "reduce_scatter_single", None)
+        full_tensor = DTensor.full_tensor
 
         def all_reduce(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             self.bytes["summed"] += tensor.nbytes
@@ -172,14 +229,26 @@ class Counter:
             self.bytes["shards"] += shard.nbytes
             return gather_shards(whole, shard, *args, **kwargs)
 
+        def reduce_scatter_single(**kwargs: Any) -> Any:
+            assert reduce_shards is not None
+            self.bytes["reduced"] += kwargs["input"].nbytes
+            return reduce_shards(**kwargs)
+
+        def gathered(shards: Any, **kwargs: Any) -> Any:
+            if any(placement.is_shard() for placement in shards.placements):
+                self.bytes["shards"] += shards.detach().to_local().nbytes
+            return full_tensor(shards, **kwargs)
+
         distributed.all_reduce, distributed.all_gather = all_reduce, all_gather
         distributed.all_gather_single = all_gather_single
+        distributed.reduce_scatter_single = reduce_scatter_single
+        DTensor.full_tensor = gathered
 
 
 STEPS, WARM = 16, 4
 
 
-def work(home: Path, pairs_a_process: int, shard_base: bool) -> None:
+def work(home: Path, pairs_a_process: int, shard: bool) -> None:
     """Train a few steps; print sizes, peak memory, and bytes and seconds of each step, as JSON."""
     import torch
     from million import PeakMemory
@@ -198,7 +267,7 @@ def work(home: Path, pairs_a_process: int, shard_base: bool) -> None:
         per_device_train_batch_size=pairs_a_process, gradient_accumulation_steps=1,
         meta_batch_size=max(1, pairs_a_process * processes // 8), save_strategy="no",
         logging_strategy="no", disable_tqdm=True, reference_cache=str(home / "cache"),
-        shard_base=shard_base,
+        shard=shard,
     )  # fmt: skip
     sets = [load_pairs(str(home / f"{name}.jsonl")) for name in ("train", "clean")]
     at_start = peak.mib

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from softpref.cli import main
+from softpref.models.sharding import can_shard
 from softpref.training.checkpoints import LOSS, newest_complete
-from softpref.training.config import can_shard
 from softpref.world.language import make_tokenizer
 from tests.distributed.launch import together, torchrun
 from tests.progress import finished, wait_for
@@ -61,7 +61,8 @@ def trained(home: Path, processes: int, output: str, *more: str) -> tuple[int, s
 
 
 def weights(directory: Path) -> torch.Tensor:
-    tensors = load_file(directory / "adapter_model.safetensors")
+    saved = directory / "adapter_model.safetensors"
+    tensors = load_file(saved if saved.exists() else directory / "model.safetensors")
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
@@ -118,13 +119,56 @@ def test_a_sharded_base_leaves_what_a_whole_one_leaves(home, alone, two, goes_on
     if goes_on:
         as_if_it_had_died(home, run)
     code, output = trained(
-        home, 2, run, "--num-train-epochs", "2", "--save-steps", "8", "--shard-base", "true"
+        home, 2, run, "--num-train-epochs", "2", "--save-steps", "8", "--shard", "true"
     )
     assert code == 0, output
     assert output.count("base: in shards, one on each of 2 processes") == 1
     assert (f"resuming from {run}/checkpoint-8" in output) == goes_on
     assert newest_complete(home / run)[0] == home / run / "checkpoint-22"
     assert near(home / run, alone)
+
+
+FULL = ("--tuning", "full", "--max-steps", "8", "--learning-rate", "1e-3", "--save-steps", "4")
+IN_SHARDS = ("--shard", "true")
+
+
+@pytest.fixture(scope="module")
+def full(home):
+    """Runs of all weights, by one process and in shards on two; both leave checkpoints."""
+    for processes, run, shards in ((1, "full-alone", ()), (2, "full-two", IN_SHARDS)):
+        code, output = trained(home, processes, run, *FULL, *shards)
+        assert code == 0, output
+    assert output.count("all weights: in shards, one on each of 2 processes") == 1
+
+
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+def test_all_weights_in_shards_leave_what_one_process_leaves(home, full):
+    one, two = home / "full-alone", home / "full-two"
+    assert near(two, one)
+    assert not near(two, home / "model")
+    files = [sorted(path.name for path in run.iterdir()) for run in (one, two)]
+    assert files[0] == files[1]
+    config = (one / "config.json").read_text()
+    assert (two / "config.json").read_text() == config  # nothing of shards
+    saved = [path.name for path in (two / "checkpoint-4" / "shards").iterdir()]
+    assert len(saved) == 2
+    assert all(name.endswith(".safetensors") for name in saved)
+
+
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+@pytest.mark.parametrize(
+    ("start", "processes", "options"),
+    [("full-two", 4, IN_SHARDS), ("full-two", 1, ()), ("full-alone", 2, IN_SHARDS)],
+)
+def test_a_run_in_shards_resumes_in_another_number_of_processes(
+    home, full, start, processes, options
+):
+    run = f"{start}-in-{processes}"
+    shutil.copytree(home / start / "checkpoint-4", home / run / "checkpoint-4")
+    code, output = trained(home, processes, run, *FULL, *options)
+    assert code == 0, output
+    assert f"resuming from {run}/checkpoint-4" in output
+    assert near(home / run, home / "full-alone")
 
 
 def fine_tuned(home: Path, processes: int, output: str, *more: str) -> tuple[int, str]:
@@ -137,23 +181,22 @@ def fine_tuned(home: Path, processes: int, output: str, *more: str) -> tuple[int
 
 
 def test_fine_tuning_by_two_processes_is_that_of_one(home):
-    def tensors(run: str) -> torch.Tensor:
-        found = load_file(home / run / "model.safetensors")
-        return torch.cat([found[name].flatten() for name in sorted(found)])
-
-    for processes, run in ((1, "sft-alone"), (2, "sft-two")):
-        code, output = fine_tuned(home, processes, run, "--save-steps", "3")
+    starts = [(1, "sft-alone", ()), (2, "sft-two", ())]
+    if can_shard():
+        starts.append((2, "sft-shards", IN_SHARDS))
+    for processes, run, shards in starts:
+        code, output = fine_tuned(home, processes, run, "--save-steps", "3", *shards)
         assert code == 0, output
         assert output.count(f"written: {run}") == 1
         assert newest_complete(home / run)[0] == home / run / "checkpoint-10"
-    expected = tensors("sft-alone")
-    assert float((expected - tensors("model")).norm()) > 0.1
-    assert float((tensors("sft-two") - expected).norm()) < 1e-4 * float(expected.norm())
+    assert float((weights(home / "sft-alone") - weights(home / "model")).norm()) > 0.1
+    for _, run, _ in starts:
+        assert near(home / run, home / "sft-alone")
     sums = [
         json.loads((home / run / "checkpoint-3" / "extra.json").read_text())[LOSS]
-        for run in ("sft-alone", "sft-two")
+        for _, run, _ in starts
     ]
-    assert sums[1] == pytest.approx(sums[0], rel=1e-4)  # what a resumed run logs
+    assert all(each == pytest.approx(sums[0], rel=1e-4) for each in sums)  # a resumed run logs it
 
 
 def workers(job: subprocess.Popen) -> list[int]:

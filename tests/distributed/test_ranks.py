@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from softpref.algorithm.ranks import ALONE, Ranks
-from softpref.training.config import can_shard
+from softpref.models.sharding import can_shard
 from tests.distributed import launch
 from tests.distributed.work import cases
 
@@ -63,8 +63,10 @@ def assert_alike(by_rank, expected, largest):
 
 
 @pytest.mark.parametrize(
-    ("name", "of_one"), [("step", "step"), ("few", "few"), ("sharded-step", "step")]
-)
+    ("name", "of_one"),
+    [("step", "step"), ("few", "few"), ("sharded-step", "step"), ("full-step", "full-step"),
+     ("full-step-graph", "full-step-graph")],
+)  # fmt: skip
 def test_a_step_in_float64_is_that_of_one_process(name, of_one, alone, together):
     for of_rank in together[name]:
         for what, expected in alone[of_one].items():
@@ -92,6 +94,7 @@ def test_a_step_by_the_equations_as_they_stand_is_that_of_one_process_too(alone,
         ("float32", "float32", 1e-4),
         ("accumulated", "accumulated", 1e-6),
         ("sharded-float64", "float64", 1e-6),
+        ("full-float64", "full-float64", 1e-6),
     ],
 )
 def test_twenty_steps_are_those_of_one_process(name, of_one, largest, alone, together):
@@ -108,6 +111,13 @@ def test_other_steps_are_those_of_one_process_too(name, alone, two):
 )
 def test_other_steps_with_a_sharded_base_are_too(name, largest, alone, two):
     assert_alike(two[f"sharded-{name}"], alone[name], largest)
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"), [("float32", 1e-4), ("accumulated", 1e-6), ("dpo", 1e-6)]
+)
+def test_other_steps_with_all_weights_in_shards_are_too(name, largest, alone, two):
+    assert_alike(two[f"full-{name}"], alone[f"full-{name}"], largest)
 
 
 def test_shards_change_neither_a_models_hash_nor_what_its_graphs_are_said_to_take(two):
@@ -143,22 +153,26 @@ def test_a_run_moves_its_policy_and_its_labels(alone):
     assert len(losses) == 20
     assert float(losses[-5:].mean()) < float(losses[:5].mean()) - 0.01
     assert error(alone["dpo"]["weights"], alone["as long as dpo"]["weights"]) > 1e-2
+    assert error(alone["full-dpo"]["weights"], alone["full-float64"]["weights"]) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["poisoned", "sharded-poisoned"])
+@pytest.mark.parametrize("name", ["poisoned", "sharded-poisoned", "full-poisoned"])
 def test_a_step_that_is_not_finite_on_one_rank_is_taken_by_none(name, alone, two):
-    assert int(alone["poisoned"]["skipped"]) > 0
+    expected = alone[name.removeprefix("sharded-")]
+    assert int(expected["skipped"]) > 0
     for of_rank in two[name]:
-        assert torch.equal(of_rank["skipped"], alone["poisoned"]["skipped"])
+        assert torch.equal(of_rank["skipped"], expected["skipped"])
         assert int(of_rank["named"]) == 1
-        assert error(of_rank["weights"], alone["poisoned"]["weights"]) < 1e-4
+        assert error(of_rank["weights"], expected["weights"]) < 1e-4
 
 
 def test_ranks_that_drift_apart_are_found_by_all(together):
     assert all(int(of_rank["found"]) == 1 for of_rank in together["drift"])
 
 
-@pytest.mark.parametrize("name", ["counted", "sharded-counted"])
+@pytest.mark.parametrize(
+    "name", ["counted", "sharded-counted", "full-counted-graph", "full-counted-recompute"]
+)
 def test_a_step_moves_the_bytes_that_the_calculator_foretells(name, together):
     for of_rank in together[name]:
         assert torch.equal(of_rank["counted"], of_rank["foretold"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,16 +25,16 @@ from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import Objective, mspo_step
 from softpref.algorithm.gradients.engine import StepSize, choose_engine, graph_gib
 from softpref.algorithm.gradients.forms import dense
-from softpref.algorithm.gradients.shards import reshard_after_error
+from softpref.algorithm.gradients.shards import reduce_gradients, reshard_after_error, whole
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
 from softpref.data.batches import length_buckets, make_batch
 from softpref.errors import UsageError
 from softpref.models.reference import fingerprint_weights
+from softpref.models.sharding import can_shard
 from softpref.statistics.evidence import Evidence
 from softpref.training import refits
-from softpref.training.config import can_shard
 from softpref.training.samplers import EpochSampler
 from tests.tiny import random_pairs, tiny_model, with_lora, without_float32
 from tests.toy import toy_pairs, toy_trainer
@@ -41,10 +42,10 @@ from tests.toy import toy_pairs, toy_trainer
 NOISY, CLEAN, SIZE = 13, 5, 3
 GLOBAL_BATCH = 8
 TWENTY_STEPS = {"max_steps": 20, "learning_rate": 1e-2, "warmup_steps": 0}
-SHARDED = {"sharded-counted", "sharded-step", "sharded-float64", "sharded-step-graph",
-           "sharded-step-recompute", "sharded-float32", "sharded-accumulated", "sharded-dpo",
-           "sharded-poisoned", "shards", "refused"}  # fmt: skip
-"""What older libraries cannot do."""
+SHARDED = ("sharded-", "full-", "shards", "refused")
+"""Begin the names of what older libraries cannot do."""
+FULL = {"learning_rate": 1e-3, "max_grad_norm": 0.1}
+"""Of runs of all weights: the gradient's norm is clipped in most steps."""
 EIGHT = {"max_steps": 8}
 """For variants of the run that is compared over twenty."""
 
@@ -57,15 +58,35 @@ def learner() -> MetaLearner:
 def step(
     ranks: Ranks, *, noisy: int = NOISY, shard: bool = False, engine: str = "auto"
 ) -> dict[str, Tensor]:
-    """One taught step in float64: gradients, loss, and φ after plain descent on it."""
+    """One taught step of an adapter in float64."""
     policy = with_lora(without_float32(tiny_model(attention="sdpa")))
     if shard:
         shard_base(policy)
+    return taught(policy, ranks, noisy, engine)
+
+
+def full_step(
+    home: Path, ranks: Ranks, *, noisy: int = NOISY, engine: str = "auto", tied: bool = False
+) -> dict[str, Tensor]:
+    """One taught step of all weights in float64, in shards where there are several processes."""
+    sizes = {"dtype": torch.float64, "tie_word_embeddings": tied, "vocab_size": 36 if tied else 35}
+    if ranks.count == 1:
+        return taught(without_float32(tiny_model(attention="sdpa", **sizes)), ranks, noisy, engine)
+    policy = without_float32(sharded_model(home, **sizes))
+    reduce_gradients(policy)
+    done = taught(policy, ranks, noisy, engine)
+    assert all(isinstance(p, DTensor) for p in trainable(policy))
+    return done
+
+
+def taught(policy: torch.nn.Module, ranks: Ranks, noisy: int, engine: str) -> dict[str, Tensor]:
+    """A taught step: gradients, loss, and φ after plain descent on it."""
+    collate = partial(make_batch, head_positions="scored")
     pairs, clean = random_pairs(noisy, seed=1), random_pairs(CLEAN, seed=2)
     batches, trusted = (
-        [make_batch(part) for part in length_buckets(some, SIZE, ranks)] for some in (pairs, clean)
+        [collate(part) for part in length_buckets(some, SIZE, ranks)] for some in (pairs, clean)
     )
-    choice = choose_engine(engine, policy, batches[0], StepSize.of(batches))
+    choice = choose_engine(engine, policy, collate(pairs[:SIZE]), StepSize.of(batches))
     meta_learner = learner()
     before = [p.detach().clone() for p in meta_learner.parameters()]
     moved, meta_loss = mspo_step(
@@ -75,7 +96,7 @@ def step(
     )  # fmt: skip
     after = meta_learner.parameters()
     return {
-        "gradient": torch.cat([dense(g).flatten() for g in moved.gradient]),
+        "gradient": torch.cat([whole(dense(g)).flatten() for g in moved.gradient]),
         "meta_gradient": torch.cat(
             [(b - a).detach().flatten() for a, b in zip(after, before, strict=True)]
         ),
@@ -95,10 +116,10 @@ def shard_base(policy: torch.nn.Module) -> None:
         assert isinstance(parameter, DTensor) == (parameter not in adapters)
 
 
-def sharded_model(home: Path, dtype: torch.dtype) -> torch.nn.Module:
+def sharded_model(home: Path, dtype: torch.dtype, **sizes) -> torch.nn.Module:
     """The same model as `tiny_model`, sharded by transformers as it loads it."""
     place = home / "model"
-    tiny_model(dtype=dtype, attention="sdpa").save_pretrained(place)  # the first process does
+    tiny_model(dtype=dtype, attention="sdpa", **sizes).save_pretrained(place)  # the first does
     distributed.barrier()
     config = DistributedConfig(fsdp_size=distributed.get_world_size())
     model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, distributed_config=config)
@@ -112,8 +133,10 @@ def run(
     """Twenty steps of a run, the last batch of an epoch smaller than the ranks are many."""
     options = TWENTY_STEPS | {
         "tuning": "lora", "per_device_train_batch_size": GLOBAL_BATCH // ranks.count,
-        "gradient_accumulation_steps": 1, "lora_target_modules": "all-linear",
+        "gradient_accumulation_steps": 1,
     } | options  # fmt: skip
+    if options["tuning"] == "lora":
+        options = {"lora_target_modules": "all-linear"} | options
     model = sharded_model(home, dtype) if shard else tiny_model(dtype=dtype, attention="sdpa")
     if dtype == torch.float64:
         model = without_float32(model)
@@ -125,9 +148,11 @@ def run(
     if dtype == torch.float64 and trainer.teacher:
         trainer.start.labeller.double()  # else its rounding is what AdamW makes steps of
     trainer.train()
-    for layer in trainer.policy.get_base_model().model.layers:
-        for name, parameter in layer.named_parameters():
+    for name, parameter in trainer.policy.named_parameters():
+        if ".layers." in name or options["tuning"] == "full":
             assert isinstance(parameter, DTensor) == (shard and "lora_" not in name)
+    for state in trainer.optimizer.state.values():
+        assert isinstance(state["exp_avg"], DTensor) == (shard and options["tuning"] == "full")
     labels = trainer.label_pairs()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     taught = {}
@@ -138,7 +163,7 @@ def run(
             "soft_label": torch.tensor(labels["soft_label"]),
         }
     return taught | {
-        "weights": torch.cat([p.detach().flatten() for p in trainable(trainer.policy)]),
+        "weights": torch.cat([whole(p.detach()).flatten() for p in trainable(trainer.policy)]),
         "losses": torch.tensor(losses, dtype=torch.float64),
         "step": torch.tensor([-1 if step is None else step for step in labels["step"]]),
     }
@@ -161,13 +186,7 @@ def counted(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tenso
         tuning="lora", lora_target_modules="all-linear", logging_steps=100,
         gradient_accumulation_steps=1, per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
     )  # fmt: skip
-    counter = scaling.Counter()
-    seen: list[list[int]] = []
-    note = TrainerCallback()
-    note.on_step_end = lambda *_, **__: seen.append(list(counter.bytes.values()))
-    trainer.add_callback(note)
-    trainer.train()
-    last, before = seen[-1], seen[-2]
+    last, before = bytes_of_steps(trainer)[:-3:-1]
     policy = trainer.policy
     head = [*policy.get_output_embeddings().parameters(),
             *policy.get_base_model().model.norm.parameters()]  # fmt: skip
@@ -178,8 +197,40 @@ def counted(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tenso
     shards = foretold.shards(ranks.count, bytes_each=4) if shard else 0
     return {
         "counted": torch.tensor([a - b for a, b in zip(last, before, strict=True)]),
-        "foretold": torch.tensor([foretold.summed(), foretold.gathered(ranks.count), shards]),
+        "foretold": torch.tensor([foretold.summed(), foretold.gathered(ranks.count), shards, 0]),
     }
+
+
+def full_counted(home: Path, ranks: Ranks, *, engine: str) -> dict[str, Tensor]:
+    """The same of all weights in shards."""
+    trainer = toy_trainer(
+        home, model=sharded_model(home, torch.float32), max_steps=3, engine=engine,
+        gradient_accumulation_steps=1, per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
+        logging_steps=100,
+    )  # fmt: skip
+    seen = bytes_of_steps(trainer)
+    trained = numbers(trainable(trainer.policy))
+    v = numbers(trainer.start.labeller.parameters())
+    embedding = numbers(trainer.policy.get_input_embeddings().parameters())
+    foretold = scaling.Step(trained, trained, GLOBAL_BATCH, embedding=embedding, meta_learner=v)
+    return {
+        "counted": torch.tensor([a - b for a, b in zip(seen[-1], seen[-2], strict=True)]),
+        "foretold": torch.tensor(
+            [foretold.summed_in_shards(), foretold.gathered(ranks.count),
+             foretold.all_shards(ranks.count, engine), foretold.reduced()]
+        ),
+    }  # fmt: skip
+
+
+def bytes_of_steps(trainer) -> list[list[int]]:
+    """Train; return what had been handed over after each step, bytes."""
+    counter = scaling.Counter()
+    seen: list[list[int]] = []
+    note = TrainerCallback()
+    note.on_step_end = lambda *_, **__: seen.append(list(counter.bytes.values()))
+    trainer.add_callback(note)
+    trainer.train()
+    return seen
 
 
 def numbers(parameters: Iterable[torch.nn.Parameter]) -> int:
@@ -225,14 +276,16 @@ def shards(home: Path) -> dict[str, Tensor]:
     return {"graphs": torch.tensor(graphs[1:3]), "hashes": torch.tensor(hashes)}
 
 
-def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
+def poisoned(
+    home: Path, ranks: Ranks, *, shard: bool = False, tuning: str = "lora"
+) -> dict[str, Tensor]:
     """A pair whose reference is not finite lies in one rank's share: none takes the step.
 
     It is of the epoch's last step, which not all ranks have as many pairs of.
     """
     trainer = toy_trainer(
         home, model=sharded_model(home, torch.float32) if shard else None,
-        train=toy_pairs(45, flip_every=3), tuning="lora", lora_target_modules="all-linear",
+        train=toy_pairs(45, flip_every=3), tuning=tuning,
         max_steps=6, max_skipped_steps=9, gradient_accumulation_steps=1,
         per_device_train_batch_size=GLOBAL_BATCH // ranks.count,
     )  # fmt: skip
@@ -254,7 +307,7 @@ def poisoned(home: Path, ranks: Ranks, *, shard: bool = False) -> dict[str, Tens
     return {
         "skipped": torch.tensor([trainer._skipped.count]),
         "named": torch.tensor([int(said == [uid] * trainer._skipped.count)]),
-        "weights": torch.cat([p.detach().flatten() for p in trainable(trainer.policy)]),
+        "weights": torch.cat([whole(p.detach()).flatten() for p in trainable(trainer.policy)]),
     }
 
 
@@ -297,8 +350,21 @@ def cases(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]
         some["drift"] = lambda: drift(ranks)
         some["sharded-step"] = lambda: step(ranks, shard=True)
         some["sharded-float64"] = lambda: run(home / "o", ranks, dtype=torch.float64, shard=True)
+        for engine in ("graph", "recompute"):
+            some[f"full-counted-{engine}"] = lambda engine=engine: full_counted(
+                home / f"y-{engine}", ranks, engine=engine
+            )
+    shard = ranks.count > 1
+    some["full-step"] = lambda: full_step(home / "s", ranks, engine="recompute")
+    some["full-step-graph"] = lambda: full_step(home / "t", ranks, engine="graph", tied=True)
+    some["full-float64"] = lambda: run(
+        home / "u", ranks, dtype=torch.float64, shard=shard, tuning="full", **FULL,
+        eval_strategy="steps", eval_steps=9,
+    )  # fmt: skip
     some = some if ranks.count == 4 else some | variants(home, ranks)
-    return {name: case for name, case in some.items() if can_shard() or name not in SHARDED}
+    if can_shard() or ranks.count == 1:
+        return some
+    return {name: case for name, case in some.items() if not name.startswith(SHARDED)}
 
 
 def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tensor]]]:
@@ -309,6 +375,22 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
         "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo", **EIGHT),
         "evidence": lambda: by_evidence(home / "r", ranks),
         "poisoned": lambda: poisoned(home / "g", ranks),
+        "full-poisoned": lambda: poisoned(
+            home / "z", ranks, shard=ranks.count > 1, tuning="full"
+        ),
+        "full-float32": lambda: run(
+            home / "v", ranks, dtype=torch.float32, shard=ranks.count > 1, tuning="full",
+            engine="graph", **FULL,
+        ),
+        "full-dpo": lambda: run(
+            home / "w", ranks, dtype=torch.float64, shard=ranks.count > 1, tuning="full",
+            method="dpo", **FULL | {"max_steps": 4},
+        ),
+        "full-accumulated": lambda: run(
+            home / "x", ranks, dtype=torch.float64, shard=ranks.count > 1, tuning="full",
+            activation_checkpointing=True, per_device_train_batch_size=1, engine="graph",
+            gradient_accumulation_steps=2 * GLOBAL_BATCH // ranks.count, **FULL | {"max_steps": 3},
+        ),
     }  # fmt: skip
     if ranks.count == 1:
         more["as long as dpo"] = lambda: run(home / "d", ranks, dtype=torch.float64, **EIGHT)

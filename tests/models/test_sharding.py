@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softpref.errors import UsageError
-from softpref.models.sharding import can_shard, hold_shards
+from softpref.models.sharding import can_shard, hold_shards, require_even_head
 from softpref.training.config import MSPOConfig
 from tests.tiny import tiny_model
 from tests.toy import toy_config
@@ -20,17 +20,28 @@ def two_processes(monkeypatch):
 
 
 def test_shards_need_several_processes(tmp_path):
-    with pytest.raises(UsageError, match="shard_base needs several processes: start them by"):
-        toy_config(tmp_path, tuning="lora", shard_base=True)
+    with pytest.raises(UsageError, match="shard needs several processes: start them by"):
+        toy_config(tmp_path, tuning="lora", shard=True)
 
 
-@pytest.mark.parametrize("option", [{"tuning": "full"}, {"engine": "double_backward"}])
-def test_options_that_train_shards_or_go_back_twice_are_refused(tmp_path, two_processes, option):
-    ((name, value),) = option.items()
-    with pytest.raises(UsageError, match=f'^{name}="{value}": shard_base .*; choose {name}="'):
-        toy_config(tmp_path, **({"tuning": "lora", "shard_base": True} | option))
+def test_an_engine_that_goes_back_twice_is_refused(tmp_path, two_processes):
+    with pytest.raises(UsageError, match='^engine="double_backward": shard .*; choose engine="'):
+        toy_config(tmp_path, tuning="lora", shard=True, engine="double_backward")
 
 
 def test_a_whole_model_is_not_taken_for_a_sharded_one():
     with pytest.raises(UsageError, match="load yours with distributed_config"):
-        hold_shards(tiny_model(dtype=torch.float32), 2)
+        hold_shards(tiny_model(dtype=torch.float32), 2, trains=False)
+
+
+def test_pairs_gradients_are_not_kept_whole_beside_trained_shards(tmp_path, two_processes):
+    with pytest.raises(UsageError, match='engine="kept": with tuning="full" shard .*"auto"'):
+        toy_config(tmp_path, tuning="full", shard=True, engine="kept")
+
+
+def test_a_tied_head_of_uneven_shards_is_refused():
+    tied = tiny_model(dtype=torch.float32, tie_word_embeddings=True, vocab_size=35)
+    with pytest.raises(UsageError, match=r"35 rows do not make 2 equal shards: start a number"):
+        require_even_head(tied, 2)
+    require_even_head(tied, 5)
+    require_even_head(tiny_model(dtype=torch.float32, vocab_size=35), 2)

@@ -18,7 +18,7 @@ per_device_train_batch_size gradient_accumulation_steps recipe eval output outpu
 resume_from_checkpoint force
 """.split()  # noqa: SIM905  # the pairs, the policy, the size of a step; or of no step
 HOW_IT_IS_COMPUTED = """
-engine keep_budget_gib layout shard_base bf16_full_eval fp16_full_eval tf32 activation_checkpointing
+engine keep_budget_gib layout shard bf16_full_eval fp16_full_eval tf32 activation_checkpointing
 activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
 torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config use_cache
 torch_empty_cache_steps full_determinism use_cpu accelerator_config parallelism_config

@@ -14,7 +14,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from softpref.algorithm.gradients.engine import Engine, StepSize, choose_engine
 from softpref.algorithm.gradients.forms import Direction, GradientForm, dense, parts, plus
@@ -23,7 +22,9 @@ from softpref.algorithm.gradients.jacobian import (
     MakePullback,
     MarginJacobian,
     Pullback,
+    tapped_gradients,
 )
+from softpref.algorithm.gradients.shards import norm_over_all, trains_shards
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope, joined
 from softpref.algorithm.objective import GEOMETRIC, PairLoss
@@ -284,7 +285,7 @@ def total_norm(*held: GradientForm) -> Tensor:
 
     It is no number where an entry is none, or is too large to be squared, as AdamW will.
     """
-    return get_total_norm([part for each in held for part in parts(each)])
+    return norm_over_all([part for each in held for part in parts(each)])
 
 
 def refuse_non_finite(norms: Mapping[str, Tensor]) -> None:
@@ -304,9 +305,22 @@ def non_finite_pairs(
     culprits = []
     for batch in batches:
         for pair in batch.single_pairs():
-            jacobian = GraphPullback(policy, pair, ppl_scope)
-            margin = jacobian.measure().margin
-            numbers = (margin, *jacobian.vjp(torch.ones_like(margin)))
-            if not all(bool(t.isfinite().all()) for t in numbers):
+            if not _is_finite(policy, pair, ppl_scope):
                 culprits.append(int(pair.index))
     return culprits
+
+
+def _is_finite(policy: nn.Module, pair: PairBatch, ppl_scope: PplScope) -> bool:
+    if trains_shards(policy):  # whose gradients are summed over the processes, and of other pairs
+        found = [torch.ones((), dtype=torch.bool, device=pair.input_ids.device)]
+
+        def look(_: nn.Parameter, gradient: Tensor) -> None:
+            found.append(gradient.isfinite().all())
+
+        one = torch.ones(1, device=pair.input_ids.device)
+        margin = tapped_gradients(policy, pair, ppl_scope, one, look).margin
+        return bool(torch.stack([*found, margin.isfinite().all()]).all())
+    jacobian = GraphPullback(policy, pair, ppl_scope)
+    margin = jacobian.measure().margin
+    numbers = (margin, *jacobian.vjp(torch.ones_like(margin)))
+    return all(bool(t.isfinite().all()) for t in numbers)

@@ -20,6 +20,7 @@ from softpref.algorithm.gradients.head import (
     linear_logps,
     response_head,
 )
+from softpref.algorithm.gradients.shards import put_away_after_pass
 from softpref.algorithm.rows import PairBatch
 
 PplScope = Literal["response", "sequence", "sequence_per_response_token"]
@@ -120,8 +121,11 @@ def token_logps(
     groups = [batch.responses] if ppl_scope == "response" else [batch.responses, batch.prompts]
     inputs = batch.inputs(policy)
     if batch.head_positions == "scored":
-        return response_head(policy, inputs, groups, logps)
-    return all_logits(policy, inputs, groups)
+        read = response_head(policy, inputs, groups, logps)
+    else:
+        read = all_logits(policy, inputs, groups)
+    put_away_after_pass(policy, read[0])
+    return read
 
 
 def summed(batch: PairBatch, token_logps: Sequence[Tensor], ppl_scope: PplScope) -> Measured:

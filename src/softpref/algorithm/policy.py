@@ -6,11 +6,14 @@ A *gradient* is a tuple with one tensor for each trainable parameter, in the ord
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from softpref.algorithm.gradients.shards import laid_out_as, local, whole
 
 Gradient = tuple[Tensor, ...]
 
@@ -25,23 +28,31 @@ def shifted(policy: nn.Module, direction: Gradient, step_size: float) -> Iterato
     """Hold the policy at θ' = θ − α d inside the block.
 
     The parameters' storage is swapped, not written, so that θ comes back bit for bit and graphs
-    made at θ stay usable. Low-precision copies that a surrounding autocast region keeps are dropped
-    on both ways, for they would stand in for the other θ.
+    made at θ stay usable. Shards, which are gathered from where they lie, are written, and a copy
+    of theirs put back; graphs gather again what they need. Low-precision copies that a surrounding
+    autocast region keeps are dropped on both ways, for they would stand in for the other θ.
     """
     parameters = trainable(policy)
-    home = [p.data for p in parameters]
+    home = [local(p).clone() if isinstance(p, DTensor) else p.data for p in parameters]
     try:
-        moves = [d.to(p) for p, d in zip(parameters, direction, strict=True)]
+        moves = [local(d).to(here) for d, here in zip(direction, home, strict=True)]
         away = torch._foreach_sub(home, moves, alpha=step_size)
         del direction, moves  # as large as θ
-        for p, data in zip(parameters, away, strict=True):
-            p.data = data
+        _put(parameters, away)
+        del away  # of shards a copy
         torch.clear_autocast_cache()
         yield
     finally:
-        for p, data in zip(parameters, home, strict=True):
-            p.data = data
+        _put(parameters, home)
         torch.clear_autocast_cache()
+
+
+def _put(parameters: Sequence[nn.Parameter], data: Sequence[Tensor]) -> None:
+    for p, numbers in zip(parameters, data, strict=True):
+        if isinstance(p, DTensor):
+            local(p).copy_(numbers)
+        else:
+            p.data = numbers
 
 
 @contextmanager
@@ -63,8 +74,9 @@ def nudge(policy: nn.Module, seed: int = 0) -> Gradient:
     zero hides there whether it is seen at all.
     """
     generator = torch.Generator().manual_seed(seed)
-    scales = [float(p.detach().square().mean().sqrt()) or 1.0 for p in trainable(policy)]
+    scales = [float(whole(p.detach()).square().mean().sqrt()) or 1.0 for p in trainable(policy)]
     return tuple(
-        torch.randn(p.shape, generator=generator).to(p) * (scale / 30)
+        laid_out_as(p, torch.randn(p.shape, generator=generator).to(p.device, p.dtype))
+        * (scale / 30)
         for p, scale in zip(trainable(policy), scales, strict=True)
     )

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 Item = TypeVar("Item")
 
@@ -89,12 +90,16 @@ class Ranks:
         return self.total(int(flag)) > 0
 
     def sum(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return each tensor's sum over the ranks, all of a dtype in one flat buffer."""
+        """Return each tensor's sum over the ranks, all of a dtype in one flat buffer.
+
+        Shards are parts of what was summed already, and stay as they are.
+        """
         if self.count == 1:
             return tuple(tensors)
         summed = list(tensors)
-        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-            places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        own = [i for i, tensor in enumerate(tensors) if not isinstance(tensor, DTensor)]
+        for dtype in dict.fromkeys(tensors[i].dtype for i in own):
+            places = [i for i in own if tensors[i].dtype == dtype]
             flat = torch.cat([tensors[i].detach().reshape(-1) for i in places])
             distributed.all_reduce(flat)
             sizes = [tensors[i].numel() for i in places]

@@ -188,6 +188,11 @@ def load_to_train(
         sharding=sharded_over(processes) if processes > 1 else None,
     )
     if isinstance(policy, PeftModel) and tuning == "full":
+        if processes > 1:
+            raise UsageError(
+                f"--model {source}: an adapter is not merged into a base in shards: merge it first "
+                "(merge_and_unload, then save_pretrained), or leave --shard out."
+            )
         merged = policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it
         merged.name_or_path = source
         return merged

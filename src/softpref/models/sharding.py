@@ -1,4 +1,4 @@
-"""A frozen base in shards, one on each process, and no other way to split a model."""
+"""A model in shards, one on each process, and no other way to split it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import logging
 import os
 from typing import Any, cast
 
+import torch
+import transformers
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from softpref.algorithm.gradients.shards import freeze_shards, groups
+from softpref.algorithm.gradients.shards import freeze_shards, groups, reduce_gradients
 from softpref.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,26 @@ def can_shard() -> bool:
     return hasattr(DistributedConfig, "fsdp_size") and hasattr(FSDPModule, "reset_iter_state")
 
 
+def refuse_impossible_shards(args: TrainingArguments) -> None:
+    """Refuse shards where there is one process, or one that would not hold what is loaded.
+
+    Raises:
+        UsageError: it is so, or a library is too old.
+    """
+    if not can_shard():
+        raise UsageError(
+            "--shard needs transformers 5.15 and torch 2.13 or newer; installed are "
+            f"transformers {transformers.__version__} and torch {torch.__version__}."
+        )
+    if args.world_size == 1:
+        raise UsageError(
+            "--shard needs several processes: start them by torchrun or accelerate launch "
+            "(softpref env --accelerate gpus)."
+        )
+    if args.use_cpu and torch.accelerator.is_available():
+        raise UsageError("--use_cpu true: --shard loads shards onto accelerators; leave it out.")
+
+
 def sharded_over(processes: int) -> DistributedConfig:
     """Return how transformers is to shard a model while it loads it.
 
@@ -30,8 +52,14 @@ def sharded_over(processes: int) -> DistributedConfig:
     return DistributedConfig(fsdp_size=processes)
 
 
-def hold_shards(policy: nn.Module, processes: int) -> None:
-    """Freeze a base that lies in shards, layer by layer, one on each process.
+def hold_shards(policy: nn.Module, processes: int, *, trains: bool, means: bool = False) -> None:
+    """Make ready what lies in shards, layer by layer, one on each process: freeze it, or train it.
+
+    Args:
+        policy: loaded in shards.
+        processes: how many share it.
+        trains: whether the shards are trained.
+        means: whether their gradients are means over the processes, and not sums.
 
     Raises:
         UsageError: the policy is not sharded, or in a way that cannot be used.
@@ -41,16 +69,31 @@ def hold_shards(policy: nn.Module, processes: int) -> None:
     sizes = mesh and (mesh.fsdp_size, mesh.tp_size, mesh.pp_size, mesh.ep_size)
     if sizes != (processes, 1, 1, 1):
         raise UsageError(
-            "--shard_base shards a model that is loaded by name: load yours with "
+            "--shard shards a model that is loaded by name: load yours with "
             f"distributed_config=DistributedConfig(fsdp_size={processes}), and nothing else."
         )
     if len(list(groups(policy))) == 1:
         raise UsageError(
-            f"--shard_base: transformers has no plan for sharding {config.model_type} layer by "
-            "layer, so each pass would gather it whole: leave --shard_base out."
+            f"--shard: transformers has no plan for sharding {config.model_type} layer by "
+            "layer, so each pass would gather it whole: leave --shard out."
         )
-    logger.info("base: in shards, one on each of %d processes", processes)
-    freeze_shards(policy)
+    what = "all weights" if trains else "base"
+    logger.info("%s: in shards, one on each of %d processes", what, processes)
+    if not trains:
+        freeze_shards(policy)
+        return
+    require_even_head(policy, processes)
+    reduce_gradients(policy, processes if means else 1)
+
+
+def require_even_head(policy: Any, processes: int) -> None:
+    """Refuse a tied head of uneven shards: torch pads it twice, and the head would never move."""
+    head, words = policy.get_output_embeddings().weight, policy.get_input_embeddings().weight
+    if head is words and len(head) % processes:
+        raise UsageError(
+            f"--shard: the head is the embedding too, and its {len(head)} rows do not make "
+            f"{processes} equal shards: start a number of processes that divides {len(head)}."
+        )
 
 
 def refuse_engines(args: TrainingArguments) -> None:
@@ -65,6 +108,6 @@ def refuse_engines(args: TrainingArguments) -> None:
             raise UsageError(
                 f"{name} is not supported: train runs on several GPUs without it, with torchrun or "
                 "accelerate launch (softpref env --accelerate gpus). For a model too large for one "
-                "train has --shard_base true; --bf16 true and --activation_checkpointing true save "
+                "train has --shard true; --bf16 true and --activation_checkpointing true save "
                 "memory."
             )

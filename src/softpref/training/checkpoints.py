@@ -11,25 +11,20 @@ says why. Beside what `save_pretrained` writes, a checkpoint holds
 
 import json
 import logging
-import random
 import shutil
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils.import_utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
-from softpref.algorithm.gradients.shards import is_sharded
+from softpref.algorithm.gradients.shards import is_sharded, trains_shards, without_shards
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
-from softpref.data.temporary import fsync
 from softpref.errors import UsageError
 from softpref.hub import create_repository
 from softpref.models.sharding import refuse_engines
@@ -37,11 +32,18 @@ from softpref.models.weights import PICKLED
 from softpref.training import interrupts
 from softpref.training.drift import require_same_start
 from softpref.training.running_loss import ResumedLoss, running_loss
-from softpref.training.saving import save_model
-from softpref.training.seals import MANIFEST, defect, write_manifest
-from softpref.training.states import JSON, state_to_tensors, tensors_to_state
+from softpref.training.saving import SHARDS, in_layout_of, load_saved, save_model, save_shards
+from softpref.training.seals import PARTIAL, defect, publish, put_aside
+from softpref.training.states import (
+    JSON,
+    random_state,
+    read_state,
+    restore_random_state,
+    state_to_tensors,
+    tensors_to_state,
+    write_state,
+)
 
-PARTIAL = ".partial-"
 LOSS = "running loss"
 OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")  # not even by --force
 
@@ -81,14 +83,14 @@ class SafeCheckpoints(Trainer):
     shares_steps = False
     """Whether several processes may do a step together, all with the same numbers at its end."""
     takes_shards = False
-    """Whether the base under an adapter may lie in shards."""
+    """Whether the model may lie in shards."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refuse_engines(self.args)
         self.ranks = Ranks.here(self.args.device)
         self._resumed_loss = ResumedLoss(self)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._unwrapped()
         pushes = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END
         unsupported = {
             "XLA": is_torch_xla_available(),
@@ -211,7 +213,7 @@ class SafeCheckpoints(Trainer):
                 f"{checkpoint}: cannot resume, it was written with save_only_model=True and holds "
                 "no optimizer state. Start a new run with it as the model."
             )
-        _, old = _read(checkpoint, "identity")
+        _, old = read_state(checkpoint, "identity")
         new = json.loads(json.dumps(self.identity()))
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed]
@@ -238,30 +240,46 @@ class SafeCheckpoints(Trainer):
         if state.best_global_step and (best == final or best.is_dir()):
             state.best_model_checkpoint = str(best)
         loss = running_loss(self, self.ranks)
+        partial = directory / f"{PARTIAL}{final.name}"
         if self.ranks.is_first:
-            self._write_checkpoint(directory, final, loss)
+            for leftover in directory.glob(f"{PARTIAL}*"):
+                shutil.rmtree(leftover)
+            partial.mkdir(parents=True)
+        if trains_shards(self._unwrapped()):
+            self.ranks.wait()
+            self._save_shards(partial)
+        if self.ranks.is_first:
+            self._write_checkpoint(partial, final, loss)
         self.ranks.wait()
 
-    def _write_checkpoint(self, directory: Path, final: Path, loss: dict[str, JSON]) -> None:
+    def _save_shards(self, partial: Path) -> None:
+        """Save trained shards, which takes all processes: gathered if only the model is wanted."""
+        if self.args.save_only_model:
+            self.save_model(str(partial), _internal_call=True)
+            return
+        of_optimizer, _ = state_to_tensors(cast(Any, self.optimizer).state_dict())
+        save_shards(partial / SHARDS, dict(self._unwrapped().named_parameters()) | of_optimizer)
+
+    def _write_checkpoint(self, partial: Path, final: Path, loss: dict[str, JSON]) -> None:
         state = self.state
-        partial = directory / f"{PARTIAL}{final.name}"
-        for leftover in directory.glob(f"{PARTIAL}*"):
-            shutil.rmtree(leftover)
-        self.save_model(str(partial), _internal_call=True)
+        if not trains_shards(self._unwrapped()):
+            self.save_model(str(partial), _internal_call=True)
+        elif not self.args.save_only_model:
+            self._save_beside_model(partial)
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(partial))
             self._save_scaler(str(partial))
             self._save_rng_state(str(partial))
             tensors, values = self.extra_state()
-            _write(partial, "extra", tensors, values | {LOSS: loss})
-        _write(partial, "identity", {}, self.identity())
+            write_state(partial, "extra", tensors, values | {LOSS: loss})
+        write_state(partial, "identity", {}, self.identity())
         stateful: list[Any] = [*self.callback_handler.callbacks, self.control]
         stateful = [callback for callback in stateful if isinstance(callback, ExportableState)]
         state.stateful_callbacks = TrainerState(stateful_callbacks=stateful).stateful_callbacks
         state.save_to_json(str(partial / "trainer_state.json"))
 
-        _publish(partial, final)
-        self._rotate(directory, final)
+        publish(partial, final)
+        self._rotate(final.parent, final)
 
     def _rotate(self, directory: Path, newest: Path) -> None:
         limit = self.args.save_total_limit
@@ -271,16 +289,24 @@ class SafeCheckpoints(Trainer):
         others = [path for path in _checkpoints(directory) if path not in kept]
         surplus = len(others) + len(kept) - limit
         for path in others[: max(surplus, 0)]:
-            shutil.rmtree(_put_aside(path))
+            shutil.rmtree(put_aside(path))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:
+        model, writes = self._unwrapped(), self.args.should_save
+        if not writes and not trains_shards(model):
             return
         directory = Path(output_dir or str(self.args.output_dir))
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if is_sharded(model):  # else PEFT would gather the base, and wait for the other processes
+        if is_sharded(model) and not trains_shards(model):
+            # Else PEFT would gather the base, and wait for the other processes.
             state_dict = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        save_model(model, directory, state_dict)
+        save_model(model, directory, state_dict, writes=writes)
+        if writes:
+            self._save_beside_model(directory)
+
+    def _unwrapped(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _save_beside_model(self, directory: Path) -> None:
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
         arguments = json.dumps(self.args.to_dict(), indent=2, default=str)
@@ -289,47 +315,48 @@ class SafeCheckpoints(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         for name, part in (("optimizer", self.optimizer), ("scheduler", self.lr_scheduler)):
             assert part is not None
-            _write(Path(output_dir), name, *state_to_tensors(part.state_dict()))
+            tensors, values = state_to_tensors(part.state_dict())
+            write_state(Path(output_dir), name, without_shards(tensors), values)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        saved, own = Path(resume_from_checkpoint), self._unwrapped()
+        if trains_shards(own) or (saved / SHARDS).is_dir():
+            load_saved(saved, dict(own.named_parameters()))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         for name, part in (("optimizer", self.optimizer), ("scheduler", self.lr_scheduler)):
             assert part is not None
-            part.load_state_dict(tensors_to_state(*_read(Path(checkpoint), name)))
-        tensors, values = _read(Path(checkpoint), "extra")
+            tensors, values = read_state(Path(checkpoint), name)
+            if name == "optimizer":
+                trained = [p for group in cast(Any, part).param_groups for p in group["params"]]
+                tensors = in_layout_of(trained, tensors, values, Path(checkpoint))
+            part.load_state_dict(tensors_to_state(tensors, values))
+        tensors, values = read_state(Path(checkpoint), "extra")
         self._resumed_loss.before = values.pop(LOSS, None)
         self.load_extra_state(tensors, values)
 
     def _save_scaler(self, output_dir: str) -> None:
         if (scaler := self.accelerator.scaler) is not None:
-            _write(Path(output_dir), "scaler", *state_to_tensors(scaler.state_dict()))
+            write_state(Path(output_dir), "scaler", *state_to_tensors(scaler.state_dict()))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is None or (scaler := self.accelerator.scaler) is None:
             return
-        scaler.load_state_dict(tensors_to_state(*_read(Path(checkpoint), "scaler")))
+        scaler.load_state_dict(tensors_to_state(*read_state(Path(checkpoint), "scaler")))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        algorithm, keys, *position = cast(tuple[Any, ...], np.random.get_state())
-        state = {
-            "python": random.getstate(),
-            "numpy": (algorithm, keys.tolist(), *position),
-            "cpu": torch.get_rng_state(),
-        }
-        if (device := self.args.device).type != "cpu":
-            state[device.type] = torch.get_device_module(device).get_rng_state()
-        _write(Path(output_dir), "rng", *state_to_tensors(state))
+        state = random_state(self.args.device)
+        write_state(Path(output_dir), "rng", *state_to_tensors(state))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        state = tensors_to_state(*_read(Path(checkpoint), "rng"))
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
-        torch.set_rng_state(state["cpu"])
-        if (device := self.args.device).type in state.keys() - {"cpu"}:
-            torch.get_device_module(device).set_rng_state(state[device.type])
+        state = tensors_to_state(*read_state(Path(checkpoint), "rng"))
+        restore_random_state(state, self.args.device)
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
@@ -338,7 +365,10 @@ class SafeCheckpoints(Trainer):
                 f"{best}: the best model cannot be loaded, {reason}. "
                 "Training is complete: use the newest checkpoint, or train again."
             )
-        super()._load_best_model()
+        if trains_shards(self._unwrapped()):
+            self._load_from_checkpoint(best)
+        else:
+            super()._load_best_model()
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -359,36 +389,3 @@ def _defect(checkpoint: Path) -> str | None:
     if pickled := [path.name for path in paths if path.suffix in PICKLED]:
         return f"it holds {pickled[0]}, which may be a pickle and is never read"
     return None
-
-
-def _publish(partial: Path, final: Path) -> None:
-    """Make a directory durable, then visible under its final name."""
-    paths = sorted(partial.rglob("*"))
-    files = {path.relative_to(partial).as_posix(): path for path in paths if path.is_file()}
-    write_manifest(partial, files)
-    for path in [*paths, partial / MANIFEST, partial]:
-        fsync(path)
-    # A directory cannot be renamed over one that is not empty.
-    replaced = _put_aside(final) if final.exists() else None
-    partial.rename(final)
-    fsync(final.parent)
-    if replaced is not None:
-        shutil.rmtree(replaced)
-
-
-def _put_aside(checkpoint: Path) -> Path:
-    """Rename a checkpoint before it is deleted, so that a crash never leaves half of it."""
-    return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))
-
-
-def _write(directory: Path, name: str, tensors: dict[str, Tensor], values: dict[str, JSON]) -> None:
-    (directory / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
-    if tensors:
-        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(stored, directory / f"{name}.safetensors")
-
-
-def _read(directory: Path, name: str) -> tuple[dict[str, Tensor], dict[str, JSON]]:
-    path = directory / f"{name}.safetensors"
-    values = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    return (load_file(path) if path.exists() else {}), values

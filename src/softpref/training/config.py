@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-import transformers
 from peft import LoraConfig
 from torch import nn
 from transformers import TrainingArguments
@@ -27,7 +26,7 @@ from softpref.models.layout import Layout
 from softpref.models.loading import Tuning, lora_config
 from softpref.models.recompute import KWARGS, set_both_names
 from softpref.models.scoring import Scorer
-from softpref.models.sharding import can_shard, refuse_engines
+from softpref.models.sharding import refuse_engines, refuse_impossible_shards
 from softpref.options import (
     did_you_mean,
     facts_of,
@@ -98,9 +97,9 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         group="hardware",
         rare=True,
     )
-    shard_base: bool = option(
-        "Shard the frozen base under an adapter over the processes, for a model that does not fit "
-        "one device.",
+    shard: bool = option(
+        "Shard the weights over the processes, the frozen base under an adapter or all that train, "
+        "for a model that does not fit one device.",
         False,
         group="hardware",
     )
@@ -354,31 +353,22 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         return math.ceil(math.ceil(pairs / self.pairs_per_step()) * self.num_train_epochs)
 
     def refuse_with_shards(self) -> None:
-        """Refuse what does not go with a sharded base.
+        """Refuse what does not go with weights in shards.
 
         Raises:
             UsageError: an option does not, or a library is too old.
         """
-        if not can_shard():
+        refuse_impossible_shards(self)
+        if self.engine == "double_backward":
             raise UsageError(
-                "--shard_base needs transformers 5.15 and torch 2.13 or newer; installed are "
-                f"transformers {transformers.__version__} and torch {torch.__version__}."
+                "--engine double_backward: --shard cannot go back through a backward pass; choose "
+                "--engine auto."
             )
-        if self.world_size == 1:
+        if self.tuning == "full" and self.engine == "kept":
             raise UsageError(
-                "--shard_base needs several processes: start them by torchrun or accelerate launch "
-                "(softpref env --accelerate gpus)."
+                "--engine kept: with --tuning full --shard would hold each pair's gradient "
+                "whole on its process; choose --engine auto."
             )
-        if self.use_cpu and torch.accelerator.is_available():
-            raise UsageError(
-                "--use_cpu true: --shard_base loads shards onto accelerators; leave it out."
-            )
-        for name, value, why, remedy in (
-            ("tuning", "full", "shards the base under an adapter and trains no shard", "lora"),
-            ("engine", "double_backward", "cannot go back through a backward pass", "auto"),
-        ):
-            if getattr(self, name) == value:
-                raise UsageError(f"--{name} {value}: --shard_base {why}; choose --{name} {remedy}.")
 
 
 def recipe(name: str) -> dict[str, Any]:

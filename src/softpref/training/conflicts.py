@@ -51,5 +51,5 @@ def refuse_conflicts(config: MSPOConfig) -> None:
             "--engine double_backward cannot recompute activations: leave "
             "--activation_checkpointing out, or choose --engine auto."
         )
-    if config.shard_base:
+    if config.shard:
         config.refuse_with_shards()

@@ -6,6 +6,7 @@ import hashlib
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
@@ -19,16 +20,19 @@ STEPS_BETWEEN = 50
 def require_alike(ranks: Ranks, step: int, policy: nn.Module, teacher: Teacher | None) -> None:
     """Compare step and φ bit for bit, the policy by the sums of its trained tensors, float64.
 
+    A shard is on one process alone, and has nothing to be compared with.
+
     Raises:
         UsageError: they have come apart.
     """
     if ranks.count == 1 or step % STEPS_BETWEEN:
         return
-    sums = [parameter.detach().double().sum() for parameter in trainable(policy)]
+    held_by_all = [p.detach() for p in trainable(policy) if not isinstance(p, DTensor)]
+    sums = [parameter.double().sum() for parameter in held_by_all]
     phi = list(teacher.meta_learner.state_dict().values()) if teacher else []
     try:
         ranks.require_alike("the step", [torch.tensor(step, device=ranks.device)])
-        ranks.require_alike("the policy", [torch.stack(sums)])
+        ranks.require_alike("the policy", [torch.stack(sums)] if sums else [])
         ranks.require_alike("the meta-learner", phi)
     except DriftError as error:
         raise UsageError(

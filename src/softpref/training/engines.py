@@ -39,8 +39,9 @@ def engine_for(
     chosen = choose_engine(engine, policy, probe, step, keep_budget_gib)
     if chosen.by_pair and is_sharded(policy):
         raise UsageError(
-            f"--shard_base: the gradients of {len(chosen.by_pair)} tensors of the adapter "
+            f"--shard: the gradients of {len(chosen.by_pair)} trained tensors "
             f"({chosen.by_pair[0]}, ...) go pair by pair, and processes may not have as many "
-            "pairs: adapt linear layers only (--lora_target_modules), or leave --shard_base out."
+            "pairs: adapt linear layers only (--tuning lora, --lora_target_modules), or leave "
+            "--shard out."
         )
     return chosen

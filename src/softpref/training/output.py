@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from softpref.data.temporary import collect_partials, fsync, replacing
 from softpref.errors import UsageError
 from softpref.places import directory_to_write
-from softpref.training.checkpoints import PARTIAL, newest_complete
+from softpref.training.checkpoints import newest_complete
+from softpref.training.seals import PARTIAL
 
 logger = logging.getLogger(__name__)
 

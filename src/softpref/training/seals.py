@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from softpref.data.temporary import fsync
+
 MANIFEST = "manifest.json"
+PARTIAL = ".partial-"
+"""Begins the names of what is not whole yet, or about to be deleted."""
 
 
 def write_manifest(directory: Path, files: Mapping[str, Path]) -> None:
@@ -43,3 +48,23 @@ def seal(path: Path) -> dict[str, int | str]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Make a directory durable, then visible under its final name."""
+    paths = sorted(partial.rglob("*"))
+    files = {path.relative_to(partial).as_posix(): path for path in paths if path.is_file()}
+    write_manifest(partial, files)
+    for path in [*paths, partial / MANIFEST, partial]:
+        fsync(path)
+    # A directory cannot be renamed over one that is not empty.
+    replaced = put_aside(final) if final.exists() else None
+    partial.rename(final)
+    fsync(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced)
+
+
+def put_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint before it is deleted, so that a crash never leaves half of it."""
+    return checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}"))

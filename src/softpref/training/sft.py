@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from softpref.algorithm.bilevel import NonFiniteError, require_finite
+from softpref.algorithm.gradients.shards import is_sharded
 from softpref.algorithm.policy import trainable
 from softpref.columns import ColumnOptions
 from softpref.data.bad_rows import OnBadRow, place
@@ -33,6 +34,7 @@ from softpref.errors import UsageError, require_package
 from softpref.models.loading import context_length, load_policy, load_tokenizer, lora_config
 from softpref.models.recompute import set_both_names
 from softpref.models.reference import fingerprint_weights
+from softpref.models.sharding import hold_shards, refuse_impossible_shards, sharded_over
 from softpref.models.soundness import require_known_padding, require_known_tokens, require_sound
 from softpref.options import (
     option,
@@ -48,6 +50,7 @@ from softpref.training.identity import SFT_IDENTITY
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.progress_lines import show_progress_lines
 from softpref.training.publishing import upload_sealed
+from softpref.training.saving import allow_sharded_save
 from softpref.training.states import JSON
 
 require_package("trl", "sft", "fine-tuning")
@@ -56,6 +59,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # noqa: E40
 logger = logging.getLogger(__name__)
 
 
+NO_ADAPTER_ON_SHARDS = "--lora_r: --shard shards weights to train them; leave one of the two out."
 STANDSTILL = 0.02
 """Share of the first logged loss by which it falls at least where something is learned."""
 
@@ -71,11 +75,12 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
         kwargs: those of `trl.SFTTrainer`.
     """
 
-    shares_steps = True
+    shares_steps = takes_shards = True
 
     def __init__(self, *, data_fingerprint: str, **kwargs: Any) -> None:
         start = fingerprint_weights(kwargs["model"])
-        super().__init__(**kwargs)
+        with allow_sharded_save(kwargs["model"], kwargs["args"]):
+            super().__init__(**kwargs)
         template = str(getattr(kwargs["processing_class"], "chat_template", None))
         self._made_of: dict[str, JSON] = {
             "data": data_fingerprint,
@@ -147,6 +152,11 @@ class SFTOptions(SFTConfig):
         "When --push_to_hub uploads: only at the `end`.", "end", group="output", rare=True
     )
     logging_nan_inf_filter: bool = option("Unused: what is not finite ends the run.", False)
+    shard: bool = option(
+        "Shard all weights over the processes, for a model that does not fit one device.",
+        False,
+        group="hardware",
+    )
     force: bool = option(
         "Resume even if the checkpoint comes from other data.", False, group="output"
     )
@@ -159,6 +169,11 @@ class SFTOptions(SFTConfig):
         refuse_impossible_seeds(self)
         refuse_too_large(self, "learning_rate")
         super().__post_init__()
+        if self.shard:
+            refuse_impossible_shards(self)
+            # Else the whole gradient would wait on each process for the last micro-batch.
+            accelerator: Any = self.accelerator_config
+            accelerator.gradient_accumulation_kwargs = {"sync_each_batch": True}
 
 
 @dataclass
@@ -197,6 +212,8 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
             step is not finite, and no more than the checkpoints before it was.
     """
     require(files)
+    if files.lora_r and config.shard:
+        raise UsageError(NO_ADAPTER_ON_SHARDS)
     with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
@@ -213,7 +230,8 @@ def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     logger.info("train: %d chosen responses from %s", len(loaded.pairs), loaded.source)
     set_seed(config.seed)
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
-    policy = load_policy(files.model, trust_remote_code=config.trust_remote_code)
+    sharding = sharded_over(config.world_size) if config.shard else None
+    policy = load_policy(files.model, trust_remote_code=config.trust_remote_code, sharding=sharding)
     adapter = lora_config(files.lora_r) if files.lora_r else None
     fine_tune(
         policy, tokenizer, loaded.pairs, config, adapter,
@@ -254,6 +272,7 @@ def fine_tune(
         UsageError: a row cannot be used, the model cannot read it, the set-up cannot be
             checkpointed, the checkpoint cannot be resumed from, or a step is not finite.
     """
+    _hold_if_sharded(model, config, peft_config)
     limits = {
         "max_length": config.max_length or sys.maxsize,
         "context_length": context_length(model),
@@ -280,6 +299,14 @@ def fine_tune(
     if trainer.ranks.is_first:
         _finish(trainer, targets)
     return Path(str(config.output_dir))
+
+
+def _hold_if_sharded(model: nn.Module, config: SFTConfig, adapter: PeftConfig | None) -> None:
+    if not is_sharded(model):
+        return
+    if adapter is not None:
+        raise UsageError(NO_ADAPTER_ON_SHARDS)
+    hold_shards(model, config.world_size, trains=True, means=True)
 
 
 def _finish(trainer: SoftprefSFTTrainer, targets: list[str]) -> None:

@@ -147,7 +147,7 @@ def load_checked(
     policy, trusted_code = model, config.trust_remote_code
     if isinstance(policy, str):
         dtype = torch.bfloat16 if config.bf16 else torch.float32
-        processes = config.world_size if config.shard_base else 1
+        processes = config.world_size if config.shard else 1
         policy = load_to_train(
             policy, config.tuning, dtype, processes, trust_remote_code=trusted_code
         )
@@ -158,8 +158,8 @@ def load_checked(
     method = config.resolved_method()
     require_needs(method, prepared, config.noise_rate, config.meta_batch_size)
     config.choose_steps(len(prepared.train))
-    if config.shard_base or is_sharded(policy):
-        hold_shards(policy, config.world_size)
+    if config.shard or is_sharded(policy):
+        hold_shards(policy, config.world_size, trains=config.tuning == "full")
         config.refuse_with_shards()
     else:
         policy.to(config.device)

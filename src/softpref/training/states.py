@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
@@ -47,6 +53,19 @@ def state_to_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
     return tensors, {key: encode(value, key) for key, value in state_dict.items()}
 
 
+def tensor_paths(values: JSON) -> Iterator[str]:
+    """Yield the paths of all tensors that a state dict's JSON names."""
+    match values:
+        case {"$tensor": str(path)}:
+            yield path
+        case dict():
+            for value in values.values():
+                yield from tensor_paths(value)
+        case list():
+            for value in values:
+                yield from tensor_paths(value)
+
+
 def tensors_to_state(tensors: Mapping[str, Tensor], values: Mapping[str, JSON]) -> dict[str, Any]:
     """Undo `state_to_tensors`, for `Optimizer.load_state_dict`."""
 
@@ -65,3 +84,42 @@ def tensors_to_state(tensors: Mapping[str, Tensor], values: Mapping[str, JSON]) 
         return value
 
     return {key: decode(value) for key, value in values.items()}
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of Python's, numpy's and torch's global generators, and of a device's."""
+    algorithm, keys, *position = cast(tuple[Any, ...], np.random.get_state())
+    state = {
+        "python": random.getstate(),
+        "numpy": (algorithm, keys.tolist(), *position),
+        "cpu": torch.get_rng_state(),
+    }
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Undo `random_state`."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["cpu"])
+    if device.type in state.keys() - {"cpu"}:
+        torch.get_device_module(device).set_rng_state(state[device.type])
+
+
+def write_state(
+    directory: Path, name: str, tensors: dict[str, Tensor], values: dict[str, JSON]
+) -> None:
+    """Write NAME.json, and NAME.safetensors where there are tensors."""
+    (directory / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
+    if tensors:
+        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(stored, directory / f"{name}.safetensors")
+
+
+def read_state(directory: Path, name: str) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+    """Return what `write_state` wrote."""
+    path = directory / f"{name}.safetensors"
+    values = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    return (load_file(path) if path.exists() else {}), values

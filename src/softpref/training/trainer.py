@@ -201,7 +201,7 @@ class MSPOTrainer(SafeCheckpoints):
         except NotTappedError as error:
             raise UsageError(f"--engine: {error}; choose --engine double_backward.") from error
         for parameter, gradient in zip(trainable(policy), done.update.gradient, strict=True):
-            parameter.grad = dense(gradient).to(parameter)
+            parameter.grad = dense(gradient).to(parameter.dtype)
         self._note(done, metrics)
         return done.update.loss.to(torch.float32)
 

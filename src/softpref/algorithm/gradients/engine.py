@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from softpref.algorithm.gradients.jacobian import (
@@ -21,10 +21,12 @@ from softpref.algorithm.gradients.jacobian import (
     RecomputedJacobian,
     Unseen,
     kept,
+    tapped_gradients,
 )
+from softpref.algorithm.gradients.shards import laid_out_as, trains_shards, whole
 from softpref.algorithm.gradients.taps import NotTappedError, numbers_by_token, untapped
 from softpref.algorithm.likelihood import measure
-from softpref.algorithm.policy import nudge, shifted, trainable
+from softpref.algorithm.policy import Gradient, nudge, shifted, trainable
 from softpref.algorithm.rows import PairBatch, skips_masked
 
 Engine = Literal["auto", "kept", "graph", "recompute", "double_backward"]
@@ -116,7 +118,9 @@ def choose_engine(
         "graph": partial(GraphJacobian, untapped=unseen),
         "recompute": partial(RecomputedJacobian, untapped=unseen),
     }
-    make_pullback = partial(FactoredPullback, untapped=unseen)
+    make_pullback: MakePullback = partial(FactoredPullback, untapped=unseen)
+    if trains_shards(policy):
+        make_pullback = GraphPullback  # factors are no shards
     return EngineChoice(makers[name], make_pullback, f"{name}, {why}", names)
 
 
@@ -124,13 +128,16 @@ def _by_memory(
     policy: nn.Module, probe: PairBatch, step: StepSize, budget_gib: float, unseen: Unseen
 ) -> tuple[Literal["kept", "graph", "recompute"], str]:
     needed = kept_gib(policy, probe, step, unseen)
-    if needed <= budget_gib:
+    if trains_shards(policy):
+        why = "since each pair's gradient would be whole on its process, and weights are in shards"
+    elif needed <= budget_gib:
         size = f"{1024 * needed:,.0f} MiB"
         return "kept", f"one pass for all pairs; the gradients of {step.pairs} pairs take {size}"
-    why = (
-        f"since the gradients of {step.pairs} pairs would take {needed:,.2f} GiB of the "
-        f"{budget_gib:g} allowed"
-    )
+    else:
+        why = (
+            f"since the gradients of {step.pairs} pairs would take {needed:,.2f} GiB of the "
+            f"{budget_gib:g} allowed"
+        )
     three_times = "each micro-batch is run three times"
     if skips_masked(policy):
         return "recompute", f"{why}, and FlexAttention keeps no graph: {three_times}"
@@ -194,19 +201,38 @@ def find_untapped(policy: nn.Module, probe: PairBatch) -> frozenset[nn.Parameter
         pullback = GraphPullback(policy, replace(probe, head_positions="all"), "response")
         weights = weights.to(pullback.measure().margin)
         truth = pullback.vjp(weights)
+        products = _shards_by_taps if trains_shards(policy) else _kept
         try:
-            found = kept(policy, probe, "response", unseen).vjp(weights)
+            found = products(policy, probe, weights, unseen)
         except NotTappedError as error:
             unseen |= error.parameters
-            found = kept(policy, probe, "response", unseen).vjp(weights)
+            found = products(policy, probe, weights, unseen)
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.parameters())
     low |= torch.is_autocast_enabled(probe.input_ids.device.type)
     tolerance = _LARGEST_ERROR_16_BIT if low else _LARGEST_ERROR
-    norms = torch.stack([t.float().norm() for t in truth])
+    norms = torch.stack([whole(t).float().norm() for t in truth])
     # A gradient that cancels, as that of a key's bias, is rounding: it is held against the whole.
     least = tolerance * norms.norm()
-    errors = torch.stack([(f - t).float().norm() for f, t in zip(found, truth, strict=True)])
+    errors = torch.stack([whole(f - t).float().norm() for f, t in zip(found, truth, strict=True)])
     right = errors <= tolerance * norms.clamp_min(least)
     return unseen | {
         p for p, is_right in zip(parameters, right.tolist(), strict=True) if not is_right
     }
+
+
+def _kept(policy: nn.Module, probe: PairBatch, weights: Tensor, unseen: Unseen) -> Gradient:
+    return kept(policy, probe, "response", unseen).vjp(weights)
+
+
+def _shards_by_taps(
+    policy: nn.Module, probe: PairBatch, weights: Tensor, unseen: Unseen
+) -> Gradient:
+    """Return Jᵀw as taps see it, in shards, over all processes, which have the same probe."""
+    found = {p: torch.zeros_like(p) for p in trainable(policy)}
+
+    def add(parameter: nn.Parameter, gradient: Tensor) -> None:
+        shard = laid_out_as(parameter, gradient.to(parameter.dtype))
+        found[parameter] += shard * distributed.get_world_size()
+
+    tapped_gradients(policy, probe, "response", weights, add, unseen)
+    return tuple(found.values())

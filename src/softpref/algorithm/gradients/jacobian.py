@@ -29,6 +29,7 @@ from softpref.algorithm.gradients.forms import (
     dense,
     plus,
 )
+from softpref.algorithm.gradients.shards import pulled_back, whole
 from softpref.algorithm.gradients.taps import Taps, numbers_by_token
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import Gradient, trainable
@@ -93,7 +94,7 @@ class GraphPullback(_HeldGraph):
         self._parameters = trainable(policy)
 
     def vjp(self, weights: Tensor) -> Gradient:
-        return torch.autograd.grad(self._margin, self._parameters, weights, materialize_grads=True)
+        return pulled_back(self._margin, self._parameters, weights)
 
 
 class FactoredPullback(_HeldGraph):
@@ -295,7 +296,8 @@ class GraphJacobian(_HeldGraph):
         total, ones = torch.zeros_like(self._margin), torch.ones_like(self._margin)
 
         def multiply(parameter: nn.Parameter, form: Form) -> None:
-            total.add_(form.jvp(along[parameter]))
+            held = along[parameter]
+            total.add_(form.jvp(whole(held) if isinstance(held, Tensor) else held))
 
         if len(self._untapped) < len(along):
             self._taps.backward(self._margin, ones, multiply, keep_graph=keep_graph)
@@ -336,6 +338,29 @@ class RecomputedJacobian:
 
     def jvp(self, direction: Direction) -> Tensor:
         return GraphJacobian(*self._again, self._untapped).last_jvp(direction)
+
+
+def tapped_gradients(
+    policy: nn.Module,
+    batch: PairBatch,
+    ppl_scope: PplScope,
+    weights: Tensor,
+    take: Callable[[nn.Parameter, Tensor], None],
+    untapped: Unseen = ALL_SEEN,
+) -> Measured:
+    """Hand over Σ_i w_i ∇h_i, tensor by tensor, as taps see it; hold none, and return `measure`.
+
+    What several layers share is handed over in parts, of which its gradient is the sum. Each
+    process has those of its own pairs, whole, whether the tensors lie in shards or not.
+
+    Raises:
+        NotTappedError: a layer does not see one vector a token, and is not in `untapped`.
+    """
+    taps = Taps(policy, batch, untapped)
+    measured = taps.measure(ppl_scope)
+    weights, ones = weights.to(measured.margin), torch.ones_like(measured.margin)
+    taps.backward(measured.margin, weights, lambda p, form: take(p, form.vjp(ones)))
+    return measured.detach()
 
 
 def gradients_by_pair(

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from softpref.algorithm.gradients.forms import EmbeddingRows, Form, HeadLogps, Outer, Spans, Whole
 from softpref.algorithm.gradients.head import linear_logps, multiplied_in
+from softpref.algorithm.gradients.shards import pulled_back
 from softpref.algorithm.likelihood import Measured, PplScope, measure
 from softpref.algorithm.policy import Gradient
 from softpref.algorithm.rows import PairBatch
@@ -60,6 +61,10 @@ class Taps:
         self._anchor = torch.zeros((), device=batch.input_ids.device, requires_grad=True)
         self._take: Take | None = None
         self._missed: set[nn.Parameter] = set()
+        # What is gathered stands in a layer for its shard while the layer is run.
+        self._own = {
+            layer: dict(layer.named_parameters(recurse=False)) for layer, _ in tappable(policy)
+        }
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
@@ -104,12 +109,8 @@ class Taps:
         """
         self._take = take
         with self._attached():
-            _, *gradient = torch.autograd.grad(
-                margin,
-                [self._anchor, *parameters],
-                weights,
-                retain_graph=keep_graph,
-                materialize_grads=True,
+            _, *gradient = pulled_back(
+                margin, [self._anchor, *parameters], weights, keep_graph=keep_graph
             )
         if take and self._missed:
             raise NotTappedError(self._missed)
@@ -121,11 +122,11 @@ class Taps:
         """Forward hook: tap the layer's output."""
         given = [*arguments, *named.values()]
         if len(given) != 1 or not isinstance(output, Tensor):
-            self._missed.update(trained(layer))
+            self._missed |= self._in_policy(layer, trained(layer))
             return output
 
         def keep(inputs: Tensor, by_output: Tensor) -> None:
-            self._hand_over(read_off(layer, inputs, by_output, self._spans))
+            self._hand_over(layer, read_off(layer, inputs, by_output, self._spans))
 
         return _Tap.apply(output, given[0], self._anchor, keep)
 
@@ -139,19 +140,26 @@ class Taps:
 
         def keep(hidden: Tensor, by_logp: Tensor) -> None:
             form = HeadLogps(hidden, target, by_logp, head, pair, pairs, dtype)
-            self._hand_over(_head(form, head))
+            self._hand_over(head, _head(form, head))
 
         return _Tap.apply(logps, hidden, self._anchor, keep)
 
-    def _hand_over(self, found: Iterable[tuple[nn.Parameter, Form]]) -> None:
+    def _in_policy(self, layer: nn.Module, parameters: Iterable[nn.Parameter]) -> set[nn.Parameter]:
+        """Return what stands between passes where these stand in a layer now."""
+        now, own = dict(layer.named_parameters(recurse=False)), self._own[layer]
+        between = {parameter: own[name] for name, parameter in now.items()}
+        return {between[parameter] for parameter in parameters}
+
+    def _hand_over(self, layer: nn.Module, found: Iterable[tuple[nn.Parameter, Form]]) -> None:
         if self._take is None:
             return
         try:
             for parameter, form in found:
-                if parameter.requires_grad and parameter not in self._leave_out:
-                    self._take(parameter, form)
+                (own,) = self._in_policy(layer, [parameter])
+                if own.requires_grad and own not in self._leave_out:
+                    self._take(own, form)
         except NotTappedError as error:  # the pass continues, to find all such layers at once
-            self._missed |= error.parameters
+            self._missed |= self._in_policy(layer, error.parameters)
 
 
 class _Tap(torch.autograd.Function):
