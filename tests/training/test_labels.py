@@ -4,12 +4,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 
 from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import Update
 from softpref.algorithm.labeller import Constant
-from softpref.training.labels import LabelHistory, beliefs, evidence
+from softpref.models.scoring import Scorer
+from softpref.training.labels import LabelHistory, beliefs, evidence, read_labels
 from tests.tiny import measured
+from tests.toy import toy_trainer
 
 
 def pairs(ppl_diff, starting=None):
@@ -84,6 +87,61 @@ def test_history_keeps_every_label_and_the_last_step(tmp_path):
     assert rows["ppl_diff"] == [0.5, -0.5, 0.5, -0.5]
     assert rows["soft_label"] == pytest.approx([0.2, 0.9, 0.2, 0.9])
     assert rows["margin"] == [3.0] * 4
+
+
+def test_the_latest_numbers_of_a_pair_need_no_pass():
+    history = LabelHistory()
+    for step, index, numbers in ((1, [2, 0], [0.5, -0.5]), (3, [0, 1], [0.25, -0.25])):
+        move = Update((), torch.zeros(()), pairs(numbers), torch.tensor([0.2, 0.9]))
+        history.record(step, torch.tensor(index), torch.tensor(numbers), move)
+    rows = Dataset.from_dict({"starting_ppl_diff": [0.1, 0.2, 0.3, 0.4], "uid": list("abcd")})
+    found = history.latest(rows)
+    assert found.ppl_diff[:3].tolist() == [0.25, -0.25, 0.5]
+    assert found.margin[:3].tolist() == [3.0] * 3
+    assert found.starting_ppl_diff.tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert found.ppl_diff[3].isnan()
+    assert found.margin[3].isnan()
+    assert found.chosen_logp.isnan().all()
+    labels = beliefs(rows["uid"], history.last_steps(4), found, None, Constant(1.0), None)
+    assert (labels["margin"][3], labels["ppl_diff"][3], labels["step"][3]) == (None, None, None)
+
+
+def passes_of(run, monkeypatch, **options):
+    """Return what a run scored when it was saved, its trainer and its labels.jsonl."""
+    scored, measure = [], Scorer.measure
+    trainer = toy_trainer(run, learning_rate=1e-2, warmup_steps=0, **options)
+    trainer.train()
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Scorer, "measure",
+            lambda self, pairs, what: scored.append(what) or measure(self, pairs, what),
+        )  # fmt: skip
+        trainer.save_model()
+    return scored, trainer, read_labels(run / "run" / "labels.jsonl")
+
+
+@pytest.mark.parametrize("method", ["dpo", "rdpo", "perpcorrect"])
+def test_labels_that_no_run_learned_take_no_pass(method, tmp_path, monkeypatch):
+    scored, trainer, labels = passes_of(tmp_path / "a", monkeypatch, method=method)
+    asked, _, whole = passes_of(tmp_path / "b", monkeypatch, method=method, label_pairs=True)
+    assert (scored, asked) == ([], ["labelling"])
+    for name in ("uid", "soft_label", "p_correct", "evidence", "step"):
+        assert labels[name].to_pylist() == whole[name].to_pylist(), name
+    history = trainer.history.tensors()
+    margin = dict(zip(history["index"].tolist(), history["margin"].tolist(), strict=True))
+    assert labels["margin"].to_pylist() == [margin.get(i) for i in range(len(labels))]
+    assert labels["margin"].to_pylist() != whole["margin"].to_pylist()
+    assert None not in labels["margin"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("mspo", ["labelling", "labelling, clean"]), ("evidence", ["labelling"])],
+)
+def test_learned_labels_take_a_pass_over_what_they_read(method, expected, tmp_path, monkeypatch):
+    scored, _, labels = passes_of(tmp_path, monkeypatch, method=method)
+    assert scored == expected
+    assert None not in labels["soft_label"].to_pylist()
 
 
 def test_auroc_is_over_all_pairs_seen_so_far_by_their_latest_labels():

@@ -104,7 +104,7 @@ def labels_of_run(run: str) -> pa.Table | None:
     Raises:
         UsageError: they cannot be read.
     """
-    if not read_record(Path(run))["options"].get("label_pairs", True):
+    if read_record(Path(run))["options"].get("label_pairs") is False:
         return None
     path = Path(run) / LABELS
     try:

@@ -43,7 +43,9 @@ class NoisySet:
 
     def align(self, method: str) -> Path:
         """Align by a method and return the run's directory."""
-        align(self.files, self.config(method))
+        config = self.config(method)
+        config.label_pairs = True  # margins under the finished policy are scores
+        align(self.files, config)
         return Path(self.files.output)
 
     def audit(self) -> Audit:

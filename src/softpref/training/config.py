@@ -119,10 +119,9 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         False,
         group="output",
     )
-    label_pairs: bool = option(
-        "Label every training pair at the end, in one more pass; with false there is no "
-        "labels.jsonl, and `audit --run` can audit the pairs later.",
-        True,
+    label_pairs: bool | None = option(
+        "Label every training pair at the end, in one more pass; default: where labels are "
+        "learned. With false there is no labels.jsonl; `audit --run` can audit the pairs later.",
         group="output",
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False, group="other")

@@ -25,7 +25,7 @@ from softpref.markup import for_markdown, shortened
 from softpref.models.loading import loaded_from
 from softpref.models.weights import located
 from softpref.statistics.noise_rate import rate_text
-from softpref.training.labels import known_flips
+from softpref.training.labels import known_flips, learns_labels
 from softpref.training.metrics import auroc
 from softpref.training.needs import noise_of_sources
 from softpref.training.output import appearing_together, write_lines, write_text
@@ -112,7 +112,7 @@ def stamps(directory: Path) -> dict[str, tuple[int, ...]]:
 def write_run(trainer: MSPOTrainer, output: Path, before: dict[str, tuple[int, ...]]) -> None:
     """Write what a trained run leaves beside its model, and seal both for `audit --run`.
 
-    This takes a pass over the training pairs, unless `label_pairs` is false.
+    This takes a pass over the training pairs where `label_pairs` asks for it.
 
     Args:
         trainer: the run, its model saved; all of its processes call this.
@@ -120,7 +120,7 @@ def write_run(trainer: MSPOTrainer, output: Path, before: dict[str, tuple[int, .
         before: the directory's `stamps` before the model was saved; a file of that time that
             stays as it was is not the run's.
     """
-    labels = trainer.label_pairs() if trainer.args.label_pairs else None
+    labels = _labels(trainer)
     if not trainer.ranks.is_first:
         return
     if labels:
@@ -146,6 +146,18 @@ def write_run(trainer: MSPOTrainer, output: Path, before: dict[str, tuple[int, .
         own = {name: path for name, path in own.items() if name not in others}
         write_manifest(home, own | {RUN_RECORD: home / RUN_RECORD})
     logger.info("written: %s", output)
+
+
+def _labels(trainer: MSPOTrainer) -> Dataset | None:
+    if trainer.args.label_pairs is False:
+        return None
+    if trainer.args.label_pairs or learns_labels(trainer.start.labeller):
+        return trainer.label_pairs()
+    logger.info(
+        f"labels: {trainer.args.method} learned none, so ppl_diff and margin are those of each "
+        "pair's last step; --label_pairs true takes them from the finished policy, in one more pass"
+    )
+    return trainer.labels_in_training()
 
 
 def _write_labels(output: Path, labels: Dataset, pairs: Dataset) -> None:
@@ -259,7 +271,7 @@ def model_card(record: dict[str, Any]) -> str:
     )
     clean = record["data"].get("clean", {}).get("pairs", 0)
     labels = "`label_history.parquet` holds every label as it was trained with.\n"
-    if options["label_pairs"]:
+    if options["label_pairs"] is not False:
         labels = (
             f"`labels.jsonl` says how far the run believes every training pair's label.\n{labels}"
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from softpref.algorithm.bilevel import Update
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.rows import COLUMNS
 from softpref.data.readers import column
 from softpref.data.temporary import replacing
 from softpref.statistics.calibration import Calibration, cross_fit, expected_calibration_error
@@ -84,6 +85,19 @@ class LabelHistory:
         columns = self.tensors()
         return torch.full((pairs,), -1).scatter_reduce(0, columns["index"], columns["step"], "amax")
 
+    def latest(self, pairs: Dataset) -> Measured:
+        """Return what is known of every pair, (n,), without a pass over them.
+
+        PPLDiff and margin are those of the last step that trained on a pair, just before its
+        update, NaN where none did.
+        """
+        columns, last = self.tensors(), self._last_records(len(pairs))
+        seen = {
+            name: torch.where(last < 0, torch.nan, columns[name][last])
+            for name in ("ppl_diff", "margin")
+        }
+        return known(pairs, **seen)
+
     def auroc(self, is_flipped: Tensor | None) -> dict[str, float]:
         """Return `labels/auroc` over the pairs seen so far, each by its latest label.
 
@@ -95,13 +109,15 @@ class LabelHistory:
         """
         if is_flipped is None:
             return {}
-        columns = self.tensors()
-        records = torch.arange(len(columns["index"]))
-        last = torch.full((len(is_flipped),), -1)
-        last.scatter_reduce_(0, columns["index"], records, "amax")
+        columns, last = self.tensors(), self._last_records(len(is_flipped))
         seen = last >= 0
         found = auroc(columns["soft_label"][last[seen]], ~is_flipped[seen])
         return {} if math.isnan(found) else {"labels/auroc": found}
+
+    def _last_records(self, pairs: int) -> Tensor:
+        index = self.tensors()["index"]
+        last = torch.full((pairs,), -1)
+        return last.scatter_reduce(0, index, torch.arange(len(index)), "amax")
 
     def write(self, path: Path, uids: pa.ChunkedArray) -> None:
         """Write `label_history.parquet`: uid, step, ppl_diff, soft_label, margin."""
@@ -117,6 +133,23 @@ def known_flips(pairs: Dataset) -> Tensor | None:
     if "is_flipped" not in pairs.column_names:
         return None
     return torch.tensor(column(pairs, "is_flipped").to_numpy())
+
+
+def known(pairs: Dataset, **numbers: Tensor) -> Measured:
+    """Return what a data set says of its pairs, (n,); NaN beside that and the `numbers` given."""
+    unknown = torch.full((len(pairs),), torch.nan)
+    columns = {
+        name: torch.tensor(column(pairs, name).to_numpy())
+        for name in COLUMNS
+        if name in pairs.column_names
+    }
+    names = (of.name for of in fields(Measured))
+    return Measured(**{name: (columns | numbers).get(name, unknown) for name in names})
+
+
+def learns_labels(labeller: Labeller) -> bool:
+    """Return whether labels come from what training learns, and not from a rule."""
+    return isinstance(labeller, MetaLearner | EvidenceLabeller)
 
 
 def beliefs(
@@ -135,14 +168,14 @@ def beliefs(
     Args:
         uids: the pairs' uids.
         steps: (n,) the step each was last trained on, −1 for never.
-        scored: the pairs under the finished policy.
-        trusted: the clean pairs under the finished policy; without them `p_correct` is null.
+        scored: the pairs under the finished policy, or as they are known without it.
+        trusted: the clean pairs likewise; without them `p_correct` is null.
         labeller: what made the labels; `soft_label` is null unless it learns them.
         noise_rate: share of flipped labels.
     """
     unknown = pa.nulls(len(uids))
     soft_label, p_correct = unknown, unknown
-    if isinstance(labeller, MetaLearner | EvidenceLabeller):
+    if learns_labels(labeller):
         with torch.no_grad():
             soft_label = pa.array(labeller.label(scored).cpu().numpy())
     if isinstance(labeller, EvidenceLabeller):
@@ -155,11 +188,11 @@ def beliefs(
         p_correct = pa.array(calibration.probability_correct(scores, noise_rate).numpy())
     table = {
         "uid": uids,
-        "ppl_diff": scored.ppl_diff.numpy(),
+        "ppl_diff": pa.array(scored.ppl_diff.numpy(), from_pandas=True),  # NaN is null
         "soft_label": soft_label,
         "p_correct": p_correct,
-        "evidence": pa.array(scored.evidence.numpy(), from_pandas=True),  # NaN is null
-        "margin": scored.margin.numpy(),
+        "evidence": pa.array(scored.evidence.numpy(), from_pandas=True),
+        "margin": pa.array(scored.margin.numpy(), from_pandas=True),
         "step": pa.array(steps.numpy(), mask=steps.numpy() < 0),
     }
     return Dataset(pa.table(table))
