@@ -9,7 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from softpref.algorithm.likelihood import measure
 from softpref.data.batches import make_batch, make_shared_batch
-from softpref.models.layout import LayoutChoice, choose_layout, longest_pairs, shortest_pairs
+from softpref.models.layout import (
+    LayoutChoice,
+    choose_layout,
+    layout_with_adapter,
+    longest_pairs,
+    shortest_pairs,
+)
 from tests.tiny import ARCHITECTURES, VOCABULARY, random_pairs, tiny_model, with_lora
 
 SHARED = "prompts shared, log-probabilities of responses only"
@@ -67,10 +73,10 @@ def test_a_sliding_window_shorter_than_the_longest_pair_falls_back(dtype):
 
 
 def test_the_trial_is_made_on_the_longest_pairs():
-    short, long = random_pairs(20, 1, longest=3), random_pairs(3, 2, longest=20)
+    short, long = random_pairs(20, 1, longest=3), random_pairs(2, 2, longest=20)
     mixed = Dataset.from_list([*short[:9], *long, *short[9:]])
     longest = longest_pairs(Dataset.from_list(short), None, mixed)
-    assert len(longest) == 4
+    assert len(longest) == 2
     assert all(pair in longest for pair in long)
     assert choose_layout("auto", windowed(10), longest).why.startswith("padded")
     lengths = [sum(len(p[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids")) for p in mixed]
@@ -114,6 +120,42 @@ def test_padded_can_be_asked_for_and_adapted_heads_are_read_whole():
     assert choose_layout("auto", adapted, pairs).why == "prompts shared, all logits"
 
 
+def with_adapter(pairs, **changes):
+    """Return a policy's layout, its adapted self with its layout, and the passes of that choice."""
+    policy = tiny_model(dtype=torch.float32)
+    before, passes = choose_layout("auto", policy, pairs), []
+    adapted = with_lora(policy, **changes)
+    adapted.register_forward_pre_hook(lambda *_: passes.append(1))
+    return before, adapted, layout_with_adapter(before, "auto", adapted, pairs), len(passes)
+
+
+def test_a_fresh_adapter_is_tried_in_one_pass():
+    before, _, found, passes = with_adapter(random_pairs(2), spread=0.0)
+    assert found is before
+    assert passes == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"target_modules": ["lm_head"], "spread": 0.0}])
+def test_an_adapter_that_changes_the_policy_or_its_head_is_tried_anew(changes):
+    before, adapted, found, passes = with_adapter(pairs := random_pairs(2), **changes)
+    assert found is not before
+    assert passes > 1
+    assert found.why == choose_layout("auto", adapted, pairs).why
+    hold_to_truth(adapted, found.collate, pairs)
+
+
+def test_a_layout_that_fails_with_the_adapter_falls_back():
+    def refuse(module, arguments, named):
+        if "position_ids" in named:
+            raise ValueError("no positions, please")
+
+    policy, pairs = tiny_model(dtype=torch.float32), random_pairs(2)
+    before = choose_layout("auto", policy, pairs)
+    policy.register_forward_pre_hook(refuse, with_kwargs=True)
+    found = layout_with_adapter(before, "auto", policy, pairs)
+    assert found.why.startswith("padded rows, log-probabilities of responses only; not prompts")
+
+
 def test_flex_attention_sees_the_same_blocks():
     """Forward only, not compiled: torch 2.13's code for a CPU errs under AVX2 and AVX-512."""
     policy, pairs = tiny_model("llama", torch.float32, "sdpa"), random_pairs(6, longest=20)
@@ -129,6 +171,6 @@ def test_flex_attention_sees_the_same_blocks():
 
 def test_a_layout_that_is_applied_for_a_while_leaves_the_attention_as_it_was():
     policy = tiny_model(dtype=torch.float32, attention="sdpa")
-    with LayoutChoice(make_batch, "eager", "").applied(policy) as collate:
+    with LayoutChoice(make_batch, "eager", "", "", torch.empty(0)).applied(policy) as collate:
         assert (collate, policy.config._attn_implementation) == (make_batch, "eager")
     assert policy.config._attn_implementation == "sdpa"

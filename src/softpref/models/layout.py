@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +22,12 @@ from softpref.data.batches import PARTS, Collate, make_batch, make_shared_batch
 from softpref.models.scoring import pair_lengths, token_counts
 
 Layout = Literal["auto", "padded"]
+Candidate = tuple[str, str, Collate]
 
 FLEX_ATTENTION = "flex_attention"
 PROBE_PAIRS = 4
+LONGEST_PAIRS = 2
+"""Of a trial, which costs as much as scoring many a mean pair."""
 _LARGEST_ERROR = 1e-4
 _LARGEST_ERROR_16_BIT = 3e-2
 
@@ -38,9 +41,9 @@ def longest_pairs(*sets: Dataset | None) -> list[dict[str, Any]]:
         pairs[i]
         for pairs in sets
         if pairs is not None
-        for i in pair_lengths(pairs).topk(min(PROBE_PAIRS, len(pairs))).indices.tolist()
+        for i in pair_lengths(pairs).topk(min(LONGEST_PAIRS, len(pairs))).indices.tolist()
     ]
-    return sorted(longest, key=lambda pair: -sum(len(pair[p]) for p in PARTS))[:PROBE_PAIRS]
+    return sorted(longest, key=lambda pair: -sum(len(pair[p]) for p in PARTS))[:LONGEST_PAIRS]
 
 
 def shortest_pairs(pairs: Dataset) -> list[dict[str, Any]]:
@@ -65,11 +68,15 @@ class LayoutChoice:
         collate: makes a batch of pairs.
         attention: the attention that it needs, by transformers' names.
         why: what was chosen and why, for the log.
+        name: what was chosen, as `why` begins.
+        truth: what padded rows and all logits gave in the trial, log-probabilities, nats.
     """
 
     collate: Collate
     attention: str
     why: str
+    name: str
+    truth: Tensor
 
     def apply(self, policy: nn.Module) -> Collate:
         """Switch the policy's attention to the one needed and return `collate`."""
@@ -102,12 +109,46 @@ def choose_layout(
         probe: the longest pairs, tokenized.
     """
     truth = _logps(policy, make_batch(probe))
+    attention = cast(Any, policy).config._attn_implementation
+    chosen, turned_down = _first_right(policy, _candidates(layout, policy), probe, truth)
+    if chosen:
+        return chosen
+    words = "padded rows, all logits"
+    return LayoutChoice(make_batch, attention, _why(words, turned_down), words, truth)
+
+
+def layout_with_adapter(
+    chosen: LayoutChoice, layout: Layout, policy: nn.Module, probe: Sequence[dict[str, Any]]
+) -> LayoutChoice:
+    """Return the layout of a policy that has a fresh adapter since `chosen` was chosen for it.
+
+    As a rule such an adapter changes nothing yet. Where one pass gives the log-probabilities of the
+    first trial, its result stands; else there is another trial.
+
+    Args:
+        chosen: the layout of the policy without the adapter.
+        layout: as in `choose_layout`.
+        policy: the policy with its adapter.
+        probe: the pairs of the first trial.
+    """
+    same = (of for of in _candidates(layout, policy) if of[0] == chosen.name)
+    stands, _ = _first_right(policy, same, probe, chosen.truth)
+    return chosen if stands else choose_layout(layout, policy, probe)
+
+
+def _first_right(
+    policy: nn.Module,
+    candidates: Iterable[Candidate],
+    probe: Sequence[dict[str, Any]],
+    truth: Tensor,
+) -> tuple[LayoutChoice | None, list[str]]:
+    """Return the first layout that agrees with the truth, if any, and why others do not."""
     dtype = cast(Any, policy).get_input_embeddings().weight.dtype
     low = dtype in (torch.bfloat16, torch.float16)
     largest_error = _LARGEST_ERROR_16_BIT if low else _LARGEST_ERROR
     turned_down = []
     attention_before = cast(Any, policy).config._attn_implementation
-    for words, attention, collate in _candidates(layout, policy):
+    for words, attention, collate in candidates:
         try:
             _switch(policy, attention)
             error = float((_logps(policy, collate(probe)) - truth).abs().mean())
@@ -119,19 +160,19 @@ def choose_layout(
             turned_down.append(f"{words}: {first[:120]}")
         else:
             if error <= largest_error:
-                return LayoutChoice(collate, attention, _why(words, turned_down))
+                why = _why(words, turned_down)
+                return LayoutChoice(collate, attention, why, words, truth), turned_down
             turned_down.append(f"{words}: off by {error:.2g} nats per token for this model")
         finally:
             _switch(policy, attention_before)
-    why = _why("padded rows, all logits", turned_down)
-    return LayoutChoice(make_batch, attention_before, why)
+    return None, turned_down
 
 
 def _why(chosen: str, turned_down: Sequence[str]) -> str:
     return "; ".join([chosen, *(f"not {why}" for why in turned_down)])
 
 
-def _candidates(layout: Layout, policy: Any) -> Iterator[tuple[str, str, Collate]]:
+def _candidates(layout: Layout, policy: Any) -> Iterator[Candidate]:
     """Yield the ways to make batches and the attention each needs, fastest first."""
     heads: list[tuple[str, HeadPositions]] = [("all logits", "all")]
     if refuse_response_head(policy) is None:

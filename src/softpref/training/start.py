@@ -20,7 +20,7 @@ from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.ranks import Ranks
 from softpref.data.batches import Collate
 from softpref.data.column_cache import ColumnCache
-from softpref.models.layout import LayoutChoice, choose_layout, longest_pairs
+from softpref.models.layout import LayoutChoice, choose_layout, layout_with_adapter, longest_pairs
 from softpref.models.loading import (
     context_length,
     load_to_train,
@@ -123,8 +123,9 @@ def prepare_start(
         correction = correct(Surrogates(policy, prepared, config, adapter, fingerprint, cache))
     train = with_given_labels(prepared.train, method, correction)
     prepared = dataclasses.replace(prepared, train=train)
-    policy = make_trainable(policy, config.tuning, adapter)
-    layout = choose_layout(config.resolved_layout(), policy, probe)
+    as_scored, policy = policy, make_trainable(policy, config.tuning, adapter)
+    if policy is not as_scored:
+        layout = layout_with_adapter(layout, config.resolved_layout(), policy, probe)
     layout.apply(policy)
     noise = noise_of(config.noise_rate, prepared, correction, evidence)
     teacher = None

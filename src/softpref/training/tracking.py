@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
@@ -88,6 +86,10 @@ def map_picture(meta_learner: MetaLearner) -> Any:
     Returns:
         An array (height, width, 3) of bytes.
     """
+    # Every run imports this module, and few have a tracker.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     mean, deviation = meta_learner.mean, meta_learner.deviation
     signals = mean.repeat(200, 1)
     signals[:, 0] += torch.linspace(-SPREAD, SPREAD, 200).to(mean) * deviation[0]
