@@ -33,6 +33,14 @@ from softpref.bench.counting import StepCounts, count_step
 from softpref.bench.memory import peak_in_new_process
 from softpref.bench.report import LEGEND, Group, draw_step_times, rows, runs
 from softpref.bench.timing import time_rounds
+from softpref.bench.whole import (
+    ENTRANTS,
+    cost_record,
+    cost_tables,
+    given_inputs,
+    random_inputs,
+    time_commands,
+)
 from softpref.bench.workload import TUNINGS, ModelSize, Shape, Workload
 from softpref.errors import UsageError, require_package
 from softpref.models.loading import Tuning
@@ -45,6 +53,7 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("softpref", "torch", "transformers", "trl", "peft")
 SLOW: Name = "double_backward"
 OLDEST_TRL = "1.16"
+WHOLE_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,20 @@ class BenchOptions:
     )
     json: str | None = option("Write the numbers to this file.", metavar="FILE")
     plot: str | None = option("Plot the step times to this PNG.", metavar="FILE")
-    rounds: int | None = option("Timed steps of each contestant; default: the preset's.", least=1)
+    rounds: int | None = option(
+        "Timed steps of each contestant; default: the preset's, or 3 with --whole.", least=1
+    )
+    whole: bool = option(
+        "Time whole commands in place of steps, from their start to the written model, and their "
+        "phases: TRL's DPO, `train --method dpo` and `mspo`.",
+        False,
+    )
+    model: str | None = option(
+        "With --whole: a model, in place of the preset's random one.", metavar="DIR"
+    )
+    pairs: str | None = option(
+        "With --model: JSONL of pairs; the first 64 train, the next 16 are trusted.", metavar="FILE"
+    )
 
 
 def run_bench(options: BenchOptions) -> None:
@@ -123,10 +145,14 @@ def run_bench(options: BenchOptions) -> None:
     if options.preset == "gpu" and not torch.cuda.is_available():
         raise UsageError("--preset gpu needs a CUDA device, and torch sees none: try --preset cpu.")
     refuse_too_small(options)
+    _refuse_odd_combinations(options)
     for flag, path in (("--json", options.json), ("--plot", options.plot)):
         if path and not file_to_write(path, flag).absolute().parent.is_dir():
             raise UsageError(f"{flag} {path}: its directory does not exist: create it.")
     preset = PRESETS[options.preset]
+    if options.whole:
+        _time_whole(options, preset)
+        return
     for groups in measure_preset(replace(preset, rounds=options.rounds or preset.rounds)):
         if options.json:
             text = json.dumps(environment(options.preset) | {"runs": runs(groups)}, indent=2)
@@ -134,6 +160,37 @@ def run_bench(options: BenchOptions) -> None:
     _print_table(groups)
     if options.plot:
         draw_step_times(groups, Path(options.plot))
+
+
+def _refuse_odd_combinations(options: BenchOptions) -> None:
+    for name in ("model", "pairs"):
+        if getattr(options, name) and not options.whole:
+            raise UsageError(f"--{name}: only --whole reads it; leave it out, or give --whole.")
+    if bool(options.model) != bool(options.pairs):
+        raise UsageError("--model and --pairs: give both, or neither for a random model.")
+    if options.plot and options.whole:
+        raise UsageError("--plot: plots the times of steps; leave it out with --whole.")
+
+
+def _time_whole(options: BenchOptions, preset: BenchPreset) -> None:
+    workload, rounds = preset.workloads[0], options.rounds or WHOLE_ROUNDS
+    total = rounds * len(ENTRANTS)
+    with (
+        tempfile.TemporaryDirectory() as home,
+        tqdm(total=total, desc="measuring", leave=False, disable=None) as bar,
+    ):
+        if options.model and options.pairs:
+            place = Path(home)
+            inputs = given_inputs(options.model, options.pairs, workload.device, place)
+        else:
+            inputs = random_inputs(workload, Path(home))
+        for costs in time_commands(inputs, rounds, bar.update):
+            if options.json:
+                record = environment(options.preset) | {"model": options.model}
+                text = json.dumps(record | cost_record(costs), indent=2)
+                write_text(Path(options.json), text + "\n")
+    for table in cost_tables(costs):
+        _print_rows(table)
 
 
 def measure_preset(preset: BenchPreset) -> Iterator[list[Group]]:
@@ -222,9 +279,12 @@ def _processor() -> str:
 
 
 def _print_table(groups: Sequence[Group]) -> None:
-    table = rows(groups)
+    _print_rows(rows(groups))
+    logger.info(LEGEND.format(pairs=groups[0].workload.pairs))
+
+
+def _print_rows(table: Sequence[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         logger.info("%s", "  ".join(cells).rstrip())
-    logger.info(LEGEND.format(pairs=groups[0].workload.pairs))

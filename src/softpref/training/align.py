@@ -114,7 +114,7 @@ def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
         logger.info("noise rate of %s: %s", name, rate)
     trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
     if evaluation:
-        metrics = trainer.evaluate()
+        metrics = trainer.evaluated or trainer.evaluate()  # at the last step perhaps already
         loss, right = (metrics[f"eval_{n}"] for n in ("loss", "rewards/accuracies"))
         logger.info(
             f"eval: loss {loss:.4f}; the implicit reward prefers the response labelled better in "
