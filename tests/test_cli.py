@@ -81,6 +81,8 @@ def test_train_leaves_a_whole_run(files, model, capsys):
     assert record["options"]["beta"] == 0.1
     assert record["versions"]["torch"]
     printed = capsys.readouterr().out
+    lines = (run / "metrics.jsonl").read_text()
+    assert lines.count('"eval_loss"') == 1  # once at the last step
     for said in ("reference:", "noise rate:", "engine:", "steps: 2 of 8 pairs", "written: run"):
         assert said in printed
     assert "---\nlibrary_name: peft" in (run / "README.md").read_text()

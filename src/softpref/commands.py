@@ -97,8 +97,8 @@ COMMAND_HELP: dict[str, Command] = {
         positional="TARGET",
     ),
     "bench": Command(
-        "Time a training step against TRL's on this machine.",
-        ("bench --preset cpu", "bench --preset gpu --json bench.json"),
+        "Time a training step, or a whole command, against TRL's on this machine.",
+        ("bench --preset cpu --json bench.json", "bench --whole --json whole.json"),
         ("softpref.bench.benchmark:BenchOptions",),
     ),
     "push": Command(

@@ -16,8 +16,10 @@ from softpref.algorithm.likelihood import measure
 from softpref.algorithm.objective import GEOMETRIC
 from softpref.data import make_batch
 from softpref.errors import UsageError
+from softpref.models.layout import choose_layout
 from softpref.models.scoring import Scorer
 from softpref.statistics.noise_rate import NoiseRate
+from softpref.training import start
 from softpref.training.config import MSPOConfig
 from softpref.training.teacher import CleanSampler
 from softpref.training.trainer import MSPOTrainer
@@ -80,6 +82,26 @@ def test_engines_agree_over_a_run(engine, tmp_path):
     for one, other in zip(*runs, strict=True):
         for name in one:
             torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-9)
+
+
+def test_a_start_scores_nothing_twice(tmp_path):
+    model, passes = tiny_model(dtype=torch.float32, attention="sdpa"), []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    toy_trainer(tmp_path, model=model, method="dpo", tuning="lora")
+    causality, layout, under_the_adapter, training_pairs, trusted_pairs = 2, 2, 1, 40 / 8, 16 / 8
+    assert len(passes) == causality + layout + under_the_adapter + training_pairs + trusted_pairs
+
+
+def test_another_trial_under_the_adapter_changes_no_bit(tmp_path, monkeypatch):
+    runs = []
+    for _ in range(2):
+        trainer = toy_trainer(tmp_path, tuning="lora", max_steps=2, warmup_steps=0)
+        trainer.train()
+        found = weights(trainer.policy) | weights(trainer.start.labeller)
+        runs.append((found | trainer.history.tensors(), trainer.label_pairs().to_list()))
+        monkeypatch.setattr(start, "layout_with_adapter", lambda _, *given: choose_layout(*given))
+    assert same(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
 
 
 def test_evaluation_never_teaches(tmp_path):

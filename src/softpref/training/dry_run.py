@@ -55,23 +55,28 @@ def dry_run(files: AlignFiles, config: MSPOConfig) -> None:
     if config.resolved_method().teaches and config.meta_batch_size and config.meta_every:
         meta = config.meta_batch_size / config.pairs_per_step() / config.meta_every
     trained = steps * config.pairs_per_step()
-    passes = forward_passes(sum(map(len, prepared.named().values())), trained, meta)
+    once = sum(map(len, prepared.named().values()))
+    again = sum(map(len, prepared.evaluation.values()))
+    if config.label_pairs or (config.label_pairs is None and config.resolved_method().doubts):
+        again = once
+    passes = forward_passes(once, again, trained, meta)
     logger.info(
         f"time: about {duration(seconds * passes)}, as long as {passes:,.0f} forward passes of a "
         f"pair at {1000 * seconds:.0f} ms, if this machine is idle; {NOTHING}"
     )
 
 
-def forward_passes(pairs: int, trained: int, meta: float) -> float:
+def forward_passes(once: int, again: int, trained: int, meta: float) -> float:
     """Return a run's cost in forward passes of one pair.
 
     Args:
-        pairs: all pairs, which the reference pass reads, and labelling and evaluation once more.
+        once: all pairs, which the reference pass reads.
+        again: those that labelling and evaluation read once more.
         trained: the pairs of all steps.
         meta: m; a step that teaches a meta-learner costs 1 + m plain steps. It is the clean batch
             over the batch over the steps between its updates.
     """
-    return 2 * pairs + trained * (1 + BACKWARD) * (1 + meta)
+    return once + again + trained * (1 + BACKWARD) * (1 + meta)
 
 
 def seconds_per_pair(scorer: Scorer, pairs: Dataset) -> float:
