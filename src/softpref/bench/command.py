@@ -119,8 +119,9 @@ def run_trl(request: dict[str, Any], watch: Stopwatch) -> None:
     with watch.timing("imports"):
         from datasets import load_dataset
         from peft import LoraConfig
-        from trl import DPOConfig, DPOTrainer
         from trl.trainer import utils as heads
+        from trl.trainer.dpo_config import DPOConfig
+        from trl.trainer.dpo_trainer import DPOTrainer
 
         watch.time_calls(_THEIRS)
     if request["response_only_head"] and hasattr(heads, "_use_triton"):

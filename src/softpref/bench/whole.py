@@ -113,7 +113,7 @@ def given_inputs(model: str, pairs: str, device: str, home: Path) -> CommandInpu
     for bad in load_pairs(pairs, on_bad_row="skip").bad_rows:
         raise UsageError(f"--pairs {place(pairs, bad.row)}: {bad.reason}. Fix it, or remove it.")
     text = Path(pairs).read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) < TRAINING_PAIRS + TRUSTED_PAIRS:
         raise UsageError(
             f"--pairs {pairs}: has {len(lines)} rows: give at least "
@@ -124,11 +124,14 @@ def given_inputs(model: str, pairs: str, device: str, home: Path) -> CommandInpu
 
 
 def _inputs(model: str, lines: Sequence[str], device: str, home: Path) -> CommandInputs:
-    ends = (0, TRAINING_PAIRS, TRAINING_PAIRS + TRUSTED_PAIRS)
-    for name, start, end in zip(("train", "clean"), ends, ends[1:], strict=False):
-        text = "".join(f"{line}\n" for line in lines[start:end])
+    parts = {
+        "train": lines[:TRAINING_PAIRS],
+        "clean": lines[TRAINING_PAIRS : TRAINING_PAIRS + TRUSTED_PAIRS],
+    }
+    for name, part in parts.items():
+        text = "".join(f"{line}\n" for line in part)
         (home / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    return CommandInputs(model, *(str(home / f"{n}.jsonl") for n in ("train", "clean")), device)
+    return CommandInputs(model, str(home / "train.jsonl"), str(home / "clean.jsonl"), device)
 
 
 def time_commands(
@@ -214,8 +217,8 @@ def request_of(name: Entrant, inputs: CommandInputs, home: Path) -> dict[str, An
 def cost_tables(costs: Costs) -> list[list[tuple[str, ...]]]:
     """Return two tables, header first: what commands cost, and processor seconds by phase."""
     ratios = [f"{kind} x {_SHORT[base]}" for kind in _TIMES for base in BASELINES]
-    totals = [("command", "wall, s", "processor, s", "peak, MiB", *ratios)]
-    phases = [("processor, s", *PHASES)]
+    totals: list[tuple[str, ...]] = [("command", "wall, s", "processor, s", "peak, MiB", *ratios)]
+    phases: list[tuple[str, ...]] = [("processor, s", *PHASES)]
     for name, of in costs.items():
         numbers = (median([getattr(cost, key) for cost in of]) for key in (*_TIMES, "peak_mib"))
         compared = (_ratio(costs, name, base, kind) for kind in _TIMES for base in BASELINES)
