@@ -25,7 +25,7 @@ from softpref.markup import for_markdown, shortened
 from softpref.models.loading import loaded_from
 from softpref.models.weights import located
 from softpref.statistics.noise_rate import rate_text
-from softpref.training.labels import known_flips, learns_labels
+from softpref.training.labels import beliefs, known, known_flips, learns_labels
 from softpref.training.metrics import auroc
 from softpref.training.needs import noise_of_sources
 from softpref.training.output import appearing_together, write_lines, write_text
@@ -157,7 +157,14 @@ def _labels(trainer: MSPOTrainer) -> Dataset | None:
         f"labels: {trainer.args.method} learned none, so ppl_diff and margin are those of each "
         "pair's last step; --label_pairs true takes them from the finished policy, in one more pass"
     )
-    return trainer.labels_in_training()
+    return beliefs(
+        column(trainer.pairs, "uid"),
+        trainer.history.last_steps(len(trainer.pairs)),
+        trainer.history.latest(trainer.pairs),
+        known(trainer.clean) if trainer.clean else None,
+        trainer.start.labeller,
+        trainer.start.noise.expected if trainer.start.noise else None,
+    )
 
 
 def _write_labels(output: Path, labels: Dataset, pairs: Dataset) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -150,6 +151,22 @@ def known(pairs: Dataset, **numbers: Tensor) -> Measured:
 def learns_labels(labeller: Labeller) -> bool:
     """Return whether labels come from what training learns, and not from a rule."""
     return isinstance(labeller, MetaLearner | EvidenceLabeller)
+
+
+def trusted_numbers(
+    labeller: Labeller, clean: Dataset | None, score: Callable[[Dataset, str], Measured]
+) -> Measured | None:
+    """Return the clean pairs as `beliefs` takes them; only a meta-learner reads a finished policy.
+
+    Args:
+        labeller: what made the labels.
+        clean: the clean pairs, if any.
+        score: measures pairs under the finished policy.
+    """
+    if clean is None:
+        return None
+    learns = isinstance(labeller, MetaLearner)
+    return score(clean, "labelling, clean") if learns else known(clean)
 
 
 def beliefs(

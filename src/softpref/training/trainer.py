@@ -27,7 +27,6 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallbac
 from softpref.algorithm.bilevel import NonFiniteError, Objective, non_finite_pairs, total_norm
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.gradients.taps import NotTappedError
-from softpref.algorithm.labeller import MetaLearner
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.policy import trainable
 from softpref.arguments import named_as_arguments
@@ -40,7 +39,7 @@ from softpref.training.drift import require_alike
 from softpref.training.finished import Origin, stamps, write_run
 from softpref.training.identity import IDENTITY
 from softpref.training.interrupts import SkippedSteps
-from softpref.training.labels import LabelHistory, beliefs, known, known_flips
+from softpref.training.labels import LabelHistory, beliefs, known_flips, trusted_numbers
 from softpref.training.metrics import (
     evaluation_metrics,
     label_columns,
@@ -326,23 +325,14 @@ class MSPOTrainer(SafeCheckpoints):
         final labeller, null where none is learned; `p_correct`, the probability that the label is
         right; `evidence` before training and `margin`, nats; `step` it was last trained on, if any.
         """
-        return self._beliefs(self._score(self.pairs, "labelling"))
-
-    def labels_in_training(self) -> Dataset:
-        """Return `label_pairs` without its pass: PPLDiff and margin from a pair's last step."""
-        return self._beliefs(self.history.latest(self.pairs))
-
-    def _beliefs(self, scored: Measured) -> Dataset:
-        labeller, trusted = self.start.labeller, None
-        if self.clean:  # only a meta-learner sees them under the finished policy
-            learns = isinstance(labeller, MetaLearner)
-            trusted = self._score(self.clean, "labelling, clean") if learns else known(self.clean)
+        scored = self._score(self.pairs, "labelling")
+        scored = self._refits.seen(scored) if self._refits else scored
         return beliefs(
             column(self.pairs, "uid"),
             self.history.last_steps(len(self.pairs)),
-            self._refits.seen(scored) if self._refits else scored,
-            trusted,
-            labeller,
+            scored,
+            trusted_numbers(self.start.labeller, self.clean, self._score),
+            self.start.labeller,
             self.start.noise.expected if self.start.noise else None,
         )
 
