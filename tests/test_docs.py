@@ -40,6 +40,7 @@ OTHER_TOOLS = {
     "lr",  # what others call --learning_rate
     "sets", "json", "trusted", "trusted_errors", "table", "use_cpu",  # benchmarks/
     "measure", "shards",
+    "outtype", "outfile", "port",  # llama.cpp
 }  # fmt: skip
 
 

@@ -128,6 +128,13 @@ def _bench(arguments: list[str]) -> None:
     run_bench(options)
 
 
+def _merge(arguments: list[str]) -> None:
+    """Merge an adapter."""
+    from softpref.training.merging import MergeOptions, run_merge
+
+    run_merge(*parse("merge", arguments, MergeOptions))
+
+
 def _push(arguments: list[str]) -> None:
     """Upload a run or an audit."""
     from softpref.publishing import PushOptions, run_push
@@ -155,6 +162,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "study": _study,
     "bench": _bench,
+    "merge": _merge,
     "push": _push,
     "env": _env,
 }
