@@ -31,7 +31,7 @@ REWARD = JudgeOptions("reward_model", judge_model="reward", judge_batch_size=4)
 IMPLICIT = JudgeOptions(
     "implicit_reward", judge_model="other", judge_reference="model", judge_batch_size=4
 )
-GENERATE = {"model": "model", "prompts": "data.jsonl", "samples": 2,
+GENERATE = {"model": "model", "prompts": "data.jsonl", "limit": 64, "samples": 2,
             "temperature": 1.0, "max_new_tokens": 4, "batch_size": 4}  # fmt: skip
 
 

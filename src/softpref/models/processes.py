@@ -39,7 +39,8 @@ def joined() -> Iterator[Ranks]:
     ranks = Ranks.here(torch.device("cpu"))
     logger.info("processes: %d, which share the scoring", ranks.count)
     yield ranks
-    distributed.destroy_process_group()  # after an error others must not end before its message
+    ranks.wait()  # NCCL's groups must end together
+    distributed.destroy_process_group()  # not after an error, which others would see before it says
 
 
 def _backend() -> str:
