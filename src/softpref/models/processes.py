@@ -16,7 +16,7 @@ from softpref.errors import UsageError, first_line
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WAIT = timedelta(days=7)
+LONGEST_SILENCE = timedelta(days=7)
 """How long processes wait for the first, which may ask a judge for hours; one that died ends it."""
 
 
@@ -31,7 +31,7 @@ def joined() -> Iterator[Ranks]:
         yield ALONE
         return
     try:
-        distributed.init_process_group(_backend(), timeout=LONGEST_WAIT)
+        distributed.init_process_group(_backend(), timeout=LONGEST_SILENCE)
     except (ValueError, distributed.DistError) as error:
         raise UsageError(
             f"the processes cannot join: {first_line(error)}; start them by torchrun."
