@@ -100,12 +100,12 @@ def work(home: Path, name: str) -> None:
     """Run one command; the first process prints every process's tokens, and seconds, as JSON."""
     import torch
 
-    from softpref.models.processes import joined
+    from softpref.models.processes import joined_processes
 
     torch.set_num_threads(1)
     os.chdir(home)
     command = commands()[name]
-    with joined() as ranks, counting() as tokens:
+    with joined_processes() as ranks, counting() as tokens:
         start = time.perf_counter()
         command(ranks)
         seconds = time.perf_counter() - start

@@ -78,20 +78,20 @@ def _audit(arguments: list[str]) -> None:
     from softpref.auditing.audit import run_audit
     from softpref.auditing.options import AuditOptions
     from softpref.judging.options import OptionalJudge
-    from softpref.models.processes import joined
+    from softpref.models.processes import joined_processes
 
     options, judge = parse("audit", arguments, AuditOptions, OptionalJudge)
-    with joined() as ranks:
+    with joined_processes() as ranks:
         run_audit(options, judge.named(), ranks)
 
 
 def _generate(arguments: list[str]) -> None:
     """Write responses to prompts."""
     from softpref.judging.generate import GenerateOptions, run_generate
-    from softpref.models.processes import joined
+    from softpref.models.processes import joined_processes
 
     (options,) = parse("generate", arguments, GenerateOptions)
-    with joined() as ranks:
+    with joined_processes() as ranks:
         run_generate(options, ranks)
 
 
@@ -99,10 +99,10 @@ def _judge(arguments: list[str]) -> None:
     """Judge responses, or measure a judge."""
     from softpref.judging.judge import JudgeFiles, run_judge
     from softpref.judging.options import JudgeOptions
-    from softpref.models.processes import joined
+    from softpref.models.processes import joined_processes
 
     files, options = parse("judge", arguments, JudgeFiles, JudgeOptions)
-    with joined() as ranks:
+    with joined_processes() as ranks:
         run_judge(files, options, ranks)
 
 
@@ -110,10 +110,10 @@ def _compare(arguments: list[str]) -> None:
     """Compare methods with a judge."""
     from softpref.judging.compare import CompareOptions, run_compare
     from softpref.judging.options import JudgeOptions
-    from softpref.models.processes import joined
+    from softpref.models.processes import joined_processes
 
     files, options = parse("compare", arguments, CompareOptions, JudgeOptions)
-    with joined() as ranks:
+    with joined_processes() as ranks:
         run_compare(files, options, ranks)
 
 

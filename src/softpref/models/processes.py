@@ -21,7 +21,7 @@ LONGEST_SILENCE = timedelta(days=7)
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined_processes() -> Iterator[Ranks]:
     """Join the processes that a launcher started, and yield which of them this one is.
 
     Raises:
