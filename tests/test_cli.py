@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import softpref
+from softpref import cli
 from softpref.cli import main
 from softpref.world.language import make_tokenizer
 from tests.forked import Forked
@@ -644,3 +645,39 @@ def test_log_lines_are_text_and_q_leaves_warnings(files, model, capsys):
     said = capsys.readouterr()
     assert said.out.startswith("warning: warm-up takes 100 of 2 steps")
     assert "step" not in said.out.splitlines()[-1] or len(said.out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1"),
+     torch.distributed.DistBackendError("NCCL error")],
+)  # fmt: skip
+def test_a_process_whose_others_are_gone_leaves_the_word_to_them(monkeypatch, capsys, error):
+    def fail(_):
+        raise error
+
+    waited = []
+    monkeypatch.setitem(cli.COMMANDS, "audit", fail)
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = fails(capsys, ["audit", "--model", "m", "--data", "d", "--clean", "c",
+                             "--output", "o"])  # fmt: skip
+    assert message == "softpref audit: another process ended; its message says why.\n"
+    assert waited == [cli.FIRST_PROCESS_LEAD]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(type(error)):
+        main(["audit", "--model", "m", "--data", "d", "--clean", "c", "--output", "o"])
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
+def test_of_several_processes_one_says_that_it_was_interrupted(monkeypatch, capsys, rank, said):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "generate", interrupt)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--model", "m", "--prompts", "p", "--output", "o.jsonl"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.count("run the same command to resume") == said

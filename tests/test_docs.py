@@ -39,7 +39,8 @@ OTHER_TOOLS = {
     "from", "torch_backend", "rm", "build_arg", "repository",  # uvx, docker, twine
     "lr",  # what others call --learning_rate
     "sets", "json", "trusted", "trusted_errors", "table", "use_cpu",  # benchmarks/
-    "measure", "shards",
+    "measure", "shards", "processes",
+    "outtype", "outfile", "port",  # llama.cpp
 }  # fmt: skip
 
 

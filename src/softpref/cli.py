@@ -23,7 +23,7 @@ from softpref.verbosity import logging_to_terminal, set_up_libraries, split_verb
 
 FIRST_PROCESS_LEAD = 5.0
 """Seconds that the other processes wait, so that the first reports an error first."""
-SHARED = ("sft", "train")
+SHARED = ("sft", "train", "audit", "generate", "judge", "compare")
 """Commands that can run in several processes."""
 
 USAGE = """\
@@ -78,33 +78,43 @@ def _audit(arguments: list[str]) -> None:
     from softpref.auditing.audit import run_audit
     from softpref.auditing.options import AuditOptions
     from softpref.judging.options import OptionalJudge
+    from softpref.models.processes import joined_processes
 
     options, judge = parse("audit", arguments, AuditOptions, OptionalJudge)
-    run_audit(options, judge.named())
+    with joined_processes() as ranks:
+        run_audit(options, judge.named(), ranks)
 
 
 def _generate(arguments: list[str]) -> None:
     """Write responses to prompts."""
     from softpref.judging.generate import GenerateOptions, run_generate
+    from softpref.models.processes import joined_processes
 
     (options,) = parse("generate", arguments, GenerateOptions)
-    run_generate(options)
+    with joined_processes() as ranks:
+        run_generate(options, ranks)
 
 
 def _judge(arguments: list[str]) -> None:
     """Judge responses, or measure a judge."""
     from softpref.judging.judge import JudgeFiles, run_judge
     from softpref.judging.options import JudgeOptions
+    from softpref.models.processes import joined_processes
 
-    run_judge(*parse("judge", arguments, JudgeFiles, JudgeOptions))
+    files, options = parse("judge", arguments, JudgeFiles, JudgeOptions)
+    with joined_processes() as ranks:
+        run_judge(files, options, ranks)
 
 
 def _compare(arguments: list[str]) -> None:
     """Compare methods with a judge."""
     from softpref.judging.compare import CompareOptions, run_compare
     from softpref.judging.options import JudgeOptions
+    from softpref.models.processes import joined_processes
 
-    run_compare(*parse("compare", arguments, CompareOptions, JudgeOptions))
+    files, options = parse("compare", arguments, CompareOptions, JudgeOptions)
+    with joined_processes() as ranks:
+        run_compare(files, options, ranks)
 
 
 def _study(arguments: list[str]) -> None:
@@ -126,6 +136,13 @@ def _bench(arguments: list[str]) -> None:
     torch.set_num_threads(1)  # single-thread times are comparable between machines
     (options,) = parse("bench", arguments, BenchOptions)
     run_bench(options)
+
+
+def _merge(arguments: list[str]) -> None:
+    """Merge an adapter."""
+    from softpref.training.merging import MergeOptions, run_merge
+
+    run_merge(*parse("merge", arguments, MergeOptions))
 
 
 def _push(arguments: list[str]) -> None:
@@ -155,6 +172,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "study": _study,
     "bench": _bench,
+    "merge": _merge,
     "push": _push,
     "env": _env,
 }
@@ -194,8 +212,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     if command not in SHARED and processes != "1":
         _fail(
             f"softpref {command}: runs in one process, and {processes} were started (WORLD_SIZE); "
-            f"only {' and '.join(SHARED)} share their work. Start it without torchrun or "
-            "accelerate."
+            f"only {', '.join(SHARED)} share their work. Start it without torchrun or accelerate."
         )
     with logging_to_terminal(verbosity):
         try:
@@ -224,13 +241,25 @@ def _call(command: str, arguments: list[str]) -> None:
             raise
         _fail(f"softpref {command}: {text}")
     except (MemoryError, RuntimeError) as error:
+        if _is_of_lost_process(error):
+            time.sleep(FIRST_PROCESS_LEAD)  # the launcher ends this one before it says anything
+            _fail(f"softpref {command}: another process ended; its message says why.")
         if not is_out_of_memory(error):
             raise
         _fail(f"softpref {command}: {memory_message(command, error)}")
     except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(130)
         text = "interrupted; run the same command to resume, sft and train from the last checkpoint"
         print(f"{text} (--save_steps)", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_of_lost_process(error: Exception) -> bool:
+    """Return whether an exchange failed because another of several processes has ended."""
+    kinds = ("DistBackendError", "DistNetworkError")
+    is_exchange = type(error).__name__ in kinds or "by peer" in str(error)
+    return os.environ.get("WORLD_SIZE", "1") != "1" and is_exchange
 
 
 def _disk_message(error: Exception) -> str | None:

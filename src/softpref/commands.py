@@ -101,6 +101,14 @@ COMMAND_HELP: dict[str, Command] = {
         ("bench --preset cpu --json bench.json", "bench --whole --json whole.json"),
         ("softpref.bench.benchmark:BenchOptions",),
     ),
+    "merge": Command(
+        "Merge a run's adapter into its base model, for tools that read plain models.",
+        (
+            "merge --run runs/mspo --output runs/merged",
+            "merge --run runs/mspo --dtype bfloat16 --output runs/merged",
+        ),
+        ("softpref.training.merging:MergeOptions",),
+    ),
     "push": Command(
         "Upload a finished run or an audit's cleaned data to the Hugging Face hub.",
         (

@@ -52,7 +52,7 @@ def files(tmp_path, monkeypatch):
 class Knowing:
     """A reward model that knows the truth, and says it with a sign of its own."""
 
-    sign = 1.0
+    sign, batch_size = 1.0, 8
 
     def __init__(self, source, *_):
         self.identity = {"weights": f"{source} {self.sign}"}

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 import softpref
 from softpref.auditing import opinions
-from softpref.data import column_cache
+from softpref.data import column_cache, temporary
 from softpref.data.column_cache import ColumnCache
 from softpref.models import reference
 from softpref.training.output import write_lines
@@ -33,6 +33,19 @@ def test_what_is_written_is_read_again(tmp_path):
     assert torch.equal(found["a"], COLUMNS["a"])
 
 
+def test_a_process_that_looks_for_leftovers_removes_no_file_that_is_written(tmp_path, monkeypatch):
+    fsync = temporary.fsync
+
+    def looked_for(path):
+        temporary.collect_partials(tmp_path)
+        fsync(path)
+
+    monkeypatch.setattr(temporary, "fsync", looked_for)
+    cache = ColumnCache(str(tmp_path))
+    cache.write("x", COLUMNS)
+    assert cache.read("x", ["a"], 3)
+
+
 def no_directory(home, _):
     (home / "cache").write_text("a file in its place")
 
@@ -45,7 +58,7 @@ def read_only(_, monkeypatch):
 
 
 def full(_, monkeypatch):
-    monkeypatch.setattr(column_cache, "save_file", is_full)
+    monkeypatch.setattr(column_cache, "save", is_full)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +81,7 @@ def test_a_cache_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, capl
 def test_a_run_trains_as_it_would_with_its_cache(tmp_path, monkeypatch, caplog):
     options = {"method": "dpo", "max_steps": 1}
     whole = toy_trainer(tmp_path / "whole", **options).pairs["ref_chosen_logp"][:]
-    monkeypatch.setattr(column_cache, "save_file", is_full)
+    monkeypatch.setattr(column_cache, "save", is_full)
     monkeypatch.setattr(reference, "PART", 16)
     without = toy_trainer(tmp_path / "other", **options).pairs["ref_chosen_logp"][:]
     assert without == pytest.approx(whole, abs=1e-4)
@@ -77,6 +90,8 @@ def test_a_run_trains_as_it_would_with_its_cache(tmp_path, monkeypatch, caplog):
 
 class Fixed:
     """A reward model for which the longer response is the better."""
+
+    batch_size = 8
 
     def __init__(self, *_):
         self.identity = {"weights": "w"}
@@ -96,7 +111,7 @@ def test_an_audit_has_one_cache_for_scores_and_opinions(tmp_path, monkeypatch, c
     softpref.audit(*home, **options)
     names = [path.name for path in (tmp_path / "mine").iterdir()]
     assert sorted(name.startswith("opinion-") for name in names) == [False, False, True, True]
-    monkeypatch.setattr(column_cache, "save_file", is_full)
+    monkeypatch.setattr(column_cache, "save", is_full)
     options["reference_cache"] = str(tmp_path / "full")
     assert softpref.audit(*home, **options).pairs.num_rows == 20
     assert sum("cannot be written" in told for told in caplog.messages) == 1

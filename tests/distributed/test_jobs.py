@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from softpref.cli import main
 from softpref.models.sharding import can_shard
 from softpref.training.checkpoints import LOSS, newest_complete
+from softpref.training.output import one_writer
 from softpref.world.language import make_tokenizer
 from tests.distributed.launch import together, torchrun
 from tests.progress import finished, wait_for
@@ -248,10 +249,22 @@ def test_a_process_that_dies_ends_the_job(home):
 
 
 def test_other_commands_are_refused_in_several_processes(home):
-    code, output = finished(torchrun(2, "softpref.cli", "audit", "--model", "model", cwd=home))
+    code, output = finished(torchrun(2, "softpref", "inject", "--model", "model", cwd=home))
     assert code != 0
-    assert output.count("softpref audit: runs in one process, and 2 were started") == 1, output
-    assert "only sft and train share their work" in output
+    assert output.count("softpref inject: runs in one process, and 2 were started") == 1, output
+    assert "only sft, train, audit, generate, judge, compare share their work" in output
+
+
+def test_what_the_first_process_refuses_is_said_once_and_ends_all(home):
+    """The other one waits for it, and must not report that it has gone."""
+    with one_writer(home / "drawn.jsonl"):
+        code, output = together(
+            2, "softpref.cli", "generate", "--model", "model", "--prompts", "clean.jsonl",
+            "--max-new-tokens", "2", "--output", "drawn.jsonl", cwd=home,
+        )  # fmt: skip
+    assert code != 0
+    assert output.count("softpref generate: drawn.jsonl: another process is writing it") == 1
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.models.sharding import can_shard
 from tests.distributed import launch
-from tests.distributed.work import cases
+from tests.distributed.scoring import CASES
+from tests.distributed.work import results
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What every case comes to in one process."""
-    return {name: case() for name, case in cases(tmp_path_factory.mktemp("one"), ALONE).items()}
+    return dict(results(tmp_path_factory.mktemp("one"), ALONE))
 
 
 def by_rank(home, processes):
@@ -118,6 +119,14 @@ def test_other_steps_with_a_sharded_base_are_too(name, largest, alone, two):
 )
 def test_other_steps_with_all_weights_in_shards_are_too(name, largest, alone, two):
     assert_alike(two[f"full-{name}"], alone[f"full-{name}"], largest)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_share_what_a_command_scores_and_leave_the_files_of_one(name, alone, two):
+    expected = alone[name]
+    assert torch.equal(two[name][0]["files"], expected["files"])
+    largest = max(int(of_rank["tokens"]) for of_rank in two[name])
+    assert int(expected["tokens"]) >= 0.9 * 2 * largest
 
 
 def test_shards_change_neither_a_models_hash_nor_what_its_graphs_are_said_to_take(two):

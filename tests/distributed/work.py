@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from softpref.models.sharding import can_shard
 from softpref.statistics.evidence import Evidence
 from softpref.training import refits
 from softpref.training.samplers import EpochSampler
+from tests.distributed.scoring import scoring
 from tests.tiny import random_pairs, tiny_model, with_lora, without_float32
 from tests.toy import toy_pairs, toy_trainer
 
@@ -417,14 +418,22 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
     return more
 
 
+def results(home: Path, ranks: Ranks) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield what every case comes to, by its name."""
+    for name, case in cases(home, ranks).items():
+        yield name, case()
+    if ranks.count < 4:
+        yield from scoring(home / "scoring", ranks)
+
+
 def main() -> None:
     home = Path(sys.argv[1])
     distributed.init_process_group("gloo")
     torch.set_num_threads(1)
     ranks = Ranks.here(torch.device("cpu"))
     assert ranks.count == int(sys.argv[2]), f"{ranks.count} processes, {sys.argv[2]} asked for"
-    for name, case in cases(home, ranks).items():
-        save_file(case(), home / f"{name}-{ranks.rank}.safetensors")
+    for name, found in results(home, ranks):
+        save_file(found, home / f"{name}-{ranks.rank}.safetensors")
     distributed.destroy_process_group()
 
 

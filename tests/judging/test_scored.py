@@ -9,12 +9,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.errors import UsageError
 from softpref.judging.ask import ask_judge, make_judge
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.judging.questions import Comparison, Question, questions_of
 from softpref.judging.responses import join
+from softpref.judging.shared import refuse_idle_ranks
 from softpref.world.language import make_tokenizer
 
 COMPARISONS = [
@@ -229,3 +231,12 @@ def test_each_model_is_named_by_its_option(tmp_path):
         with pytest.raises(UsageError, match=f"--judge_{option}.* no/such/x"):
             make_judge(JudgeOptions("implicit_reward", judge_model=policy,
                                     judge_reference=reference))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["endpoint", "checker"])
+def test_several_processes_are_refused_where_none_of_the_judges_scores_by_a_model(kind):
+    lonely, scoring = JudgeOptions(kind, judge_model="m"), JudgeOptions("reward_model")
+    with pytest.raises(UsageError, match=f"--judge {kind}: one process asks it, and 2 were"):
+        refuse_idle_ranks([lonely], Ranks(0, 2))
+    refuse_idle_ranks([lonely], ALONE)
+    refuse_idle_ranks([lonely, scoring], Ranks(0, 2))

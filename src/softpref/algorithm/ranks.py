@@ -130,6 +130,19 @@ class Ranks:
             for one, column in zip(back, columns, strict=True)
         ]
 
+    def gather_text(self, text: str) -> list[str]:
+        """Return every rank's text, rank by rank."""
+        if self.count == 1:
+            return [text]
+        mine = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        (sizes,) = self.gather([torch.tensor([len(mine)], device=self.device)])
+        (whole,) = self.gather([mine])
+        return [bytes(part.tolist()).decode() for part in whole.split(sizes.tolist())]
+
+    def from_first(self, text: str = "") -> str:
+        """Return rank 0's text on every rank."""
+        return self.gather_text(text if self.is_first else "")[0]
+
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Put rank 0's numbers into every rank's tensors."""
         if self.count > 1:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.arguments import named_as_arguments
 from softpref.auditing.beliefs import pair_beliefs
 from softpref.auditing.data_card import data_card
@@ -40,6 +41,7 @@ from softpref.errors import UsageError
 from softpref.hub import CARD
 from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
+from softpref.judging.shared import asking, follow
 from softpref.models.loading import loaded_from
 from softpref.options import (
     did_you_mean,
@@ -54,8 +56,8 @@ from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, ra
 from softpref.training.needs import noise_by_source
 from softpref.training.output import (
     appearing_together,
+    first_writes,
     is_unfinished,
-    one_writer,
     write_lines,
     write_text,
 )
@@ -67,10 +69,13 @@ logger = logging.getLogger(__name__)
 SUMMARY = "summary.json"
 
 
-def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
+def run_audit(
+    options: AuditOptions, judge: JudgeOptions | None = None, ranks: Ranks = ALONE
+) -> None:
     """Audit a set and write `labels.jsonl`, `summary.json`, `report.html` and `cleaned.jsonl`.
 
-    Also a data card, `manifest.json`, which seals the rest, and files for `export_to`.
+    Also a data card, `manifest.json`, which seals the rest, and files for `export_to`. Several
+    processes share the scoring; the first asks the judge and writes.
 
     Raises:
         UsageError: an option is wrong or missing, or data, model or judge cannot be used. Only
@@ -79,23 +84,29 @@ def run_audit(options: AuditOptions, judge: JudgeOptions | None = None) -> None:
     """
     require(options)
     if options.dry_run:
+        if ranks.count > 1:
+            raise UsageError("--dry_run: one process is enough; start it without torchrun.")
         complete = _complete(options)
         log_cost(_read(complete), complete, judge)
         return
-    _write_audit(options, judge)
+    _write_audit(options, judge, ranks=ranks)
 
 
 def _write_audit(
     options: AuditOptions,
     judge: JudgeOptions | None,
     processing_class: PreTrainedTokenizerBase | None = None,
-) -> Audit:
+    ranks: Ranks = ALONE,
+) -> Audit | None:
+    """Audit and write; None for all processes but the first."""
     output = directory_to_write(options.output)
     _refuse_other_contents(output)
     complete = _complete(options)
     marks = _read_marks(options.marks, complete) if options.marks else {}
-    with one_writer(output):
-        result = _audit(complete, options, judge, processing_class)
+    with first_writes(output, ranks.rank):
+        result = _audit(complete, options, judge, processing_class, ranks)
+        if result is None:
+            return None
         pairs, summary, fingerprint = result.pairs, result.summary, result.fingerprint
         applies = summary.evidence_speaks or options.force
         export = (options.export or "soft") if applies else "keep"
@@ -188,11 +199,11 @@ def audit(
     named = {"model": model, "data": data, "clean": clean, **options}
     given = AuditOptions(**{name: _in_options(name, value) for name, value in named.items()})
     if given.output:
-        return _write_audit(given, judge, processing_class)
+        return cast(Audit, _write_audit(given, judge, processing_class))
     for name in ("marks", "export", "force"):
         if getattr(given, name):
             raise UsageError(f"--{name} is about {CLEANED}: give --output, where to write it.")
-    return _audit(_complete(given), given, judge, processing_class)
+    return cast(Audit, _audit(_complete(given), given, judge, processing_class))
 
 
 def _in_options(name: str, value: Any) -> Any:
@@ -223,14 +234,18 @@ def _audit(
     given: AuditOptions,
     judge_options: JudgeOptions | None,
     processing_class: PreTrainedTokenizerBase | None,
-) -> Audit:
-    """Audit by complete options; `given` are the user's own, without those of a run."""
+    ranks: Ranks = ALONE,
+) -> Audit | None:
+    """Audit by complete options; `given` are the user's own, without those of a run.
+
+    None for all processes but the first, which score along.
+    """
     judge = None
     if judge_options:
         require(options, "output")
         directory_to_write(options.output)
         check_judge(judge_options)
-        judge = make_judge(judge_options)  # fails before the pairs are scored
+        judge = make_judge(judge_options, ranks)  # fails before the pairs are scored
     signals = _signals(options.signals)
     opinions = _as_list(options.reward_model)
     sets = _read(options)
@@ -243,13 +258,18 @@ def _audit(
     if sets.is_held_out:
         logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
     cache = ColumnCache(options.reference_cache)
-    loaded, clean = with_opinions((loaded, clean), opinions, cache)
+    loaded, clean = with_opinions((loaded, clean), opinions, cache, ranks)
     model_option = "--run" if options.run else "--model"
     model = cast("nn.Module | str", options.model)
-    scored = score_sets(model, loaded, clean, options, cache, model_option, processing_class)
+    scored = score_sets(model, loaded, clean, options, cache, model_option, processing_class, ranks)
+    if not ranks.is_first:
+        if judge:
+            follow([judge], ranks)
+        return None
     judged = None
     if judge and judge_options:
-        scored, judged = with_verdicts(scored, judge, judge_options, Path(options.output))
+        with asking([judge], ranks) as (judge,):
+            scored, judged = with_verdicts(scored, judge, judge_options, Path(options.output))
         opinions.append(judged.name)
     evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
     noise = evidence.noise, noise_by_source(scored.pairs, -log_odds, -evidence.trusted)

@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.auditing.scores import ScoredSets
 from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import dataset_rows
@@ -59,50 +60,57 @@ class JudgeSummary:
 
 
 def with_opinions(
-    sets: Sequence[LoadedPairs], reward_models: Iterable[str], cache: ColumnCache
+    sets: Sequence[LoadedPairs],
+    reward_models: Iterable[str],
+    cache: ColumnCache,
+    ranks: Ranks = ALONE,
 ) -> tuple[LoadedPairs, ...]:
     """Add one column per reward model to every set: the reward of chosen minus that of rejected.
 
     A pair that a model cannot score gets 0, no opinion. Rewards are cached by content and weights,
-    in parts, so that a repeated audit does not compute them again.
+    in parts, so that a repeated audit does not compute them again. Ranks share the scoring.
 
     Raises:
         UsageError: there is no such reward model, or it cannot read a text.
     """
     extended = tuple(sets)
     for source in dict.fromkeys(reward_models):
-        model = RewardModel(source, _BATCH_SIZE, "--reward_model")
+        model = RewardModel(source, _BATCH_SIZE, "--reward_model", ranks)
         extended = tuple(
-            replace(each, pairs=_with_opinion(each, model, source, cache)) for each in extended
+            replace(each, pairs=_with_opinion(each, model, source, cache, ranks))
+            for each in extended
         )
     return extended
 
 
 def _with_opinion(
-    loaded: LoadedPairs, model: RewardModel, source: str, cache: ColumnCache
+    loaded: LoadedPairs, model: RewardModel, source: str, cache: ColumnCache, ranks: Ranks
 ) -> Dataset:
     pairs, name = loaded.pairs, f"{source}, {loaded.source}"
-    opinion = torch.cat([_opinion(part, model, name, cache) for part in chunks(pairs, PART)])
+    opinion = torch.cat([_opinion(part, model, name, cache, ranks) for part in chunks(pairs, PART)])
     if unscored := int((~opinion.isfinite()).sum()):
         logger.warning("%s: could not score %d pairs (too long or unreadable)", name, unscored)
     return pairs.add_column(OPINION + source, opinion.nan_to_num(0.0, 0.0, 0.0).numpy())
 
 
-def _opinion(pairs: Dataset, model: RewardModel, name: str, cache: ColumnCache) -> Tensor:
+def _opinion(
+    pairs: Dataset, model: RewardModel, name: str, cache: ColumnCache, ranks: Ranks
+) -> Tensor:
     """Return the differences of rewards, (n,), from the cache or the model; NaN is no opinion."""
     rows = list(dataset_rows(contents(pairs)))
     content = json.dumps([model.identity["weights"], rows, OPINION_FORMAT], sort_keys=True)
     key = f"opinion-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
     cached = cache.read(key, ["opinion"], len(pairs))
-    if cached:
+    if not ranks.any(flag=cached is None):  # else all score, for each has its share
+        assert cached is not None
         return cached["opinion"]
     by_uid = questions_of(_comparisons(pairs), "both", 0)
     questions = [as_labelled for as_labelled, _ in by_uid.values()]
     logger.info("%s: %d responses to score", name, 2 * len(questions))
     numbers: list[float] = []
-    with Progress(name, len(questions), "pair") as bar:
-        for start in range(0, len(questions), _BATCH_SIZE):
-            batch = questions[start : start + _BATCH_SIZE]
+    with Progress(name, len(questions), "pair", is_silent=not ranks.is_first) as bar:
+        for start in range(0, len(questions), model.batch_size):
+            batch = questions[start : start + model.batch_size]
             answers = model.differences(batch)
             numbers += [math.nan if isinstance(each, Answer) else each for each in answers]
             bar.update(len(batch))

@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.auditing.options import AuditOptions
 from softpref.data.bad_rows import BadRow
 from softpref.data.column_cache import ColumnCache
@@ -70,6 +71,7 @@ def scorer_for(
     options: AuditOptions,
     option: str = "--model",
     processing_class: PreTrainedTokenizerBase | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Scorer, Prepared]]:
     """Yield who scores, and both sets tokenized for it; arguments are those of `score_sets`.
 
@@ -94,7 +96,8 @@ def scorer_for(
     layout = choose_layout("auto", policy, longest_pairs(*prepared.named().values()))
     logger.info("layout: %s", layout.why)
     with layout.applied(policy) as collate:
-        yield Scorer(policy, collate, options.ppl_scope, options.batch_size, options.bf16), prepared
+        scorer = Scorer(policy, collate, options.ppl_scope, options.batch_size, options.bf16, ranks)
+        yield scorer, prepared
 
 
 def score_sets(
@@ -105,6 +108,7 @@ def score_sets(
     cache: ColumnCache,
     option: str = "--model",
     processing_class: PreTrainedTokenizerBase | None = None,
+    ranks: Ranks = ALONE,
 ) -> ScoredSets:
     """Score both sets; an interrupted audit resumes with the scores in the cache.
 
@@ -116,11 +120,13 @@ def score_sets(
         cache: the store of scores.
         option: the option that named the model, for messages.
         processing_class: the tokenizer; the model's own by default.
+        ranks: the processes that share the scoring.
 
     Raises:
         UsageError: there is no such model, or a set cannot be used.
     """
-    with scorer_for(model, loaded, clean, options, option, processing_class) as (scorer, prepared):
+    made = scorer_for(model, loaded, clean, options, option, processing_class, ranks)
+    with made as (scorer, prepared):
         assert prepared.clean is not None
         weights = fingerprint_weights(scorer.policy)
         scored, trusted = (

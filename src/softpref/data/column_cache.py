@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from softpref.data.temporary import replacing
@@ -62,7 +62,8 @@ class ColumnCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
-                save_file(tensors, partial, metadata={"sha256": _seal(tensors)})
+                # Not save_file, which renames a file of its own over this one and its lock.
+                partial.write_bytes(save(tensors, metadata={"sha256": _seal(tensors)}))
         except (OSError, SafetensorError) as error:
             self._is_writable = False
             reason = getattr(error, "strerror", None) or error

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.errors import UsageError
 from softpref.judging.endpoint import Endpoint
 from softpref.judging.log import VerdictLog
@@ -47,8 +48,8 @@ class Judged:
     dollars: float | None
 
 
-def make_judge(options: JudgeOptions) -> Judge:
-    """Return the judge that the options select, with its model loaded.
+def make_judge(options: JudgeOptions, ranks: Ranks = ALONE) -> Judge:
+    """Return the judge that the options select, with its model loaded; ranks share what it scores.
 
     Raises:
         UsageError: it cannot be loaded or reached.
@@ -56,9 +57,9 @@ def make_judge(options: JudgeOptions) -> Judge:
     if options.judge == "endpoint":
         return Endpoint(options)
     if options.judge == "reward_model":
-        return RewardModel(str(options.judge_model), options.judge_batch_size)
+        return RewardModel(str(options.judge_model), options.judge_batch_size, ranks=ranks)
     if options.judge == "implicit_reward":
-        return ImplicitReward(options)
+        return ImplicitReward(options, ranks)
     return RightAnswers()
 
 

@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.errors import UsageError
 from softpref.judging.ask import Judged, ask_judge, make_judge
 from softpref.judging.controls import Controls, run_controls
@@ -21,6 +22,7 @@ from softpref.judging.questions import Judge
 from softpref.judging.rates import Agreement, agreement, judged_rate
 from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_markdown
 from softpref.judging.responses import join
+from softpref.judging.shared import asking, follow, refuse_idle_ranks
 from softpref.options import option, require
 from softpref.places import directory_to_write
 from softpref.plots import save_figure
@@ -64,8 +66,10 @@ class CompareOptions:
     )
 
 
-def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
+def run_compare(files: CompareOptions, options: JudgeOptions, ranks: Ranks = ALONE) -> None:
     """Ask the missing questions and write `compare.json`, `.md`, `.tex`, `.png` and `.svg`.
+
+    Several processes share what a reward model or policy scores; the first asks and writes.
 
     Raises:
         UsageError: options or files are invalid, or a judge cannot be asked.
@@ -76,13 +80,17 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     second = None
     if files.second_judge:
         second = judge_from_file(files.second_judge, "--second_judge", files.second_judge_key)
+    chosen = [options, second] if second else [options]
+    refuse_idle_ranks(chosen, ranks)
     runs = named_runs(files.responses or [])
     contests = _contests(runs, str(files.baseline), head_to_head=files.head_to_head)
-    judge = make_judge(options)
-    other = make_judge(second) if second else None
+    judges = [make_judge(each, ranks) for each in chosen]
+    if not ranks.is_first:
+        follow(judges, ranks)
+        return
     agreements: dict[str, Agreement | None] = {}
     controls = None
-    with VerdictLog(output / "verdicts.jsonl") as log:
+    with asking(judges, ranks) as (judge, *others), VerdictLog(output / "verdicts.jsonl") as log:
         judged = {
             contest: ask_judge(comparisons, judge, options, log, contest.name)
             for contest, comparisons in contests.items()
@@ -90,11 +98,11 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
         if files.controls:
             every = next(iter(contests.values()))
             controls = run_controls(every, judge, options, log)
-        if second and other:  # write the first results, which are paid for, before it can fail
+        if second:  # write the first results, which are paid for, before it can fail
             _write(output, judge, options, judged, controls, agreements)
             for contest, comparisons in contests.items():
                 what = f"second judge, {contest.name}"
-                verdicts = ask_judge(comparisons, other, second, log, what)
+                verdicts = ask_judge(comparisons, others[0], second, log, what)
                 agreements[contest.name] = agreement(judged[contest].outcomes, verdicts.outcomes)
         _write(output, judge, options, judged, controls, agreements)
 

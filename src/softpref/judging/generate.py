@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.data.bad_rows import place
 from softpref.data.messages import template_context
 from softpref.data.readers import RowError
@@ -36,6 +37,8 @@ from softpref.training.output import one_writer, write_lines, write_text
 logger = logging.getLogger(__name__)
 
 DEFAULT_LONGEST = 512
+ROUND = 4
+"""Batches of each of several processes in a round: responses differ in length, which evens out."""
 
 PromptFormat = Literal["auto", "chat", "plain"]
 
@@ -80,11 +83,12 @@ class GenerateOptions:
     trust_remote_code: bool = option("Run code that comes with the model.", False)
 
 
-def run_generate(options: GenerateOptions) -> None:
+def run_generate(options: GenerateOptions, ranks: Ranks = ALONE) -> None:
     """Write a row of `uid`, `prompt` and `response` for every prompt, in the prompts' order.
 
     Batches group prompts by length and have their own seeds, so that a resumed command gives the
-    same responses as an uninterrupted one. `OUTPUT.record.json` holds model, weights and settings.
+    same responses as an uninterrupted one, and several processes, which share the batches, the same
+    as one. The first of them writes. `OUTPUT.record.json` holds model, weights and settings.
 
     Raises:
         UsageError: an option or the model is missing or invalid, or a prompt does not fit.
@@ -114,6 +118,10 @@ def run_generate(options: GenerateOptions) -> None:
     # Refuse a model that cannot generate in batches before anything is written.
     short = [each[:1] for each in ids[: min(2, options.batch_size)]]
     _draw(policy, tokenizer, short, replace(options, max_new_tokens=1), options.seed)
+    drawing = _Drawing(on_accelerator(policy), tokenizer, ids, options, ranks)
+    if not ranks.is_first:
+        drawing.draw_along()
+        return
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     record = asdict(options) | {"weights": fingerprint_weights(policy), "prompts_sha256": digest}
     record |= by_model
@@ -121,7 +129,7 @@ def run_generate(options: GenerateOptions) -> None:
     progress = Path(f"{output}.progress")
     with one_writer(output):
         _require_new(output)  # another command may have written it meanwhile
-        responses = _draw_all(on_accelerator(policy), tokenizer, ids, options, record, progress)
+        responses = drawing.draw_all(record, progress)
         write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
         write_lines(output, _rows(prompts, responses))
         progress.unlink()
@@ -131,39 +139,69 @@ def run_generate(options: GenerateOptions) -> None:
     logger.info(f"{output}: {counts}; longest allowed: {options.max_new_tokens} tokens")
 
 
-def _draw_all(
-    policy: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    options: GenerateOptions,
-    record: dict[str, Any],
-    progress: Path,
-) -> list[list[str]]:
-    """Return a list of responses per sample, in the order of the prompts.
+@dataclass(frozen=True)
+class _Drawing:
+    """Responses to be drawn, in batches that the processes deal among them."""
 
-    Every batch is on disk before the next one starts.
-    """
-    done = resume_from(progress, record)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    groups = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
-    batches = [(n, members) for n in range(options.samples) for members in groups]
-    total = options.samples * len(prompts)
-    before = sum(len(members) for _, members in batches[: len(done)])
-    bar = Progress("generating", total, "response", done=before)
-    with progress.open("a", encoding="utf-8") as file, bar:
-        for number, (_, members) in enumerate(batches[len(done) :], start=len(done)):
-            batch, seed = [prompts[i] for i in members], _seed(options.seed, number)
-            responses = _draw(policy, tokenizer, batch, options, seed)
-            done.append(responses)
-            file.write(json.dumps(responses) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            bar.update(len(members))
-    found = [[""] * len(prompts) for _ in range(options.samples)]
-    for (n, members), responses in zip(batches, done, strict=True):
-        for i, response in zip(members, responses, strict=True):
-            found[n][i] = response
-    return found
+    policy: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[list[int]]
+    options: GenerateOptions
+    ranks: Ranks
+
+    def draw_all(self, record: dict[str, Any], progress: Path) -> list[list[str]]:
+        """Return a list of responses per sample, in the order of the prompts.
+
+        Every round of batches is on disk before the next one starts.
+        """
+        done = resume_from(progress, record)
+        self.ranks.from_first(json.dumps(len(done)))
+        batches, samples = self._batches(), self.options.samples
+        before = sum(len(members) for _, members in batches[: len(done)])
+        bar = Progress("generating", samples * len(self.prompts), "response", done=before)
+        with progress.open("a", encoding="utf-8") as file, bar:
+            for drawn in self._rounds(len(done)):
+                done += drawn
+                file.writelines(json.dumps(responses) + "\n" for responses in drawn)
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(sum(map(len, drawn)))
+        found = [[""] * len(self.prompts) for _ in range(samples)]
+        for (n, members), responses in zip(batches, done, strict=True):
+            for i, response in zip(members, responses, strict=True):
+                found[n][i] = response
+        return found
+
+    def draw_along(self) -> None:
+        """Draw this process' share of what the first process writes."""
+        for _ in self._rounds(json.loads(self.ranks.from_first())):
+            pass
+
+    def _rounds(self, done: int) -> Iterator[list[list[str]]]:
+        """Draw the batches after the first `done`; yield those of one round, in their order.
+
+        A batch has a seed of its own, whichever process draws it.
+        """
+        batches, ranks = self._batches(), self.ranks
+        size = ranks.count * (ROUND if ranks.count > 1 else 1)
+        for start in range(done, len(batches), size):
+            numbers = range(start, min(start + size, len(batches)))
+            mine = []
+            for number in numbers[ranks.rank :: ranks.count]:
+                prompts = [self.prompts[i] for i in batches[number][1]]
+                seed = _seed(self.options.seed, number)
+                mine.append(_draw(self.policy, self.tokenizer, prompts, self.options, seed))
+            drawn: list[list[str]] = [[]] * len(numbers)
+            for rank, text in enumerate(ranks.gather_text(json.dumps(mine))):
+                drawn[rank :: ranks.count] = json.loads(text)
+            yield drawn
+
+    def _batches(self) -> list[tuple[int, list[int]]]:
+        """Return every batch: the number of its sample, and the places of its prompts."""
+        size = self.options.batch_size
+        order = sorted(range(len(self.prompts)), key=lambda i: (len(self.prompts[i]), i))
+        groups = [order[i : i + size] for i in range(0, len(order), size)]
+        return [(n, members) for n in range(self.options.samples) for members in groups]
 
 
 def _draw(

@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.errors import UsageError
 from softpref.judging.ask import Judged, ask_judge, make_judge
 from softpref.judging.check import JudgeQuality, judge_quality, load_gold
@@ -15,6 +16,7 @@ from softpref.judging.options import JudgeOptions, check_judge
 from softpref.judging.questions import Judge
 from softpref.judging.rates import JudgedRate, judged_rate
 from softpref.judging.responses import join
+from softpref.judging.shared import asking, follow, refuse_idle_ranks
 from softpref.judging.template import SYSTEM, USER
 from softpref.options import option, require
 from softpref.places import directory_to_write
@@ -55,8 +57,10 @@ class JudgeFiles:
     )
 
 
-def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
+def run_judge(files: JudgeFiles, options: JudgeOptions, ranks: Ranks = ALONE) -> None:
     """Ask the judge, and write `verdicts.jsonl`, `outcomes.jsonl` and `judge.json`.
+
+    Several processes share what a reward model or policy scores; the first asks and writes.
 
     Raises:
         UsageError: options or files are invalid, or the judge cannot be asked.
@@ -64,14 +68,18 @@ def run_judge(files: JudgeFiles, options: JudgeOptions) -> None:
     require(files)
     output = directory_to_write(files.output)
     check_judge(options)
+    refuse_idle_ranks([options], ranks)
     if files.check:
         if files.responses or files.baseline:
             raise UsageError("--check measures the judge: remove --responses and --baseline.")
         comparisons = load_gold(files.check)
     else:
         comparisons = join(str(files.responses), str(files.baseline))
-    judge = make_judge(options)
-    with VerdictLog(output / "verdicts.jsonl") as log:
+    judge = make_judge(options, ranks)
+    if not ranks.is_first:
+        follow([judge], ranks)
+        return
+    with asking([judge], ranks) as (judge,), VerdictLog(output / "verdicts.jsonl") as log:
         judged = ask_judge(comparisons, judge, options, log)
         write_lines(output / "outcomes.jsonl", map(asdict, judged.outcomes))
         found = (

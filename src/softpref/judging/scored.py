@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.data.batches import PARTS
 from softpref.data.messages import Message, Text, as_text
 from softpref.data.readers import RowError
@@ -40,9 +41,10 @@ from softpref.models.soundness import (
 from softpref.world.language import score
 
 
-class _ScoringJudge(ABC):
+class ScoringJudge(ABC):
     """Turns scores into verdicts: the higher score wins, equal scores and equal texts tie."""
 
+    identity: Mapping[str, Any]
     sees_order = False
     batch_size = 1000
 
@@ -62,6 +64,8 @@ class _ScoringJudge(ABC):
         """Return the answers to questions whose texts differ."""
 
 
+PASSES = 8
+"""Forward passes of each of several processes between two exchanges; they even out."""
 _DOES_NOT_FIT = Answer(None, "does not fit the context")
 _NO_TOKENS = Answer(None, "cannot be tokenized")
 
@@ -90,17 +94,19 @@ def _locations(
         yield f"comparison {question.uid}", [token for part in parts for token in part]
 
 
-class RewardModel(_ScoringJudge):
+class RewardModel(ScoringJudge):
     """A sequence classifier with one output, applied to the rendered prompt and response.
 
     Text becomes a user and an assistant turn. Without a chat template, prompt and response are
-    concatenated, with EOS and the tokenizer's special tokens.
+    concatenated, with EOS and the tokenizer's special tokens. Ranks share each batch.
 
     Raises:
         UsageError: the model does not exist, or has several outputs.
     """
 
-    def __init__(self, source: str, batch_size: int, option: str = "--judge_model") -> None:
+    def __init__(
+        self, source: str, batch_size: int, option: str = "--judge_model", ranks: Ranks = ALONE
+    ) -> None:
         model: Any = load_classifier(source, option=option)
         place = f"{option} {source}"
         self._tokenizer = read_tokenizer(source, place, trust_remote_code=False)
@@ -118,8 +124,9 @@ class RewardModel(_ScoringJudge):
         self._longest = context_length(model)
         with in_one_sentence(place, "the model cannot be run", source):
             self._rewards([[0]])
-        self.batch_size = batch_size
-        self.identity: Mapping[str, Any] = {
+        self._forward_size, self._ranks = batch_size, ranks
+        self.batch_size = batch_size * (1 if ranks.count == 1 else PASSES * ranks.count)
+        self.identity = {
             "judge": "reward_model",
             "model": source,
             "weights": fingerprint_weights(model),
@@ -143,9 +150,24 @@ class RewardModel(_ScoringJudge):
             self._model, self._tokenizer, _locations([batch[i] for i in encoded], encoded.values())
         )
         fits = {i: pair for i, pair in encoded.items() if max(map(len, pair)) <= self._longest}
-        rewards = iter(self._rewards([ids for pair in fits.values() for ids in pair]))
-        answers |= {i: next(rewards) - next(rewards) for i in fits}
+        answers |= self._shared_differences(fits)
         return [answers.get(i, _DOES_NOT_FIT) for i in range(len(batch))]
+
+    def _shared_differences(self, pairs: dict[int, list[list[int]]]) -> dict[int, float]:
+        """Return the reward of A minus that of B by question; ranks deal forward passes."""
+        passes = [
+            [i for i in range(start, start + self._forward_size) if i in pairs]
+            for start in range(0, max(pairs, default=-1) + 1, self._forward_size)
+        ]
+        # Long ones first, so that ranks have about as many tokens.
+        passes.sort(key=lambda some: -sum(len(ids) for i in some for ids in pairs[i]))
+        mine = passes[self._ranks.rank :: self._ranks.count]
+        rewards = [self._rewards([ids for i in some for ids in pairs[i]]) for some in mine]
+        places = torch.tensor([i for some in mine for i in some], dtype=torch.long)
+        scores = torch.tensor([r for some in rewards for r in some], dtype=torch.float64)
+        places, scores = self._ranks.gather([places, scores.reshape(-1, 2)])
+        found = zip(places.tolist(), scores.tolist(), strict=True)
+        return {i: first - second for i, (first, second) in found}
 
     def _rewards(self, sequences: list[list[int]]) -> list[float]:
         rewards: list[float] = []
@@ -170,17 +192,17 @@ class RewardModel(_ScoringJudge):
         return ids
 
 
-class ImplicitReward(_ScoringJudge):
+class ImplicitReward(ScoringJudge):
     """The implicit reward β log π/π_ref of an aligned policy; A wins if its margin h is above 0.
 
     Not an independent judge: a policy prefers what it was trained to write. Responses are truncated
-    to the context.
+    to the context. Ranks share each batch.
 
     Raises:
         UsageError: a model cannot be loaded.
     """
 
-    def __init__(self, options: JudgeOptions) -> None:
+    def __init__(self, options: JudgeOptions, ranks: Ranks = ALONE) -> None:
         policy, reference = str(options.judge_model), str(options.judge_reference)
         option = "--judge_reference"
         self._tokenizer = load_tokenizer(reference, trust_remote_code=False, option=option)
@@ -191,9 +213,9 @@ class ImplicitReward(_ScoringJudge):
         for loaded in self._policies:
             require_sound(loaded)
         self._longest = min(map(context_length, self._policies))
-        self._forward_size = options.judge_batch_size
+        self._forward_size, self._ranks = options.judge_batch_size, ranks
         self.batch_size = 64 * options.judge_batch_size
-        self.identity: Mapping[str, Any] = {
+        self.identity = {
             "judge": "implicit_reward",
             "model": policy,
             "weights": [fingerprint_weights(policy) for policy in self._policies],
@@ -243,11 +265,12 @@ class ImplicitReward(_ScoringJudge):
 
     def _differences(self, policy: Any, pairs: Dataset) -> Tensor:
         """Return log π(first) − log π(second), (B,), nats."""
-        scored = Scorer(policy, batch_size=self._forward_size).measure(pairs, "judging")
+        scorer = Scorer(policy, batch_size=self._forward_size, ranks=self._ranks)
+        scored = scorer.measure(pairs, "judging")
         return scored.chosen_logp - scored.rejected_logp
 
 
-class RightAnswers(_ScoringJudge):
+class RightAnswers(ScoringJudge):
     """The checker of the synthetic world: the larger share of correct symbols wins."""
 
     identity: Mapping[str, Any] = {"judge": "checker"}

@@ -78,13 +78,14 @@ def load_policy(
     source: str,
     *,
     trust_remote_code: bool,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     sharding: DistributedConfig | None = None,
     option: str = "--model",
 ) -> nn.Module:
     """Load a model, or an adapter with its base model; sharded if told how.
 
-    Every tensor comes from a safetensors file, and none is missing.
+    Every tensor comes from a safetensors file, and none is missing. The dtype `auto` is that of the
+    files.
 
     Raises:
         UsageError: no causal language model can be loaded from `source`.

@@ -25,14 +25,14 @@ TOGETHER = f"{PARTIAL}files"
 
 
 def new_directory(path: str) -> Path:
-    """Return an output directory that is not there yet, or empty.
+    """Return an output directory that is not there yet, or empty but for what a kill left.
 
     Raises:
         UsageError: it holds something, or cannot be written.
     """
     directory = directory_to_write(path)
     collect_partials(directory)
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.is_dir() and any(entry.name != TOGETHER for entry in directory.iterdir()):
         raise UsageError(f"--output {path}: is not empty; choose a new directory.")
     return directory
 
