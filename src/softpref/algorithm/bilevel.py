@@ -125,7 +125,7 @@ def look_ahead(
         del virtual, direction  # θ' is all that is needed of them
         at_clean = (make_pullback(policy, batch, "response") for batch in clean)
         loss, gradient = clean_gradient(at_clean, objective, pairs=sum(map(len, clean)))
-    refuse_non_finite(
+    require_finite_norms(
         {
             "the loss of the noisy batch or its gradient": of_noisy,
             "the loss of the clean batch or its gradient": total_norm(loss, *gradient),
@@ -277,7 +277,7 @@ def accumulate(total: list[GradientForm], part: Direction) -> None:
 
 def require_finite(what: str, *held: GradientForm) -> None:
     """Raise NonFiniteError unless the norm of all, and so each entry, is a number."""
-    refuse_non_finite({what: total_norm(*held)})
+    require_finite_norms({what: total_norm(*held)})
 
 
 def total_norm(*held: GradientForm) -> Tensor:
@@ -288,7 +288,7 @@ def total_norm(*held: GradientForm) -> Tensor:
     return norm_over_all([part for each in held for part in parts(each)])
 
 
-def refuse_non_finite(norms: Mapping[str, Tensor]) -> None:
+def require_finite_norms(norms: Mapping[str, Tensor]) -> None:
     """Raise NonFiniteError for the first whose norm is no number; waits for the device once.
 
     Several at once, so that a step does not wait for each.
