@@ -3,7 +3,7 @@ BIN := .venv/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-readme test-review test-trackers test-faults test-fuzz audit-deps docs dist test-dist check format clean
+.PHONY: setup demo test test-floor test-newest test-gpu test-browser test-readme test-review test-trackers test-quantized test-faults test-fuzz audit-deps docs dist test-dist check format clean
 
 setup: .venv/installed
 
@@ -63,6 +63,12 @@ test-trackers: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt tensorboard wandb
 	$(BIN)/python -c "import tensorboard, wandb"
 	$(BIN)/pytest tests/training/test_tracking.py
+
+# Bases in 4 and 8 bits, on the CPU.
+test-quantized: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt bitsandbytes
+	$(BIN)/python -c "import bitsandbytes"
+	$(BIN)/pytest tests/models/test_quantized.py
 
 # Known flaws of the pinned versions; asks a database on the network.
 audit-deps: setup

@@ -39,7 +39,7 @@ OTHER_TOOLS = {
     "from", "torch_backend", "rm", "build_arg", "repository",  # uvx, docker, twine
     "lr",  # what others call --learning_rate
     "sets", "json", "trusted", "trusted_errors", "table", "use_cpu",  # benchmarks/
-    "measure", "shards", "processes",
+    "measure", "shards", "processes", "memory", "peaks",
     "outtype", "outfile", "port",  # llama.cpp
 }  # fmt: skip
 

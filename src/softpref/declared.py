@@ -61,7 +61,7 @@ def options_of(path: str) -> dict[str, Declared] | None:
     if not isinstance(node, ast.ClassDef):
         return None
     options: dict[str, Declared] = {}
-    for base in node.bases:
+    for base in reversed(node.bases):  # the order of a dataclass's fields
         inherited = options_of(f"{module}:{base.id}") if isinstance(base, ast.Name) else None
         if inherited is None:
             return None

@@ -9,13 +9,13 @@ _BATCH = (
 )
 LOWER = {
     "train": f"lower {_BATCH}, --per_device_eval_batch_size, --keep_budget_gib or --max_length; or "
-    "set --activation_checkpointing true, --bf16 true or --tuning lora",
+    "set --activation_checkpointing true, --bf16 true, --tuning lora or --load_in_4bit true",
     "sft": f"lower {_BATCH} or --max_length; or set --activation_checkpointing true, --bf16 true "
     "or --lora_r 16",
-    "audit": "lower --batch_size or --max_length; or set --bf16 true",
-    "generate": "lower --batch_size or --max_new_tokens; or set --bf16 true",
-    "judge": "lower --judge_batch_size",
-    "compare": "lower --judge_batch_size",
+    "audit": "lower --batch_size or --max_length; or set --bf16 true or --load_in_4bit true",
+    "generate": "lower --batch_size or --max_new_tokens; or set --bf16 true or --load_in_4bit true",
+    "judge": "lower --judge_batch_size, or set --judge_load_in_4bit true",
+    "compare": "lower --judge_batch_size, or set --judge_load_in_4bit true",
     "study": "lower --jobs, the number of runs at once",
     "inject": "lower --max_length, or give a smaller --model",
 }

@@ -23,7 +23,9 @@ FLAGS: dict[str, Verbosity] = {
 BARS_OFF = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 FALSE_ALARMS = {
     # Trainers align the model's special tokens with the tokenizer's, as they should.
-    "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens"
+    "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens",
+    # A faster product on some CPUs, for inference alone.
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
 }
 """Warnings in normal runs that ask for nothing, by logger; `-v` shows them."""
 

@@ -258,7 +258,8 @@ def _audit(
     if sets.is_held_out:
         logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
     cache = ColumnCache(options.reference_cache)
-    loaded, clean = with_opinions((loaded, clean), opinions, cache, ranks)
+    bits = options.bits()
+    loaded, clean = with_opinions((loaded, clean), opinions, cache, ranks, bits)
     model_option = "--run" if options.run else "--model"
     model = cast("nn.Module | str", options.model)
     scored = score_sets(model, loaded, clean, options, cache, model_option, processing_class, ranks)

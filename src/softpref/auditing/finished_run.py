@@ -16,6 +16,8 @@ from softpref.training.finished import RUN_RECORD, read_record
 from softpref.training.labels import read_labels
 from softpref.training.seals import MANIFEST, defect
 
+QUANTIZATIONS = ("load_in_4bit", "load_in_8bit")
+
 
 def options_of_run(options: AuditOptions) -> AuditOptions:
     """Return the options with model, data and settings of a finished run filled in.
@@ -27,8 +29,9 @@ def options_of_run(options: AuditOptions) -> AuditOptions:
     if options.model:
         raise UsageError("--model and --run: give one of them; a run has its own policy.")
     own_mix = [] if options.data else ["mix"]
-    for name in (*RUN_DEFAULTS, *own_mix):
-        if getattr(options, name) is not None:
+    for name in (*RUN_DEFAULTS, *QUANTIZATIONS, *own_mix):
+        value = getattr(options, name)
+        if value is not None and value is not False:
             raise UsageError(f"--{name} comes from the run: omit this option.")
     directory = Path(str(options.run))
     if (directory / RUN_RECORD).exists() and not (directory / MANIFEST).exists():
@@ -49,6 +52,8 @@ def options_of_run(options: AuditOptions) -> AuditOptions:
         recorded |= {name: settings[name] for name in DEFAULTS}
         recorded |= {name: files[name] for name in COLUMN_OPTIONS}
         recorded |= {name: files.get(name) for name in own_mix}
+        quantization = record.get("quantization") or {}
+        recorded |= {name: bool(quantization.get(name)) for name in QUANTIZATIONS}
         doubts = METHODS[method].doubts and record.get("evidence_speaks") is not False
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(

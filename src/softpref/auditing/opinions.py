@@ -32,6 +32,7 @@ from softpref.judging.responses import comparison_of_pair
 from softpref.judging.scored import RewardModel
 from softpref.models.reference import PART
 from softpref.progress import Progress
+from softpref.quantization import Bits
 from softpref.training.evidence import OPINION, chunks
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def with_opinions(
     reward_models: Iterable[str],
     cache: ColumnCache,
     ranks: Ranks = ALONE,
+    bits: Bits | None = None,
 ) -> tuple[LoadedPairs, ...]:
     """Add one column per reward model to every set: the reward of chosen minus that of rejected.
 
@@ -75,7 +77,7 @@ def with_opinions(
     """
     extended = tuple(sets)
     for source in dict.fromkeys(reward_models):
-        model = RewardModel(source, _BATCH_SIZE, "--reward_model", ranks)
+        model = RewardModel(source, _BATCH_SIZE, "--reward_model", ranks, bits)
         extended = tuple(
             replace(each, pairs=_with_opinion(each, model, source, cache, ranks))
             for each in extended

@@ -10,6 +10,7 @@ from softpref.columns import ColumnOptions
 from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.data.mixing import MIX
 from softpref.options import option
+from softpref.quantization import QuantizationOptions
 
 RUN_DEFAULTS: dict[str, Any] = {"max_length": 1024, "ppl_scope": "response", "seed": 42}
 """Options that come from a run, with their defaults without one."""
@@ -18,7 +19,7 @@ COLUMN_OPTIONS = [field.name for field in dataclasses.fields(ColumnOptions)]
 
 
 @dataclass
-class AuditOptions(ColumnOptions):
+class AuditOptions(ColumnOptions, QuantizationOptions):
     """Options of `softpref audit`."""
 
     GROUP: ClassVar[str] = "data"

@@ -31,6 +31,7 @@ from softpref.models.loading import (
     on_accelerator,
     tokenizer_of,
 )
+from softpref.models.quantized import require_name
 from softpref.models.reference import fingerprint_weights, with_reference
 from softpref.models.scoring import Scorer, starting_ppl_diff
 from softpref.training.preparation import Prepared, prepare, require_fit
@@ -78,13 +79,14 @@ def scorer_for(
     Raises:
         UsageError: there is no such model, or a set cannot be used.
     """
-    remote = options.trust_remote_code
+    remote, bits = options.trust_remote_code, options.bits()
+    require_name(model, bits)
     if isinstance(model, str):
         tokenizer = processing_class or load_tokenizer(
             model, trust_remote_code=remote, option=option
         )
         dtype = torch.bfloat16 if options.bf16 else torch.float32
-        policy = load_policy(model, trust_remote_code=remote, dtype=dtype, option=option)
+        policy = load_policy(model, trust_remote_code=remote, dtype=dtype, bits=bits, option=option)
     else:
         policy = model
         tokenizer = processing_class or tokenizer_of(model, policy, trust_remote_code=remote)

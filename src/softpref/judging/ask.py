@@ -57,7 +57,8 @@ def make_judge(options: JudgeOptions, ranks: Ranks = ALONE) -> Judge:
     if options.judge == "endpoint":
         return Endpoint(options)
     if options.judge == "reward_model":
-        return RewardModel(str(options.judge_model), options.judge_batch_size, ranks=ranks)
+        size, bits = options.judge_batch_size, options.bits()
+        return RewardModel(str(options.judge_model), size, ranks=ranks, bits=bits)
     if options.judge == "implicit_reward":
         return ImplicitReward(options, ranks)
     return RightAnswers()

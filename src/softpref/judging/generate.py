@@ -32,6 +32,7 @@ from softpref.models.soundness import require_known_tokens, require_sound
 from softpref.options import option, refuse_too_small, require
 from softpref.places import file_to_write
 from softpref.progress import Progress
+from softpref.quantization import QuantizationOptions
 from softpref.training.output import one_writer, write_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ PromptFormat = Literal["auto", "chat", "plain"]
 
 
 @dataclass
-class GenerateOptions:
+class GenerateOptions(QuantizationOptions):
     """Options of `softpref generate`."""
 
     model: str = option(
@@ -105,6 +106,7 @@ def run_generate(options: GenerateOptions, ranks: Ranks = ALONE) -> None:
         options.model,
         trust_remote_code=options.trust_remote_code,
         dtype=torch.bfloat16 if options.bf16 else torch.float32,
+        bits=options.bits(),
     )
     require_sound(policy)
     where = (f"{options.prompts}, prompt {number}" for number in itertools.count(1))
@@ -290,6 +292,7 @@ def _model_settings(policy: nn.Module, options: GenerateOptions) -> dict[str, An
 
 def _check(options: GenerateOptions) -> None:
     require(options)
+    options.bits()
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(f"--output {options.output}: name a .jsonl file.")
     _require_new(file_to_write(options.output))

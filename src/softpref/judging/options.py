@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
 from softpref.options import option, parse, refuse_too_small, refuse_unread, require
+from softpref.quantization import Bits, bits_of
 
 JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
 
@@ -94,6 +95,21 @@ class JudgeOptions:
         read_by=("reward_model", "implicit_reward"),
         least=1,
     )
+    judge_load_in_4bit: bool = option(
+        "reward_model, implicit_reward: load linear layers in 4 bits (NF4).",
+        False,
+        read_by=("reward_model", "implicit_reward"),
+    )
+    judge_load_in_8bit: bool = option(
+        "reward_model, implicit_reward: load linear layers in 8 bits.",
+        False,
+        read_by=("reward_model", "implicit_reward"),
+        rare=True,
+    )
+
+    def bits(self) -> Bits | None:
+        """Return the bits of a local judge's linear layers, None for the weights as they are."""
+        return bits_of(self.judge_load_in_4bit, self.judge_load_in_8bit, "--judge_load_in")
 
 
 @dataclass
@@ -135,6 +151,7 @@ def check_judge(options: JudgeOptions) -> None:
     elif options.judge != "checker":
         require(options, "judge_model")
     refuse_too_small(options)
+    options.bits()
     if not 0 < options.timeout_s < math.inf:
         raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")
     if options.base_url is not None:

@@ -38,6 +38,7 @@ from softpref.models.soundness import (
     require_known_tokens,
     require_sound,
 )
+from softpref.quantization import Bits
 from softpref.world.language import score
 
 
@@ -105,9 +106,14 @@ class RewardModel(ScoringJudge):
     """
 
     def __init__(
-        self, source: str, batch_size: int, option: str = "--judge_model", ranks: Ranks = ALONE
+        self,
+        source: str,
+        batch_size: int,
+        option: str = "--judge_model",
+        ranks: Ranks = ALONE,
+        bits: Bits | None = None,
     ) -> None:
-        model: Any = load_classifier(source, option=option)
+        model: Any = load_classifier(source, bits=bits, option=option)
         place = f"{option} {source}"
         self._tokenizer = read_tokenizer(source, place, trust_remote_code=False)
         require_finite_weights(model)
@@ -204,10 +210,10 @@ class ImplicitReward(ScoringJudge):
 
     def __init__(self, options: JudgeOptions, ranks: Ranks = ALONE) -> None:
         policy, reference = str(options.judge_model), str(options.judge_reference)
-        option = "--judge_reference"
+        option, bits = "--judge_reference", options.bits()
         self._tokenizer = load_tokenizer(reference, trust_remote_code=False, option=option)
         self._policies = [
-            on_accelerator(load_policy(path, trust_remote_code=False, option=option))
+            on_accelerator(load_policy(path, trust_remote_code=False, bits=bits, option=option))
             for path, option in ((policy, "--judge_model"), (reference, option))
         ]
         for loaded in self._policies:

@@ -23,8 +23,10 @@ from transformers.utils.hub import has_file
 from softpref.algorithm.policy import trainable
 from softpref.errors import UsageError, first_line
 from softpref.models.library_errors import in_one_sentence
+from softpref.models.quantized import refuse_to_train_all, warn_of_other_base
 from softpref.models.sharding import sharded_over
 from softpref.models.weights import HUB_ID, base_model, load_whole, located, of_base, with_adapter
+from softpref.quantization import Bits
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +82,10 @@ def load_policy(
     trust_remote_code: bool,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     sharding: DistributedConfig | None = None,
+    bits: Bits | None = None,
     option: str = "--model",
 ) -> nn.Module:
-    """Load a model, or an adapter with its base model; sharded if told how.
+    """Load a model, or an adapter with its base model; sharded or quantized if told how.
 
     Every tensor comes from a safetensors file, and none is missing. The dtype `auto` is that of the
     files.
@@ -103,11 +106,15 @@ def load_policy(
                 "base model first (merge_and_unload, then save_pretrained)."
             )
     policy = load_whole(
-        AutoModelForCausalLM, base or located(source), place, what, dtype=dtype,
+        AutoModelForCausalLM, base or located(source), place, what, bits, dtype=dtype,
         trust_remote_code=trust_remote_code, distributed_config=sharding,
     )  # fmt: skip
     _refuse_odd_ids(policy, base or source, place)
-    return with_adapter(policy, located(source), base, place) if base else policy
+    if not base:
+        return policy
+    if option != "--run":  # `merge` logs it itself
+        warn_of_other_base(policy, source, place)
+    return with_adapter(policy, located(source), base, place)
 
 
 def _refuse_odd_ids(policy: nn.Module, source: str, place: str) -> None:
@@ -127,7 +134,7 @@ def on_accelerator(model: Any) -> Any:
     return model
 
 
-def load_classifier(source: str, *, option: str) -> nn.Module:
+def load_classifier(source: str, *, bits: Bits | None = None, option: str) -> nn.Module:
     """Load a sequence classifier, all of its tensors from safetensors files.
 
     Raises:
@@ -140,8 +147,13 @@ def load_classifier(source: str, *, option: str) -> nn.Module:
             "save_pretrained)."
         )
     what = "no sequence classifier"
-    return load_whole(  # transformers would ask on the terminal whether to run a model's code
-        AutoModelForSequenceClassification, located(source), place, what, trust_remote_code=False
+    return load_whole(
+        AutoModelForSequenceClassification,
+        located(source),
+        place,
+        what,
+        bits,
+        trust_remote_code=False,  # else transformers would ask on the terminal
     )
 
 
@@ -165,7 +177,13 @@ def loaded_from(model: nn.Module) -> str:
 
 
 def load_to_train(
-    source: str, tuning: Tuning, dtype: torch.dtype, processes: int, *, trust_remote_code: bool
+    source: str,
+    tuning: Tuning,
+    dtype: torch.dtype,
+    processes: int,
+    bits: Bits | None,
+    *,
+    trust_remote_code: bool,
 ) -> nn.Module:
     """Load the policy that a run starts from, in the precision it needs.
 
@@ -177,6 +195,7 @@ def load_to_train(
         tuning: what is to train.
         dtype: of the frozen base under an adapter.
         processes: that the base is sharded over; 1 leaves it whole.
+        bits: of the frozen base's linear layers; None leaves them as they are.
         trust_remote_code: whether to run code that comes with the model.
 
     Raises:
@@ -187,7 +206,10 @@ def load_to_train(
         trust_remote_code=trust_remote_code,
         dtype=dtype if tuning == "lora" else torch.float32,
         sharding=sharded_over(processes) if processes > 1 else None,
+        bits=bits,
     )
+    if tuning == "full":
+        refuse_to_train_all(policy)
     if isinstance(policy, PeftModel) and tuning == "full":
         if processes > 1:
             raise UsageError(

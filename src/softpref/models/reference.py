@@ -23,6 +23,7 @@ from softpref.data.batches import PARTS
 from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import store_batches
 from softpref.errors import UsageError
+from softpref.models.quantized import quantization_constants
 from softpref.models.reading import half_depth, read_pairs
 from softpref.models.scoring import Scorer
 
@@ -122,6 +123,7 @@ def fingerprint_tokens(pairs: Dataset) -> str:
 def fingerprint_weights(policy: nn.Module) -> str:
     """Return a hash of the policy's config and of every parameter's name, dtype and bytes.
 
+    Packed weights are hashed with their constants: models that differ by a factor pack alike.
     Shards are gathered, a tensor at a time, so that a sharded model has the hash of the whole one.
     """
     digest = hashlib.blake2b(digest_size=16)
@@ -129,7 +131,7 @@ def fingerprint_weights(policy: nn.Module) -> str:
     for name in ("_name_or_path", "distributed_config"):  # where it lies makes no difference
         config.pop(name, None)
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in policy.named_parameters():
+    for name, parameter in chain(policy.named_parameters(), quantization_constants(policy)):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         numbers = whole(parameter.detach()).cpu().contiguous().flatten()
         digest.update(numbers.view(torch.uint8).numpy().data)

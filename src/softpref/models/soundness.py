@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, cast
 
 import pyarrow.compute as pc
@@ -22,6 +23,7 @@ from softpref.data.sources import by_source
 from softpref.errors import UsageError
 from softpref.models.library_errors import in_one_sentence
 from softpref.models.loading import context_length
+from softpref.models.quantized import is_settled, quantization_constants
 
 TRIAL_TOKENS = 16
 """Of the trial of causality; the latter half of them is changed."""
@@ -41,6 +43,12 @@ def require_sound(policy: nn.Module) -> None:
             cannot be run at all.
     """
     require_finite_weights(policy)
+    if not is_settled(policy):
+        raise UsageError(
+            f"{_name(policy)}: its 8-bit layers round activations by the largest of a batch, so a "
+            "pair's score would depend on its neighbours: give the model's directory or hub id, "
+            "with load_in_8bit."
+        )
     if is_sharded(policy):  # a trial would leave its weights gathered; those with a plan are causal
         return
     name = _name(policy)
@@ -61,11 +69,11 @@ def require_finite_weights(policy: nn.Module) -> None:
     Raises:
         UsageError: the message names the first such tensor.
     """
-    for name, parameter in policy.named_parameters():
+    for name, parameter in chain(policy.named_parameters(), quantization_constants(policy)):
         numbers = parameter.detach()
         if isinstance(numbers, DTensor):  # every process looks at its own shard
             numbers = numbers.to_local()
-        # Quantized weights are integers, or too narrow to be compared.
+        # Packed weights are integers, or too narrow to be compared.
         compares = numbers.is_floating_point() and numbers.element_size() > 1 and numbers.numel()
         if compares and not torch.stack(numbers.aminmax()).isfinite().all():
             raise UsageError(

@@ -20,6 +20,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from softpref.errors import UsageError
 from softpref.models.library_errors import in_one_sentence
+from softpref.models.quantized import bits_text, quantization_of, quantized_as, settle_quantized
+from softpref.quantization import Bits
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +61,17 @@ def base_model(source: str, place: str) -> str | None:
     return located(base)
 
 
-def load_whole(auto: Any, source: str, place: str, what: str, **options: Any) -> nn.Module:
-    """Load a model by one of transformers' auto classes, refusing whatever is not in its files."""
+def load_whole(
+    auto: Any, source: str, place: str, what: str, bits: Bits | None = None, **options: Any
+) -> nn.Module:
+    """Load a model by one of transformers' auto classes, refusing whatever is not in its files.
+
+    With `bits` its linear layers are quantized while they are read.
+    """
     with in_one_sentence(place, what, source):
         _refuse_pickles(source, "model.safetensors", place, what)
+        in_shards = options.get("distributed_config") is not None
+        options |= quantized_as(source, bits, options.get("dtype"), place, in_shards=in_shards)
         with _without_load_report():
             model, info = auto.from_pretrained(
                 source, use_safetensors=True, output_loading_info=True,
@@ -76,6 +85,9 @@ def load_whole(auto: Any, source: str, place: str, what: str, **options: Any) ->
         )
     _refuse_missing(info["missing_keys"], source, place)
     _refuse_left_out(info["unexpected_keys"], model, source, place)
+    settle_quantized(model)
+    if quantization := quantization_of(model):
+        logger.info("%s: linear layers in %s", place, bits_text(quantization))
     return model
 
 

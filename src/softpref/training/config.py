@@ -37,6 +37,7 @@ from softpref.options import (
     refuse_too_small,
     refuse_unknown_choices,
 )
+from softpref.quantization import QuantizationOptions
 from softpref.trackers import chosen_trackers
 from softpref.training.conflicts import refuse_conflicts
 from softpref.training.porting import PortedOptions
@@ -58,7 +59,7 @@ def _meta_option(text: str, **facts: Any) -> Any:
 
 
 @dataclass
-class MSPOConfig(PortedOptions, TrainingArguments):
+class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
     """Options of `MSPOTrainer`; what is left open is filled by the recipe.
 
     Raises:
@@ -180,7 +181,7 @@ class MSPOConfig(PortedOptions, TrainingArguments):
         recipe=Recipe("threshold"), read_by=("perpcorrect",), identity=True,
     )  # fmt: skip
     engine: Engine | None = option(
-        "How to compute the meta-gradient, exact in all cases; default: chosen by memory.",
+        "How to compute the meta-gradient, always exactly; default: by memory.",
         recipe=Recipe("auto"),
         read_by=TAUGHT,
         group="hardware",

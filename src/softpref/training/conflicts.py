@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 # Options of transformers that must keep this value here, and why.
 FIXED: dict[str, tuple[Any, str]] = {
-    "fp16": (False, "gradients are exact only without loss scaling: use --bf16"),
+    "fp16": (
+        False,
+        "gradients are exact only without loss scaling: use --bf16 true; on a T4 or V100, which "
+        "have no bfloat16, leave both out and give --load_in_4bit true, for float32 adapters over "
+        "a 4-bit base",
+    ),
     "label_smoothing_factor": (0.0, "how far to believe a label is the method's business"),
     "neftune_noise_alpha": (None, "the three steps must see the same function"),
     "torch_compile": (False, "the step is not compiled"),
@@ -50,6 +55,15 @@ def refuse_conflicts(config: MSPOConfig) -> None:
         raise UsageError(
             "--engine double_backward cannot recompute activations: leave "
             "--activation_checkpointing out, or choose --engine auto."
+        )
+    if (bits := config.bits()) and config.tuning == "full":
+        raise UsageError(
+            f"--load_in_{bits}bit: packed weights cannot train: choose --tuning lora, or leave it "
+            "out."
+        )
+    if bits and config.shard:
+        raise UsageError(
+            f"--load_in_{bits}bit and --shard: packed weights are not sharded; give one of them."
         )
     if config.shard:
         config.refuse_with_shards()

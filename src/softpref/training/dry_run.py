@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from softpref.models.layout import choose_layout, longest_pairs
 from softpref.models.loading import make_trainable
+from softpref.models.quantized import quantization_constants
 from softpref.models.scoring import Scorer
 from softpref.options import require
 from softpref.training.align import AlignFiles, load_sets
@@ -45,6 +46,7 @@ def dry_run(files: AlignFiles, config: MSPOConfig) -> None:
     steps = config.total_steps(len(prepared.train))
     logger.info("steps: %d of %d pairs", steps, config.pairs_per_step())
     weights = sum(weight.nbytes for weight in policy.parameters())
+    weights += sum(constants.nbytes for _, constants in quantization_constants(policy))
     moving = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
     gib = (weights + ADAMW_BYTES * moving) / 2**30
     logger.info(

@@ -98,7 +98,7 @@ def _trial(options: EnvOptions) -> Iterator[tuple[str, str]]:
         return
     trusted_code = options.trust_remote_code
     policy = load_to_train(
-        options.model, options.tuning, torch.float32, 1, trust_remote_code=trusted_code
+        options.model, options.tuning, torch.float32, 1, None, trust_remote_code=trusted_code
     )
     policy = on_accelerator(make_trainable(policy, options.tuning, None))
     draw = torch.Generator().manual_seed(0)

@@ -23,6 +23,7 @@ from softpref.data.readers import column, dataset_rows
 from softpref.data.temporary import fsync_all
 from softpref.markup import for_markdown, shortened
 from softpref.models.loading import loaded_from
+from softpref.models.quantized import bits_text, quantization_of
 from softpref.models.weights import located
 from softpref.statistics.noise_rate import rate_text
 from softpref.training.labels import beliefs, known, known_flips, learns_labels
@@ -225,6 +226,7 @@ def run_record(trainer: MSPOTrainer) -> dict[str, Any]:
         "sft_targets_among_pairs": trainer.origin.sft_targets,
         "noise_rate": noise.record() if noise else None,
         "noise_rate_source": _noise_rate_source(trainer),
+        "quantization": quantization_of(trainer.policy),
         "evidence_speaks": trainer.start.evidence.speaks if trainer.start.evidence else None,
         "perpcorrect": correction.record() if correction else None,
         "evaluation": trainer.evaluated,
@@ -268,6 +270,9 @@ def model_card(record: dict[str, Any]) -> str:
     method, base, noise = record["method"], record["files"]["model"], record["noise_rate"]
     options = record["options"]
     library = "peft" if options["tuning"] == "lora" else "transformers"
+    tuning = f"{options['tuning']} tuning"
+    if quantization := record.get("quantization"):
+        tuning += f" over a base in {bits_text(quantization)}"
     rate = _rate_text(noise)
     if record["noise_rate_source"] != "estimated":
         rate = f"{noise['rate']:.1%} ({record['noise_rate_source']})"
@@ -292,7 +297,7 @@ tags: [softpref, {method}, preference-alignment]
 # {_named(base)} aligned with {method}
 
 Made by softpref {record["versions"]["softpref"]}: method `{method}` ({record["source"]}), recipe
-`{options["recipe"]}`, {options["tuning"]} tuning, β = {options["beta"]}, {record["steps"]} steps.
+`{options["recipe"]}`, {tuning}, β = {options["beta"]}, {record["steps"]} steps.
 
 | | |
 |---|---|

@@ -32,6 +32,7 @@ from softpref.data.temporary import fsync_all
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
 from softpref.models.loading import context_length, load_policy, load_tokenizer, lora_config
+from softpref.models.quantized import quantization_of, refuse_to_train_all
 from softpref.models.recompute import set_both_names
 from softpref.models.reference import fingerprint_weights
 from softpref.models.sharding import hold_shards, refuse_impossible_shards, sharded_over
@@ -44,6 +45,7 @@ from softpref.options import (
     require,
 )
 from softpref.places import directory_to_write
+from softpref.quantization import QuantizationOptions
 from softpref.trackers import chosen_trackers
 from softpref.training.checkpoints import SafeCheckpoints
 from softpref.training.identity import SFT_IDENTITY
@@ -79,8 +81,13 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
 
     def __init__(self, *, data_fingerprint: str, **kwargs: Any) -> None:
         start = fingerprint_weights(kwargs["model"])
+        if not (kwargs.get("peft_config") or trainable(kwargs["model"])):
+            refuse_to_train_all(kwargs["model"], "--lora_r 16")
         with allow_sharded_save(kwargs["model"], kwargs["args"]):
             super().__init__(**kwargs)
+        if quantization_of(kwargs["model"]):
+            for parameter in trainable(cast(nn.Module, self.model)):
+                parameter.data = parameter.data.float()  # TRL's bfloat16 swallows small steps
         template = str(getattr(kwargs["processing_class"], "chat_template", None))
         self._made_of: dict[str, JSON] = {
             "data": data_fingerprint,
@@ -177,7 +184,7 @@ class SFTOptions(SFTConfig):
 
 
 @dataclass
-class SFTFiles(ColumnOptions):
+class SFTFiles(ColumnOptions, QuantizationOptions):
     """What `softpref sft` reads and where it writes."""
 
     GROUP: ClassVar[str] = "data"
@@ -214,6 +221,8 @@ def fine_tune_files(files: SFTFiles, config: SFTOptions) -> None:
     require(files)
     if files.lora_r and config.shard:
         raise UsageError(NO_ADAPTER_ON_SHARDS)
+    if (bits := files.bits()) and not files.lora_r:
+        raise UsageError(f"--load_in_{bits}bit: packed weights cannot train: give --lora_r 16.")
     with first_writes(directory_to_write(files.output), config.process_index):
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=SFT_TARGETS
@@ -230,8 +239,13 @@ def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     logger.info("train: %d chosen responses from %s", len(loaded.pairs), loaded.source)
     set_seed(config.seed)
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
-    sharding = sharded_over(config.world_size) if config.shard else None
-    policy = load_policy(files.model, trust_remote_code=config.trust_remote_code, sharding=sharding)
+    policy = load_policy(
+        files.model,
+        trust_remote_code=config.trust_remote_code,
+        dtype=torch.bfloat16 if config.bf16 and files.bits() else torch.float32,
+        sharding=sharded_over(config.world_size) if config.shard else None,
+        bits=files.bits(),
+    )
     adapter = lora_config(files.lora_r) if files.lora_r else None
     fine_tune(
         policy, tokenizer, loaded.pairs, config, adapter,

@@ -28,6 +28,7 @@ from softpref.models.loading import (
     switch_dropout_off,
     tokenizer_of,
 )
+from softpref.models.quantized import refuse_to_train_all, require_name, settle_quantized
 from softpref.models.recompute import checkpoint_activations
 from softpref.models.reference import (
     SIGNAL_COLUMNS,
@@ -146,12 +147,16 @@ def load_checked(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, Prepared]:
     """Load model and tokenizer, tokenize the sets, and refuse what does not fit together."""
     policy, trusted_code = model, config.trust_remote_code
+    require_name(model, config.bits())
     if isinstance(policy, str):
         dtype = torch.bfloat16 if config.bf16 else torch.float32
         processes = config.world_size if config.shard else 1
         policy = load_to_train(
-            policy, config.tuning, dtype, processes, trust_remote_code=trusted_code
+            policy, config.tuning, dtype, processes, config.bits(), trust_remote_code=trusted_code
         )
+    elif config.tuning == "full":
+        refuse_to_train_all(policy)
+    settle_quantized(policy)
     tokenizer = tokenizer or tokenizer_of(model, policy, trust_remote_code=trusted_code)
     limits = config.max_length, context_length(policy)
     given = (sets.train, sets.clean, sets.evaluation)
