@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from softpref.errors import UsageError
 from softpref.judging.endpoint import Endpoint
 from softpref.judging.log import VerdictLog
-from softpref.judging.options import JudgeOptions
+from softpref.judging.options import JudgeKind, JudgeOptions
 from softpref.judging.outcomes import Outcome, mean_verdict, outcomes_of
 from softpref.judging.questions import Answer, Comparison, Judge, Question, judge_hash, questions_of
 from softpref.judging.scored import ImplicitReward, RewardModel, RightAnswers
+from softpref.judging.template import question_size
 from softpref.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = 20  # failures of one kind in a row
 GIVEN_UP = "given up"
+CHARACTERS_A_TOKEN = 4  # in English text; for the estimate before the first call
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,21 @@ class Judged:
     dollars: float | None
 
 
+JUDGES: Mapping[JudgeKind, Callable[[JudgeOptions], Judge]] = {
+    "endpoint": Endpoint,
+    "reward_model": lambda options: RewardModel(str(options.judge_model), options.judge_batch_size),
+    "implicit_reward": ImplicitReward,
+    "checker": lambda _: RightAnswers(),
+}
+
+
 def make_judge(options: JudgeOptions) -> Judge:
     """Return the judge that the options select, with its model loaded.
 
     Raises:
         UsageError: it cannot be loaded or reached.
     """
-    if options.judge == "endpoint":
-        return Endpoint(options)
-    if options.judge == "reward_model":
-        return RewardModel(str(options.judge_model), options.judge_batch_size)
-    if options.judge == "implicit_reward":
-        return ImplicitReward(options)
-    return RightAnswers()
+    return JUDGES[options.judge](options)
 
 
 def ask_judge(
@@ -84,11 +88,10 @@ def ask_judge(
         for key, question in every.items()
         if _is_open(log.answers.get(key), options.retry_failed and key not in log.fresh)
     }
-    _announce(judge, list(missing.values()), len(every), what)
+    _announce(judge, options, list(missing.values()), len(every), what)
     is_known = name in log.known
-    if isinstance(judge, Endpoint):
-        judge.spent = judge.dollars(*log.billed(name)) or 0.0
-        judge.has_answered = is_known
+    if judge.account:
+        judge.account.resume(log, name)
     streak: list[Question] = []
     asked = 0
     with Progress(what, len(missing), "call") as bar:
@@ -116,13 +119,16 @@ def ask_judge(
     return _account(outcomes, mean_verdicts, [log.answers[key] for key in every], judge)
 
 
-def _announce(judge: Judge, missing: Sequence[Question], every: int, what: str) -> None:
+def _announce(
+    judge: Judge, options: JudgeOptions, missing: Sequence[Question], every: int, what: str
+) -> None:
     known = every - len(missing)
     text = f"{what}: {len(missing):,} calls" + (f", {known:,} answered before" if known else "")
-    if isinstance(judge, Endpoint) and missing:
-        inputs, replies = judge.estimate(missing)
+    if judge.account and missing:
+        inputs = sum(map(question_size, missing)) // CHARACTERS_A_TOKEN
+        replies = len(missing) * options.max_reply_tokens
         text += f"; about {inputs:,} input tokens and at most {replies:,} of replies"
-        dollars = judge.dollars(inputs, replies)
+        dollars = judge.account.dollars(inputs, replies)
         if dollars is not None:
             text += f", at most about {dollars:.2f} dollars"
     logger.info("%s", text)
@@ -179,5 +185,5 @@ def _account(
         failures=dict(Counter(answer.failure for answer in answers if answer.failure)),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
-        dollars=judge.dollars(*tokens) if isinstance(judge, Endpoint) else None,
+        dollars=judge.account.dollars(*tokens) if judge.account else None,
     )

@@ -15,9 +15,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from softpref.errors import UsageError, require_package
+from softpref.judging.account import Account
 from softpref.judging.bounded import bounded_client
 from softpref.judging.options import JudgeOptions, public_address
 from softpref.judging.questions import Answer, Question
@@ -33,8 +34,6 @@ OPENAI = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
 LONGEST_WAIT = 120.0
 """Seconds between two attempts of a call; `openai` ignores a longer `Retry-After`."""
-CHARACTERS_A_TOKEN = 4  # in English text; for the estimate before the first call
-MILLION = 1e6
 HIDDEN = "[key]"
 REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -52,8 +51,7 @@ class Endpoint:
         options: checked options.
 
     Attributes:
-        spent: upper bound of the dollars spent, including those of earlier runs.
-        has_answered: whether any call succeeded, so that key and address must be valid.
+        account: what calls cost, and have cost so far.
 
     Raises:
         UsageError: the `openai` package or the key is missing.
@@ -68,8 +66,7 @@ class Endpoint:
         if variable := key_variable(options):
             logger.info("judge %s: sends $%s to %s", options.judge_model, variable, address)
         self._refused_parameters: set[str] = set()
-        self.spent = 0.0
-        self.has_answered = False
+        self.account = Account(options.price_input, options.price_output, options.max_cost)
         self.identity: Mapping[str, Any] = {
             "judge": "endpoint",
             "model": options.judge_model,
@@ -78,22 +75,6 @@ class Endpoint:
             "max_reply_tokens": options.max_reply_tokens,
             "template": template_version(),
         }
-
-    def estimate(self, questions: Sequence[Question]) -> tuple[int, int]:
-        """Return the approximate input tokens and the maximum output tokens of questions."""
-        characters = sum(
-            len(message["content"]) for question in questions for message in _messages(question)
-        )
-        replies = len(questions) * self._options.max_reply_tokens
-        return characters // CHARACTERS_A_TOKEN, replies
-
-    def dollars(self, input_tokens: int, output_tokens: int) -> float | None:
-        """Return the cost of tokens; None without prices."""
-        prices = (self._options.price_input, self._options.price_output)
-        if None in prices:
-            return None
-        of_input, of_output = (cast(float, price) for price in prices)
-        return (input_tokens * of_input + output_tokens * of_output) / MILLION
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
         """Yield answers as they arrive; abandon a call that exceeds its total time."""
@@ -126,8 +107,9 @@ class Endpoint:
                     abandoned += 1
                 if isinstance(answer, Exception):
                     raise answer
-                self.spent += (
-                    self.dollars(answer.billed_input_tokens, answer.billed_output_tokens) or 0.0
+                self.account.spent += (
+                    self.account.dollars(answer.billed_input_tokens, answer.billed_output_tokens)
+                    or 0.0
                 )
                 yield question, answer
         finally:
@@ -165,11 +147,10 @@ class Endpoint:
         return attempts * size, attempts * self._options.max_reply_tokens
 
     def _worst_cost(self, question: Question) -> float:
-        return self.dollars(*self._max_tokens(question)) or 0.0
+        return self.account.dollars(*self._max_tokens(question)) or 0.0
 
     def _is_affordable(self, reserved: float, question: Question) -> bool:
-        limit = self._options.max_cost
-        return limit is None or self.spent + reserved + self._worst_cost(question) <= limit
+        return self.account.allows(reserved + self._worst_cost(question))
 
     def _answer(self, question: Question) -> Answer:
         import openai
@@ -193,7 +174,7 @@ class Endpoint:
             return self._unmetered("timeout" if is_slow else "no connection", question)
         except Exception:  # the body may have any shape, size or depth
             return self._unmetered("broken reply", question)
-        self.has_answered = True
+        self.account.has_answered = True
         if key_variable(self._options):  # an endpoint may echo the key
             redacted = answer.justification.replace(self._client.api_key, HIDDEN)
             answer = dataclasses.replace(answer, justification=redacted)
@@ -231,7 +212,7 @@ class Endpoint:
             404: "check --base_url (it ends in /v1) and --judge_model",
             422: "try --structured_output words",
         } | dict.fromkeys(REDIRECTS, "redirects are not followed: set --base_url to where it leads")
-        if status == 401 or (status in remedies and not self.has_answered):
+        if status == 401 or (status in remedies and not self.account.has_answered):
             address = public_address(self._options.base_url or OPENAI)
             raise UsageError(f"{address} answers {status}: {remedies[status]}.")
         return Answer(None, f"status {status}")

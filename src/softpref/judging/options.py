@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
-from softpref.options import option, parse, refuse_too_small, refuse_unread, require
+from softpref.options import facts_of, option, parse, refuse_too_small, refuse_unread, require
 
 JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
 
@@ -130,10 +130,10 @@ def check_judge(options: JudgeOptions) -> None:
         UsageError: the message names the option and the remedy.
     """
     refuse_unread(options, "judge")
-    if options.judge == "implicit_reward":
-        require(options, "judge_model", "judge_reference")
-    elif options.judge != "checker":
-        require(options, "judge_model")
+    facts = facts_of(type(options))
+    models = ("judge_model", "judge_reference")
+    if read := [name for name in models if options.judge in facts[name]["read_by"]]:
+        require(options, *read)
     refuse_too_small(options)
     if not 0 < options.timeout_s < math.inf:
         raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")

@@ -6,9 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from softpref.data.messages import Text
+
+if TYPE_CHECKING:
+    from softpref.judging.account import Account
 
 Orders = Literal["both", "one"]
 VERDICTS = ("A", "B", "tie")
@@ -87,11 +90,12 @@ class Judge(Protocol):
     """Answers questions; `identity` holds everything that changes its answers.
 
     `sees_order` is whether the order of A and B can affect the verdict. A judge that scores each
-    response by itself is asked only once.
+    response by itself is asked only once. `account` is None for a judge whose calls cost nothing.
     """
 
     identity: Mapping[str, Any]
     sees_order: bool
+    account: Account | None
 
     def ask(self, questions: Sequence[Question]) -> Iterable[tuple[Question, Answer]]:
         """Yield every question with its answer, in order of arrival."""

@@ -44,6 +44,7 @@ class _ScoringJudge(ABC):
     """Turns scores into verdicts: the higher score wins, equal scores and equal texts tie."""
 
     sees_order = False
+    account = None
     batch_size = 1000
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
