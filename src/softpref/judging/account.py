@@ -19,6 +19,8 @@ class Account:
         limit: dollars that may be spent; None for no limit.
         spent: upper bound of the dollars spent, including those of earlier runs.
         has_answered: whether any call succeeded, so that key and address must be valid.
+        log: where the answers go; a batch keeps its journal beside it.
+        judge: hash of the judge's identity, its name there.
     """
 
     price_input: float | None = None
@@ -26,9 +28,12 @@ class Account:
     limit: float | None = None
     spent: float = 0.0
     has_answered: bool = False
+    log: VerdictLog | None = None
+    judge: str = ""
 
     def resume(self, log: VerdictLog, judge: str) -> None:
         """Take over what earlier runs of a judge spent and learned."""
+        self.log, self.judge = log, judge
         self.spent = self.dollars(*log.billed(judge)) or 0.0
         self.has_answered = judge in log.known
 

@@ -5,23 +5,21 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from softpref.errors import UsageError
-from softpref.judging.endpoint import Endpoint
+from softpref.judging.endpoint import GROWTH, Endpoint
+from softpref.judging.failures import CUT_OFF, CUT_ONCE, GIVEN_UP, NOT_MADE, OPEN, Streak, stopped
+from softpref.judging.forecast import spread
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeKind, JudgeOptions
 from softpref.judging.outcomes import Outcome, mean_verdict, outcomes_of
+from softpref.judging.preview import Preview
 from softpref.judging.questions import Answer, Comparison, Judge, Question, judge_hash, questions_of
 from softpref.judging.scored import ImplicitReward, RewardModel, RightAnswers
-from softpref.judging.template import question_size
 from softpref.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-GIVE_UP_AFTER = 20  # failures of one kind in a row
-GIVEN_UP = "given up"
-CHARACTERS_A_TOKEN = 4  # in English text; for the estimate before the first call
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Judged:
         first_share: share of verdicts for A, without ties; None if there are none.
         calls: number of distinct questions behind the outcomes.
         failures: number of failed calls, by kind.
-        input_tokens: of these calls, including those of earlier runs.
+        input_tokens: of these calls, including those of earlier runs and repeated ones.
         output_tokens: likewise.
         dollars: their cost; None without prices or for a local judge.
     """
@@ -84,25 +82,38 @@ def ask_judge(
     questions = questions_of(comparisons, orders, options.order_seed)
     every = {question.key(name): question for group in questions.values() for question in group}
     missing = {
-        key: question
+        key: _to_ask(question, log.answers.get(key))
         for key, question in every.items()
         if _is_open(log.answers.get(key), options.retry_failed and key not in log.fresh)
     }
-    _announce(judge, options, list(missing.values()), len(every), what)
-    is_known = name in log.known
+    preview = None
     if judge.account:
         judge.account.resume(log, name)
-    streak: list[Question] = []
+        keys = list(missing)
+        missing = {keys[i]: missing[keys[i]] for i in spread(len(keys))}
+        preview = Preview(what, every, missing, judge.account, options, log)
+    else:
+        logger.info("%s: %d of %d calls to make", what, len(missing), len(every))
+    streak = Streak(len(missing), name in log.known)
     asked = 0
     with Progress(what, len(missing), "call") as bar:
         for question, answer in judge.ask(list(missing.values())):
             log.add(question, answer, name)
+            if answer.failure in (CUT_ONCE, NOT_MADE):
+                continue
             bar.update()
             asked += 1
-            same = streak and log.answers[streak[-1].key(name)].failure == answer.failure
-            streak = [*streak, question] if same else [question]
-            if _is_hopeless(answer, len(streak), asked, len(missing), is_known):
-                _give_up(streak, answer, log, name)
+            if preview:
+                preview.answered(question.key(name))
+            if not answer.in_batch and streak.add(question, answer.failure):
+                for last in streak.items:  # the next run asks them again
+                    log.add(last, Answer(None, GIVEN_UP), name)
+                raise UsageError(_stopped(str(answer.failure), len(streak.items), options))
+    if unmade := sum(log.answers[k].failure == NOT_MADE for k in every if k in log.answers):
+        raise UsageError(
+            f"{unmade} of {len(every)} calls expired in their batch or were cancelled, and cost "
+            "nothing; run the same command to submit them again, or without --batch."
+        )
     left = len(missing) - asked
     if left:
         raise UsageError(
@@ -116,67 +127,35 @@ def ask_judge(
     }
     outcomes = outcomes_of(comparisons, questions, answers)
     mean_verdicts = [mean_verdict(questions[each.uid], answers[each.uid]) for each in comparisons]
-    return _account(outcomes, mean_verdicts, [log.answers[key] for key in every], judge)
-
-
-def _announce(
-    judge: Judge, options: JudgeOptions, missing: Sequence[Question], every: int, what: str
-) -> None:
-    known = every - len(missing)
-    text = f"{what}: {len(missing):,} calls" + (f", {known:,} answered before" if known else "")
-    if judge.account and missing:
-        inputs = sum(map(question_size, missing)) // CHARACTERS_A_TOKEN
-        replies = len(missing) * options.max_reply_tokens
-        text += f"; about {inputs:,} input tokens and at most {replies:,} of replies"
-        dollars = judge.account.dollars(inputs, replies)
-        if dollars is not None:
-            text += f", at most about {dollars:.2f} dollars"
-    logger.info("%s", text)
+    return _account(outcomes, mean_verdicts, list(every), log, judge)
 
 
 def _is_open(answer: Answer | None, retry_failed: bool) -> bool:
     """Return whether a question must still be asked."""
-    return answer is None or answer.failure == GIVEN_UP or (retry_failed and bool(answer.failure))
+    return answer is None or answer.failure in OPEN or (retry_failed and bool(answer.failure))
 
 
-def _is_hopeless(answer: Answer, streak: int, asked: int, calls: int, is_known: bool) -> bool:
-    """Return whether the endpoint, not the questions, must be the cause of the failures.
-
-    Args:
-        answer: the last answer.
-        streak: number of consecutive answers with its failure.
-        asked: number of calls so far.
-        calls: number of calls in total.
-        is_known: whether the endpoint has ever given a verdict.
-    """
-    if answer.failure is None:
-        return False
-    is_unreachable = answer.failure == "no connection" or answer.failure.startswith("status")
-    if streak == asked == calls:
-        return is_unreachable
-    return streak == GIVE_UP_AFTER and (is_unreachable or (streak == asked and not is_known))
+def _to_ask(question: Question, answer: Answer | None) -> Question:
+    """Return a question with more room for the reply, if an earlier run saw one cut off."""
+    return replace(question, attempt=1) if answer and answer.failure == CUT_ONCE else question
 
 
-def _give_up(streak: Sequence[Question], answer: Answer, log: VerdictLog, name: str) -> None:
-    """Stop; mark the last failures so that the next run asks them again."""
-    for question in streak:
-        log.add(question, Answer(None, GIVEN_UP), name)
-    raise UsageError(
-        f"{len(streak)} calls in a row failed ({answer.failure}): check quota, --base_url and "
-        "--judge_model, and try --structured_output words; run the same command to ask them "
-        "again and continue."
-    )
+def _stopped(failure: str, count: int, options: JudgeOptions) -> str:
+    longest = options.max_reply_tokens * (GROWTH if failure == CUT_OFF else 1)
+    return stopped(failure, count, longest, ("--judge_model", "--max_reply_tokens"))
 
 
 def _account(
-    outcomes: list[Outcome], mean_verdicts: list[float], answers: Sequence[Answer], judge: Judge
+    outcomes: list[Outcome],
+    mean_verdicts: list[float],
+    keys: Sequence[str],
+    log: VerdictLog,
+    judge: Judge,
 ) -> Judged:
+    answers = [log.answers[key] for key in keys]
+    tokens = log.counted(keys)
     verdicts = Counter(answer.verdict for answer in answers)
     preferred = verdicts["A"] + verdicts["B"]
-    tokens = [
-        sum(getattr(answer, name) for answer in answers)
-        for name in ("input_tokens", "output_tokens")
-    ]
     return Judged(
         outcomes=outcomes,
         mean_verdicts=mean_verdicts,
@@ -185,5 +164,5 @@ def _account(
         failures=dict(Counter(answer.failure for answer in answers if answer.failure)),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
-        dollars=judge.account.dollars(*tokens) if judge.account else None,
+        dollars=judge.account.dollars(*log.paid(keys)) if judge.account else None,
     )

@@ -64,7 +64,7 @@ class JudgeOptions:
         least=1,
     )
     timeout_s: float = option(
-        "endpoint: maximum seconds of one attempt of a call.", 60.0, read_by=("endpoint",)
+        "endpoint: maximum seconds of one attempt of a call.", 300.0, read_by=("endpoint",)
     )
     max_retries: int = option(
         "endpoint: retries of a call after 429, 5xx, a timeout or a broken connection.",
@@ -73,7 +73,17 @@ class JudgeOptions:
         least=0,
     )
     max_reply_tokens: int = option(
-        "endpoint: maximum tokens in a reply.", 400, read_by=("endpoint",), least=1
+        "endpoint: maximum tokens in a reply, thoughts included; a reply that is cut off before "
+        "its verdict is asked for once more, with four times as many.",
+        4096,
+        read_by=("endpoint",),
+        least=1,
+    )
+    reasoning_effort: str | None = option(
+        "endpoint: how long a reasoning model thinks, passed on as it is, such as low or high; "
+        "default: the model's own.",
+        read_by=("endpoint",),
+        metavar="LEVEL",
     )
     price_input: float | None = option(
         "endpoint: dollars per million input tokens.", read_by=("endpoint",), least=0
@@ -86,6 +96,12 @@ class JudgeOptions:
         "could exceed it is not made.",
         read_by=("endpoint",),
         least=0,
+    )
+    batch: bool = option(
+        "endpoint: send the questions to OpenAI's batch endpoint, which answers within 24 hours "
+        "at half the price; the same command resumes.",
+        False,
+        read_by=("endpoint",),
     )
     retry_failed: bool = option("Repeat the failed calls of an earlier run.", False)
     judge_batch_size: int = option(
@@ -203,7 +219,9 @@ def verdict_options(options: JudgeOptions) -> dict[str, object]:
     names = ["judge", "judge_model", "judge_reference", "structured_output", "orders", "order_seed"]
     names.append("max_reply_tokens")
     address = options.base_url and public_address(options.base_url)
-    return {name: getattr(options, name) for name in names} | {"base_url": address}
+    found = {name: getattr(options, name) for name in names} | {"base_url": address}
+    effort = {"reasoning_effort": options.reasoning_effort} if options.reasoning_effort else {}
+    return found | effort
 
 
 def public_address(base_url: str) -> str:

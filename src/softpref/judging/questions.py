@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Orders = Literal["both", "one"]
 VERDICTS = ("A", "B", "tie")
+BATCH_SHARE = 0.5
+"""What a call in a batch costs, as a share of its price."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Question:
         second: shown as B.
         is_swapped: whether A is the baseline's.
         context: of the comparison.
+        attempt: 1 if an earlier reply was cut off, so that this one gets more room.
     """
 
     uid: str
@@ -55,6 +58,7 @@ class Question:
     second: Text
     is_swapped: bool
     context: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 0
 
     def key(self, judge: str) -> str:
         """Return a hash of everything that the answer depends on: texts, order and judge."""
@@ -75,6 +79,7 @@ class Answer:
         output_tokens: tokens received, likewise.
         billed_input_tokens: tokens that may be billed: the count, or an upper bound without one.
         billed_output_tokens: likewise.
+        in_batch: whether a batch made the call, at its lower price.
     """
 
     verdict: str | None
@@ -84,6 +89,7 @@ class Answer:
     output_tokens: int = 0
     billed_input_tokens: int = 0
     billed_output_tokens: int = 0
+    in_batch: bool = False
 
 
 class Judge(Protocol):
