@@ -102,6 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         with script.lock:
             script.calls[digest] += 1
             script.bodies.append(request)
+            script.paths.add(self.path)
             tries = script.calls[digest]
             script.in_flight += 1
             script.most_in_flight = max(script.most_in_flight, script.in_flight)
@@ -216,6 +217,7 @@ class Script:
         self.in_flight = self.most_in_flight = self.sent = 0
         self.url = ""
         self.bodies: list[dict] = []
+        self.paths: set[str] = set()
         self.batches = Batches(self)
         self.thinks = 0
         """Tokens that the model spends before its first visible word."""
@@ -228,10 +230,12 @@ class Script:
 
     def completion(self, request: dict, fault: str | None) -> dict:
         messages = [message["content"] for message in request.get("messages", ())]
-        verdict = self.judge(messages[0], messages[-1]) if messages else request["prompt"]
-        content = json.dumps({"justification": "So it is.", "verdict": verdict})
+        verdict = ""
         if self.writes:
             content = self.writes(request)
+        else:
+            verdict = self.judge(messages[0], messages[-1])
+            content = json.dumps({"justification": "So it is.", "verdict": verdict})
         finish, usage = "stop", self.usage(request) if callable(self.usage) else self.usage
         if self.thinks:
             decoy = '<think>First, {"verdict": "tie"}? No.'
@@ -250,7 +254,7 @@ class Script:
         if fault == "refusal":
             message = {"role": "assistant", "content": None, "refusal": "I cannot judge this."}
         choice = {"index": 0, "message": message, "finish_reason": finish}
-        if "prompt" in request:
+        if "prompt" in request and fault is None:
             choice = {"index": 0, "text": content, "finish_reason": finish}
         return {"id": "1", "object": "chat.completion", "created": 1, "model": "scripted",
                 "choices": [choice], "usage": usage}  # fmt: skip

@@ -13,7 +13,8 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 from softpref.errors import UsageError
 from softpref.judging.account import Account
@@ -36,7 +37,7 @@ BYTES_A_TOKEN, BYTES_A_LINE = 12, 4_000
 """Upper bounds of an answer's size in a result file."""
 MOST_BATCHES = 2_000
 """How many of the server's batches are searched, newest first."""
-PATH = "/v1/chat/completions"
+PATH: Final = "/v1/chat/completions"
 ENDED = ("completed", "expired", "cancelled", "failed")
 _ID = re.compile(r"[\w-]{1,200}")
 
@@ -195,9 +196,8 @@ class Batches:
         while True:
             for part in parts:
                 try:
-                    batch = self._made(
-                        "poll", lambda name=part.batch: self._client.openai.batches.retrieve(name)
-                    )
+                    retrieve = partial(self._client.openai.batches.retrieve, part.batch)
+                    batch = self._made("poll", retrieve)
                     failures = 0
                 except UsageError:
                     failures += 1

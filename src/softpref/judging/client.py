@@ -45,9 +45,9 @@ class Server:
         api_key_env: the variable that holds the key; None for OpenAI's at its address, else none.
         timeout_s: maximum seconds of an attempt.
         max_retries: attempts after the first one.
-        concurrency: calls at once.
         what: what asks, for messages.
-        option: the option that selects it, for messages.
+        option: the option that selects the model, for messages.
+        form: the option that changes what is sent, for messages.
     """
 
     model: str
@@ -55,9 +55,9 @@ class Server:
     api_key_env: str | None
     timeout_s: float
     max_retries: int
-    concurrency: int
     what: str
     option: str
+    form: str
 
     @property
     def address(self) -> str:
@@ -192,7 +192,7 @@ class Client:
             401: f"set {key} to a valid key",
             403: f"the key in {key} may not use this model",
             404: f"check --base_url (it ends in /v1) and {self.server.option}",
-            422: "try --structured_output words",
+            422: f"try {self.server.form}",
         } | dict.fromkeys(REDIRECTS, "redirects are not followed: set --base_url to where it leads")
         if status == 401 or (status in remedies and not self._account.has_answered):
             raise UsageError(f"{self.server.address} answers {status}: {remedies[status]}.")

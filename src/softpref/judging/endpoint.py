@@ -51,9 +51,9 @@ class Endpoint:
             api_key_env=options.api_key_env,
             timeout_s=options.timeout_s,
             max_retries=options.max_retries,
-            concurrency=options.concurrency,
             what="judge",
             option="--judge_model",
+            form="--structured_output words",
         )
         # Some models allow only their own temperature.
         self._client = Client(server, self.account, optional=["temperature"])

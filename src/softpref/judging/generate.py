@@ -22,7 +22,16 @@ from softpref.data.messages import template_context
 from softpref.data.readers import RowError
 from softpref.data.tokens import prompt_ids
 from softpref.errors import UsageError
-from softpref.judging.responses import Prompt, load_prompts, prompt_uid
+from softpref.judging.log import resume_from
+from softpref.judging.options import check_address
+from softpref.judging.responses import (
+    Prompt,
+    PromptFormat,
+    load_prompts,
+    response_rows,
+    text_to_continue,
+)
+from softpref.judging.served import Writer, orders_of, served_responses
 from softpref.models.library_errors import COMPLETE, in_one_sentence
 from softpref.models.loading import context_length, load_policy, load_tokenizer, on_accelerator
 from softpref.models.reference import fingerprint_weights
@@ -37,15 +46,16 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LONGEST = 512
 
-PromptFormat = Literal["auto", "chat", "plain"]
-
 
 @dataclass
 class GenerateOptions:
     """Options of `softpref generate`."""
 
     model: str = option(
-        "Model or adapter: directory or hub id.", "", required=True, metavar="DIR|ID"
+        "Model or adapter: directory or hub id; with --base_url, the model's name there.",
+        "",
+        required=True,
+        metavar="DIR|ID|NAME",
     )
     prompts: str = option(
         "File or hub id of rows with `prompt`, text or messages.", "", required=True, metavar="FILE"
@@ -78,6 +88,31 @@ class GenerateOptions:
     )
     bf16: bool = option("Run the model in bfloat16.", False, group="hardware")
     trust_remote_code: bool = option("Run code that comes with the model.", False)
+    base_url: str | None = option(
+        "Address of an OpenAI-compatible server that runs the model (vLLM, SGLang, `transformers "
+        "serve`), up to /v1; default: none, the model is loaded here.",
+        group="server",
+        metavar="URL",
+    )
+    api_key_env: str | None = option(
+        "The environment variable with the server's key, its only source; default: no key.",
+        group="server",
+        metavar="VARIABLE",
+    )
+    concurrency: int = option("Maximum concurrent calls.", 8, least=1, group="server")
+    timeout_s: float = option("Maximum seconds of one attempt of a call.", 300.0, group="server")
+    max_retries: int = option(
+        "Retries of a call after 429, 5xx, a timeout or a broken connection.",
+        6,
+        least=0,
+        group="server",
+    )
+    failed_as_empty: bool = option(
+        "Write an empty response where a call failed, instead of asking for it again by the same "
+        "command.",
+        False,
+        group="server",
+    )
 
 
 def run_generate(options: GenerateOptions) -> None:
@@ -92,6 +127,9 @@ def run_generate(options: GenerateOptions) -> None:
     _check(options)
     output = Path(options.output)
     prompts = load_prompts(options.prompts)[: options.limit]
+    if options.base_url:
+        _generate_there(prompts, options, output)
+        return
     tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     ids = [
         ids_to_continue(prompt, options.prompts, tokenizer, options.prompt_format)
@@ -115,20 +153,62 @@ def run_generate(options: GenerateOptions) -> None:
     short = [each[:1] for each in ids[: min(2, options.batch_size)]]
     _draw(policy, tokenizer, short, replace(options, max_new_tokens=1), options.seed)
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-    record = asdict(options) | {"weights": fingerprint_weights(policy), "prompts_sha256": digest}
+    record = _record(options, *SERVER_OPTIONS) | {
+        "weights": fingerprint_weights(policy),
+        "prompts_sha256": digest,
+    }
     record |= by_model
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Path(f"{output}.progress")
     with one_writer(output):
         _require_new(output)  # another command may have written it meanwhile
         responses = _draw_all(on_accelerator(policy), tokenizer, ids, options, record, progress)
-        write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
-        write_lines(output, _rows(prompts, responses))
-        progress.unlink()
-    total = options.samples * len(prompts)
+        _write(output, prompts, responses, record)
+    logger.info(f"longest allowed: {options.max_new_tokens} tokens")
+
+
+def _generate_there(prompts: Sequence[Prompt], options: GenerateOptions, output: Path) -> None:
+    """Write the responses of a server."""
+    by_server = options.generation_config == "model"
+    options = replace(
+        options,
+        max_new_tokens=options.max_new_tokens or DEFAULT_LONGEST,
+        temperature=None if by_server else options.temperature or 0.0,
+    )
+    asked = json.dumps([[given.prompt, given.context] for given in prompts])
+    record = _record(options, *SERVER_OPTIONS[1:], *LOCAL_OPTIONS) | {
+        "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest()
+    }
+    orders, writer = orders_of(prompts, options), Writer(options)
+    with one_writer(output):
+        _require_new(output)
+        progress = Path(f"{output}.progress")
+        responses = served_responses(orders, writer, options, record, progress)
+        _write(output, prompts, responses, record)
+
+
+SERVER_OPTIONS = (
+    "base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "failed_as_empty",
+)  # fmt: skip
+LOCAL_OPTIONS = ("batch_size", "bf16", "trust_remote_code")
+
+
+def _record(options: GenerateOptions, *without: str) -> dict[str, Any]:
+    return {name: value for name, value in asdict(options).items() if name not in without}
+
+
+def _write(
+    output: Path,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    record: dict[str, Any],
+) -> None:
+    write_text(Path(f"{output}.record.json"), json.dumps(record, indent=1) + "\n")
+    write_lines(output, response_rows(prompts, responses))
+    Path(f"{output}.progress").unlink()
+    total = sum(map(len, responses))
     empty = sum(not response.strip() for of_sample in responses for response in of_sample)
-    counts = f"{total} responses to {len(prompts)} prompts, {empty} of them empty"
-    logger.info(f"{output}: {counts}; longest allowed: {options.max_new_tokens} tokens")
+    logger.info(f"{output}: {total} responses to {len(prompts)} prompts, {empty} of them empty")
 
 
 def _draw_all(
@@ -188,19 +268,6 @@ def _draw(
         )
 
 
-def _rows(prompts: Sequence[Prompt], samples: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    seen: dict[str, int] = {}
-    rows = []
-    for i, given in enumerate(prompts):
-        for responses in samples:
-            name = prompt_uid(given.prompt, 0, given.context)
-            uid = prompt_uid(given.prompt, seen.get(name, 0), given.context)
-            seen[name] = seen.get(name, 0) + 1
-            row = {"uid": uid, "prompt": given.prompt, **given.context, "response": responses[i]}
-            rows.append(row)
-    return rows
-
-
 def ids_to_continue(
     given: Prompt,
     source: str,
@@ -212,16 +279,8 @@ def ids_to_continue(
     Raises:
         UsageError: the prompt cannot be tokenized, or has no token.
     """
-    prompt, where = given.prompt, place(source, given.row)
-    if prompt_format == "plain" and not isinstance(prompt, str):
-        raise UsageError("--prompt_format plain: the prompts are conversations; use auto or chat.")
-    if prompt_format == "chat" and isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if isinstance(prompt, str) and given.context:
-        raise UsageError(
-            f"{where}: has {' and '.join(given.context)}, which only a chat template reads; give "
-            "--prompt_format chat, or remove them."
-        )
+    where = place(source, given.row)
+    prompt = text_to_continue(given, source, prompt_format)
     try:
         ids = prompt_ids(prompt, tokenizer, template_context(given.context))
     except RowError as error:
@@ -256,6 +315,7 @@ def _check(options: GenerateOptions) -> None:
         raise UsageError(f"--output {options.output}: name a .jsonl file.")
     _require_new(file_to_write(options.output))
     refuse_too_small(options)
+    _check_place(options)
     temperature, by_model = options.temperature, options.generation_config == "model"
     if temperature is not None and by_model:
         raise UsageError("--temperature and --generation_config model: give one of them.")
@@ -263,6 +323,20 @@ def _check(options: GenerateOptions) -> None:
         raise UsageError(f"--temperature {temperature}: must be at least 0, and finite.")
     if options.samples > 1 and not temperature and not by_model:
         raise UsageError("--samples: greedy responses are all alike; set --temperature.")
+
+
+def _check_place(options: GenerateOptions) -> None:
+    """Refuse options of a server without one, and options of a model here with one."""
+    is_there = options.base_url is not None
+    for name in LOCAL_OPTIONS if is_there else SERVER_OPTIONS[1:]:
+        if getattr(options, name) != getattr(GenerateOptions, name):
+            remedy = "remove it; the server decides" if is_there else "add --base_url, or remove it"
+            raise UsageError(f"--{name}: has no effect with{'' if is_there else 'out'} --base_url; "
+                             f"{remedy}.")  # fmt: skip
+    if options.base_url is not None:
+        check_address(options.base_url)
+    if not 0 < options.timeout_s < math.inf:
+        raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")
 
 
 def _require_new(output: Path) -> None:
@@ -289,31 +363,6 @@ def _response_limit(
             f"the model's context is {context}: {remedy}."
         )
     return asked or min(DEFAULT_LONGEST, room)
-
-
-def resume_from(progress: Path, record: dict[str, Any]) -> list[list[str]]:
-    """Return the batches that an interrupted command has finished; create the file if needed.
-
-    Raises:
-        UsageError: the file is damaged or belongs to other settings.
-    """
-    header = json.dumps(record) + "\n"
-    if not progress.exists():
-        write_text(progress, header)
-        return []
-    content = progress.read_bytes()
-    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may cut the last
-    if not lines or lines[0] != header.encode():
-        raise UsageError(
-            f"{progress}: was started with other settings, another model or other prompts; delete "
-            "it, or choose another --output."
-        )
-    try:
-        done = [json.loads(line) for line in lines[1:]]
-    except (ValueError, RecursionError):
-        raise UsageError(f"{progress}: is damaged; delete it to start over.") from None
-    progress.write_bytes(b"".join(lines))
-    return done
 
 
 def _seed(seed: int, batch: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from softpref.errors import UsageError
 from softpref.judging.questions import BATCH_SHARE, VERDICTS, Answer, Question, as_row
-from softpref.training.output import one_writer
+from softpref.training.output import one_writer, write_text
 
 
 class Lines:
@@ -55,6 +55,33 @@ class Lines:
         if hasattr(self, "_file"):
             self._file.close()
         self._lock.close()
+
+
+def resume_from(progress: Path, record: Mapping[str, Any]) -> list[Any]:
+    """Return the rows that an interrupted command has written; create the file if needed.
+
+    The first line holds the command's settings.
+
+    Raises:
+        UsageError: the file is damaged or belongs to other settings.
+    """
+    header = json.dumps(record) + "\n"
+    if not progress.exists():
+        write_text(progress, header)
+        return []
+    content = progress.read_bytes()
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may cut the last
+    if not lines or lines[0] != header.encode():
+        raise UsageError(
+            f"{progress}: was started with other settings, another model or other prompts; delete "
+            "it, or choose another --output."
+        )
+    try:
+        done = [json.loads(line) for line in lines[1:]]
+    except (ValueError, RecursionError):
+        raise UsageError(f"{progress}: is damaged; delete it to start over.") from None
+    progress.write_bytes(b"".join(lines))
+    return done
 
 
 class VerdictLog:

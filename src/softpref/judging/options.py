@@ -154,7 +154,7 @@ def check_judge(options: JudgeOptions) -> None:
     if not 0 < options.timeout_s < math.inf:
         raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")
     if options.base_url is not None:
-        _check_address(options.base_url)
+        check_address(options.base_url)
     prices = (options.price_input, options.price_output)
     if options.max_cost is not None and None in prices:
         raise UsageError(
@@ -162,8 +162,12 @@ def check_judge(options: JudgeOptions) -> None:
         )
 
 
-def _check_address(base_url: str) -> None:
-    """Refuse an invalid address, or one with credentials or a query."""
+def check_address(base_url: str) -> None:
+    """Refuse an invalid address, or one with credentials or a query.
+
+    Raises:
+        UsageError: the message names `--base_url`, and repeats nothing of it.
+    """
     try:
         parts = urlsplit(base_url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)

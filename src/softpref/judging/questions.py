@@ -101,7 +101,9 @@ class Judge(Protocol):
 
     identity: Mapping[str, Any]
     sees_order: bool
-    account: Account | None
+
+    @property
+    def account(self) -> Account | None: ...
 
     def ask(self, questions: Sequence[Question]) -> Iterable[tuple[Question, Answer]]:
         """Yield every question with its answer, in order of arrival."""

@@ -56,6 +56,8 @@ def _content(completion: Any) -> tuple[str, str | None, bool]:
         return "", "broken reply", False
     if refusal or finish == "content_filter":
         return refusal if isinstance(refusal, str) else content, "refusal", False
+    if _field(message, "tool_calls") and not content:
+        return "", "tool call", False
     return content, None if has_content else "broken reply", finish == "length"
 
 
