@@ -24,7 +24,9 @@ from softpref.options import (
 )
 from softpref.trackers import chosen_trackers
 
-GROUPS = ("required", "data", "method", "judge", "optimizer", "output", "hardware", "other")
+GROUPS = (
+    "required", "data", "method", "judge", "server", "optimizer", "output", "hardware", "other",
+)  # fmt: skip
 """The order of groups in `--help`; required options come first wherever they are declared."""
 WIDEST = 100
 METAVARS = {"int": "N", "float": "NUMBER", "bool": "true|false"}

@@ -95,7 +95,10 @@ class Handler(BaseHTTPRequestHandler):
         script = self.server.script
         script.keys.add(self.headers["Authorization"])
         if self.path.endswith(("/files", "/batches")):
-            self.send(*script.batches.post(self.path, self.headers, body))
+            if fault := script.batches.path_faults(f"POST {self.path}"):
+                self.reply(fault, {})
+            else:
+                self.send(*script.batches.post(self.path, self.headers, body))
             return
         request = json.loads(body)
         digest = script.digest(request)
@@ -121,7 +124,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.script.keys.add(self.headers["Authorization"])
-        self.send(*self.server.script.batches.get(self.path))
+        batches = self.server.script.batches
+        if fault := batches.path_faults(f"GET {self.path}"):
+            self.reply(fault, {})
+        else:
+            self.send(*batches.get(self.path))
 
     def reply(self, fault: str | None, request: dict) -> None:
         if fault == "cut":
@@ -233,6 +240,8 @@ class Script:
         verdict = ""
         if self.writes:
             content = self.writes(request)
+        elif "prompt" in request:
+            content = "A response."
         else:
             verdict = self.judge(messages[0], messages[-1])
             content = json.dumps({"justification": "So it is.", "verdict": verdict})
@@ -270,6 +279,10 @@ class Batches:
         self.faults: Callable[[int], str | None] = no_fault
         """What befalls the n-th batch, from 0: "failed", "expired", "lost" (created, but the
         answer does not arrive), "refused"."""
+        self.path_faults: Callable[[str], str | None] = lambda path: None
+        """What befalls a request about files and batches, by its method and path."""
+        self.result: bytes | None = None
+        """A line in the place of each line of a result file; KEY stands for the call's key."""
         self.polls = 1
         """How often a batch is looked at before it ends."""
 
@@ -327,8 +340,12 @@ class Batches:
         for kind, rows in (("output", done), ("error", wrong)):
             if rows:
                 name = f"file-{len(self.files)}"
-                text = "".join(json.dumps(row) + "\n" for row in rows)
-                self.files[name] = text.encode()[: self.script.longest_file]
+                texts = [json.dumps(row).encode() for row in rows]
+                if self.result is not None:
+                    texts = [self.result.replace(b"KEY", r["custom_id"].encode()) for r in rows]
+                self.files[name] = b"".join(text + b"\n" for text in texts)[
+                    : self.script.longest_file
+                ]
                 batch[f"{kind}_file_id"] = name
 
     def get(self, path):

@@ -12,6 +12,7 @@ from softpref.judging import batch, client, endpoint
 from softpref.judging.log import Lines
 from tests.judging.server import MARK, Script, serving
 from tests.judging.test_endpoint import KEY, judged
+from tests.progress import slowness
 
 PRICES = dict(price_input=100.0, price_output=100.0)
 
@@ -230,3 +231,74 @@ def test_a_damaged_journal_is_named(tmp_path, line):
         (tmp_path / "batches.jsonl").write_text(f"{line}\n")
         with pytest.raises(UsageError, match="batches.jsonl, line 1: not a step of a batch"):
             in_batch(script, tmp_path)
+
+
+def test_a_first_answer_without_a_verdict_sends_no_batched_call_again(tmp_path, monkeypatch):
+    """The log then knows no verdict of this judge, but the journal knows the batch."""
+    with serving(Script()) as script:
+        script.faults = lambda _: "refusal"
+        monkeypatch.setattr(batch.Batches, "_first_ended", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            in_batch(script, tmp_path)
+        monkeypatch.undo()
+        monkeypatch.setattr(batch, "FIRST_WAIT", 0.001)
+        assert in_batch(script, tmp_path).failures == {"refusal": 8}
+    assert set(script.calls.values()) == {1}
+
+
+def test_a_longer_reply_without_room_is_cut_off_in_a_batch_too(tmp_path):
+    with serving(Script()) as script:
+        judged(script, tmp_path, 1, **PRICES)
+        script.thinks = 5000
+        script.faults = lambda digest: "status 400" if script.calls[digest] else None
+        assert in_batch(script, tmp_path).failures == {"cut off": 6}
+
+
+REQUESTS = {"upload": "POST /v1/files", "create": "POST /v1/batches", "poll": "GET /v1/batches/",
+            "read": "GET /v1/files/"}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REQUESTS)
+@pytest.mark.parametrize(
+    "fault", ["redirect http://localhost:1/v1", "endless body", "slow body", "cut", "status 500",
+              "status 401", "body [" + "[" * 50_000, "body null", 'body {"data": 5}'],
+)  # fmt: skip
+def test_a_request_about_a_batch_can_fail_in_any_way(tmp_path, monkeypatch, what, fault):
+    """It ends the run in time; the same command continues, and pays nothing twice."""
+    if what == "read" and fault.startswith("body"):
+        pytest.skip("the content of a file: another test")
+    monkeypatch.setattr(batch, "GIVE_UP_AFTER", 2)
+    with serving(Script()) as script:
+        judged(script, tmp_path, 1, **PRICES)
+        script.batches.path_faults = lambda path: fault if path.startswith(REQUESTS[what]) else None
+        with pytest.raises(UsageError, match="run without --batch|or without --batch"):
+            in_batch(script, tmp_path, timeout_s=0.2 * slowness())
+        assert script.batches.script.sent < 100_000_000
+        script.batches.path_faults = lambda path: None
+        assert in_batch(script, tmp_path).failures == {}
+    assert set(script.calls.values()) == {1}
+
+
+LINE = b'{"custom_id": "KEY", "error": null, "response": '
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{", b"null", b"[]", b"[" * 100_000, b"\xff", b'{"custom_id": 5}', LINE + b"5}",
+        LINE + b'{"status_code": "x"}}', LINE + b'{"status_code": 200}}',
+        LINE + b'{"status_code": 200, "body": 5}}',
+        LINE + b'{"status_code": 200, "body": ' + b"[" * 900 + b"]" * 900 + b"}}",
+        LINE + b'{"status_code": 200, "body": {"choices": [{"message": {"content": [5]}}]}}}',
+        LINE + b'{"status_code": 400, "body": {"error": {"param": ["a"], "message": 5}}}}',
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_a_line_of_any_shape_is_one_counted_failure(tmp_path, line):
+    with serving(Script()) as script:
+        judged(script, tmp_path, 1, **PRICES)
+        script.batches.result = line
+        found = in_batch(script, tmp_path)
+        assert list(found.failures.values()) == [6]
+        assert in_batch(script, tmp_path) == found
+    assert set(script.calls.values()) == {1}

@@ -21,7 +21,7 @@ from softpref.judging.account import Account
 from softpref.judging.bounded import LONGEST_BODY, bounded_client
 from softpref.judging.client import Client
 from softpref.judging.failures import CUT_ONCE, GIVE_UP_AFTER, NOT_MADE
-from softpref.judging.journal import JOURNAL, Journal, Part
+from softpref.judging.journal import Journal, Part, journal_path
 from softpref.judging.questions import BATCH_SHARE, Answer, Question
 from softpref.judging.reply import Reply, read_completion
 
@@ -84,7 +84,7 @@ class Batches:
         """
         judge = self._account.judge
         left = {question.key(judge): question for question in questions}
-        journal = Journal(self._log.path.with_name(JOURNAL))
+        journal = Journal(journal_path(self._log))
         try:
             while left:
                 parts = [

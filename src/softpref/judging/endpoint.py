@@ -13,6 +13,7 @@ from softpref.judging.calls import make_calls
 from softpref.judging.client import Client, Server
 from softpref.judging.failures import CUT_OFF, CUT_ONCE
 from softpref.judging.forecast import SAMPLE
+from softpref.judging.journal import has_journal
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
 from softpref.judging.reply import Reply
@@ -78,7 +79,8 @@ class Endpoint:
         if not self._options.batch:
             yield from make_calls(self, questions)
             return
-        sample = [] if self.account.has_answered else questions[:SAMPLE]
+        is_new = not self.account.has_answered and not has_journal(self.account.log)
+        sample = questions[:SAMPLE] if is_new else []
         yield from make_calls(self, sample)
         yield from Batches(self, self._client).ask(questions[len(sample) :])
 
@@ -87,8 +89,6 @@ class Endpoint:
         parameters = self._parameters(question)
         bounds = self._bounds(parameters, question)
         reply = self._client.call(parameters, self._max_reply(question), bounds)
-        if question.attempt and reply.failure == "status 400":  # its context has no more room
-            reply = replace(reply, failure=CUT_OFF)
         return self.answer(question, reply)
 
     def abandoned(self, question: Question) -> Answer:
@@ -126,6 +126,8 @@ class Endpoint:
     def answer(self, question: Question, reply: Reply) -> Answer:
         """Return the answer in a reply, or its failure."""
         tokens = (*reply.counted, *reply.billed)
+        if question.attempt and reply.failure == "status 400":  # its context has no more room
+            return Answer(None, CUT_OFF, "", *tokens)
         if reply.failure:
             return Answer(None, reply.failure, "", *tokens)
         read = read_reply(reply.text)

@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from softpref.errors import UsageError
-from softpref.judging.log import Lines
+from softpref.judging.log import Lines, VerdictLog
 
 JOURNAL = "batches.jsonl"
+
+
+def journal_path(log: VerdictLog) -> Path:
+    """Return the path of the journal beside a verdict log."""
+    return log.path.with_name(JOURNAL)
+
+
+def has_journal(log: VerdictLog | None) -> bool:
+    """Return whether batches were made for a verdict log."""
+    return log is not None and journal_path(log).exists()
 
 
 @dataclass

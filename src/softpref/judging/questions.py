@@ -103,7 +103,8 @@ class Judge(Protocol):
     sees_order: bool
 
     @property
-    def account(self) -> Account | None: ...
+    def account(self) -> Account | None:
+        """What its calls cost, and have cost so far."""
 
     def ask(self, questions: Sequence[Question]) -> Iterable[tuple[Question, Answer]]:
         """Yield every question with its answer, in order of arrival."""
