@@ -305,3 +305,14 @@ def test_a_line_of_any_shape_is_one_counted_failure(tmp_path, line):
         assert list(found.failures.values()) == [6]
         assert in_batch(script, tmp_path) == found
     assert set(script.calls.values()) == {1}
+
+
+def test_a_batch_that_never_ends_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "LONGEST_BATCH", 0.1)
+    with serving(Script()) as script:
+        script.batches.polls = 10**9
+        with pytest.raises(UsageError, match="batch batch_0 has not ended in time; the same comm"):
+            in_batch(script, tmp_path)
+        script.batches.made["batch_0"]["left"] = 0
+        assert in_batch(script, tmp_path).failures == {}
+    assert set(script.calls.values()) == {1}

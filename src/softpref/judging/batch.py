@@ -38,6 +38,9 @@ BYTES_A_TOKEN, BYTES_A_LINE = 12, 4_000
 MOST_BATCHES = 2_000
 """How many of the server's batches are searched, newest first."""
 PATH: Final = "/v1/chat/completions"
+LONGEST_BATCH = 26 * 3600.0
+"""Seconds; OpenAI ends a batch after 24 hours."""
+UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
 ENDED = ("completed", "expired", "cancelled", "failed")
 _ID = re.compile(r"[\w-]{1,200}")
 
@@ -193,25 +196,37 @@ class Batches:
         """Wait until a batch has ended; return it."""
         wait, failures = FIRST_WAIT, 0
         seen: dict[str, str] = {}
+        end = time.monotonic() + LONGEST_BATCH
         while True:
             for part in parts:
                 try:
-                    retrieve = partial(self._client.openai.batches.retrieve, part.batch)
-                    batch = self._made("poll", retrieve)
+                    batch = self._polled(part)
                     failures = 0
                 except UsageError:
                     failures += 1
                     if failures == GIVE_UP_AFTER:
                         raise
                     continue
-                status = str(getattr(batch, "status", ""))
-                if seen.get(part.name) != status and re.fullmatch(r"[a-z_]{1,20}", status):
-                    logger.info("batch %s: %s", part.batch, status)
-                seen[part.name] = status
-                if status in ENDED:
+                if seen.get(part.name) != batch.status:
+                    logger.info("batch %s: %s", part.batch, batch.status)
+                seen[part.name] = batch.status
+                if batch.status in ENDED:
                     return part, batch
+            if time.monotonic() > end:
+                raise UsageError(
+                    f"batch {parts[0].batch} has not ended in time; the same command waits again, "
+                    "and submits nothing twice; or run without --batch after you cancelled it."
+                )
             time.sleep(wait)
             wait = min(1.5 * wait, LONGEST_POLL)
+
+    def _polled(self, part: Part) -> Any:
+        """Return the batch of a part, with a status that batches have."""
+        retrieve = partial(self._client.openai.batches.retrieve, part.batch)
+        batch = self._made("poll", retrieve)
+        if getattr(batch, "status", None) not in (*ENDED, *UNDER_WAY):
+            raise self._refusal(ValueError(), "poll")
+        return batch
 
     def _collected(
         self, part: Part, batch: Any, left: dict[str, Question]
