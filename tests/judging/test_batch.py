@@ -20,7 +20,7 @@ PRICES = dict(price_input=100.0, price_output=100.0)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(batch, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(endpoint, "SAMPLE", 2)
+    monkeypatch.setattr(endpoint, "SAMPLE_CALLS", 2)
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.1)
 
 

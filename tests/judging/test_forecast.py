@@ -9,7 +9,7 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.judging.account import Account
-from softpref.judging.forecast import SAMPLE, Measured, forecast, spread
+from softpref.judging.forecast import SAMPLE_CALLS, CountedCall, forecast, spread
 from tests.judging.server import Script, serving
 from tests.judging.test_endpoint import judged
 
@@ -19,7 +19,7 @@ PRICES = Account(2.0, 10.0)
 def drawn(generator):
     """A call: 0.3 tokens a character, give or take; a reply of 20 to 400 tokens."""
     size = generator.randrange(500, 5000)
-    return Measured(size, round(size * generator.gauss(0.3, 0.02)), generator.randrange(20, 400))
+    return CountedCall(size, round(size * generator.gauss(0.3, 0.02)), generator.randrange(20, 400))
 
 
 def test_the_interval_holds_what_the_rest_costs():
@@ -27,9 +27,9 @@ def test_the_interval_holds_what_the_rest_costs():
     held = {"input": 0, "output": 0, "dollars": 0}
     for seed in range(400):
         generator = random.Random(seed)
-        calls = [drawn(generator) for _ in range(SAMPLE + 200)]
-        rest = calls[SAMPLE:]
-        found = forecast(calls[:SAMPLE], [call.size for call in rest], PRICES)
+        calls = [drawn(generator) for _ in range(SAMPLE_CALLS + 200)]
+        rest = calls[SAMPLE_CALLS:]
+        found = forecast(calls[:SAMPLE_CALLS], [call.size for call in rest], PRICES)
         inputs, outputs = (sum(getattr(c, n) for c in rest) for n in
                            ("input_tokens", "output_tokens"))  # fmt: skip
         truths = {"input": inputs, "output": outputs, "dollars": (inputs * 2 + outputs * 10) / 1e6}
@@ -40,9 +40,9 @@ def test_the_interval_holds_what_the_rest_costs():
 
 
 def test_without_counts_or_prices_nothing_is_made_up():
-    sample = [Measured(100, 30, 5)] * SAMPLE
+    sample = [CountedCall(100, 30, 5)] * SAMPLE_CALLS
     assert forecast(sample, [100] * 10, Account()).dollars is None
-    some = [Measured(100, 0, 0)] * 10
+    some = [CountedCall(100, 0, 0)] * 10
     assert forecast(sample[10:] + some, [100], PRICES).input_tokens == (30, 0)  # of 10 counts
     assert forecast(sample[11:] + some, [100], PRICES) is None
 
@@ -50,7 +50,7 @@ def test_without_counts_or_prices_nothing_is_made_up():
 def test_the_sample_is_spread_over_all_questions():
     order = spread(1000)
     assert sorted(order) == list(range(1000))
-    assert order[: SAMPLE + 1] == [*range(0, 1000, 50), 1]
+    assert order[: SAMPLE_CALLS + 1] == [*range(0, 1000, 50), 1]
     assert spread(7) == list(range(7))
     assert spread(0) == []
 
@@ -69,7 +69,7 @@ def test_the_cost_is_said_before_the_rest_and_holds(tmp_path, caplog):
             float(re.search(words, line)[1])
             for words in (r"(\d+) more", r"tokens, ([\d.]+) ±", r"± ([\d.]+) dollars")
         )
-        assert 120 - SAMPLE - 8 <= calls <= 120 - SAMPLE
+        assert 120 - SAMPLE_CALLS - 8 <= calls <= 120 - SAMPLE_CALLS
         measured = found.dollars * calls / 120
         assert abs(dollars - measured) <= margin
         assert 0 < margin < dollars / 2

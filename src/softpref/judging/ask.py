@@ -86,29 +86,7 @@ def ask_judge(
         for key, question in every.items()
         if _is_open(log.answers.get(key), options.retry_failed and key not in log.fresh)
     }
-    preview = None
-    if judge.account:
-        judge.account.resume(log, name)
-        keys = list(missing)
-        missing = {keys[i]: missing[keys[i]] for i in spread(len(keys))}
-        preview = Preview(what, every, missing, judge.account, options, log)
-    else:
-        logger.info("%s: %d of %d calls to make", what, len(missing), len(every))
-    streak = Streak(len(missing), name in log.known)
-    asked = 0
-    with Progress(what, len(missing), "call") as bar:
-        for question, answer in judge.ask(list(missing.values())):
-            log.add(question, answer, name)
-            if answer.failure in (CUT_ONCE, NOT_MADE):
-                continue
-            bar.update()
-            asked += 1
-            if preview:
-                preview.answered(question.key(name))
-            if not answer.in_batch and streak.add(question, answer.failure):
-                for last in streak.items:  # the next run asks them again
-                    log.add(last, Answer(None, GIVEN_UP), name)
-                raise UsageError(_stopped(str(answer.failure), len(streak.items), options))
+    asked = _ask_missing(missing, every, judge, options, log, what)
     if unmade := sum(log.answers[k].failure == NOT_MADE for k in every if k in log.answers):
         raise UsageError(
             f"{unmade} of {len(every)} calls expired in their batch or were cancelled, and cost "
@@ -128,6 +106,48 @@ def ask_judge(
     outcomes = outcomes_of(comparisons, questions, answers)
     mean_verdicts = [mean_verdict(questions[each.uid], answers[each.uid]) for each in comparisons]
     return _account(outcomes, mean_verdicts, list(every), log, judge)
+
+
+def _ask_missing(
+    missing: dict[str, Question],
+    every: Mapping[str, Question],
+    judge: Judge,
+    options: JudgeOptions,
+    log: VerdictLog,
+    what: str,
+) -> int:
+    """Ask questions, and log the answers; return how many were answered.
+
+    Raises:
+        UsageError: the endpoint rejects the calls, or too many in a row fail the same way.
+    """
+    name = judge_hash(judge)
+    preview = None
+    if judge.account:
+        judge.account.resume(log, name)
+        keys = list(missing)
+        missing = {keys[i]: missing[keys[i]] for i in spread(len(keys))}
+        preview = Preview(what, every, missing, judge.account, options, log)
+    else:
+        known = len(every) - len(missing)
+        before = f", {known:,} answered before" if known else ""
+        logger.info("%s: %s calls%s", what, f"{len(missing):,}", before)
+    streak = Streak(len(missing), name in log.known)
+    asked = 0
+    with Progress(what, len(missing), "call") as bar:
+        for question, answer in judge.ask(list(missing.values())):
+            log.add(question, answer, name)
+            if answer.failure in (CUT_ONCE, NOT_MADE):
+                continue
+            bar.update()
+            asked += 1
+            if preview:
+                preview.answered(question.key(name))
+            if not answer.in_batch and streak.add(question, answer.failure):
+                for last in streak.items:  # the next run asks them again
+                    log.add(last, Answer(None, GIVEN_UP), name)
+                raise UsageError(_stopped(str(answer.failure), len(streak.items), options))
+    return asked
 
 
 def _is_open(answer: Answer | None, retry_failed: bool) -> bool:

@@ -155,11 +155,10 @@ class Batches:
     def _submit(self, part: Part, left: Mapping[str, Question], journal: Journal) -> None:
         """Upload a part and create its batch."""
         openai = self._client.openai
+        fixed = {"method": "POST", "url": PATH}
         rows = [
-            {"custom_id": key, "method": "POST", "url": PATH,
-             "body": self._asker.request(left[key])}
-            for key in part.keys
-        ]  # fmt: skip
+            {"custom_id": key, **fixed, "body": self._asker.request(left[key])} for key in part.keys
+        ]
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
         file = (f"softpref-{part.name}.jsonl", content)
         found = self._made("upload", lambda: openai.files.create(file=file, purpose="batch"))

@@ -12,29 +12,29 @@ from typing import Any, Protocol, TypeVar
 
 from softpref.judging.account import Account
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
-class Caller(Protocol[Item, Result]):
+class Caller(Protocol[_Item, _Result]):
     """Makes one call per item."""
 
     account: Account
     concurrency: int
 
-    def call(self, item: Item) -> Result:
+    def call(self, item: _Item) -> _Result:
         """Make a call, with its retries; a failure is a result. Threads run it at once."""
 
-    def abandoned(self, item: Item) -> Result:
+    def abandoned(self, item: _Item) -> _Result:
         """Return the result of a call that exceeded its total time."""
 
-    def again(self, item: Item, result: Result) -> Item | None:
+    def again(self, item: _Item, result: _Result) -> _Item | None:
         """Return what to ask next because of this result, if anything."""
 
-    def billed(self, result: Result) -> tuple[int, int]:
+    def billed(self, result: _Result) -> tuple[int, int]:
         """Return the tokens that may be billed for a result."""
 
-    def most_tokens(self, item: Item) -> tuple[int, int]:
+    def most_tokens(self, item: _Item) -> tuple[int, int]:
         """Return upper bounds of input and output tokens of a call with all its retries."""
 
     def longest_call(self) -> float:
@@ -42,18 +42,18 @@ class Caller(Protocol[Item, Result]):
 
 
 def make_calls(
-    caller: Caller[Item, Result], items: Sequence[Item]
-) -> Iterator[tuple[Item, Result]]:
+    caller: Caller[_Item, _Result], items: Sequence[_Item]
+) -> Iterator[tuple[_Item, _Result]]:
     """Yield results as they arrive; abandon a call that exceeds its total time.
 
     Calls stop early, leaving items out, if the next one could exceed the account's limit.
     """
     account = caller.account
-    asked: queue.SimpleQueue[tuple[int, Item] | None] = queue.SimpleQueue()
+    asked: queue.SimpleQueue[tuple[int, _Item] | None] = queue.SimpleQueue()
     answered: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
     limit, workers, abandoned = min(caller.concurrency, len(items)), 0, 0
     left, reserved, numbers = deque(items), 0.0, itertools.count()
-    in_flight: dict[int, tuple[Item, float, float]] = {}  # the oldest first
+    in_flight: dict[int, tuple[_Item, float, float]] = {}  # the oldest first
     try:
         while True:
             while left and len(in_flight) < limit:

@@ -87,10 +87,8 @@ class Client:
         self._account, self._optional = account, frozenset(optional)
         self.openai = _openai(server)
         if server.key_variable:
-            logger.info(
-                "%s %s: sends $%s to %s",
-                server.what, server.model, server.key_variable, server.address,
-            )  # fmt: skip
+            who = f"{server.what} {server.model}"
+            logger.info("%s: sends $%s to %s", who, server.key_variable, server.address)
         self._refused: set[str] = set()
 
     def body(self, parameters: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from softpref.judging.batch import Batches
 from softpref.judging.calls import make_calls
 from softpref.judging.client import Client, Server
 from softpref.judging.failures import CUT_OFF, CUT_ONCE
-from softpref.judging.forecast import SAMPLE
+from softpref.judging.forecast import SAMPLE_CALLS
 from softpref.judging.journal import has_journal
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
@@ -80,7 +80,7 @@ class Endpoint:
             yield from make_calls(self, questions)
             return
         is_new = not self.account.has_answered and not has_journal(self.account.log)
-        sample = questions[:SAMPLE] if is_new else []
+        sample = questions[:SAMPLE_CALLS] if is_new else []
         yield from make_calls(self, sample)
         yield from Batches(self, self._client).ask(questions[len(sample) :])
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from softpref.judging.account import Account
 
-SAMPLE = 20
+SAMPLE_CALLS = 20
 """Calls, spread over all questions, whose tokens are measured first."""
-_LEAST = SAMPLE // 2  # calls with a count
+_LEAST = SAMPLE_CALLS // 2  # calls with a count
 
 
 @dataclass(frozen=True)
-class Measured:
+class CountedCall:
     """A call that was made.
 
     Attributes:
@@ -38,7 +38,9 @@ class Forecast:
     dollars: tuple[float, float] | None
 
 
-def forecast(sample: Sequence[Measured], sizes: Sequence[int], account: Account) -> Forecast | None:
+def forecast(
+    sample: Sequence[CountedCall], sizes: Sequence[int], account: Account
+) -> Forecast | None:
     """Return a forecast of questions of these sizes; None if too few calls were counted.
 
     Input tokens are taken to be in proportion to a question's size, output tokens not to depend on
@@ -67,7 +69,7 @@ def _margin(residuals: Sequence[float], calls: int) -> float:
 
 
 def spread(count: int) -> list[int]:
-    """Return the order of questions in which the first `SAMPLE` are spread over all of them."""
-    first = sorted({i * count // SAMPLE for i in range(SAMPLE)}) if count else []
+    """Return an order of questions whose first `SAMPLE_CALLS` are spread over all of them."""
+    first = sorted({i * count // SAMPLE_CALLS for i in range(SAMPLE_CALLS)}) if count else []
     taken = set(first)
     return first + [i for i in range(count) if i not in taken]

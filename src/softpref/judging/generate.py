@@ -187,9 +187,8 @@ def _generate_there(prompts: Sequence[Prompt], options: GenerateOptions, output:
         _write(output, prompts, responses, record)
 
 
-SERVER_OPTIONS = (
-    "base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "failed_as_empty",
-)  # fmt: skip
+CALL_OPTIONS = ("concurrency", "timeout_s", "max_retries", "failed_as_empty")
+SERVER_OPTIONS = ("base_url", "api_key_env", *CALL_OPTIONS)
 LOCAL_OPTIONS = ("batch_size", "bf16", "trust_remote_code")
 
 
@@ -331,8 +330,8 @@ def _check_place(options: GenerateOptions) -> None:
     for name in LOCAL_OPTIONS if is_there else SERVER_OPTIONS[1:]:
         if getattr(options, name) != getattr(GenerateOptions, name):
             remedy = "remove it; the server decides" if is_there else "add --base_url, or remove it"
-            raise UsageError(f"--{name}: has no effect with{'' if is_there else 'out'} --base_url; "
-                             f"{remedy}.")  # fmt: skip
+            without = "" if is_there else "out"
+            raise UsageError(f"--{name}: has no effect with{without} --base_url; {remedy}.")
     if options.base_url is not None:
         check_address(options.base_url)
     if not 0 < options.timeout_s < math.inf:

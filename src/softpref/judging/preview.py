@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from time import monotonic
 
 from softpref.judging.account import Account
-from softpref.judging.forecast import SAMPLE, Forecast, Measured, forecast, spread
+from softpref.judging.forecast import SAMPLE_CALLS, CountedCall, Forecast, forecast, spread
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import BATCH_SHARE, Question
@@ -43,9 +43,9 @@ class Preview:
         self._what, self._every, self._missing = what, every, missing
         self._account, self._options, self._log = account, options, log
         known = [key for key in every if key not in missing and log.counted([key])[0]]
-        is_measured = len(known) >= SAMPLE
-        self._sample = [known[i] for i in spread(len(known))[:SAMPLE]] if is_measured else []
-        self._waits = set() if is_measured else set(list(missing)[:SAMPLE])
+        is_measured = len(known) >= SAMPLE_CALLS
+        self._sample = [known[i] for i in spread(len(known))[:SAMPLE_CALLS]] if is_measured else []
+        self._waits = set() if is_measured else set(list(missing)[:SAMPLE_CALLS])
         self._sample += self._waits
         self._answered: set[str] = set()
         self._start = monotonic()
@@ -78,17 +78,15 @@ class Preview:
     def _log_forecast(self) -> None:
         left = [q for key, q in self._missing.items() if key not in self._answered]
         sample = [
-            Measured(question_size(self._every[key]), *self._log.counted([key]))
+            CountedCall(question_size(self._every[key]), *self._log.counted([key]))
             for key in self._sample
         ]
         found = forecast(sample, [*map(question_size, left)], self._account)
         if found is None:
             logger.info("%s: the endpoint counts no tokens, so the cost is not known", self._what)
             return
-        logger.info(
-            "%s: %d more calls take %s (measured on %d calls, 95%%)",
-            self._what, len(left), self._text(found, len(left)), SAMPLE,
-        )  # fmt: skip
+        text = f"{len(left):,} more calls take {self._text(found, len(left))}"
+        logger.info("%s: %s (measured on %d calls, 95%%)", self._what, text, SAMPLE_CALLS)
 
     def _text(self, found: Forecast, calls: int) -> str:
         (inputs, of_inputs), (outputs, of_outputs) = found.input_tokens, found.output_tokens
