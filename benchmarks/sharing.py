@@ -75,7 +75,8 @@ def commands() -> dict[str, Callable[[Any], None]]:
     """Return what runs a command, given the ranks, by its name."""
     from softpref.auditing.audit import run_audit
     from softpref.auditing.options import AuditOptions
-    from softpref.judging.generate import GenerateOptions, run_generate
+    from softpref.judging.generate import run_generate
+    from softpref.judging.generate_options import GenerateOptions
     from softpref.judging.judge import JudgeFiles, run_judge
     from softpref.judging.options import JudgeOptions
 

@@ -25,6 +25,7 @@ class FewestRepeats:
 
     identity: Mapping[str, Any] = {"judge": "fewest repeats", "version": 1}  # part of the log's key
     sees_order = False  # true for a judge that reads A before B; it is then asked in both orders
+    account = None  # a judge that is paid has a softpref.judging.account.Account
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
         """Yield a verdict for each question: A, B or tie."""

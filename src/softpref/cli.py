@@ -87,7 +87,8 @@ def _audit(arguments: list[str]) -> None:
 
 def _generate(arguments: list[str]) -> None:
     """Write responses to prompts."""
-    from softpref.judging.generate import GenerateOptions, run_generate
+    from softpref.judging.generate import run_generate
+    from softpref.judging.generate_options import GenerateOptions
     from softpref.models.processes import joined_processes
 
     (options,) = parse("generate", arguments, GenerateOptions)

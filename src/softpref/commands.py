@@ -63,13 +63,13 @@ COMMAND_HELP: dict[str, Command] = {
         ("softpref.auditing.options:AuditOptions", "softpref.judging.options:OptionalJudge"),
     ),
     "generate": Command(
-        "Write a model's responses to prompts.",
+        "Write responses of a model, loaded here or behind a server, to prompts.",
         (
             "generate --model runs/mspo --prompts test.jsonl --output mspo.jsonl",
-            "generate --model runs/mspo --prompts test.jsonl --limit 200 --temperature 0.7 "
+            "generate --model NAME --base_url http://localhost:8000/v1 --prompts test.jsonl "
             "--output mspo.jsonl",
         ),
-        ("softpref.judging.generate:GenerateOptions",),
+        ("softpref.judging.generate_options:GenerateOptions",),
     ),
     "judge": Command(
         "Compare two sets of responses with a judge, or measure the judge itself.",

@@ -24,7 +24,8 @@ from softpref.options import (
 )
 from softpref.trackers import chosen_trackers
 
-GROUPS = ("required", "data", "method", "judge", "optimizer", "output", "hardware", "other")
+_MODEL_GROUPS = ("method", "judge", "server", "optimizer")
+GROUPS = ("required", "data", *_MODEL_GROUPS, "output", "hardware", "other")
 """The order of groups in `--help`; required options come first wherever they are declared."""
 WIDEST = 100
 METAVARS = {"int": "N", "float": "NUMBER", "bool": "true|false"}

@@ -201,7 +201,7 @@ def test_max_cost_ends_the_asking_and_the_same_command_goes_on(files, tmp_path, 
             "audit", *(word for name, path in files.items() for word in (f"--{name}", path)),
             "--output", str(tmp_path / "out"), "--judge", "endpoint", "--judge_model", "m",
             "--base_url", script.url, "--price_input", "10", "--price_output", "30",
-            "--max_retries", "0", "--max_cost",
+            "--max_retries", "0", "--max_reply_tokens", "400", "--max_cost",
         ]  # fmt: skip
         with pytest.raises(SystemExit) as end:
             main([*command, "0.1"])

@@ -19,7 +19,8 @@ from softpref.auditing.audit import run_audit
 from softpref.auditing.options import AuditOptions
 from softpref.judging import compare, generate
 from softpref.judging.compare import CompareOptions, run_compare
-from softpref.judging.generate import GenerateOptions, run_generate
+from softpref.judging.generate import run_generate
+from softpref.judging.generate_options import GenerateOptions
 from softpref.judging.judge import JudgeFiles, run_judge
 from softpref.judging.options import JudgeOptions
 from softpref.training.output import write_lines

@@ -24,8 +24,7 @@ from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
 from softpref.judging.check import load_gold
-from softpref.judging.generate import resume_from
-from softpref.judging.log import VerdictLog
+from softpref.judging.log import VerdictLog, resume_from
 from softpref.judging.options import JudgeOptions, judge_from_file
 from softpref.judging.questions import Answer, Question
 from softpref.judging.responses import load_prompts, load_responses

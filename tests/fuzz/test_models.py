@@ -25,7 +25,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import prompt_ids, tokenize_pairs
 from softpref.errors import UsageError
-from softpref.judging.generate import GenerateOptions, _draw
+from softpref.judging.drawing import draw
+from softpref.judging.generate_options import GenerateOptions
 from softpref.judging.questions import Question
 from softpref.judging.scored import RewardModel
 from softpref.models.loading import load_policy, load_tokenizer
@@ -254,7 +255,7 @@ def use(home: Path) -> None:
     ids = [prompt_ids(TEXT["prompt"], tokenizer), [1, 2, 3]]
     by_model = GenerateOptions(source, generation_config="model", max_new_tokens=2)
     for options in (by_model, replace(by_model, generation_config="plain", temperature=0.0)):
-        _draw(policy, tokenizer, ids, options, 0)
+        draw(policy, tokenizer, ids, options, 0)
     save_model(policy, home / "saved")
     tokenizer.save_pretrained(home / "saved")
 

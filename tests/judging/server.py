@@ -92,15 +92,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        request = json.loads(body)
-        system, user = (message["content"] for message in request["messages"])
-        asked = hashlib.sha256(MARK.sub("", user).encode()).digest()
-        digest = int.from_bytes(asked[:4])
         script = self.server.script
+        script.keys.add(self.headers["Authorization"])
+        if self.path.endswith(("/files", "/batches")):
+            if fault := script.batches.path_faults(f"POST {self.path}"):
+                self.reply(fault, {})
+            else:
+                self.send(*script.batches.post(self.path, self.headers, body))
+            return
+        request = json.loads(body)
+        digest = script.digest(request)
         with script.lock:
             script.calls[digest] += 1
+            script.bodies.append(request)
+            script.paths.add(self.path)
             tries = script.calls[digest]
-            script.keys.add(self.headers["Authorization"])
             script.in_flight += 1
             script.most_in_flight = max(script.most_in_flight, script.in_flight)
         try:
@@ -111,13 +117,20 @@ class Handler(BaseHTTPRequestHandler):
                 fault = None
             if fault in PASSING and tries > 2:
                 fault = None
-            self.reply(fault, script.judge(system, user))
+            self.reply(fault, request)
         finally:
             with script.lock:
                 script.in_flight -= 1
 
-    def reply(self, fault: str | None, verdict: str) -> None:
-        content = json.dumps({"justification": "So it is.", "verdict": verdict})
+    def do_GET(self):
+        self.server.script.keys.add(self.headers["Authorization"])
+        batches = self.server.script.batches
+        if fault := batches.path_faults(f"GET {self.path}"):
+            self.reply(fault, {})
+        else:
+            self.send(*batches.get(self.path))
+
+    def reply(self, fault: str | None, request: dict) -> None:
         if fault == "cut":
             self.close_connection = True
             self.send_response(200)
@@ -149,18 +162,7 @@ class Handler(BaseHTTPRequestHandler):
         if (fault or "").startswith("error "):
             self.send({"error": json.loads(fault.removeprefix("error "))}, 400, {})
             return
-        if fault == "prose":
-            content = f"I think that {verdict} is the better response."
-        message = {"role": "assistant", "content": content}
-        if (fault or "").startswith("message "):
-            message = json.loads(fault.removeprefix("message "))
-        if fault == "refusal":
-            message = {"role": "assistant", "content": None, "refusal": "I cannot judge this."}
-        completion = {
-            "id": "1", "object": "chat.completion", "created": 1, "model": "scripted",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": self.server.script.usage,
-        }  # fmt: skip
+        completion = self.server.script.completion(request, fault)
         self.send(completion, 200, {}, cut_at=40 if fault == "truncated" else None)
 
     def go_on_for_ever(self, fault):
@@ -179,7 +181,12 @@ class Handler(BaseHTTPRequestHandler):
                 if fault != "endless body":
                     script.ended.wait(0.05)
 
-    def send(self, content, status, headers, cut_at=None, raw=None):
+    def send(self, content, status, headers=None, cut_at=None, raw=None):
+        if status is None:  # the answer is lost
+            self.close_connection = True
+            self.connection.close()
+            return
+        headers = headers or {}
         body = raw or json.dumps(content).encode()[:cut_at]
         self.send_response(status)
         for name, value in ({"Content-Type": "application/json"} | headers).items():
@@ -211,9 +218,154 @@ class Script:
         self.ended = threading.Event()
         self.calls: Counter[int] = Counter()
         self.keys: set[str] = set()
+        self.writes: Callable[[dict], str] | None = None
+        self.longest_file: int | None = None
         self.usage: object = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
         self.in_flight = self.most_in_flight = self.sent = 0
         self.url = ""
+        self.bodies: list[dict] = []
+        self.paths: set[str] = set()
+        self.batches = Batches(self)
+        self.thinks = 0
+        """Tokens that the model spends before its first visible word."""
+        self.shows_thoughts = False
+
+    def digest(self, request: dict) -> int:
+        """A request's number, the same whatever mark it is fenced with."""
+        text = request.get("prompt") or request["messages"][-1]["content"]
+        return int.from_bytes(hashlib.sha256(MARK.sub("", text).encode()).digest()[:4])
+
+    def completion(self, request: dict, fault: str | None) -> dict:
+        messages = [message["content"] for message in request.get("messages", ())]
+        verdict = ""
+        if self.writes:
+            content = self.writes(request)
+        elif "prompt" in request:
+            content = "A response."
+        else:
+            verdict = self.judge(messages[0], messages[-1])
+            content = json.dumps({"justification": "So it is.", "verdict": verdict})
+        finish, usage = "stop", self.usage(request) if callable(self.usage) else self.usage
+        if self.thinks:
+            decoy = '<think>First, {"verdict": "tie"}? No.'
+            longest = request.get("max_completion_tokens", request.get("max_tokens"))
+            used = min(longest, self.thinks + 20)
+            if used < self.thinks + 20:
+                finish, content = "length", decoy if self.shows_thoughts else ""
+            elif self.shows_thoughts:
+                content = f"{decoy}</think>\n{content}"
+            usage = {"prompt_tokens": 100, "completion_tokens": used, "total_tokens": 100 + used}
+        if fault == "prose":
+            content = f"I think that {verdict} is the better response."
+        message = {"role": "assistant", "content": content}
+        if (fault or "").startswith("message "):
+            message = json.loads(fault.removeprefix("message "))
+        if fault == "refusal":
+            message = {"role": "assistant", "content": None, "refusal": "I cannot judge this."}
+        choice = {"index": 0, "message": message, "finish_reason": finish}
+        if "prompt" in request and fault is None:
+            choice = {"index": 0, "text": content, "finish_reason": finish}
+        return {"id": "1", "object": "chat.completion", "created": 1, "model": "scripted",
+                "choices": [choice], "usage": usage}  # fmt: skip
+
+
+class Batches:
+    """The server's batches: a call is made, and paid, once its batch is created."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.files: dict[str, bytes] = {}
+        self.made: dict[str, dict] = {}
+        self.faults: Callable[[int], str | None] = no_fault
+        """What befalls the n-th batch, from 0: "failed", "expired", "lost" (created, but the
+        answer does not arrive), "refused"."""
+        self.path_faults: Callable[[str], str | None] = lambda path: None
+        """What befalls a request about files and batches, by its method and path."""
+        self.result: bytes | None = None
+        """A line in the place of each line of a result file; KEY stands for the call's key."""
+        self.polls = 1
+        """How often a batch is looked at before it ends."""
+
+    def post(self, path, headers, body):
+        if path.endswith("/files"):
+            boundary = headers["Content-Type"].partition("boundary=")[2].strip('"').encode()
+            (part,) = [p for p in body.split(b"--" + boundary) if b"filename=" in p]
+            name = f"file-{len(self.files)}"
+            self.files[name] = part.partition(b"\r\n\r\n")[2].rstrip(b"\r\n")
+            return {"id": name, "object": "file", "bytes": 1, "created_at": 1, "filename": "x",
+                    "purpose": "batch", "status": "processed"}, 200  # fmt: skip
+        asked = json.loads(body)
+        fault = self.faults(len(self.made))
+        if fault == "refused":
+            return {"error": {"message": "no"}}, 400
+        batch = {"id": f"batch_{len(self.made)}", "object": "batch", "created_at": 1, "left": 0,
+                 "status": "validating", **asked, "fault": fault}  # fmt: skip
+        batch["left"] = self.polls
+        self.made[batch["id"]] = batch
+        if fault != "failed":
+            self.run(batch)
+        return (None, None) if fault == "lost" else (batch, 200)
+
+    def run(self, batch):
+        done, wrong = [], []
+        lines = self.files[batch["input_file_id"]].splitlines()
+        assert len({json.loads(line)["custom_id"] for line in lines}) == len(lines)
+        for number, line in enumerate(lines):
+            row = json.loads(line)
+            assert (row["method"], row["url"]) == ("POST", batch["endpoint"])
+            request, answer = row["body"], {"id": "r", "custom_id": row["custom_id"]}
+            digest = self.script.digest(request)
+            fault = self.script.faults(digest)
+            if batch["fault"] == "expired" and number >= len(lines) // 2:
+                expired = {"code": "batch_expired", "message": "This request could not be run."}
+                wrong.append(answer | {"response": None, "error": expired})
+                continue
+            self.script.calls[digest] += 1
+            self.script.bodies.append(request)
+            if fault == "missing":
+                continue
+            if (fault or "").startswith("status "):
+                refused = {"status_code": int(fault[7:]), "body": {"error": {"message": "no"}}}
+                wrong.append(answer | {"response": refused, "error": None})
+                continue
+            if fault == "wants max_completion_tokens" and "max_tokens" in request:
+                error = {"message": "no", "param": "max_tokens"}
+                refused = {"status_code": 400, "body": {"error": error}}
+                wrong.append(answer | {"response": refused, "error": None})
+                continue
+            body = self.script.completion(request, fault)
+            found = {"status_code": 200, "request_id": "q", "body": body}
+            done.append(answer | {"response": found, "error": None})
+        done.reverse()  # their order is not that of the input
+        for kind, rows in (("output", done), ("error", wrong)):
+            if rows:
+                name = f"file-{len(self.files)}"
+                texts = [json.dumps(row).encode() for row in rows]
+                if self.result is not None:
+                    texts = [self.result.replace(b"KEY", r["custom_id"].encode()) for r in rows]
+                self.files[name] = b"".join(text + b"\n" for text in texts)[
+                    : self.script.longest_file
+                ]
+                batch[f"{kind}_file_id"] = name
+
+    def get(self, path):
+        name = path.rpartition("/v1/")[2]
+        if name.startswith("files/") and name.split("/")[1] in self.files:
+            return None, 200, {}, None, self.files[name.split("/")[1]]
+        if name.startswith("batches/") and name.split("/")[1] in self.made:
+            batch = self.made[name.split("/")[1]]
+            batch["left"] -= 1
+            if batch["left"] <= 0:
+                batch["status"] = {"failed": "failed", "expired": "expired"}.get(
+                    batch["fault"], "completed"
+                )
+                if batch["fault"] == "failed":
+                    batch["errors"] = {"data": [{"code": "token_limit_exceeded", "message": "x"}]}
+            return batch, 200
+        if name.startswith("batches"):
+            return {"object": "list", "data": [*reversed(self.made.values())], "has_more": False,
+                    "first_id": "", "last_id": ""}, 200  # fmt: skip
+        return {"error": {"message": "no"}}, 404
 
 
 @contextmanager

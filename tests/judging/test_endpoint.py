@@ -13,8 +13,9 @@ from contextlib import suppress
 import pytest
 
 from softpref.errors import UsageError
-from softpref.judging import endpoint
-from softpref.judging.ask import GIVE_UP_AFTER, ask_judge, make_judge
+from softpref.judging import client
+from softpref.judging.ask import ask_judge, make_judge
+from softpref.judging.failures import GIVE_UP_AFTER
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.questions import Comparison, judge_hash
@@ -168,7 +169,7 @@ def test_an_error_of_any_shape_is_one_counted_failure(tmp_path, param):
     [("endless body", "broken reply"), ("slow body", "timeout"), ("endless head", "timeout")],
 )
 def test_a_reply_without_end_is_given_up(tmp_path, monkeypatch, fault, failure):
-    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.2)
     with serving(Script(faults=only_the_first(fault))) as script:
         # The other calls are made beside it, by a worker in the place of the one that hangs.
         found = judged(script, tmp_path, 2, timeout_s=0.3 * slowness(), max_retries=0,

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.cli import main
 from softpref.data.tokens import prompt_ids
-from softpref.judging import generate
+from softpref.judging import drawing, generate
 from softpref.judging.responses import join, load_responses
 from softpref.models.loading import load_policy, load_tokenizer
 from softpref.models.sampling import sample
@@ -97,7 +97,7 @@ def test_an_interrupted_command_gives_what_an_undisturbed_one_does(
         return sample(*arguments, **options)
 
     output = tmp_path / "out.jsonl"
-    monkeypatch.setattr(generate, "sample", dying)
+    monkeypatch.setattr(drawing, "sample", dying)
     with pytest.raises(SystemExit):
         run(model, prompts, output, *drawn)
     assert not output.exists()
@@ -179,9 +179,7 @@ def test_tools_and_every_field_of_a_message_reach_the_template(model, tmp_path, 
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = []
     monkeypatch.setattr(
-        generate,
-        "sample",
-        lambda *given, **options: asked.append(given[2]) or ["x"] * len(given[2]),
+        drawing, "sample", lambda *given, **options: asked.append(given[2]) or ["x"] * len(given[2])
     )
     output = tmp_path / "out.jsonl"
     written = run(str(home), str(prompts), output, "--batch_size", "4")

@@ -19,7 +19,8 @@ from softpref.auditing.audit import AuditOptions, run_audit
 from softpref.columns import STANDARD
 from softpref.errors import UsageError
 from softpref.judging.ask import make_judge
-from softpref.judging.generate import GenerateOptions, run_generate
+from softpref.judging.generate import run_generate
+from softpref.judging.generate_options import GenerateOptions
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Question
 from softpref.models.difficulty import log_ratio_sizes

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.errors import UsageError
-from softpref.judging.endpoint import Endpoint
+from softpref.judging.endpoint import GROWTH, Endpoint
+from softpref.judging.failures import CUT_OFF, CUT_ONCE, GIVEN_UP, NOT_MADE, OPEN, Streak, stopped
+from softpref.judging.forecast import spread
 from softpref.judging.log import VerdictLog
-from softpref.judging.options import JudgeOptions
+from softpref.judging.options import JudgeKind, JudgeOptions
 from softpref.judging.outcomes import Outcome, mean_verdict, outcomes_of
+from softpref.judging.preview import Preview
 from softpref.judging.questions import Answer, Comparison, Judge, Question, judge_hash, questions_of
 from softpref.judging.scored import ImplicitReward, RewardModel, RightAnswers
 from softpref.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-GIVE_UP_AFTER = 20  # failures of one kind in a row
-GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Judged:
         first_share: share of verdicts for A, without ties; None if there are none.
         calls: number of distinct questions behind the outcomes.
         failures: number of failed calls, by kind.
-        input_tokens: of these calls, including those of earlier runs.
+        input_tokens: of these calls, including those of earlier runs and repeated ones.
         output_tokens: likewise.
         dollars: their cost; None without prices or for a local judge.
     """
@@ -48,20 +48,23 @@ class Judged:
     dollars: float | None
 
 
+JUDGES: Mapping[JudgeKind, Callable[[JudgeOptions, Ranks], Judge]] = {
+    "endpoint": lambda options, _: Endpoint(options),
+    "reward_model": lambda options, ranks: RewardModel(
+        str(options.judge_model), options.judge_batch_size, ranks=ranks, bits=options.bits()
+    ),
+    "implicit_reward": ImplicitReward,
+    "checker": lambda *_: RightAnswers(),
+}
+
+
 def make_judge(options: JudgeOptions, ranks: Ranks = ALONE) -> Judge:
     """Return the judge that the options select, with its model loaded; ranks share what it scores.
 
     Raises:
         UsageError: it cannot be loaded or reached.
     """
-    if options.judge == "endpoint":
-        return Endpoint(options)
-    if options.judge == "reward_model":
-        size, bits = options.judge_batch_size, options.bits()
-        return RewardModel(str(options.judge_model), size, ranks=ranks, bits=bits)
-    if options.judge == "implicit_reward":
-        return ImplicitReward(options, ranks)
-    return RightAnswers()
+    return JUDGES[options.judge](options, ranks)
 
 
 def ask_judge(
@@ -82,26 +85,16 @@ def ask_judge(
     questions = questions_of(comparisons, orders, options.order_seed)
     every = {question.key(name): question for group in questions.values() for question in group}
     missing = {
-        key: question
+        key: _to_ask(question, log.answers.get(key))
         for key, question in every.items()
         if _is_open(log.answers.get(key), options.retry_failed and key not in log.fresh)
     }
-    _announce(judge, list(missing.values()), len(every), what)
-    is_known = name in log.known
-    if isinstance(judge, Endpoint):
-        judge.spent = judge.dollars(*log.billed(name)) or 0.0
-        judge.has_answered = is_known
-    streak: list[Question] = []
-    asked = 0
-    with Progress(what, len(missing), "call") as bar:
-        for question, answer in judge.ask(list(missing.values())):
-            log.add(question, answer, name)
-            bar.update()
-            asked += 1
-            same = streak and log.answers[streak[-1].key(name)].failure == answer.failure
-            streak = [*streak, question] if same else [question]
-            if _is_hopeless(answer, len(streak), asked, len(missing), is_known):
-                _give_up(streak, answer, log, name)
+    asked = _ask_missing(missing, every, judge, options, log, what)
+    if unmade := sum(log.answers[k].failure == NOT_MADE for k in every if k in log.answers):
+        raise UsageError(
+            f"{unmade} of {len(every)} calls expired in their batch or were cancelled, and cost "
+            "nothing; run the same command to submit them again, or without --batch."
+        )
     left = len(missing) - asked
     if left:
         raise UsageError(
@@ -115,64 +108,77 @@ def ask_judge(
     }
     outcomes = outcomes_of(comparisons, questions, answers)
     mean_verdicts = [mean_verdict(questions[each.uid], answers[each.uid]) for each in comparisons]
-    return _account(outcomes, mean_verdicts, [log.answers[key] for key in every], judge)
+    return _account(outcomes, mean_verdicts, list(every), log, judge)
 
 
-def _announce(judge: Judge, missing: Sequence[Question], every: int, what: str) -> None:
-    known = every - len(missing)
-    text = f"{what}: {len(missing):,} calls" + (f", {known:,} answered before" if known else "")
-    if isinstance(judge, Endpoint) and missing:
-        inputs, replies = judge.estimate(missing)
-        text += f"; about {inputs:,} input tokens and at most {replies:,} of replies"
-        dollars = judge.dollars(inputs, replies)
-        if dollars is not None:
-            text += f", at most about {dollars:.2f} dollars"
-    logger.info("%s", text)
+def _ask_missing(
+    missing: dict[str, Question],
+    every: Mapping[str, Question],
+    judge: Judge,
+    options: JudgeOptions,
+    log: VerdictLog,
+    what: str,
+) -> int:
+    """Ask questions, and log the answers; return how many were answered.
+
+    Raises:
+        UsageError: the endpoint rejects the calls, or too many in a row fail the same way.
+    """
+    name = judge_hash(judge)
+    preview = None
+    if judge.account:
+        judge.account.resume(log, name)
+        keys = list(missing)
+        missing = {keys[i]: missing[keys[i]] for i in spread(len(keys))}
+        preview = Preview(what, every, missing, judge.account, options, log)
+    else:
+        known = len(every) - len(missing)
+        before = f", {known:,} answered before" if known else ""
+        logger.info("%s: %s calls%s", what, f"{len(missing):,}", before)
+    streak = Streak(len(missing), name in log.known)
+    asked = 0
+    with Progress(what, len(missing), "call") as bar:
+        for question, answer in judge.ask(list(missing.values())):
+            log.add(question, answer, name)
+            if answer.failure in (CUT_ONCE, NOT_MADE):
+                continue
+            bar.update()
+            asked += 1
+            if preview:
+                preview.answered(question.key(name))
+            if not answer.in_batch and streak.add(question, answer.failure):
+                for last in streak.items:  # the next run asks them again
+                    log.add(last, Answer(None, GIVEN_UP), name)
+                raise UsageError(_stopped(str(answer.failure), len(streak.items), options))
+    return asked
 
 
 def _is_open(answer: Answer | None, retry_failed: bool) -> bool:
     """Return whether a question must still be asked."""
-    return answer is None or answer.failure == GIVEN_UP or (retry_failed and bool(answer.failure))
+    return answer is None or answer.failure in OPEN or (retry_failed and bool(answer.failure))
 
 
-def _is_hopeless(answer: Answer, streak: int, asked: int, calls: int, is_known: bool) -> bool:
-    """Return whether the endpoint, not the questions, must be the cause of the failures.
-
-    Args:
-        answer: the last answer.
-        streak: number of consecutive answers with its failure.
-        asked: number of calls so far.
-        calls: number of calls in total.
-        is_known: whether the endpoint has ever given a verdict.
-    """
-    if answer.failure is None:
-        return False
-    is_unreachable = answer.failure == "no connection" or answer.failure.startswith("status")
-    if streak == asked == calls:
-        return is_unreachable
-    return streak == GIVE_UP_AFTER and (is_unreachable or (streak == asked and not is_known))
+def _to_ask(question: Question, answer: Answer | None) -> Question:
+    """Return a question with more room for the reply, if an earlier run saw one cut off."""
+    return replace(question, attempt=1) if answer and answer.failure == CUT_ONCE else question
 
 
-def _give_up(streak: Sequence[Question], answer: Answer, log: VerdictLog, name: str) -> None:
-    """Stop; mark the last failures so that the next run asks them again."""
-    for question in streak:
-        log.add(question, Answer(None, GIVEN_UP), name)
-    raise UsageError(
-        f"{len(streak)} calls in a row failed ({answer.failure}): check quota, --base_url and "
-        "--judge_model, and try --structured_output words; run the same command to ask them "
-        "again and continue."
-    )
+def _stopped(failure: str, count: int, options: JudgeOptions) -> str:
+    longest = options.max_reply_tokens * (GROWTH if failure == CUT_OFF else 1)
+    return stopped(failure, count, longest, ("--judge_model", "--max_reply_tokens"))
 
 
 def _account(
-    outcomes: list[Outcome], mean_verdicts: list[float], answers: Sequence[Answer], judge: Judge
+    outcomes: list[Outcome],
+    mean_verdicts: list[float],
+    keys: Sequence[str],
+    log: VerdictLog,
+    judge: Judge,
 ) -> Judged:
+    answers = [log.answers[key] for key in keys]
+    tokens = log.counted(keys)
     verdicts = Counter(answer.verdict for answer in answers)
     preferred = verdicts["A"] + verdicts["B"]
-    tokens = [
-        sum(getattr(answer, name) for answer in answers)
-        for name in ("input_tokens", "output_tokens")
-    ]
     return Judged(
         outcomes=outcomes,
         mean_verdicts=mean_verdicts,
@@ -181,5 +187,5 @@ def _account(
         failures=dict(Counter(answer.failure for answer in answers if answer.failure)),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
-        dollars=judge.dollars(*tokens) if isinstance(judge, Endpoint) else None,
+        dollars=judge.account.dollars(*log.paid(keys)) if judge.account else None,
     )

@@ -10,12 +10,13 @@ LONGEST_BODY = 1_000_000
 TRANSPORT_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
 
 
-def bounded_client(timeout_s: float) -> Any:
+def bounded_client(timeout_s: float, longest: int = LONGEST_BODY) -> Any:
     """Return a client for `openai.OpenAI` that follows no redirects and limits the body.
 
     Args:
         timeout_s: maximum seconds from the start of a request to the last byte of its body; then
             it raises TimeoutError.
+        longest: bytes of a body that are read.
     """
     from openai import DefaultHttpxClient
 
@@ -27,7 +28,7 @@ def bounded_client(timeout_s: float) -> Any:
             try:
                 for part in response.iter_bytes():
                     body += part
-                    if len(body) > LONGEST_BODY:
+                    if len(body) > longest:
                         break
                     if time.monotonic() > end:
                         raise TimeoutError
@@ -38,7 +39,7 @@ def bounded_client(timeout_s: float) -> Any:
                 for name, value in response.headers.multi_items()
                 if name.lower() not in TRANSPORT_HEADERS
             ]
-            content = bytes(body[:LONGEST_BODY])
+            content = bytes(body[:longest])
             make = type(response)
             return make(response.status_code, headers=kept, content=content, request=request)
 

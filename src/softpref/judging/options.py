@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
-from softpref.options import option, parse, refuse_too_small, refuse_unread, require
+from softpref.options import facts_of, option, parse, refuse_too_small, refuse_unread, require
 from softpref.quantization import Bits, bits_of
 
 JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
@@ -65,7 +65,7 @@ class JudgeOptions:
         least=1,
     )
     timeout_s: float = option(
-        "endpoint: maximum seconds of one attempt of a call.", 60.0, read_by=("endpoint",)
+        "endpoint: maximum seconds of one attempt of a call.", 300.0, read_by=("endpoint",)
     )
     max_retries: int = option(
         "endpoint: retries of a call after 429, 5xx, a timeout or a broken connection.",
@@ -74,7 +74,17 @@ class JudgeOptions:
         least=0,
     )
     max_reply_tokens: int = option(
-        "endpoint: maximum tokens in a reply.", 400, read_by=("endpoint",), least=1
+        "endpoint: maximum tokens in a reply, thoughts included; a reply that is cut off before "
+        "its verdict is asked for once more, with four times as many.",
+        4096,
+        read_by=("endpoint",),
+        least=1,
+    )
+    reasoning_effort: str | None = option(
+        "endpoint: how long a reasoning model thinks, passed on as it is, such as low or high; "
+        "default: the model's own.",
+        read_by=("endpoint",),
+        metavar="LEVEL",
     )
     price_input: float | None = option(
         "endpoint: dollars per million input tokens.", read_by=("endpoint",), least=0
@@ -87,6 +97,12 @@ class JudgeOptions:
         "could exceed it is not made.",
         read_by=("endpoint",),
         least=0,
+    )
+    batch: bool = option(
+        "endpoint: send the questions to OpenAI's batch endpoint, which answers within 24 hours "
+        "at half the price; the same command resumes.",
+        False,
+        read_by=("endpoint",),
     )
     retry_failed: bool = option("Repeat the failed calls of an earlier run.", False)
     judge_batch_size: int = option(
@@ -146,16 +162,16 @@ def check_judge(options: JudgeOptions) -> None:
         UsageError: the message names the option and the remedy.
     """
     refuse_unread(options, "judge")
-    if options.judge == "implicit_reward":
-        require(options, "judge_model", "judge_reference")
-    elif options.judge != "checker":
-        require(options, "judge_model")
+    facts = facts_of(type(options))
+    models = ("judge_model", "judge_reference")
+    if read := [name for name in models if options.judge in facts[name]["read_by"]]:
+        require(options, *read)
     refuse_too_small(options)
     options.bits()
     if not 0 < options.timeout_s < math.inf:
         raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")
     if options.base_url is not None:
-        _check_address(options.base_url)
+        check_address(options.base_url)
     prices = (options.price_input, options.price_output)
     if options.max_cost is not None and None in prices:
         raise UsageError(
@@ -163,8 +179,12 @@ def check_judge(options: JudgeOptions) -> None:
         )
 
 
-def _check_address(base_url: str) -> None:
-    """Refuse an invalid address, or one with credentials or a query."""
+def check_address(base_url: str) -> None:
+    """Refuse an invalid address, or one with credentials or a query.
+
+    Raises:
+        UsageError: the message names `--base_url`, and repeats nothing of it.
+    """
     try:
         parts = urlsplit(base_url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -220,7 +240,9 @@ def verdict_options(options: JudgeOptions) -> dict[str, object]:
     names = ["judge", "judge_model", "judge_reference", "structured_output", "orders", "order_seed"]
     names.append("max_reply_tokens")
     address = options.base_url and public_address(options.base_url)
-    return {name: getattr(options, name) for name in names} | {"base_url": address}
+    found = {name: getattr(options, name) for name in names} | {"base_url": address}
+    effort = {"reasoning_effort": options.reasoning_effort} if options.reasoning_effort else {}
+    return found | effort
 
 
 def public_address(base_url: str) -> str:

@@ -6,12 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from softpref.data.messages import Text
 
+if TYPE_CHECKING:
+    from softpref.judging.account import Account
+
 Orders = Literal["both", "one"]
 VERDICTS = ("A", "B", "tie")
+BATCH_SHARE = 0.5
+"""What a call in a batch costs, as a share of its price."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Question:
         second: shown as B.
         is_swapped: whether A is the baseline's.
         context: of the comparison.
+        attempt: 1 if an earlier reply was cut off, so that this one gets more room.
     """
 
     uid: str
@@ -52,6 +58,7 @@ class Question:
     second: Text
     is_swapped: bool
     context: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 0
 
     def key(self, judge: str) -> str:
         """Return a hash of everything that the answer depends on: texts, order and judge."""
@@ -72,6 +79,7 @@ class Answer:
         output_tokens: tokens received, likewise.
         billed_input_tokens: tokens that may be billed: the count, or an upper bound without one.
         billed_output_tokens: likewise.
+        in_batch: whether a batch made the call, at its lower price.
     """
 
     verdict: str | None
@@ -81,17 +89,22 @@ class Answer:
     output_tokens: int = 0
     billed_input_tokens: int = 0
     billed_output_tokens: int = 0
+    in_batch: bool = False
 
 
 class Judge(Protocol):
     """Answers questions; `identity` holds everything that changes its answers.
 
     `sees_order` is whether the order of A and B can affect the verdict. A judge that scores each
-    response by itself is asked only once.
+    response by itself is asked only once. `account` is None for a judge whose calls cost nothing.
     """
 
     identity: Mapping[str, Any]
     sees_order: bool
+
+    @property
+    def account(self) -> Account | None:
+        """What its calls cost, and have cost so far."""
 
     def ask(self, questions: Sequence[Question]) -> Iterable[tuple[Question, Answer]]:
         """Yield every question with its answer, in order of arrival."""

@@ -2,43 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
-
-from softpref.judging.questions import Answer
-from softpref.judging.template import read_reply
 
 MAX_TOKENS = 10**9
 """Of one call; a larger number is not a valid count."""
 
 
-def read_completion(completion: Any, limits: tuple[int, int]) -> Answer:
-    """Return the answer in a chat completion, or its failure.
+@dataclass(frozen=True)
+class Reply:
+    """What came of a call.
+
+    Attributes:
+        text: of the reply; empty if the call failed.
+        failure: the kind of failure; None for a reply.
+        is_cut: whether the reply ended at its maximum of tokens.
+        counted: input and output tokens as counted by the endpoint; zeros without a count.
+        billed: tokens that may be billed: the count, or an upper bound without one.
+    """
+
+    text: str
+    failure: str | None = None
+    is_cut: bool = False
+    counted: tuple[int, int] = (0, 0)
+    billed: tuple[int, int] = (0, 0)
+
+
+def read_completion(completion: Any, limits: tuple[int, int]) -> Reply:
+    """Return the reply in a completion.
 
     Args:
-        completion: the parsed JSON of the endpoint, of any shape.
+        completion: parsed JSON of the endpoint, of any shape, as objects or dicts.
         limits: upper bounds of input and output tokens, used without a valid count.
     """
-    verdict, failure, justification = _verdict(completion)
+    text, failure, is_cut = _content(completion)
     counted = _usage(completion)
-    return Answer(verdict, failure, justification, *(counted or (0, 0)), *(counted or limits))
+    return Reply(text, failure, is_cut, counted or (0, 0), counted or limits)
 
 
-def _verdict(completion: Any) -> tuple[str | None, str | None, str]:
-    """Return verdict, failure and justification."""
+def _content(completion: Any) -> tuple[str, str | None, bool]:
+    """Return text, failure, and whether the text was cut off."""
     try:
-        choice = completion.choices[0]
-        message, finish = choice.message, choice.finish_reason
-        refused = getattr(message, "refusal", None) or finish == "content_filter"
-        content = _text(message.content)
+        choice = _field(completion, "choices")[0]
+        message, finish = _field(choice, "message"), _field(choice, "finish_reason")
+        if message is None:  # a completion of text
+            text = _field(choice, "text")
+            is_text = isinstance(text, str)
+            return text if is_text else "", None if is_text else "broken reply", finish == "length"
+        refusal = _field(message, "refusal")
+        content = _text(_field(message, "content"))
+        has_content = isinstance(message, dict) or hasattr(message, "content")
     except (AttributeError, IndexError, KeyError, TypeError):
-        return None, "broken reply", ""
-    if refused:
-        return None, "refusal", ""
-    read = read_reply(content)
-    if read is None:
-        return None, "cut off" if finish == "length" else "no verdict", ""
-    verdict, justification = read
-    return verdict, None, justification
+        return "", "broken reply", False
+    if refusal or finish == "content_filter":
+        return refusal if isinstance(refusal, str) else content, "refusal", False
+    if _field(message, "tool_calls") and not content:
+        return "", "tool call", False
+    return content, None if has_content else "broken reply", finish == "length"
+
+
+def _field(of: Any, name: str) -> Any:
+    return of.get(name) if isinstance(of, dict) else getattr(of, name, None)
 
 
 def _text(content: Any) -> str:
@@ -50,8 +74,8 @@ def _text(content: Any) -> str:
 
 def _usage(completion: Any) -> tuple[int, int] | None:
     """Return the reported input and output tokens, or None if they are not valid counts."""
-    usage = getattr(completion, "usage", None)
-    sent, received = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    usage = _field(completion, "usage")
+    sent, received = (_field(usage, name) for name in ("prompt_tokens", "completion_tokens"))
     if not isinstance(sent, int) or not isinstance(received, int):
         return None
     is_count = min(sent, received) >= 0 and max(sent, received) <= MAX_TOKENS

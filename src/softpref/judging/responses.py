@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from softpref.data.bad_rows import place
 from softpref.data.messages import CONTEXT, Text, is_empty, parse_context, parse_text, refuse_media
 from softpref.data.readers import RowError, read_rows
 from softpref.errors import UsageError
 from softpref.judging.questions import Comparison
+
+PromptFormat = Literal["auto", "chat", "plain"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,41 @@ def plain_reply(response: Text) -> Text:
 def context_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a pair row's further arguments of the chat template, if any."""
     return {name: row[name] for name in CONTEXT if row.get(name) is not None}
+
+
+def text_to_continue(given: Prompt, source: str, prompt_format: PromptFormat) -> Text:
+    """Return what a policy continues: text as it is, or messages for the chat template.
+
+    Raises:
+        UsageError: the prompt does not have the format.
+    """
+    prompt = given.prompt
+    if prompt_format == "plain" and not isinstance(prompt, str):
+        raise UsageError("--prompt_format plain: the prompts are conversations; use auto or chat.")
+    if prompt_format == "chat" and isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(prompt, str) and given.context:
+        raise UsageError(
+            f"{place(source, given.row)}: has {' and '.join(given.context)}, which only a chat "
+            "template reads; give --prompt_format chat, or remove them."
+        )
+    return prompt
+
+
+def response_rows(
+    prompts: Sequence[Prompt], samples: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
+    """Return the rows of a file of responses, from lists with one response per prompt."""
+    seen: dict[str, int] = {}
+    rows = []
+    for i, given in enumerate(prompts):
+        for responses in samples:
+            name = prompt_uid(given.prompt, 0, given.context)
+            uid = prompt_uid(given.prompt, seen.get(name, 0), given.context)
+            seen[name] = seen.get(name, 0) + 1
+            row = {"uid": uid, "prompt": given.prompt, **given.context, "response": responses[i]}
+            rows.append(row)
+    return rows
 
 
 def load_prompts(source: str) -> list[Prompt]:

@@ -47,6 +47,7 @@ class ScoringJudge(ABC):
 
     identity: Mapping[str, Any]
     sees_order = False
+    account = None
     batch_size = 1000
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:

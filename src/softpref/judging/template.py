@@ -78,6 +78,12 @@ def render_question(question: Question, fence: str) -> list[dict[str, str]]:
     ]
 
 
+def question_size(question: Question) -> int:
+    """Return the characters of a question's messages."""
+    fence = f"<{'0' * 24}>"
+    return sum(len(message["content"]) for message in render_question(question, fence))
+
+
 def shown_prompt(asked: Comparison | Question) -> str:
     """Return a prompt as shown to people and judges: its text and its tools."""
     prompt = as_text(asked.prompt)

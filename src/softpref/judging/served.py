@@ -1,0 +1,196 @@
+"""Responses of a policy behind an OpenAI-compatible server, one call per response."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from softpref.data.messages import as_text
+from softpref.errors import UsageError
+from softpref.judging.account import Account
+from softpref.judging.calls import make_calls
+from softpref.judging.client import Client, Server
+from softpref.judging.failures import CUT_OFF, Streak, stopped
+from softpref.judging.generate_options import GenerateOptions
+from softpref.judging.log import Lines, resume_from
+from softpref.judging.reply import Reply
+from softpref.judging.responses import Prompt, text_to_continue
+from softpref.progress import Progress
+
+
+@dataclass(frozen=True)
+class Order:
+    """A response to be written.
+
+    Attributes:
+        sample: its number among the responses to its prompt.
+        prompt: number of the prompt.
+        parameters: of the request.
+        texts: what of them is counted as tokens.
+    """
+
+    sample: int
+    prompt: int
+    parameters: Mapping[str, Any]
+    texts: Sequence[str]
+
+
+class Writer:
+    """Asks a server for one response per call.
+
+    Args:
+        options: checked options, with `max_new_tokens`.
+
+    Raises:
+        UsageError: the `openai` package or the key is missing.
+    """
+
+    def __init__(self, options: GenerateOptions) -> None:
+        self.account = Account()
+        self.concurrency = options.concurrency
+        self._longest = int(options.max_new_tokens or 0)
+        server = Server(
+            model=options.model,
+            base_url=options.base_url,
+            api_key_env=options.api_key_env,
+            timeout_s=options.timeout_s,
+            max_retries=options.max_retries,
+            what="generate",
+            option="--model",
+            form="--prompt_format chat",
+        )
+        # Not every server draws by a seed; responses are then not the same again.
+        self._client = Client(server, self.account, optional=["seed"])
+        self.longest_call = self._client.longest_call
+
+    def call(self, order: Order) -> Reply:
+        """Ask for a response."""
+        reply = self._client.call(order.parameters, self._longest, self.most_tokens(order))
+        if reply.failure == "refusal" and reply.text:  # it is what the model says
+            return replace(reply, failure=None)
+        if reply.failure is None and reply.is_cut and not reply.text.strip():
+            return replace(reply, failure=CUT_OFF)
+        return reply
+
+    def abandoned(self, order: Order) -> Reply:
+        """Return the reply of a call that exceeded its total time."""
+        return Reply("", "timeout", billed=self.most_tokens(order))
+
+    def again(self, order: Order, reply: Reply) -> None:
+        """Ask for nothing more."""
+
+    def billed(self, reply: Reply) -> tuple[int, int]:
+        """Return the tokens that may be billed."""
+        return reply.billed
+
+    def most_tokens(self, order: Order) -> tuple[int, int]:
+        """Return upper bounds of the tokens of a call with all its retries."""
+        return self._client.most_tokens(order.texts, self._longest)
+
+
+def orders_of(prompts: Sequence[Prompt], options: GenerateOptions) -> list[Order]:
+    """Return what to ask for: `samples` responses to every prompt.
+
+    Raises:
+        UsageError: a prompt does not have the format.
+    """
+    return [
+        _order(n, i, given, options)
+        for n in range(options.samples)
+        for i, given in enumerate(prompts)
+    ]
+
+
+def served_responses(
+    orders: Sequence[Order],
+    writer: Writer,
+    options: GenerateOptions,
+    record: Mapping[str, Any],
+    progress: Path,
+) -> list[list[str]]:
+    """Return a list of responses per sample, in the order of the prompts.
+
+    Each response is on disk before the next call. What an interrupted command has written is not
+    asked for again.
+
+    Args:
+        orders: from `orders_of`.
+        writer: asks the server.
+        options: checked options, with `max_new_tokens`.
+        record: settings that responses depend on.
+        progress: the file of what has come.
+
+    Raises:
+        UsageError: the server rejects the calls, or some failed and are not to be empty.
+    """
+    found = _written(progress, resume_from(progress, record))
+    missing = [order for order in orders if (order.sample, order.prompt) not in found]
+    streak = Streak(len(missing), bool(found))
+    failures: Counter[str] = Counter()
+    lines = Lines(progress)
+    try:
+        lines.read()
+        done = len(orders) - len(missing)
+        with Progress("generating", len(orders), "response", done=done) as bar:
+            for order, reply in make_calls(writer, missing):
+                bar.update()
+                if reply.failure:
+                    failures[reply.failure] += 1
+                else:
+                    found[order.sample, order.prompt] = reply.text
+                    lines.add({"sample": order.sample, "prompt": order.prompt, "text": reply.text})
+                if streak.add(order, reply.failure):
+                    flags = ("--model", "--max_new_tokens")
+                    longest = int(options.max_new_tokens or 0)
+                    length = len(streak.items)
+                    raise UsageError(stopped(str(reply.failure), length, longest, flags))
+    finally:
+        lines.close()
+    if failures and not options.failed_as_empty:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(failures.items()))
+        raise UsageError(
+            f"{failures.total():,} of {len(orders):,} responses failed ({kinds}): the same command "
+            "asks for these alone again; --failed_as_empty true writes them as empty responses."
+        )
+    texts = [found.get((order.sample, order.prompt), "") for order in orders]
+    count = len(orders) // options.samples
+    return [texts[n * count : (n + 1) * count] for n in range(options.samples)]
+
+
+def _order(sample: int, number: int, given: Prompt, options: GenerateOptions) -> Order:
+    prompt = text_to_continue(given, options.prompts, options.prompt_format)
+    parameters: dict[str, Any] = {}
+    if options.temperature is not None:
+        parameters["temperature"] = options.temperature
+    if options.temperature:
+        text = f"{options.seed}/{sample}/{number}"
+        parameters["seed"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+    if isinstance(prompt, str):
+        return Order(sample, number, parameters | {"prompt": prompt}, [prompt])
+    parameters["messages"] = prompt
+    if tools := given.context.get("tools"):
+        parameters["tools"] = tools
+    if further := given.context.get("chat_template_kwargs"):
+        parameters["extra_body"] = {"chat_template_kwargs": further}
+    return Order(sample, number, parameters, [as_text(prompt), str(given.context)])
+
+
+def _written(progress: Path, rows: Sequence[Any]) -> dict[tuple[int, int], str]:
+    """Return the responses in a progress file.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    found = {}
+    try:
+        for row in rows:
+            if not isinstance(row["text"], str):
+                raise TypeError
+            found[int(row["sample"]), int(row["prompt"])] = row["text"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{progress}: is damaged; delete it to start over.") from None
+    return found
