@@ -17,6 +17,7 @@ from softpref.judging.controls import Controls, run_controls
 from softpref.judging.judge import account, account_text, judge_record
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
+from softpref.judging.people import load_people, rate_by_people
 from softpref.judging.questions import Judge
 from softpref.judging.rates import Agreement, agreement, judged_rate
 from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_markdown
@@ -24,6 +25,7 @@ from softpref.judging.responses import join
 from softpref.options import option, require
 from softpref.places import directory_to_write
 from softpref.plots import save_figure
+from softpref.statistics.people_rate import PeopleRate
 from softpref.training.output import write_text
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,11 @@ class CompareOptions:
         "and report whether it is fit.",
         False,
         group="judge",
+    )
+    human: str | None = option(
+        "People's verdicts on a random 50 to 500 of the compared pairs (prompt, response_1, "
+        "response_2, gold: 1, 2 or tie): also report the win rate that people would give.",
+        metavar="FILE",
     )
     second_judge: str | None = option(
         "YAML file with a second judge's options, to measure the agreement of both judges.",
@@ -78,25 +85,34 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
         second = judge_from_file(files.second_judge, "--second_judge", files.second_judge_key)
     runs = named_runs(files.responses or [])
     contests = _contests(runs, str(files.baseline), head_to_head=files.head_to_head)
+    people = load_people(files.human) if files.human else None
+    if people:
+        people.announce(contests.values())
     judge = make_judge(options)
     other = make_judge(second) if second else None
     agreements: dict[str, Agreement | None] = {}
     controls = None
+    by_people: dict[Contest, PeopleRate | None] = {}
     with VerdictLog(output / "verdicts.jsonl") as log:
         judged = {
             contest: ask_judge(comparisons, judge, options, log, contest.name)
             for contest, comparisons in contests.items()
         }
+        if people:
+            by_people = {
+                contest: rate_by_people(comparisons, judged[contest].outcomes, people)
+                for contest, comparisons in contests.items()
+            }
         if files.controls:
             every = next(iter(contests.values()))
             controls = run_controls(every, judge, options, log)
         if second and other:  # write the first results, which are paid for, before it can fail
-            _write(output, judge, options, judged, controls, agreements)
+            _write(output, judge, options, judged, by_people, controls, agreements)
             for contest, comparisons in contests.items():
                 what = f"second judge, {contest.name}"
                 verdicts = ask_judge(comparisons, other, second, log, what)
                 agreements[contest.name] = agreement(judged[contest].outcomes, verdicts.outcomes)
-        _write(output, judge, options, judged, controls, agreements)
+        _write(output, judge, options, judged, by_people, controls, agreements)
 
 
 def named_runs(responses: list[str]) -> dict[str, list[str]]:
@@ -148,6 +164,7 @@ def _write(
     judge: Judge,
     options: JudgeOptions,
     judged: Mapping[Contest, Judged],
+    by_people: Mapping[Contest, PeopleRate | None],
     controls: Controls | None,
     agreements: Mapping[str, Agreement | None],
 ) -> None:
@@ -156,14 +173,16 @@ def _write(
     }
     record = judge_record(judge, options) | {
         "contests": [
-            asdict(contest) | {"account": account(judged[contest]), "found": asdict(rate)}
+            asdict(contest)
+            | {"account": account(judged[contest]), "found": asdict(rate)}
+            | ({"people": asdict(found)} if (found := by_people.get(contest)) else {})
             for contest, rate in rates.items()
         ],
         "controls": asdict(controls) if controls else None,
         "agreement": {name: found and asdict(found) for name, found in agreements.items()},
     }
     write_text(output / "compare.json", json.dumps(record, indent=1) + "\n")
-    text = rates_markdown(rates, controls, agreements)
+    text = rates_markdown(rates, by_people, controls, agreements)
     write_text(output / "compare.md", text)
     write_text(output / "compare.tex", rates_latex(rates))
     figure = draw_win_rates(rates)
