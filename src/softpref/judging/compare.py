@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from softpref.errors import UsageError
 from softpref.judging.ask import Judged, ask_judge, make_judge
+from softpref.judging.benchmarks import BenchmarkKind, write_for_benchmark
 from softpref.judging.controls import Controls, run_controls
 from softpref.judging.judge import account, account_text, judge_record
 from softpref.judging.log import VerdictLog
@@ -21,7 +22,7 @@ from softpref.judging.people import load_people, rate_by_people
 from softpref.judging.questions import Judge
 from softpref.judging.rates import Agreement, agreement, judged_rate
 from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_markdown
-from softpref.judging.responses import join
+from softpref.judging.responses import benchmark_uids, join
 from softpref.options import option, require
 from softpref.places import directory_to_write
 from softpref.plots import save_figure
@@ -58,6 +59,9 @@ class CompareOptions:
         "response_2, gold: 1, 2 or tie): also report the win rate that people would give.",
         metavar="FILE",
     )
+    export_to: BenchmarkKind | None = option(
+        "Also write the compared responses as files of AlpacaEval or Arena-Hard v2.0."
+    )
     second_judge: str | None = option(
         "YAML file with a second judge's options, to measure the agreement of both judges.",
         group="judge",
@@ -88,6 +92,8 @@ def run_compare(files: CompareOptions, options: JudgeOptions) -> None:
     people = load_people(files.human) if files.human else None
     if people:
         people.announce(contests.values())
+    if files.export_to:
+        _export(files, runs, contests)
     judge = make_judge(options)
     other = make_judge(second) if second else None
     agreements: dict[str, Agreement | None] = {}
@@ -157,6 +163,21 @@ def _contests(
             for i, (ours, theirs) in enumerate(zip(runs[one], runs[other], strict=True)):
                 found[Contest(one, other, i)] = join(ours, theirs)
     return found
+
+
+def _export(
+    files: CompareOptions, runs: Mapping[str, list[str]], contests: Mapping[Contest, Any]
+) -> None:
+    """Write the responses of every contest with the baseline, and log where they are."""
+    kind, baseline = cast(BenchmarkKind, files.export_to), str(files.baseline)
+    directory = Path(files.output) / kind
+    methods = {contest: found for contest, found in contests.items() if not contest.rival}
+    stem = Path(baseline).stem
+    against = "baseline" if stem in {contest.name for contest in methods} else stem
+    for contest, comparisons in methods.items():
+        uids = benchmark_uids(baseline, runs[contest.method][contest.run])
+        write_for_benchmark(kind, directory, (contest.name, against), comparisons, uids)
+    logger.info("--export_to %s: %s files in %s", kind, len(methods) + 1, directory)
 
 
 def _write(

@@ -134,6 +134,8 @@ def win_rate_text(rate: JudgedRate) -> str:
     equal = "no rate at equal length, because one side is always longer"
     if rate.length_controlled is not None:
         equal = f"{rate.length_controlled:.1%} at equal length"
+    if rate.style_controlled is not None:
+        equal += f", {rate.style_controlled:.1%} at equal length, headers, lists and bold text"
     return (
         f"win rate {rate.rate:.1%} (95%: {rate.interval[0]:.1%} to {rate.interval[1]:.1%}; by "
         f"prompts {low:.1%} to {high:.1%}){bounds}\n{counted}\n"

@@ -49,7 +49,8 @@ def rates_markdown(
     parts.append(
         "Ties and failures are out of the win rate; verdicts that changed with the order are ties. "
         "Intervals are 95%: Wilson's, which takes comparisons for independent, and by resampling "
-        "prompts. The bounds count all failures as losses, and as wins. Several runs: mean ± "
+        "prompts. Style is length, headers, lists and bold text. The bounds count all failures as "
+        "losses, and as wins. Several runs: mean ± "
         "deviation, and ends of intervals and bounds as means over runs.\n"
     )
     if people:
@@ -72,8 +73,8 @@ def _tables(rates: Rates) -> list[tuple[str, list[_Row]]]:
 
 _COLUMNS = (
     "win rate, %", "Wilson", "by prompts", "bounds", "at equal length, %", "by prompts",
-    "longer by, characters", "ties, %", "changed with the order, %", "shown first, %", "failed, %",
-    "asked",
+    "at equal style, %", "by prompts", "longer by, characters", "ties, %",
+    "changed with the order, %", "shown first, %", "failed, %", "asked",
 )  # fmt: skip
 
 
@@ -92,6 +93,8 @@ def _cells(runs: Sequence[JudgedRate]) -> list[str]:
         _mean_interval([run.bounds for run in runs]),
         mean_and_deviation([run.length_controlled for run in runs]),
         _mean_interval([run.length_controlled_interval for run in runs]),
+        mean_and_deviation([run.style_controlled for run in runs]),
+        _mean_interval([run.style_controlled_interval for run in runs]),
         f"{round(fmean(run.length_difference for run in runs)):+d}",
         share("ties"),
         share("flipped"),
