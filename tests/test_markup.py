@@ -28,7 +28,8 @@ NAMES = (
 def rate() -> JudgedRate:
     half = (0.4, 0.6)
     return JudgedRate(
-        asked=10, wins=5, losses=5, ties=0, flipped=0, failed=0, rate=0.5, interval=half,
+        asked=10, wins=5, losses=5, strong_wins=2, strong_losses=1, ties=0,
+        flipped=0, failed=0, rate=0.5, interval=half,
         clustered_interval=half, bounds=half, length_controlled=0.5,
         length_controlled_interval=half, style_controlled=0.5,
         style_controlled_interval=half, length_difference=0.0, first_share=0.5,
@@ -56,7 +57,7 @@ def test_every_table_keeps_its_shape_whatever_a_method_is_called(name):
     page = rates_markdown(rates, people, None, agreements)
     rows = [line for line in page.splitlines() if line.startswith("|")]
     cells = [re.split(r"(?<!\\)(?:\\\\)*\|", row)[1:-1] for row in rows]
-    assert [len(row) for row in cells] == [15] * 3 + [15] * 3 + [10] * 4 + [4] * 4
+    assert [len(row) for row in cells] == [15] * 3 + [15] * 3 + [5] * 4 + [10] * 4 + [4] * 4
     assert unescaped(cells[2][0].strip()).startswith(shortened(name).strip()[:20])
     assert_harmless(page)
     assert "<script>" not in page.replace(r"\<", "")

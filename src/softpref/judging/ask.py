@@ -165,7 +165,7 @@ def _give_up(streak: Sequence[Question], answer: Answer, log: VerdictLog, name: 
 def _account(
     outcomes: list[Outcome], mean_verdicts: list[float], answers: Sequence[Answer], judge: Judge
 ) -> Judged:
-    verdicts = Counter(answer.verdict for answer in answers)
+    verdicts = Counter((answer.verdict or "")[:1] for answer in answers)
     preferred = verdicts["A"] + verdicts["B"]
     tokens = [
         sum(getattr(answer, name) for answer in answers)

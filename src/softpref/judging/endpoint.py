@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 from softpref.errors import UsageError, require_package
 from softpref.judging.bounded import bounded_client
 from softpref.judging.options import JudgeOptions, public_address
-from softpref.judging.questions import Answer, Question
+from softpref.judging.questions import Answer, Grades, Question
 from softpref.judging.reply import read_completion
-from softpref.judging.template import SCHEMA, render_question, template_version
+from softpref.judging.template import render_question, reply_schema, template_version
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -76,13 +76,15 @@ class Endpoint:
             "base_url": address,
             "structured_output": options.structured_output,
             "max_reply_tokens": options.max_reply_tokens,
-            "template": template_version(),
+            "template": template_version(options.grades),
         }
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, int]:
         """Return the approximate input tokens and the maximum output tokens of questions."""
         characters = sum(
-            len(message["content"]) for question in questions for message in _messages(question)
+            len(message["content"])
+            for question in questions
+            for message in _messages(question, self._options.grades)
         )
         replies = len(questions) * self._options.max_reply_tokens
         return characters // CHARACTERS_A_TOKEN, replies
@@ -159,7 +161,7 @@ class Endpoint:
 
     def _max_tokens(self, question: Question) -> tuple[int, int]:
         """Return a bound of the tokens of a call with all its retries, one token per byte."""
-        texts = [message["content"] for message in _messages(question)]
+        texts = [message["content"] for message in _messages(question, self._options.grades)]
         attempts = 1 + self._options.max_retries
         size = sum(len(text.encode()) for text in texts)
         return attempts * size, attempts * self._options.max_reply_tokens
@@ -177,7 +179,7 @@ class Endpoint:
         request = self._request(question)
         try:
             completion = self._client.chat.completions.create(**request)
-            answer = read_completion(completion, self._max_tokens(question))
+            answer = read_completion(completion, self._max_tokens(question), self._options.grades)
         except openai.BadRequestError as error:
             refused = str(error.param)  # any JSON value from the endpoint
             if refused in {"max_tokens", "temperature"} & request.keys():
@@ -207,7 +209,7 @@ class Endpoint:
     def _request(self, question: Question) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self._options.judge_model,
-            "messages": _messages(question),
+            "messages": _messages(question, self._options.grades),
         }
         if "temperature" not in self._refused_parameters:  # some models allow only their default
             request["temperature"] = 0
@@ -215,7 +217,11 @@ class Endpoint:
         limit = "max_completion_tokens" if is_renamed else "max_tokens"
         request[limit] = self._options.max_reply_tokens
         if self._options.structured_output == "schema":
-            schema = {"name": "verdict", "schema": SCHEMA, "strict": True}
+            schema = {
+                "name": "verdict",
+                "schema": reply_schema(self._options.grades),
+                "strict": True,
+            }
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
         return request
 
@@ -237,8 +243,8 @@ class Endpoint:
         return Answer(None, f"status {status}")
 
 
-def _messages(question: Question) -> list[dict[str, str]]:
-    return render_question(question, f"<{secrets.token_hex(12)}>")
+def _messages(question: Question, grades: Grades) -> list[dict[str, str]]:
+    return render_question(question, f"<{secrets.token_hex(12)}>", grades)
 
 
 def key_variable(options: JudgeOptions) -> str | None:

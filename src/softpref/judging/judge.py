@@ -15,7 +15,7 @@ from softpref.judging.options import JudgeOptions, check_judge
 from softpref.judging.questions import Judge
 from softpref.judging.rates import JudgedRate, judged_rate
 from softpref.judging.responses import join
-from softpref.judging.template import SYSTEM, USER
+from softpref.judging.template import USER, system_prompt
 from softpref.options import option, require
 from softpref.places import directory_to_write
 from softpref.training.output import write_lines, write_text
@@ -93,7 +93,7 @@ def judge_record(judge: Judge, options: JudgeOptions) -> dict[str, Any]:
         orders = {"orders": options.orders}
         if options.orders == "one":
             orders["order_seed"] = options.order_seed
-        orders["template"] = {"system": SYSTEM, "user": USER}
+        orders["template"] = {"system": system_prompt(options.grades), "user": USER}
     return {"judge": dict(judge.identity), **orders}
 
 

@@ -56,6 +56,12 @@ class JudgeOptions:
         "both",
         read_by=("endpoint",),
     )
+    grades: Literal["three", "five"] = option(
+        "endpoint: verdicts to choose from: A, B and tie, or five with `much better`; strong "
+        "verdicts are reported and weigh no more.",
+        "three",
+        read_by=("endpoint",),
+    )
     order_seed: int = option("Seed of the random order.", 0, read_by=("endpoint",))
     concurrency: int = option(
         "endpoint: maximum concurrent calls; in a study, per job.",
@@ -203,7 +209,8 @@ def verdict_options(options: JudgeOptions) -> dict[str, object]:
     names = ["judge", "judge_model", "judge_reference", "structured_output", "orders", "order_seed"]
     names.append("max_reply_tokens")
     address = options.base_url and public_address(options.base_url)
-    return {name: getattr(options, name) for name in names} | {"base_url": address}
+    graded = {} if options.grades == "three" else {"grades": options.grades}
+    return {name: getattr(options, name) for name in names} | graded | {"base_url": address}
 
 
 def public_address(base_url: str) -> str:

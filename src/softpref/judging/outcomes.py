@@ -28,6 +28,7 @@ class Outcome:
         failure: the first failure, if any.
         length_difference: response minus baseline, characters.
         style_difference: of characters, headers, list items and bold texts, by `style_difference`.
+        is_strong: whether all its verdicts say that one response is much better, and the same one.
     """
 
     uid: str
@@ -37,6 +38,7 @@ class Outcome:
     failure: str | None
     length_difference: int
     style_difference: Style = (0.0, 0.0, 0.0, 0.0)
+    is_strong: bool = False
 
 
 def outcomes_of(
@@ -85,11 +87,12 @@ def _outcome(
         for verdict, question in zip(verdicts, questions, strict=True)
     }
     flipped = len(results) > 1
+    is_strong = not flipped and all(">>" in verdict for verdict in verdicts)
     result = "tie" if flipped else results.pop()
-    return Outcome(result=result, flipped=flipped, failure=None, **about)
+    return Outcome(result=result, flipped=flipped, failure=None, is_strong=is_strong, **about)
 
 
 def _from_response(verdict: str, is_swapped: bool) -> Result:
     if verdict == "tie":
         return "tie"
-    return "win" if (verdict == "A") != is_swapped else "loss"
+    return "win" if verdict.startswith("A") != is_swapped else "loss"

@@ -12,6 +12,8 @@ from softpref.data.messages import Text
 
 Orders = Literal["both", "one"]
 VERDICTS = ("A", "B", "tie")
+FIVE_VERDICTS = ("A>>B", "A>B", "tie", "B>A", "B>>A")
+Grades = Literal["three", "five"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Answer:
     """A judge's answer.
 
     Attributes:
-        verdict: "A", "B" or "tie"; None if the call failed.
+        verdict: one of `VERDICTS` or `FIVE_VERDICTS`; None if the call failed.
         failure: the kind of failure; None if there is a verdict.
         justification: the judge's justification.
         input_tokens: tokens sent, as counted by the endpoint; 0 without a count.

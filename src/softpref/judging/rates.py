@@ -36,6 +36,8 @@ class JudgedRate:
         asked: number of comparisons, including failed ones.
         wins: of the response.
         losses: of the response.
+        strong_wins: those of them where every verdict says `much better`; of `grades: five` alone.
+        strong_losses: likewise.
         ties: verdicts of a tie, and verdicts that changed with the order.
         flipped: only the latter.
         failed: comparisons with a failed call.
@@ -58,6 +60,8 @@ class JudgedRate:
     asked: int
     wins: int
     losses: int
+    strong_wins: int
+    strong_losses: int
     ties: int
     flipped: int
     failed: int
@@ -91,8 +95,8 @@ def judged_rate(
     is_win, is_loss = (_is(outcomes, result) for result in ("win", "loss"))
     wins, losses, failed = (sum(o.result == r for o in outcomes) for r in ("win", "loss", "failed"))
     decided = wins + losses
-    prompts = [outcome.prompt for outcome in outcomes]
     lengths = torch.tensor([float(outcome.length_difference) for outcome in outcomes])
+    styles = torch.tensor([outcome.style_difference for outcome in outcomes])
 
     def rate(weights: Tensor) -> Tensor:
         won = weights @ is_win
@@ -101,53 +105,63 @@ def judged_rate(
     def controlled(weights: Tensor) -> Tensor:
         return length_controlled_rate(is_win, is_loss, lengths, weights)
 
-    styles = torch.tensor([outcome.style_difference for outcome in outcomes])
-
     def styled(weights: Tensor) -> Tensor:
         return controlled_rate(is_win, is_loss, styles, weights)
 
-    settled = len({o.prompt for o in outcomes if o.result in ("win", "loss")})
-
-    def interval(statistic: Statistic, found: float | None) -> Interval:
-        if found is None:
-            return 0.0, 1.0
-        by_prompts = wilson_interval(found * settled, settled)
-        if not wins or not losses:  # every resample would be the same
-            return by_prompts
-        low, high = bootstrap_interval(statistic, prompts, resamples, seed)
-        if settled < FEW_PROMPTS:
-            return min(low, by_prompts[0]), max(high, by_prompts[1])
-        return low, high
-
-    won = wins / decided if decided else None
-    at_equal_length, at_equal_style = (
-        _at_equal(statistic, len(outcomes)) if decided else None
-        for statistic in (controlled, styled)
-    )
-
+    found = [
+        _at_once(each, len(outcomes)) if decided else None for each in (rate, controlled, styled)
+    ]
+    by_prompts = [
+        _by_prompts(statistic, value, outcomes, resamples, seed)
+        for statistic, value in zip((rate, controlled, styled), found, strict=True)
+    ]
     return JudgedRate(
         asked=len(outcomes),
         wins=wins,
         losses=losses,
+        strong_wins=sum(o.is_strong and o.result == "win" for o in outcomes),
+        strong_losses=sum(o.is_strong and o.result == "loss" for o in outcomes),
         ties=len(outcomes) - decided - failed,
         flipped=sum(outcome.flipped for outcome in outcomes),
         failed=failed,
-        rate=won,
+        rate=wins / decided if decided else None,
         interval=wilson_interval(wins, decided),
-        clustered_interval=interval(rate, won),
+        clustered_interval=by_prompts[0],
         bounds=_bounds(wins, decided, failed),
         length_difference=fmean(outcome.length_difference for outcome in outcomes),
-        length_controlled=at_equal_length,
-        length_controlled_interval=interval(controlled, at_equal_length),
-        style_controlled=at_equal_style,
-        style_controlled_interval=interval(styled, at_equal_style),
+        length_controlled=found[1],
+        length_controlled_interval=by_prompts[1],
+        style_controlled=found[2],
+        style_controlled_interval=by_prompts[2],
         first_share=first_share,
     )
 
 
-def _at_equal(controlled: Statistic, count: int) -> float | None:
-    rate = float(controlled(torch.ones(1, count).double()))
-    return None if math.isnan(rate) else rate
+def _at_once(statistic: Statistic, count: int) -> float | None:
+    value = float(statistic(torch.ones(1, count).double()))
+    return None if math.isnan(value) else value
+
+
+def _by_prompts(
+    statistic: Statistic,
+    found: float | None,
+    outcomes: Sequence[Outcome],
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """Return the interval by prompts of a statistic whose value is `found`."""
+    if found is None:
+        return 0.0, 1.0
+    decided = [outcome for outcome in outcomes if outcome.result in ("win", "loss")]
+    settled = len({outcome.prompt for outcome in decided})
+    over_prompts = wilson_interval(found * settled, settled)
+    if len({outcome.result for outcome in decided}) == 1:  # every resample would be the same
+        return over_prompts
+    prompts = [outcome.prompt for outcome in outcomes]
+    low, high = bootstrap_interval(statistic, prompts, resamples, seed)
+    if settled < FEW_PROMPTS:
+        return min(low, over_prompts[0]), max(high, over_prompts[1])
+    return low, high
 
 
 def _is(outcomes: Sequence[Outcome], result: str) -> Tensor:

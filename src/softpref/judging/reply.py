@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from softpref.judging.questions import Answer
+from softpref.judging.questions import Answer, Grades
 from softpref.judging.template import read_reply
 
 MAX_TOKENS = 10**9
 """Of one call; a larger number is not a valid count."""
 
 
-def read_completion(completion: Any, limits: tuple[int, int]) -> Answer:
+def read_completion(completion: Any, limits: tuple[int, int], grades: Grades = "three") -> Answer:
     """Return the answer in a chat completion, or its failure.
 
     Args:
         completion: the parsed JSON of the endpoint, of any shape.
         limits: upper bounds of input and output tokens, used without a valid count.
+        grades: the number of verdicts that were to choose from.
     """
-    verdict, failure, justification = _verdict(completion)
+    verdict, failure, justification = _verdict(completion, grades)
     counted = _usage(completion)
     return Answer(verdict, failure, justification, *(counted or (0, 0)), *(counted or limits))
 
 
-def _verdict(completion: Any) -> tuple[str | None, str | None, str]:
+def _verdict(completion: Any, grades: Grades) -> tuple[str | None, str | None, str]:
     """Return verdict, failure and justification."""
     try:
         choice = completion.choices[0]
@@ -34,7 +35,7 @@ def _verdict(completion: Any) -> tuple[str | None, str | None, str]:
         return None, "broken reply", ""
     if refused:
         return None, "refusal", ""
-    read = read_reply(content)
+    read = read_reply(content, grades)
     if read is None:
         return None, "cut off" if finish == "length" else "no verdict", ""
     verdict, justification = read

@@ -53,6 +53,11 @@ def rates_markdown(
         "losses, and as wins. Several runs: mean ± "
         "deviation, and ends of intervals and bounds as means over runs.\n"
     )
+    if any(rate.strong_wins or rate.strong_losses for rate in rates.values()):
+        parts += [
+            "Strong verdicts, which weigh no more than others in the rates:\n",
+            _strong(rates),
+        ]
     if people:
         parts += ["## Win rates that people would give\n", _people_section(rates, people)]
     if agreements:
@@ -115,6 +120,14 @@ def mean_and_deviation(shares: Sequence[float | None]) -> str:
 def _mean_interval(intervals: Sequence[Interval]) -> str:
     low, high = (100 * fmean(ends) for ends in zip(*intervals, strict=True))
     return f"{low:.1f} to {high:.1f}"
+
+
+def _strong(rates: Rates) -> str:
+    rows = [["", "wins", "of them strong", "losses", "of them strong"]]
+    for contest, rate in rates.items():
+        counts = (rate.wins, rate.strong_wins, rate.losses, rate.strong_losses)
+        rows.append([shortened(contest.name), *(f"{count:,}" for count in counts)])
+    return pipes(rows)
 
 
 def _people_section(rates: Rates, people: Mapping[Contest, PeopleRate | None]) -> str:
