@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from softpref.judging.rates import Agreement, JudgedRate
 from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_markdown
 from softpref.markup import LONGEST, for_html, for_latex, for_markdown, for_plot, pipes, shortened
+from softpref.statistics.people_rate import PeopleRate
 from softpref.study.report import table
 from softpref.terminal import printable
 from softpref.training.finished import model_card
@@ -27,9 +28,11 @@ NAMES = (
 def rate() -> JudgedRate:
     half = (0.4, 0.6)
     return JudgedRate(
-        asked=10, wins=5, losses=5, ties=0, flipped=0, failed=0, rate=0.5, interval=half,
+        asked=10, wins=5, losses=5, strong_wins=2, strong_losses=1, ties=0,
+        flipped=0, failed=0, rate=0.5, interval=half,
         clustered_interval=half, bounds=half, length_controlled=0.5,
-        length_controlled_interval=half, length_difference=0.0, first_share=0.5,
+        length_controlled_interval=half, style_controlled=0.5,
+        style_controlled_interval=half, length_difference=0.0, first_share=0.5,
     )  # fmt: skip
 
 
@@ -47,10 +50,14 @@ def test_a_plot_shows_a_name_as_it_is(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_keeps_its_shape_whatever_a_method_is_called(name):
     rates = {Contest(name, None, 0): rate(), Contest(name, name + "?", 0): rate()}
-    page = rates_markdown(rates, None, {name: None, name + "!": Agreement(0.5, (0.1, 0.9), 10)})
+    half = (0.4, 0.6)
+    found = PeopleRate(9, 4, 4, 1, 0.5, half, 0.5, half, 0.4, 12.0, 4.0)
+    people = dict(zip(rates, (found, None), strict=True))
+    agreements = {name: None, name + "!": Agreement(0.5, (0.1, 0.9), 10)}
+    page = rates_markdown(rates, people, None, agreements)
     rows = [line for line in page.splitlines() if line.startswith("|")]
     cells = [re.split(r"(?<!\\)(?:\\\\)*\|", row)[1:-1] for row in rows]
-    assert [len(row) for row in cells] == [13] * 3 + [13] * 3 + [4] * 4
+    assert [len(row) for row in cells] == [15] * 3 + [15] * 3 + [5] * 4 + [10] * 4 + [4] * 4
     assert unescaped(cells[2][0].strip()).startswith(shortened(name).strip()[:20])
     assert_harmless(page)
     assert "<script>" not in page.replace(r"\<", "")

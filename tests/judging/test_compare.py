@@ -211,3 +211,37 @@ def test_a_wrong_second_judge_is_named(tmp_path, files, capsys, text, message):
         compare(tmp_path, files, script, "--second_judge", str(tmp_path / "second.yaml"))
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def graded(system, user):
+    """The honest judge; a difference of two or more is "much better"."""
+    assert '"A>>B" (A is much better)' in system
+    _, first, second = user.split("RESPONSE ", 2)
+    by = first.split().count("good") - second.split().count("good")
+    steps = ">>" if abs(by) > 1 else ">"
+    return "tie" if not by else f"A{steps}B" if by > 0 else f"B{steps}A"
+
+
+def test_five_verdicts_count_as_three_and_strong_ones_are_reported(tmp_path, files):
+    responses = write(tmp_path / "graded.jsonl", lambda i: "good " * (i % 4))
+    with serving(Script(graded)) as script:
+        record = compare(tmp_path, files, script, "--grades", "five", responses=[responses])
+        asked = sum(script.calls.values())
+        compare(tmp_path, files, script, "--grades", "five", responses=[responses])
+        assert sum(script.calls.values()) == asked
+    (contest,) = record["contests"]
+    found = contest["found"]
+    assert [found[name] for name in ("wins", "losses", "ties")] == [6, 3, 3]
+    assert (found["strong_wins"], found["strong_losses"], found["rate"]) == (3, 0, 6 / 9)
+    assert found["first_share"] == 0.5
+    assert "| graded | 6 | 3 | 3 | 0 |" in (tmp_path / "out" / "compare.md").read_text()
+    assert '"A>>B"' in record["template"]["system"]
+
+
+def test_a_verdict_counts_only_among_those_that_were_asked_for():
+    reply = '{"justification": "", "verdict": "%s"}'
+    assert template.read_reply(reply % "A>>B") is None
+    assert template.read_reply(reply % "A", "five") is None
+    assert template.read_reply(reply % "B>A", "five") == ("B>A", "")
+    assert template.template_version("five") != template.template_version("three")
+    assert template.reply_schema("five")["properties"]["verdict"]["enum"][0] == "A>>B"

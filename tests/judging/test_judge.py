@@ -161,7 +161,7 @@ def test_every_bad_known_pair_is_named_with_a_remedy_that_there_is(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "p", "response_1": "a", "response_2": "b", "gold": 3}, "gold (1 or 2)"),
+        ({"prompt": "p", "response_1": "a", "response_2": "b", "gold": 3}, "gold (1, 2 or tie)"),
         ({"prompt": "p", "response_1": "a", "gold": 1}, "response_2 is missing; fix"),
         ({"prompt": "p", "response_1": "a", "response_2": "", "gold": 1}, "response_2 is empty"),
         ({"prompt": "p", "response_1": 5, "response_2": "b", "gold": 1}, "neither text nor a list"),

@@ -16,9 +16,11 @@ from softpref.judging.outcomes import Outcome
 from softpref.judging.rates import (
     agreement,
     bootstrap_interval,
+    controlled_rate,
     judged_rate,
     length_controlled_rate,
 )
+from softpref.judging.style import style_difference
 from softpref.statistics.win_rate import wilson_interval
 
 
@@ -96,6 +98,48 @@ def test_length_control_is_the_ridged_logistic_fit():
     slow = minimize(loss, [0.0, 0.0], tol=1e-12).x[0]
     found = length_controlled_rate(is_win, 1 - is_win, difference, torch.ones(1, 300))
     assert float(found) == pytest.approx(1 / (1 + math.exp(-slow)), abs=1e-5)
+
+
+def test_style_control_is_the_logistic_fit_of_statsmodels():
+    """The expected rate is σ(0.4870…), the constant of statsmodels 0.15.0, which has no ridge.
+
+    sm.GLM(won, sm.add_constant(x), family=sm.families.Binomial()).fit().params
+    """
+    generator = random.Random(3)
+    x, won = [], []
+    for _ in range(240):
+        at = [generator.uniform(-1, 1) if generator.random() < 0.7 else 0.0 for _ in range(4)]
+        chance = 1 / (1 + math.exp(-(0.4 + 1.5 * at[0] + 0.8 * at[1] - 0.5 * at[2])))
+        x.append(at)
+        won.append(generator.random() < chance)
+    is_win = torch.tensor(won).double()
+    found = controlled_rate(is_win, 1 - is_win, torch.tensor(x), torch.ones(1, 240).double())
+    assert float(found) == pytest.approx(0.6194064741256172, abs=2e-5)
+
+
+def test_style_is_counted_as_in_arena():
+    text = "# A\n\n## B\n- **x**\n  * y __z__\n1. w\n```\n# no\n- **no**\n```\n#no"
+    length, headers, lists, bold = style_difference(text, "- a\n**b**")
+    assert length == (len(text) - 9) / (len(text) + 9)
+    assert (headers, lists, bold) == (1.0, 2 / 4, 1 / 3)
+    assert style_difference("a", "a") == (0, 0, 0, 0)
+
+
+def test_style_control_takes_away_what_headers_did():
+    generator = random.Random(1)
+    found = []
+    for i in range(3000):
+        headers = generator.choice([1.0, 1.0, 0.0, -1.0])
+        wins = generator.random() < {1.0: 0.8, 0.0: 0.5, -1.0: 0.2}[headers]
+        result = "win" if wins else "loss"
+        found.append(Outcome(str(i), str(i), result, False, None, 0, (0.0, headers, 0.0, 0.0)))
+    rate = judged_rate(found, resamples=100)
+    assert rate.rate > 0.55
+    assert rate.style_controlled == pytest.approx(0.5, abs=0.03)
+    low, high = rate.style_controlled_interval
+    assert 0.47 < low < rate.style_controlled < high < 0.57
+    always = [each for each in found if each.style_difference[1] > 0]
+    assert judged_rate(always, resamples=10).style_controlled is None
 
 
 def test_length_control_takes_away_what_length_did():

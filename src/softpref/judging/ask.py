@@ -177,7 +177,7 @@ def _account(
 ) -> Judged:
     answers = [log.answers[key] for key in keys]
     tokens = log.counted(keys)
-    verdicts = Counter(answer.verdict for answer in answers)
+    verdicts = Counter((answer.verdict or "")[:1] for answer in answers)
     preferred = verdicts["A"] + verdicts["B"]
     return Judged(
         outcomes=outcomes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from softpref.judging.questions import Comparison
 from softpref.judging.rates import Interval
 from softpref.judging.responses import Prompt, comparison_of_pair, plain_reply, prompt_of, rows_of
 from softpref.statistics.win_rate import wilson_interval
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,34 +51,54 @@ class JudgeQuality:
 
 
 def load_gold(source: str) -> list[Comparison]:
-    """Return each pair as a comparison whose response is the better one.
+    """Return each pair with a better response as a comparison whose response is the better one.
 
-    Rows have `prompt`, `response_1`, `response_2` and `gold` (1 or 2); or they are training pairs,
-    whose chosen response counts as the better one. Prompts and responses are text or messages,
-    optionally with `tools` and `chat_template_kwargs`.
+    Raises:
+        UsageError: as in `load_verdicts`, or all pairs are ties.
+    """
+    better, tied = load_verdicts(source)
+    if not better:
+        raise UsageError(
+            f"{source}: every `gold` is tie, which cannot measure a judge: add pairs whose better "
+            "response is known."
+        )
+    if tied:
+        logger.info(f"{source}: the judge is not asked about {len(tied):,} pairs with `gold`: tie")
+    return better
+
+
+def load_verdicts(source: str) -> tuple[list[Comparison], list[Comparison]]:
+    """Return the pairs of which one response is better, as a comparison's response, and the ties.
+
+    Rows have `prompt`, `response_1`, `response_2` and `gold` (1, 2 or tie); or they are training
+    pairs, whose chosen response counts as the better one. Prompts and responses are text or
+    messages, optionally with `tools` and `chat_template_kwargs`.
 
     Raises:
         UsageError: the file cannot be read, or a row has another form.
     """
     if any(values.get("gold") is not None for _, values in rows_of(source)):
-        return [_comparison(source, row, values) for row, values in rows_of(source)]
+        found = [_comparison(source, row, values) for row, values in rows_of(source)]
+        return [pair for pair, gold in found if gold != "tie"], [
+            pair for pair, gold in found if gold == "tie"
+        ]
     loaded = load_pairs(source, on_bad_row="skip")
     refuse_bad_rows(loaded.bad_rows, "Fix or remove it")
-    return [comparison_of_pair(str(pair["row"]), pair) for pair in dataset_rows(loaded.pairs)]
+    return [comparison_of_pair(str(pair["row"]), pair) for pair in dataset_rows(loaded.pairs)], []
 
 
-def _comparison(source: str, row: int, values: Mapping[str, Any]) -> Comparison:
+def _comparison(source: str, row: int, values: Mapping[str, Any]) -> tuple[Comparison, str]:
     given = prompt_of(source, row, values)
     gold = str(values.get("gold")).removesuffix(".0")  # Parquet may store it as a float
     try:
-        if gold not in ("1", "2"):
-            raise RowError("give prompt, response_1, response_2 and gold (1 or 2)")
-        better, worse = (f"response_{number}" for number in (gold, 3 - int(gold)))
-        first, second = (_response(values, side, given) for side in (better, worse))
+        if gold not in ("1", "2", "tie"):
+            raise RowError("give prompt, response_1, response_2 and gold (1, 2 or tie)")
+        numbers = (2, 1) if gold == "2" else (1, 2)
+        first, second = (_response(values, f"response_{number}", given) for number in numbers)
         json.dumps([first, second])
     except (ValueError, TypeError, RecursionError) as error:  # Parquet may contain dates
         raise UsageError(f"{place(source, row)}: {error}; fix or remove it.") from None
-    return Comparison(str(row), given.prompt, first, second, given.context)
+    return Comparison(str(row), given.prompt, first, second, given.context), gold
 
 
 def _response(values: Mapping[str, Any], column: str, given: Prompt) -> Text:

@@ -9,23 +9,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.errors import UsageError
 from softpref.judging.ask import Judged, ask_judge, make_judge
+from softpref.judging.benchmarks import BenchmarkKind, write_for_benchmark
 from softpref.judging.controls import Controls, run_controls
 from softpref.judging.judge import account, account_text, judge_record
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
+from softpref.judging.people import load_people, rate_by_people
 from softpref.judging.questions import Judge
 from softpref.judging.rates import Agreement, agreement, judged_rate
 from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_markdown
-from softpref.judging.responses import join
+from softpref.judging.responses import benchmark_uids, join
 from softpref.judging.shared import asking, follow, refuse_idle_ranks
 from softpref.options import option, require
 from softpref.places import directory_to_write
 from softpref.plots import save_figure
+from softpref.statistics.people_rate import PeopleRate
 from softpref.training.output import write_text
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,14 @@ class CompareOptions:
         "and report whether it is fit.",
         False,
         group="judge",
+    )
+    human: str | None = option(
+        "People's verdicts on a random 50 to 500 of the compared pairs (prompt, response_1, "
+        "response_2, gold: 1, 2 or tie): also report the win rate that people would give.",
+        metavar="FILE",
+    )
+    export_to: BenchmarkKind | None = option(
+        "Also write the compared responses as files of AlpacaEval or Arena-Hard v2.0."
     )
     second_judge: str | None = option(
         "YAML file with a second judge's options, to measure the agreement of both judges.",
@@ -84,27 +95,38 @@ def run_compare(files: CompareOptions, options: JudgeOptions, ranks: Ranks = ALO
     refuse_idle_ranks(chosen, ranks)
     runs = named_runs(files.responses or [])
     contests = _contests(runs, str(files.baseline), head_to_head=files.head_to_head)
+    people = load_people(files.human) if files.human else None
+    if people:
+        people.announce(contests.values())
+    if files.export_to and ranks.is_first:
+        _export(files, runs, contests)
     judges = [make_judge(each, ranks) for each in chosen]
     if not ranks.is_first:
         follow(judges, ranks)
         return
     agreements: dict[str, Agreement | None] = {}
     controls = None
+    by_people: dict[Contest, PeopleRate | None] = {}
     with asking(judges, ranks) as (judge, *others), VerdictLog(output / "verdicts.jsonl") as log:
         judged = {
             contest: ask_judge(comparisons, judge, options, log, contest.name)
             for contest, comparisons in contests.items()
         }
+        if people:
+            by_people = {
+                contest: rate_by_people(comparisons, judged[contest].outcomes, people)
+                for contest, comparisons in contests.items()
+            }
         if files.controls:
             every = next(iter(contests.values()))
             controls = run_controls(every, judge, options, log)
         if second:  # write the first results, which are paid for, before it can fail
-            _write(output, judge, options, judged, controls, agreements)
+            _write(output, judge, options, judged, by_people, controls, agreements)
             for contest, comparisons in contests.items():
                 what = f"second judge, {contest.name}"
                 verdicts = ask_judge(comparisons, others[0], second, log, what)
                 agreements[contest.name] = agreement(judged[contest].outcomes, verdicts.outcomes)
-        _write(output, judge, options, judged, controls, agreements)
+        _write(output, judge, options, judged, by_people, controls, agreements)
 
 
 def named_runs(responses: list[str]) -> dict[str, list[str]]:
@@ -151,11 +173,27 @@ def _contests(
     return found
 
 
+def _export(
+    files: CompareOptions, runs: Mapping[str, list[str]], contests: Mapping[Contest, Any]
+) -> None:
+    """Write the responses of every contest with the baseline, and log where they are."""
+    kind, baseline = cast(BenchmarkKind, files.export_to), str(files.baseline)
+    directory = Path(files.output) / kind
+    methods = {contest: found for contest, found in contests.items() if not contest.rival}
+    stem = Path(baseline).stem
+    against = "baseline" if stem in {contest.name for contest in methods} else stem
+    for contest, comparisons in methods.items():
+        uids = benchmark_uids(baseline, runs[contest.method][contest.run])
+        write_for_benchmark(kind, directory, (contest.name, against), comparisons, uids)
+    logger.info("--export_to %s: %s files in %s", kind, len(methods) + 1, directory)
+
+
 def _write(
     output: Path,
     judge: Judge,
     options: JudgeOptions,
     judged: Mapping[Contest, Judged],
+    by_people: Mapping[Contest, PeopleRate | None],
     controls: Controls | None,
     agreements: Mapping[str, Agreement | None],
 ) -> None:
@@ -164,14 +202,16 @@ def _write(
     }
     record = judge_record(judge, options) | {
         "contests": [
-            asdict(contest) | {"account": account(judged[contest]), "found": asdict(rate)}
+            asdict(contest)
+            | {"account": account(judged[contest]), "found": asdict(rate)}
+            | ({"people": asdict(found)} if (found := by_people.get(contest)) else {})
             for contest, rate in rates.items()
         ],
         "controls": asdict(controls) if controls else None,
         "agreement": {name: found and asdict(found) for name, found in agreements.items()},
     }
     write_text(output / "compare.json", json.dumps(record, indent=1) + "\n")
-    text = rates_markdown(rates, controls, agreements)
+    text = rates_markdown(rates, by_people, controls, agreements)
     write_text(output / "compare.md", text)
     write_text(output / "compare.tex", rates_latex(rates))
     figure = draw_win_rates(rates)

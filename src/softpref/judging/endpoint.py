@@ -17,7 +17,7 @@ from softpref.judging.journal import has_journal
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
 from softpref.judging.reply import Reply
-from softpref.judging.template import SCHEMA, read_reply, render_question, template_version
+from softpref.judging.template import read_reply, render_question, reply_schema, template_version
 
 GROWTH = 4
 """How much longer than `max_reply_tokens` the second reply may be, if the first was cut off."""
@@ -65,7 +65,7 @@ class Endpoint:
             "base_url": server.address,
             "structured_output": options.structured_output,
             "max_reply_tokens": options.max_reply_tokens,
-            "template": template_version(),
+            "template": template_version(options.grades),
         }
         if options.reasoning_effort:
             self.identity = {**self.identity, "reasoning_effort": options.reasoning_effort}
@@ -130,7 +130,7 @@ class Endpoint:
             return Answer(None, CUT_OFF, "", *tokens)
         if reply.failure:
             return Answer(None, reply.failure, "", *tokens)
-        read = read_reply(reply.text)
+        read = read_reply(reply.text, self._options.grades)
         if read is None and reply.is_cut:
             return Answer(None, CUT_OFF if question.attempt else CUT_ONCE, "", *tokens)
         if read is None:
@@ -139,13 +139,14 @@ class Endpoint:
 
     def _parameters(self, question: Question) -> dict[str, Any]:
         """Return the request of a question, fenced by a mark that is new."""
+        fence, grades = f"<{secrets.token_hex(12)}>", self._options.grades
         parameters: dict[str, Any] = {
-            "messages": render_question(question, f"<{secrets.token_hex(12)}>"),
+            "messages": render_question(question, fence, grades),
             "temperature": 0,
         }
         if self._options.reasoning_effort:
             parameters["reasoning_effort"] = self._options.reasoning_effort
         if self._options.structured_output == "schema":
-            schema = {"name": "verdict", "schema": SCHEMA, "strict": True}
+            schema = {"name": "verdict", "schema": reply_schema(grades), "strict": True}
             parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
         return parameters

@@ -17,7 +17,7 @@ from softpref.judging.questions import Judge
 from softpref.judging.rates import JudgedRate, judged_rate
 from softpref.judging.responses import join
 from softpref.judging.shared import asking, follow, refuse_idle_ranks
-from softpref.judging.template import SYSTEM, USER
+from softpref.judging.template import USER, system_prompt
 from softpref.options import option, require
 from softpref.places import directory_to_write
 from softpref.training.output import write_lines, write_text
@@ -101,7 +101,7 @@ def judge_record(judge: Judge, options: JudgeOptions) -> dict[str, Any]:
         orders = {"orders": options.orders}
         if options.orders == "one":
             orders["order_seed"] = options.order_seed
-        orders["template"] = {"system": SYSTEM, "user": USER}
+        orders["template"] = {"system": system_prompt(options.grades), "user": USER}
     return {"judge": dict(judge.identity), **orders}
 
 
@@ -142,6 +142,8 @@ def win_rate_text(rate: JudgedRate) -> str:
     equal = "no rate at equal length, because one side is always longer"
     if rate.length_controlled is not None:
         equal = f"{rate.length_controlled:.1%} at equal length"
+    if rate.style_controlled is not None:
+        equal += f", {rate.style_controlled:.1%} at equal length, headers, lists and bold text"
     return (
         f"win rate {rate.rate:.1%} (95%: {rate.interval[0]:.1%} to {rate.interval[1]:.1%}; by "
         f"prompts {low:.1%} to {high:.1%}){bounds}\n{counted}\n"

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from softpref.errors import UsageError
-from softpref.judging.questions import BATCH_SHARE, VERDICTS, Answer, Question, as_row
+from softpref.judging.questions import (
+    BATCH_SHARE,
+    FIVE_VERDICTS,
+    VERDICTS,
+    Answer,
+    Question,
+    as_row,
+)
 from softpref.training.output import one_writer, write_text
 
 
@@ -180,7 +187,7 @@ class VerdictLog:
 
 
 def _check(row: Mapping[str, Any], answer: Answer) -> None:
-    is_verdict = answer.verdict in VERDICTS and answer.failure is None
+    is_verdict = answer.verdict in (*VERDICTS, *FIVE_VERDICTS) and answer.failure is None
     is_failure = answer.verdict is None and isinstance(answer.failure, str)
     counts = [value for name, value in vars(answer).items() if name.endswith("_tokens")]
     if not (is_verdict or is_failure) or not all(isinstance(n, int) and n >= 0 for n in counts):

@@ -57,6 +57,12 @@ class JudgeOptions:
         "both",
         read_by=("endpoint",),
     )
+    grades: Literal["three", "five"] = option(
+        "endpoint: verdicts to choose from: A, B and tie, or five with `much better`; strong "
+        "verdicts are reported and weigh no more.",
+        "three",
+        read_by=("endpoint",),
+    )
     order_seed: int = option("Seed of the random order.", 0, read_by=("endpoint",))
     concurrency: int = option(
         "endpoint: maximum concurrent calls; in a study, per job.",
@@ -241,8 +247,9 @@ def verdict_options(options: JudgeOptions) -> dict[str, object]:
     names.append("max_reply_tokens")
     address = options.base_url and public_address(options.base_url)
     found = {name: getattr(options, name) for name in names} | {"base_url": address}
+    graded = {} if options.grades == "three" else {"grades": options.grades}
     effort = {"reasoning_effort": options.reasoning_effort} if options.reasoning_effort else {}
-    return found | effort
+    return found | graded | effort
 
 
 def public_address(base_url: str) -> str:

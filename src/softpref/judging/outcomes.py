@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from softpref.data.messages import as_text
 from softpref.judging.questions import Answer, Comparison, Question
+from softpref.judging.style import Style, style_difference
 from softpref.judging.template import shown_prompt
 
 Result = Literal["win", "loss", "tie", "failed"]
@@ -26,6 +27,8 @@ class Outcome:
         flipped: whether the verdict changed with the order.
         failure: the first failure, if any.
         length_difference: response minus baseline, characters.
+        style_difference: of characters, headers, list items and bold texts, by `style_difference`.
+        is_strong: whether all its verdicts say that one response is much better, and the same one.
     """
 
     uid: str
@@ -34,6 +37,8 @@ class Outcome:
     flipped: bool
     failure: str | None
     length_difference: int
+    style_difference: Style = (0.0, 0.0, 0.0, 0.0)
+    is_strong: bool = False
 
 
 def outcomes_of(
@@ -66,10 +71,12 @@ def mean_verdict(questions: Sequence[Question], answers: Sequence[Answer]) -> fl
 def _outcome(
     comparison: Comparison, questions: Sequence[Question], answers: Sequence[Answer]
 ) -> Outcome:
+    response, baseline = as_text(comparison.response), as_text(comparison.baseline)
     about: dict[str, Any] = {
         "uid": comparison.uid,
         "prompt": shown_prompt(comparison),
-        "length_difference": len(as_text(comparison.response)) - len(as_text(comparison.baseline)),
+        "length_difference": len(response) - len(baseline),
+        "style_difference": style_difference(response, baseline),
     }
     verdicts = [answer.verdict for answer in answers if answer.verdict is not None]
     failures = [answer.failure for answer in answers if answer.failure is not None]
@@ -80,11 +87,12 @@ def _outcome(
         for verdict, question in zip(verdicts, questions, strict=True)
     }
     flipped = len(results) > 1
+    is_strong = not flipped and all(">>" in verdict for verdict in verdicts)
     result = "tie" if flipped else results.pop()
-    return Outcome(result=result, flipped=flipped, failure=None, **about)
+    return Outcome(result=result, flipped=flipped, failure=None, is_strong=is_strong, **about)
 
 
 def _from_response(verdict: str, is_swapped: bool) -> Result:
     if verdict == "tie":
         return "tie"
-    return "win" if (verdict == "A") != is_swapped else "loss"
+    return "win" if verdict.startswith("A") != is_swapped else "loss"

@@ -64,9 +64,12 @@ class Preview:
             if not self._waits and len(self._answered) < len(self._missing):
                 self._log_forecast()
 
+    def _size(self, question: Question) -> int:
+        return question_size(question, self._options.grades)
+
     def _guess(self) -> str:
         """Return an estimate without any reply."""
-        inputs = sum(map(question_size, self._missing.values())) // CHARACTERS_A_TOKEN
+        inputs = sum(map(self._size, self._missing.values())) // CHARACTERS_A_TOKEN
         replies = len(self._missing) * self._options.max_reply_tokens
         text = f"; about {inputs:,} input tokens and at most {replies:,} of replies"
         dollars = self._account.dollars(inputs, replies)
@@ -78,10 +81,10 @@ class Preview:
     def _log_forecast(self) -> None:
         left = [q for key, q in self._missing.items() if key not in self._answered]
         sample = [
-            CountedCall(question_size(self._every[key]), *self._log.counted([key]))
+            CountedCall(self._size(self._every[key]), *self._log.counted([key]))
             for key in self._sample
         ]
-        found = forecast(sample, [*map(question_size, left)], self._account)
+        found = forecast(sample, [*map(self._size, left)], self._account)
         if found is None:
             logger.info("%s: the endpoint counts no tokens, so the cost is not known", self._what)
             return

@@ -17,6 +17,8 @@ Orders = Literal["both", "one"]
 VERDICTS = ("A", "B", "tie")
 BATCH_SHARE = 0.5
 """What a call in a batch costs, as a share of its price."""
+FIVE_VERDICTS = ("A>>B", "A>B", "tie", "B>A", "B>>A")
+Grades = Literal["three", "five"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Answer:
     """A judge's answer.
 
     Attributes:
-        verdict: "A", "B" or "tie"; None if the call failed.
+        verdict: one of `VERDICTS` or `FIVE_VERDICTS`; None if the call failed.
         failure: the kind of failure; None if there is a verdict.
         justification: the judge's justification.
         input_tokens: tokens sent, as counted by the endpoint; 0 without a count.

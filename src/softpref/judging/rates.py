@@ -36,6 +36,8 @@ class JudgedRate:
         asked: number of comparisons, including failed ones.
         wins: of the response.
         losses: of the response.
+        strong_wins: those of them where every verdict says `much better`; of `grades: five` alone.
+        strong_losses: likewise.
         ties: verdicts of a tie, and verdicts that changed with the order.
         flipped: only the latter.
         failed: comparisons with a failed call.
@@ -48,12 +50,18 @@ class JudgedRate:
         length_controlled: the rate at equal length, by `length_controlled_rate`; None if one side
             is always longer, so that it is not identified.
         length_controlled_interval: likewise.
+        style_controlled: the rate at equal length, headers, lists and bold text, by
+            `controlled_rate` on the differences of `style_difference`; None if one side always has
+            more of one of them.
+        style_controlled_interval: likewise.
         first_share: share of verdicts for the response shown first, without ties.
     """
 
     asked: int
     wins: int
     losses: int
+    strong_wins: int
+    strong_losses: int
     ties: int
     flipped: int
     failed: int
@@ -64,6 +72,8 @@ class JudgedRate:
     length_difference: float
     length_controlled: float | None
     length_controlled_interval: Interval
+    style_controlled: float | None
+    style_controlled_interval: Interval
     first_share: float | None
 
 
@@ -85,8 +95,8 @@ def judged_rate(
     is_win, is_loss = (_is(outcomes, result) for result in ("win", "loss"))
     wins, losses, failed = (sum(o.result == r for o in outcomes) for r in ("win", "loss", "failed"))
     decided = wins + losses
-    prompts = [outcome.prompt for outcome in outcomes]
     lengths = torch.tensor([float(outcome.length_difference) for outcome in outcomes])
+    styles = torch.tensor([outcome.style_difference for outcome in outcomes])
 
     def rate(weights: Tensor) -> Tensor:
         won = weights @ is_win
@@ -95,43 +105,63 @@ def judged_rate(
     def controlled(weights: Tensor) -> Tensor:
         return length_controlled_rate(is_win, is_loss, lengths, weights)
 
-    settled = len({o.prompt for o in outcomes if o.result in ("win", "loss")})
+    def styled(weights: Tensor) -> Tensor:
+        return controlled_rate(is_win, is_loss, styles, weights)
 
-    def interval(statistic: Statistic, found: float | None) -> Interval:
-        if found is None:
-            return 0.0, 1.0
-        by_prompts = wilson_interval(found * settled, settled)
-        if not wins or not losses:  # every resample would be the same
-            return by_prompts
-        low, high = bootstrap_interval(statistic, prompts, resamples, seed)
-        if settled < FEW_PROMPTS:
-            return min(low, by_prompts[0]), max(high, by_prompts[1])
-        return low, high
-
-    won = wins / decided if decided else None
-    at_equal_length = _at_equal_length(controlled, len(outcomes)) if decided else None
-
+    found = [
+        _at_once(each, len(outcomes)) if decided else None for each in (rate, controlled, styled)
+    ]
+    by_prompts = [
+        _by_prompts(statistic, value, outcomes, resamples, seed)
+        for statistic, value in zip((rate, controlled, styled), found, strict=True)
+    ]
     return JudgedRate(
         asked=len(outcomes),
         wins=wins,
         losses=losses,
+        strong_wins=sum(o.is_strong and o.result == "win" for o in outcomes),
+        strong_losses=sum(o.is_strong and o.result == "loss" for o in outcomes),
         ties=len(outcomes) - decided - failed,
         flipped=sum(outcome.flipped for outcome in outcomes),
         failed=failed,
-        rate=won,
+        rate=wins / decided if decided else None,
         interval=wilson_interval(wins, decided),
-        clustered_interval=interval(rate, won),
+        clustered_interval=by_prompts[0],
         bounds=_bounds(wins, decided, failed),
         length_difference=fmean(outcome.length_difference for outcome in outcomes),
-        length_controlled=at_equal_length,
-        length_controlled_interval=interval(controlled, at_equal_length),
+        length_controlled=found[1],
+        length_controlled_interval=by_prompts[1],
+        style_controlled=found[2],
+        style_controlled_interval=by_prompts[2],
         first_share=first_share,
     )
 
 
-def _at_equal_length(controlled: Statistic, count: int) -> float | None:
-    rate = float(controlled(torch.ones(1, count).double()))
-    return None if math.isnan(rate) else rate
+def _at_once(statistic: Statistic, count: int) -> float | None:
+    value = float(statistic(torch.ones(1, count).double()))
+    return None if math.isnan(value) else value
+
+
+def _by_prompts(
+    statistic: Statistic,
+    found: float | None,
+    outcomes: Sequence[Outcome],
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """Return the interval by prompts of a statistic whose value is `found`."""
+    if found is None:
+        return 0.0, 1.0
+    decided = [outcome for outcome in outcomes if outcome.result in ("win", "loss")]
+    settled = len({outcome.prompt for outcome in decided})
+    over_prompts = wilson_interval(found * settled, settled)
+    if len({outcome.result for outcome in decided}) == 1:  # every resample would be the same
+        return over_prompts
+    prompts = [outcome.prompt for outcome in outcomes]
+    low, high = bootstrap_interval(statistic, prompts, resamples, seed)
+    if settled < FEW_PROMPTS:
+        return min(low, over_prompts[0]), max(high, over_prompts[1])
+    return low, high
 
 
 def _is(outcomes: Sequence[Outcome], result: str) -> Tensor:
@@ -151,9 +181,8 @@ def length_controlled_rate(
 
         P(win) = σ(a + b tanh(Δ / s)),   the rate at Δ = 0 is σ(a)
 
-    fitted to decided outcomes, following Dubois et al. 2024 without their prompt difficulty term;
-    s is the root mean square of Δ over them. A ridge of 1e-3 on b keeps the fit finite. NaN if a is
-    not identified, that is, if all Δ are on one side of 0.
+    following Dubois et al. 2024 without their prompt difficulty term; s is the root mean square of
+    Δ over decided outcomes.
 
     Args:
         is_win: (n,) 0 or 1.
@@ -162,27 +191,55 @@ def length_controlled_rate(
         weights: (R, n), the count of each outcome.
 
     Returns:
+        (R,), as `controlled_rate`.
+    """
+    decided = (is_win + is_loss) > 0
+    difference = length_difference.double()
+    spread = difference[decided].square().mean().sqrt().clamp_min(1.0)
+    return controlled_rate(is_win, is_loss, (difference / spread).tanh()[:, None], weights)
+
+
+def controlled_rate(
+    is_win: Tensor, is_loss: Tensor, differences: Tensor, weights: Tensor
+) -> Tensor:
+    """Return the estimated win rate for responses without differences.
+
+        P(win) = σ(a + b · x),   the rate at x = 0 is σ(a)
+
+    fitted to decided outcomes. A ridge of 1e-3 on b keeps the fit finite. NaN if a is not
+    identified, that is, if some difference is on one side of 0 in all decided outcomes.
+
+    Args:
+        is_win: (n,) 0 or 1.
+        is_loss: (n,) likewise; both are 0 for a tie or a failure.
+        differences: x, (n, k), response minus baseline.
+        weights: (R, n), the count of each outcome.
+
+    Returns:
         (R,).
     """
     decided = (is_win + is_loss) > 0
-    difference = length_difference[decided].double()
-    spread = difference.square().mean().sqrt().clamp_min(1.0)
-    columns = torch.stack([torch.ones_like(difference), (difference / spread).tanh()], -1)
-    won, counts = is_win[decided], weights[:, decided].double()
+    x, won, counts = differences[decided].double(), is_win[decided], weights[:, decided].double()
+    x = x[:, x.any(0)]  # without differences that are 0 everywhere, whose coefficients are 0
+    if not x.shape[1]:
+        return counts @ won / counts.sum(-1)
+    columns = torch.cat([x.new_ones(len(x), 1), x], -1)
     # The intercept needs a tiny ridge: a sample of wins alone has no finite intercept.
-    ridge = _RIDGE * torch.tensor([1e-3, 1.0], dtype=torch.float64)
-    coefficients = torch.zeros(len(weights), 2, dtype=torch.float64)
+    ridge = _RIDGE * torch.tensor([1e-3] + [1.0] * x.shape[1], dtype=torch.float64)
+    width = columns.shape[1]
+    products = torch.einsum("ni,nj->nij", columns, columns).flatten(1)
+    coefficients = torch.zeros(len(weights), width, dtype=torch.float64)
     for _ in range(_NEWTON_STEPS):
         expected = (coefficients @ columns.T).sigmoid()
         slope = (counts * (won - expected)) @ columns - ridge * coefficients
         curved = counts * expected * (1 - expected)
-        curvature = torch.einsum("rn,ni,nj->rij", curved, columns, columns) + ridge.diag()
+        curvature = (curved @ products).unflatten(-1, (width, width)) + ridge.diag()
         step = torch.linalg.solve(curvature, slope).clamp(-1.0, 1.0)  # a full step can overshoot
         coefficients += step
         if float(step.abs().max()) < _CONVERGED:
             break
-    sides = [(counts * side).sum(-1) > 0 for side in (difference < 0, difference > 0)]
-    identified = (sides[0] == sides[1]) | ((counts * (difference == 0)).sum(-1) > 0)
+    below, above, equal = (counts @ side.double() > 0 for side in (x < 0, x > 0, x == 0))
+    identified = ((below == above) | equal).all(-1)
     return coefficients[:, 0].sigmoid().where(identified, torch.nan)
 
 

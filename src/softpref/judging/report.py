@@ -9,8 +9,10 @@ from statistics import fmean, stdev
 from matplotlib.figure import Figure
 
 from softpref.judging.controls import Controls
+from softpref.judging.people import people_remarks
 from softpref.judging.rates import Agreement, Interval, JudgedRate
-from softpref.markup import for_latex, for_plot, pipes, shortened
+from softpref.markup import for_latex, for_markdown, for_plot, pipes, shortened
+from softpref.statistics.people_rate import PeopleRate
 
 COLOUR = "#1f6f8b"
 
@@ -35,7 +37,10 @@ _Row = tuple[str, list[JudgedRate]]
 
 
 def rates_markdown(
-    rates: Rates, controls: Controls | None, agreements: Mapping[str, Agreement | None]
+    rates: Rates,
+    people: Mapping[Contest, PeopleRate | None],
+    controls: Controls | None,
+    agreements: Mapping[str, Agreement | None],
 ) -> str:
     """Return the report in Markdown."""
     parts = ["# Win rates\n"]
@@ -44,9 +49,17 @@ def rates_markdown(
     parts.append(
         "Ties and failures are out of the win rate; verdicts that changed with the order are ties. "
         "Intervals are 95%: Wilson's, which takes comparisons for independent, and by resampling "
-        "prompts. The bounds count all failures as losses, and as wins. Several runs: mean ± "
+        "prompts. Style is length, headers, lists and bold text. The bounds count all failures as "
+        "losses, and as wins. Several runs: mean ± "
         "deviation, and ends of intervals and bounds as means over runs.\n"
     )
+    if any(rate.strong_wins or rate.strong_losses for rate in rates.values()):
+        parts += [
+            "Strong verdicts, which weigh no more than others in the rates:\n",
+            _strong(rates),
+        ]
+    if people:
+        parts += ["## Win rates that people would give\n", _people_section(rates, people)]
     if agreements:
         parts += ["## Agreement with the second judge\n", _agreement_table(agreements)]
     if controls:
@@ -65,8 +78,8 @@ def _tables(rates: Rates) -> list[tuple[str, list[_Row]]]:
 
 _COLUMNS = (
     "win rate, %", "Wilson", "by prompts", "bounds", "at equal length, %", "by prompts",
-    "longer by, characters", "ties, %", "changed with the order, %", "shown first, %", "failed, %",
-    "asked",
+    "at equal style, %", "by prompts", "longer by, characters", "ties, %",
+    "changed with the order, %", "shown first, %", "failed, %", "asked",
 )  # fmt: skip
 
 
@@ -85,6 +98,8 @@ def _cells(runs: Sequence[JudgedRate]) -> list[str]:
         _mean_interval([run.bounds for run in runs]),
         mean_and_deviation([run.length_controlled for run in runs]),
         _mean_interval([run.length_controlled_interval for run in runs]),
+        mean_and_deviation([run.style_controlled for run in runs]),
+        _mean_interval([run.style_controlled_interval for run in runs]),
         f"{round(fmean(run.length_difference for run in runs)):+d}",
         share("ties"),
         share("flipped"),
@@ -105,6 +120,43 @@ def mean_and_deviation(shares: Sequence[float | None]) -> str:
 def _mean_interval(intervals: Sequence[Interval]) -> str:
     low, high = (100 * fmean(ends) for ends in zip(*intervals, strict=True))
     return f"{low:.1f} to {high:.1f}"
+
+
+def _strong(rates: Rates) -> str:
+    rows = [["", "wins", "of them strong", "losses", "of them strong"]]
+    for contest, rate in rates.items():
+        counts = (rate.wins, rate.strong_wins, rate.losses, rate.strong_losses)
+        rows.append([shortened(contest.name), *(f"{count:,}" for count in counts)])
+    return pipes(rows)
+
+
+def _people_section(rates: Rates, people: Mapping[Contest, PeopleRate | None]) -> str:
+    ends = ("judge", "people", "people alone")
+    header = [title for name in ends for title in (f"{name}, %", "by prompts")]
+    rows = [["", *header, "people's verdicts", "their ties, %", "worth"]]
+    remarks = []
+    for contest, found in people.items():
+        rate = rates[contest]
+        cells = [shortened(contest.name), *_with_interval(rate.rate, rate.clustered_interval)]
+        if found:
+            cells += _with_interval(found.rate, found.interval)
+            cells += _with_interval(found.alone, found.alone_interval)
+            ties = f"{100 * found.ties / found.verdicts:.1f}"
+            cells += [f"{found.verdicts:,}", ties, f"{found.worth:,.0f}"]
+            name = for_markdown(shortened(contest.name))
+            remarks += [f"- {name}: {each}." for each in people_remarks(found, rate.asked)]
+        else:
+            cells += ["–"] * 4 + ["0", "–", "–"]
+        rows.append(cells)
+    explained = (
+        "People's rate is the judge's, corrected by people's verdicts on a sample; their ties are "
+        "out of it. Worth: how many verdicts of people alone would give an interval as short.\n"
+    )
+    return "\n".join([pipes(rows), explained, *remarks, ""])
+
+
+def _with_interval(rate: float | None, interval: Interval) -> list[str]:
+    return [mean_and_deviation([rate]), _mean_interval([interval])]
 
 
 def _agreement_table(agreements: Mapping[str, Agreement | None]) -> str:

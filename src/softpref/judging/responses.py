@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,10 @@ from softpref.data.bad_rows import place
 from softpref.data.messages import CONTEXT, Text, is_empty, parse_context, parse_text, refuse_media
 from softpref.data.readers import RowError, read_rows
 from softpref.errors import UsageError
+from softpref.judging.benchmarks import from_benchmark
 from softpref.judging.questions import Comparison
+
+logger = logging.getLogger(__name__)
 
 PromptFormat = Literal["auto", "chat", "plain"]
 
@@ -27,11 +31,13 @@ class Prompt:
         context: further arguments of the chat template, if any: `tools` and
             `chat_template_kwargs`.
         row: its row number in the file.
+        uid: the row's `uid`, if it has one, such as a benchmark's.
     """
 
     prompt: Text
     context: Mapping[str, Any] = field(default_factory=dict)
     row: int = 0
+    uid: str | None = None
 
 
 def prompt_uid(prompt: Text, occurrence: int, context: Mapping[str, Any] | None = None) -> str:
@@ -151,21 +157,42 @@ def join(source: str, baseline: str) -> list[Comparison]:
     ]
 
 
+def benchmark_uids(*sources: str) -> dict[str, str]:
+    """Return the `uid` that rows have in their files, by the uid of their comparison.
+
+    Raises:
+        UsageError: as in `load_responses`.
+    """
+    return {
+        uid: given.uid
+        for source in sources
+        for uid, (given, _) in load_responses(source).items()
+        if given.uid and given.uid != uid
+    }
+
+
 def rows_of(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield number and values of every row of a file.
+    """Yield number and values of every row of a file; those of benchmarks get a `prompt`.
 
     Raises:
         UsageError: it cannot be read, a row is not an object, or there is no row.
     """
-    is_empty_file = True
+    count, benchmarks = 0, set()
     for row, values in read_rows(source):
         if isinstance(values, RowError):
             raise UsageError(f"{place(source, row)}: {values}; fix or remove it.")
         if not isinstance(values, dict):
             raise UsageError(f"{place(source, row)}: not an object; fix or remove it.")
-        is_empty_file = False
-        yield row, values
-    if is_empty_file:
+        try:
+            found, benchmark = from_benchmark(values)
+        except RowError as error:
+            raise UsageError(f"{place(source, row)}: {error}.") from None
+        count += 1
+        if benchmark and benchmark not in benchmarks:
+            benchmarks.add(benchmark)
+            logger.info(f"{place(source, row)}: read as a row of {benchmark}")
+        yield row, found
+    if not count:
         raise UsageError(f"{source}: contains no rows.")
 
 
@@ -185,4 +212,4 @@ def prompt_of(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
         json.dumps([prompt, context])
     except (ValueError, TypeError, RecursionError) as error:  # Parquet may contain dates
         raise UsageError(f"{place(source, row)}: {error}; fix or remove it.") from None
-    return Prompt(prompt, context, row)
+    return Prompt(prompt, context, row, uid if isinstance(uid := values.get("uid"), str) else None)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_Z95 = 1.959963984540054
+NORMAL_97_5 = 1.959963984540054
 """The standard normal's 97.5% quantile."""
 
 
@@ -47,8 +47,8 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     """Return Wilson's 95% interval of a share; [0, 1] where nothing was tried."""
     if trials == 0:
         return 0.0, 1.0
-    share, z2 = successes / trials, _Z95**2
+    share, z2 = successes / trials, NORMAL_97_5**2
     centre = share + z2 / (2 * trials)
-    spread = _Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    spread = NORMAL_97_5 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
     whole = 1 + z2 / trials
     return max(0.0, (centre - spread) / whole), min(1.0, (centre + spread) / whole)

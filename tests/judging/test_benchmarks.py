@@ -1,0 +1,94 @@
+"""AlpacaEval's and Arena-Hard's files: read as responses and prompts, and written."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from softpref.errors import UsageError
+from softpref.judging.compare import CompareOptions, _contests, _export, named_runs
+from softpref.judging.responses import join, load_prompts, load_responses
+
+ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3", "generator": "m"}
+ARENA = {
+    "uid": "u1", "ans_id": "x", "model": "m",
+    "messages": [
+        {"role": "user", "content": "Add.\n\n1 2"},
+        {"role": "assistant", "content": {"answer": "4"}},
+    ],
+    "tstamp": 1.0, "metadata": {"token_len": 1},
+}  # fmt: skip
+
+
+def write(path, rows):
+    lines = path.suffix == ".jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
+    return str(path)
+
+
+def test_files_of_both_are_read_as_responses_to_the_same_prompt(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    ours = write(tmp_path / "ours.json", [ALPACA])
+    theirs = write(tmp_path / "theirs.jsonl", [ARENA])
+    (found,) = join(ours, theirs)
+    assert (found.prompt, found.response, found.baseline) == ("Add.\n\n1 2", "3", "4")
+    assert "row 1: read as a row of AlpacaEval" in caplog.text
+    assert "line 1: read as a row of Arena-Hard" in caplog.text
+
+
+def test_a_system_message_stays_in_the_prompt(tmp_path):
+    row = ARENA | {"messages": [{"role": "system", "content": "s"}, *ARENA["messages"]]}
+    ((given, response),) = load_responses(write(tmp_path / "a.jsonl", [row])).values()
+    assert [turn["role"] for turn in given.prompt] == ["system", "user"]
+    assert response == "4"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Q", "output": "", "dataset": "d"},
+        {"uid": "u", "category": "hard_prompt", "prompt": "Q"},
+        {"question_id": "q", "category": "a", "turns": [{"content": "Q"}]},
+    ],
+)
+def test_questions_are_prompts(tmp_path, row):
+    assert [given.prompt for given in load_prompts(write(tmp_path / "q.jsonl", [row]))] == ["Q"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question_id": "q", "choices": []}, "line 1: is an Arena-Hard v0.1 answer, which has no"),
+        ({"question_id": "q", "turns": [{}, {}]}, "line 1: is an Arena-Hard v0.1 question of 2"),
+        ({"question_id": "q", "turns": [{}]}, "line 1: prompt is missing"),
+        ({"instruction": "Q"}, "line 1: has no text under `response`"),
+        ({"uid": "u", "model": "m", "messages": ["x"]}, "line 1: prompt is empty"),
+        (ARENA | {"messages": ["x", {"content": {}}]}, "neither text nor a list of messages"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, row, message):
+    with pytest.raises(UsageError, match=message):
+        load_responses(write(tmp_path / "a.jsonl", [row]))
+
+
+@pytest.mark.parametrize("kind", ["alpaca_eval", "arena_hard"])
+def test_what_is_written_is_read_again(tmp_path, kind):
+    baseline = write(tmp_path / "m.jsonl", [ARENA])
+    ours = write(tmp_path / "ours.jsonl", [{"prompt": "Add.\n\n1 2", "response": "3"}])
+    runs = named_runs([f"m={ours}"])
+    contests = _contests(runs, baseline, head_to_head=False)
+    output = tmp_path / "out"
+    _export(CompareOptions(baseline=baseline, output=str(output), export_to=kind), runs, contests)
+    ending = "json" if kind == "alpaca_eval" else "jsonl"
+    files = {name: output / kind / f"{name}.{ending}" for name in ("m", "baseline")}
+    again = join(str(files["m"]), str(files["baseline"]))
+    assert again == join(ours, baseline)
+    text = files["m"].read_text()
+    rows = json.loads(text) if kind == "alpaca_eval" else [json.loads(text)]
+    if kind == "alpaca_eval":
+        assert rows == [{"instruction": "Add.\n\n1 2", "output": "3", "generator": "m"}]
+    else:
+        assert (rows[0]["uid"], rows[0]["model"]) == ("u1", "m")
+        assert rows[0]["messages"][-1]["content"] == {"answer": "3"}
