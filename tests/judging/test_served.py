@@ -159,7 +159,8 @@ def test_every_fault_is_repaired_or_counted_and_asked_again(
     tmp_path, capsys, monkeypatch, fault, failure
 ):
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.2)
-    short = ("--prompt_format", "chat", "--timeout_s", str(0.3 * slowness()), "--max_retries", "2")
+    seconds = (0.3 if failure == "timeout" else 5) * slowness()
+    short = ("--prompt_format", "chat", "--timeout_s", str(seconds), "--max_retries", "2")
     with serving(writing(faults=only_the_first(fault))) as script:
         if failure is None:
             assert len(generate(script, tmp_path, *short)) == 6
