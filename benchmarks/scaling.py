@@ -437,7 +437,7 @@ def measured(
 
 
 def spread(found: dict[str, Any]) -> tuple[float, str]:
-    """Return the median time of a step, s, and in words with its quartiles."""
+    """Return the median time of a step, s, and as text with its quartiles."""
     low, mid, high = statistics.quantiles([step["at"] for step in found["steps"]], n=4)
     return mid, f"{mid:.3f} ({low:.3f} to {high:.3f})"
 

@@ -9,6 +9,7 @@ from softpref.errors import UsageError, require_package
 from softpref.options import option
 
 Bits = Literal[4, 8]
+LOAD_IN = ("load_in_4bit", "load_in_8bit")
 
 
 @dataclass(kw_only=True)

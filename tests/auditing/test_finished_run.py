@@ -19,6 +19,7 @@ from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.labels import read_labels
 from softpref.training.output import write_lines
+from softpref.training.seals import MANIFEST, write_manifest
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
@@ -129,6 +130,15 @@ def test_the_file_that_was_not_given_must_be_as_it_was(made, run):
             run_audit(options(run, clean=str(made / "clean.jsonl")))
     finally:
         path.write_text(before)
+
+
+def test_a_merged_model_is_not_audited_as_a_run(run):
+    record = json.loads((run / "run.json").read_text()) | {"merged": {"run": "/runs/mspo"}}
+    (run / "run.json").write_text(json.dumps(record))
+    names = json.loads((run / MANIFEST).read_text())
+    write_manifest(run, {path.name: path for path in run.iterdir() if path.name in str(names)})
+    with pytest.raises(UsageError, match="is a merged model: give the run .* --run /runs/mspo"):
+        run_audit(options(run))
 
 
 def test_other_pairs_have_no_label_of_the_run(made, tmp_path, caplog):

@@ -33,7 +33,7 @@ from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.judging.questions import Question
 from softpref.models.loading import load_policy, load_to_train
-from softpref.models.quantized import quantized_as, warn_of_other_base
+from softpref.models.quantized import quantized_as, record_quantization, warn_of_other_base
 from softpref.models.reference import fingerprint_weights
 from softpref.models.soundness import require_finite_weights, require_sound
 from softpref.quantization import bits_of
@@ -384,9 +384,21 @@ def test_another_base_than_in_training_is_said(tmp_path, caplog):
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     (tmp_path / RUN_RECORD).write_text(json.dumps({"quantization": nf4}))
     warn_of_other_base(tiny_model(), str(tmp_path), "--model m")
-    assert "trained over a base in 4 bits (NF4), and this base is not" in caplog.text
-    assert "give --load_in_4bit true" in caplog.text
+    expected = "trained over a base in 4 bits (NF4), and this base is in full precision"
+    assert expected in caplog.text
     caplog.clear()
     (tmp_path / RUN_RECORD).write_text(json.dumps({"quantization": None}))
     warn_of_other_base(tiny_model(), str(tmp_path), "--model m")
     assert not caplog.text
+    in_8_bits = tiny_model()
+    in_8_bits.config.quantization_config = {"load_in_8bit": True}
+    warn_of_other_base(in_8_bits, str(tmp_path), "--model m")
+    assert "a base in full precision, and this base is in 8 bits" in caplog.text
+    caplog.clear()
+    (tmp_path / RUN_RECORD).unlink()
+    record_quantization(tiny_model(), tmp_path)  # as sft does
+    warn_of_other_base(in_8_bits, str(tmp_path), "--model m")
+    assert not caplog.text
+    record_quantization(in_8_bits, tmp_path)
+    warn_of_other_base(tiny_model(), str(tmp_path), "--model m")
+    assert "a base in 8 bits, and this base is in full precision" in caplog.text

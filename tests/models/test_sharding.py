@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softpref.errors import UsageError
-from softpref.models.sharding import can_shard, hold_shards, require_even_head
+from softpref.models.sharding import can_shard, freeze_base_shards, require_even_head
 from softpref.training.config import MSPOConfig
 from tests.tiny import tiny_model
 from tests.toy import toy_config
@@ -31,7 +31,7 @@ def test_an_engine_that_goes_back_twice_is_refused(tmp_path, two_processes):
 
 def test_a_whole_model_is_not_taken_for_a_sharded_one():
     with pytest.raises(UsageError, match="load yours with distributed_config"):
-        hold_shards(tiny_model(dtype=torch.float32), 2, trains=False)
+        freeze_base_shards(tiny_model(dtype=torch.float32), 2)
 
 
 def test_pairs_gradients_are_not_kept_whole_beside_trained_shards(tmp_path, two_processes):

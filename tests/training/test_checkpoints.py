@@ -612,6 +612,7 @@ HOOKS = {
     "_save_checkpoint": "model, trial",
     "_save": "output_dir, state_dict",
     "_save_optimizer_and_scheduler": "output_dir",
+    "_load_from_checkpoint": "resume_from_checkpoint, model",
     "_load_optimizer_and_scheduler": "checkpoint",
     "_save_rng_state": "output_dir",
     "_load_rng_state": "checkpoint",

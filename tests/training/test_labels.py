@@ -104,6 +104,7 @@ def test_the_latest_numbers_of_a_pair_need_no_pass():
     assert found.chosen_logp.isnan().all()
     labels = beliefs(rows["uid"], history.last_steps(4), found, None, Constant(1.0), None)
     assert (labels["margin"][3], labels["ppl_diff"][3], labels["step"][3]) == (None, None, None)
+    assert LabelHistory().latest(rows).margin.isnan().all()  # where every step was skipped
 
 
 def passes_of(run, monkeypatch, **options):

@@ -49,7 +49,8 @@ def make_run(home, name, base="base", adapter=None, **record):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}"
     tokenizer.save_pretrained(run)
-    (run / "run.json").write_text(json.dumps({"method": "mspo", "options": record}))
+    record = {"method": "mspo", "options": {}} | record
+    (run / "run.json").write_text(json.dumps(record))
     (run / "README.md").write_text(CARD)
     sealed = (path for path in run.iterdir() if path.name != "README.md")
     write_manifest(run, {path.name: path for path in sealed})
@@ -149,11 +150,14 @@ def test_a_run_over_a_quantized_base_is_merged_into_the_base_in_full_precision(
     home, tmp_path, caplog
 ):
     shutil.copytree(home / "base", tmp_path / "base")
-    run = make_run(tmp_path, "run", load_in_4bit=True)
+    run = make_run(
+        tmp_path, "run", quantization={"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    )
     with caplog.at_level("INFO", "softpref"):
         model = merge(run, tmp_path / "merged")
     assert torch.allclose(logits(model), adapted(run), atol=1e-5)
-    assert "in full precision; the run trained over it in 4 bits" in caplog.text
+    assert "trained over a base in 4 bits (NF4), and this base is in full precision" in caplog.text
+    assert json.loads((tmp_path / "merged" / "run.json").read_text())["quantization"] is None
 
 
 def test_a_fine_tuned_adapter_is_merged_and_keeps_what_it_has_seen(home, tmp_path):

@@ -276,20 +276,20 @@ def accumulate(total: list[GradientForm], part: Direction) -> None:
 
 
 def require_finite(what: str, *held: GradientForm) -> None:
-    """Raise NonFiniteError unless the norm of all, and so each entry, is a number."""
+    """Raise NonFiniteError unless the norm of all, and so each entry, is finite."""
     require_finite_norms({what: total_norm(*held)})
 
 
 def total_norm(*held: GradientForm) -> Tensor:
     """Return the norm of all entries, shape (), without a wait for it.
 
-    It is no number where an entry is none, or is too large to be squared, as AdamW will.
+    It is not finite if an entry is not, or is too large to be squared, as AdamW will.
     """
     return norm_over_all([part for each in held for part in parts(each)])
 
 
 def require_finite_norms(norms: Mapping[str, Tensor]) -> None:
-    """Raise NonFiniteError for the first whose norm is no number; waits for the device once.
+    """Raise NonFiniteError for the first whose norm is not finite; waits for the device once.
 
     Several at once, so that a step does not wait for each.
     """

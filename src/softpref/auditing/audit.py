@@ -43,6 +43,7 @@ from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.judging.shared import asking, follow
 from softpref.models.loading import loaded_from
+from softpref.models.quantized import require_name
 from softpref.options import (
     did_you_mean,
     refuse_impossible_seeds,
@@ -246,6 +247,7 @@ def _audit(
         directory_to_write(options.output)
         check_judge(judge_options)
         judge = make_judge(judge_options, ranks)  # fails before the pairs are scored
+    require_name(cast("nn.Module | str", options.model), options.bits())
     signals = _signals(options.signals)
     opinions = _as_list(options.reward_model)
     sets = _read(options)
@@ -258,7 +260,7 @@ def _audit(
     if sets.is_held_out:
         logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
     cache = ColumnCache(options.reference_cache)
-    bits = options.bits()
+    bits = given.bits()  # a run's own are those of its base
     loaded, clean = with_opinions((loaded, clean), opinions, cache, ranks, bits)
     model_option = "--run" if options.run else "--model"
     model = cast("nn.Module | str", options.model)

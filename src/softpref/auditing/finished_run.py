@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
+from softpref import quantization
 from softpref.algorithm.methods import METHODS
 from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, RUN_DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, RUN_COLUMNS
@@ -15,8 +17,6 @@ from softpref.errors import UsageError
 from softpref.training.finished import RUN_RECORD, read_record
 from softpref.training.labels import read_labels
 from softpref.training.seals import MANIFEST, defect
-
-QUANTIZATIONS = ("load_in_4bit", "load_in_8bit")
 
 
 def options_of_run(options: AuditOptions) -> AuditOptions:
@@ -29,7 +29,7 @@ def options_of_run(options: AuditOptions) -> AuditOptions:
     if options.model:
         raise UsageError("--model and --run: give one of them; a run has its own policy.")
     own_mix = [] if options.data else ["mix"]
-    for name in (*RUN_DEFAULTS, *QUANTIZATIONS, *own_mix):
+    for name in (*RUN_DEFAULTS, *quantization.LOAD_IN, *own_mix):
         value = getattr(options, name)
         if value is not None and value is not False:
             raise UsageError(f"--{name} comes from the run: omit this option.")
@@ -52,20 +52,15 @@ def options_of_run(options: AuditOptions) -> AuditOptions:
         recorded |= {name: settings[name] for name in DEFAULTS}
         recorded |= {name: files[name] for name in COLUMN_OPTIONS}
         recorded |= {name: files.get(name) for name in own_mix}
-        quantization = record.get("quantization") or {}
-        recorded |= {name: bool(quantization.get(name)) for name in QUANTIZATIONS}
+        bits = record.get("quantization") or {}
+        recorded |= {name: bool(bits.get(name)) for name in quantization.LOAD_IN}
         doubts = METHODS[method].doubts and record.get("evidence_speaks") is not False
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"--run {options.run}: not a finished run ({RUN_RECORD}: {error}); give the --output "
             "of softpref train."
         ) from None
-    if not doubts:
-        raise UsageError(
-            f"--run {options.run} was trained by {method}, which believes every label, so its "
-            "policy repeats them: audit with the model that it started from, --model "
-            f"{files['model']}."
-        )
+    _refuse_unfit(str(options.run), record, doubts)
     given = {name: getattr(options, name) for name in ("data", "clean", "on_bad_row")}
     for name in ("data", "clean"):
         if not given[name] and not recorded[name]:
@@ -78,6 +73,21 @@ def options_of_run(options: AuditOptions) -> AuditOptions:
             raise UsageError(f"--run {options.run}: its file {file} does not exist: give --{name}.")
     given = {name: value for name, value in given.items() if value}
     return dataclasses.replace(options, **recorded | given)
+
+
+def _refuse_unfit(run: str, record: dict[str, Any], doubts: bool) -> None:
+    """Refuse what is no longer a run, and a run that believed every label."""
+    if "merged" in record:
+        raise UsageError(
+            f"--run {run}: is a merged model: give the run that it was made from, "
+            f"--run {record['merged']['run']}."
+        )
+    if not doubts:
+        raise UsageError(
+            f"--run {run} was trained by {record['method']}, which believes every label, so its "
+            "policy repeats them: audit with the model that it started from, --model "
+            f"{record['files']['model']}."
+        )
 
 
 def require_same_pairs(given: AuditOptions, loaded: LoadedPairs, clean: LoadedPairs) -> None:

@@ -63,7 +63,7 @@ class AuditOptions(ColumnOptions, QuantizationOptions):
     )
     reward_model: list[str] | None = option(
         "Reward models whose opinions are further signals: sequence classifiers with one output, "
-        "directories or hub ids. Each scores every response once.",
+        "directories or hub ids. Each scores every response once; loaded as --load_in_4bit says.",
         group="method",
         metavar="DIR|ID",
     )

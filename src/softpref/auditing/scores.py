@@ -31,7 +31,6 @@ from softpref.models.loading import (
     on_accelerator,
     tokenizer_of,
 )
-from softpref.models.quantized import require_name
 from softpref.models.reference import fingerprint_weights, with_reference
 from softpref.models.scoring import Scorer, starting_ppl_diff
 from softpref.training.preparation import Prepared, prepare, require_fit
@@ -80,7 +79,6 @@ def scorer_for(
         UsageError: there is no such model, or a set cannot be used.
     """
     remote, bits = options.trust_remote_code, options.bits()
-    require_name(model, bits)
     if isinstance(model, str):
         tokenizer = processing_class or load_tokenizer(
             model, trust_remote_code=remote, option=option

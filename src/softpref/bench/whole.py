@@ -153,7 +153,7 @@ def run_command(name: Entrant, inputs: CommandInputs, home: Path) -> CommandCost
     phases, log = home / "phases.json", home / "log.txt"
     request = request_of(name, inputs, home) | {"phases": str(phases)}
     call = [sys.executable, "-m", "softpref.bench.command", json.dumps(request)]
-    # Nothing is there from an earlier run.
+    # A fresh cache for each run.
     environment = os.environ | {"HF_DATASETS_CACHE": str(home / "datasets")}
     if inputs.device == "cpu":
         environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -217,7 +217,9 @@ def request_of(name: Entrant, inputs: CommandInputs, home: Path) -> dict[str, An
 def cost_tables(costs: Costs) -> list[list[tuple[str, ...]]]:
     """Return two tables, header first: what commands cost, and processor seconds by phase."""
     ratios = [f"{kind} x {_SHORT[base]}" for kind in _TIMES for base in BASELINES]
-    totals: list[tuple[str, ...]] = [("command", "wall, s", "processor, s", "peak, MiB", *ratios)]
+    totals: list[tuple[str, ...]] = [
+        ("command", "wall, s", "processor, s", "host peak, MiB", *ratios)
+    ]
     phases: list[tuple[str, ...]] = [("processor, s", *PHASES)]
     for name, of in costs.items():
         numbers = (median([getattr(cost, key) for cost in of]) for key in (*_TIMES, "peak_mib"))

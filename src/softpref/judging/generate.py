@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from softpref import quantization
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.data.bad_rows import place
 from softpref.data.messages import template_context
@@ -46,7 +47,7 @@ DEFAULT_LONGEST = 512
 SERVER_OPTIONS = (
     "base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "failed_as_empty",
 )  # fmt: skip
-LOCAL_OPTIONS = ("batch_size", "bf16", "trust_remote_code", "load_in_4bit", "load_in_8bit")
+LOCAL_OPTIONS = ("batch_size", "bf16", "trust_remote_code", *quantization.LOAD_IN)
 
 
 def run_generate(options: GenerateOptions, ranks: Ranks = ALONE) -> None:

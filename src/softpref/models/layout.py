@@ -27,7 +27,7 @@ Candidate = tuple[str, str, Collate]
 FLEX_ATTENTION = "flex_attention"
 PROBE_PAIRS = 4
 LONGEST_PAIRS = 2
-"""Of a trial, which costs as much as scoring many a mean pair."""
+"""Pairs in a trial; a trial costs as much as scoring many average pairs."""
 _LARGEST_ERROR = 1e-4
 _LARGEST_ERROR_16_BIT = 3e-2
 
@@ -100,7 +100,7 @@ def choose_layout(
 
     Every candidate's log-probabilities of the probe's responses are compared with those of padded
     rows read from all logits, which are right for every policy: sliding windows, position biases
-    and what a model does to its logits tell them apart. The first to agree is taken. On a CUDA
+    and what a model does to its logits distinguish them. The first to agree is taken. On a CUDA
     device FlexAttention is tried first. The policy is left as it was.
 
     Args:

@@ -103,7 +103,7 @@ def load_policy(
         if base_model(base, place):
             raise UsageError(
                 f"{place}: its base model {base} is an adapter itself: merge that into its own "
-                "base model first (merge_and_unload, then save_pretrained)."
+                "base model first (`softpref merge`, or merge_and_unload of PEFT)."
             )
     policy = load_whole(
         AutoModelForCausalLM, base or located(source), place, what, bits, dtype=dtype,
@@ -112,8 +112,7 @@ def load_policy(
     _refuse_odd_ids(policy, base or source, place)
     if not base:
         return policy
-    if option != "--run":  # `merge` logs it itself
-        warn_of_other_base(policy, source, place)
+    warn_of_other_base(policy, source, place)
     return with_adapter(policy, located(source), base, place)
 
 
@@ -143,8 +142,8 @@ def load_classifier(source: str, *, bits: Bits | None = None, option: str) -> nn
     place = f"{option} {source}"
     if base_model(source, place):
         raise UsageError(
-            f"{place}: is an adapter: merge it into its base model first (merge_and_unload, then "
-            "save_pretrained)."
+            f"{place}: is an adapter: merge it into its base model first (`softpref merge`, or "
+            "merge_and_unload of PEFT)."
         )
     what = "no sequence classifier"
     return load_whole(
@@ -214,7 +213,7 @@ def load_to_train(
         if processes > 1:
             raise UsageError(
                 f"--model {source}: an adapter is not merged into a base in shards: merge it first "
-                "(merge_and_unload, then save_pretrained), or leave --shard out."
+                "(`softpref merge`, or merge_and_unload of PEFT), or leave --shard out."
             )
         merged = policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it
         merged.name_or_path = source

@@ -23,7 +23,8 @@ from softpref.quantization import Bits
 logger = logging.getLogger(__name__)
 
 BITSANDBYTES = "bitsandbytes"
-_RUN_RECORD = "run.json"
+_RUN_RECORD, _OF_BASE = "run.json", "quantization.json"
+_WHOLE = "full precision"
 
 
 def quantized_as(
@@ -45,6 +46,7 @@ def quantized_as(
             sharded; or bitsandbytes is not installed.
     """
     own: Any = PretrainedConfig.get_config_dict(source)[0].get("quantization_config")
+    on_device = {"device_map": {"": _here()}}
     if own and in_shards:
         raise UsageError(
             f"{place}: is quantized, and --shard shards no packed weights: leave --shard out,"
@@ -52,18 +54,17 @@ def quantized_as(
         )
     if own:
         _refuse_other(own, bits, place)
-    if not own and not bits:
+        return on_device if own.get("quant_method") == BITSANDBYTES else {}
+    if not bits:
         return {}
-    options: dict[str, Any] = {"device_map": {"": _here()}}
-    if bits and not own:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=bits == 4,
-            load_in_8bit=bits == 8,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,  # 4.13 bits a weight instead of 4.5 (QLoRA)
-            bnb_4bit_compute_dtype=dtype or torch.float32,
-        )
-    return options if bits or own.get("quant_method") == BITSANDBYTES else {}
+    config = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,  # 4.13 bits a weight instead of 4.5 (QLoRA)
+        bnb_4bit_compute_dtype=dtype or torch.float32,
+    )
+    return on_device | {"quantization_config": config}
 
 
 def _refuse_other(own: dict[str, Any], bits: Bits | None, place: str) -> None:
@@ -97,17 +98,25 @@ def bits_text(quantization: dict[str, Any]) -> str:
     return "8 bits" if quantization.get("load_in_8bit") else f"{quantization.get('quant_method')}"
 
 
+def record_quantization(policy: nn.Module, directory: Path) -> None:
+    """Write beside an adapter how its base was quantized, if it was; a run's record says it too."""
+    if quantization := quantization_of(policy):
+        path = directory / _OF_BASE
+        path.write_text(json.dumps({"quantization": quantization}) + "\n", encoding="utf-8")
+
+
 def warn_of_other_base(policy: nn.Module, source: str, place: str) -> None:
-    """Warn if an adapter's base is not quantized and was when `train` made the adapter."""
-    record = Path(source) / _RUN_RECORD
-    if quantization_of(policy) or not record.is_file():
+    """Warn if an adapter's base is quantized otherwise than the one it was trained over."""
+    records = (Path(source) / name for name in (_RUN_RECORD, _OF_BASE))
+    record = next((each for each in records if each.is_file()), None)
+    if record is None:
         return
-    trained = json.loads(record.read_text(encoding="utf-8")).get("quantization")
-    if trained:
-        name = "load_in_4bit" if trained.get("load_in_4bit") else "load_in_8bit"
+    then = json.loads(record.read_text(encoding="utf-8")).get("quantization")
+    trained, own = (bits_text(each) if each else _WHOLE for each in (then, quantization_of(policy)))
+    if trained != own:
         logger.warning(
-            f"warning: {place}: the adapter was trained over a base in {bits_text(trained)}, and "
-            f"this base is not: answers differ a little; give --{name} true where they should not"
+            f"warning: {place}: the adapter was trained over a base in {trained}, and this base is "
+            f"in {own}: answers differ a little"
         )
 
 
@@ -156,7 +165,11 @@ def settle_quantized(policy: nn.Module) -> None:
 def is_settled(policy: nn.Module) -> bool:
     """Return whether no 8-bit layer rounds activations."""
     layers = _quantized_layers(policy)
-    return all(hasattr(each.weight, "quant_state") or "forward" in vars(each) for each in layers)
+    return all(
+        hasattr(each.weight, "quant_state")
+        or getattr(each.forward, "__func__", None) is _by_8_bit_weights
+        for each in layers
+    )
 
 
 def _quantized_layers(policy: nn.Module) -> Iterator[Any]:

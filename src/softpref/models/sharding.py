@@ -52,18 +52,36 @@ def sharded_over(processes: int) -> DistributedConfig:
     return DistributedConfig(fsdp_size=processes)
 
 
-def hold_shards(policy: nn.Module, processes: int, *, trains: bool, means: bool = False) -> None:
-    """Make ready what lies in shards, layer by layer, one on each process: freeze it, or train it.
-
-    Args:
-        policy: loaded in shards.
-        processes: how many share it.
-        trains: whether the shards are trained.
-        means: whether their gradients are means over the processes, and not sums.
+def freeze_base_shards(policy: nn.Module, processes: int) -> None:
+    """Make ready a base in shards, one on each process, that stays as it is under an adapter.
 
     Raises:
         UsageError: the policy is not sharded, or in a way that cannot be used.
     """
+    _require_layers(policy, processes)
+    logger.info("base: in shards, one on each of %d processes", processes)
+    freeze_shards(policy)
+
+
+def train_all_shards(policy: nn.Module, processes: int, divisor: int = 1) -> None:
+    """Make ready a policy whose weights all train, in shards, one on each process.
+
+    Args:
+        policy: loaded in shards.
+        processes: how many share it.
+        divisor: of the sums of gradients over the processes.
+
+    Raises:
+        UsageError: the policy is not sharded, or in a way that cannot be used.
+    """
+    _require_layers(policy, processes)
+    logger.info("all weights: in shards, one on each of %d processes", processes)
+    require_even_head(policy, processes)
+    reduce_gradients(policy, divisor)
+
+
+def _require_layers(policy: nn.Module, processes: int) -> None:
+    """Refuse a policy that is not sharded layer by layer over all processes."""
     config = cast(Any, policy).config
     mesh = getattr(config, "distributed_config", None)
     sizes = mesh and (mesh.fsdp_size, mesh.tp_size, mesh.pp_size, mesh.ep_size)
@@ -77,13 +95,6 @@ def hold_shards(policy: nn.Module, processes: int, *, trains: bool, means: bool 
             f"--shard: transformers has no plan for sharding {config.model_type} layer by "
             "layer, so each pass would gather it whole: leave --shard out."
         )
-    what = "all weights" if trains else "base"
-    logger.info("%s: in shards, one on each of %d processes", what, processes)
-    if not trains:
-        freeze_shards(policy)
-        return
-    require_even_head(policy, processes)
-    reduce_gradients(policy, processes if means else 1)
 
 
 def require_even_head(policy: Any, processes: int) -> None:

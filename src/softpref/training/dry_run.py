@@ -63,8 +63,8 @@ def dry_run(files: AlignFiles, config: MSPOConfig) -> None:
         again = once
     passes = forward_passes(once, again, trained, meta)
     logger.info(
-        f"time: about {duration(seconds * passes)}, as long as {passes:,.0f} forward passes of a "
-        f"pair at {1000 * seconds:.0f} ms, if this machine is idle; {NOTHING}"
+        f"time: at most about {duration(seconds * passes)}, as long as {passes:,.0f} forward "
+        f"passes of a pair at {1000 * seconds:.0f} ms, if this machine is idle; {NOTHING}"
     )
 
 

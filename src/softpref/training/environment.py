@@ -88,7 +88,7 @@ def _ways() -> Iterator[tuple[str, str]]:
     else:
         yield "attention", "scaled dot products with a mask (FlexAttention needs CUDA)"
         yield "processes", "torchrun --nproc_per_node N -m softpref.cli train ..., by gloo"
-        yield "", "(on a CPU accelerate launch starts one process, whatever it is told)"
+        yield "", "(on a CPU accelerate launch starts one process, whatever its config says)"
     yield "", "for a model too large for one device, with --shard true"
 
 

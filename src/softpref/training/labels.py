@@ -93,8 +93,9 @@ class LabelHistory:
         update, NaN where none did.
         """
         columns, last = self.tensors(), self._last_records(len(pairs))
+        unseen = torch.tensor([torch.nan])  # is last, at −1
         seen = {
-            name: torch.where(last < 0, torch.nan, columns[name][last])
+            name: torch.cat([columns[name], unseen.to(columns[name])])[last]
             for name in ("ppl_diff", "margin")
         }
         return known(pairs, **seen)

@@ -64,7 +64,6 @@ def run_merge(options: MergeOptions) -> None:
     output = new_directory(options.output)
     base = str(base_model(options.run, place))
     tokenizer = read_tokenizer(options.run, place, trust_remote_code=options.trust_remote_code)
-    _say_if_quantized(run, base)
     model = _merged(options, place, base)
     dtype = str(model.dtype).removeprefix("torch.")
     with one_writer(output), appearing_together(new_directory(options.output), LAST) as home:
@@ -95,17 +94,6 @@ def _require_adapter(run: Path, place: str) -> None:
     if config.is_prompt_learning:
         kind = PeftType(config.peft_type).value
         raise UsageError(f"{place}: its adapter cannot be merged ({kind}); {_NOT_MERGED}.")
-
-
-def _say_if_quantized(run: Path, base: str) -> None:
-    """Log that the run trained over a quantized base, which the merged weights are not made of."""
-    options = read_record(run)["options"] if (run / RUN_RECORD).is_file() else {}
-    for name, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)):
-        if options.get(name):
-            logger.info(
-                f"base: {base} in full precision; the run trained over it in {bits} bits, so the "
-                "merged model differs by that rounding"
-            )
 
 
 def _merged(options: MergeOptions, place: str, base: str) -> Any:
@@ -172,7 +160,7 @@ def _write_records(run: Path, home: Path, base: str, dtype: str) -> None:
         write_text(home / CARD, merged_card(card, base, dtype))
     if (run / RUN_RECORD).is_file():
         merged = {"run": located(str(run)), "base": located(base), "dtype": dtype}
-        record = read_record(run) | {"merged": merged}
+        record = read_record(run) | {"merged": merged, "quantization": None}
         write_text(home / RUN_RECORD, json.dumps(record, indent=2) + "\n")
 
 

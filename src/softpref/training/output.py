@@ -113,7 +113,7 @@ def appearing_together(output: Path, last: str) -> Iterator[Path]:
 
     They are renamed one by one, the one named `last` at the end and its older version away at the
     start, so that a directory which holds it holds files of one making. What a kill leaves is
-    told from other contents by `is_unfinished`.
+    distinguished from other contents by `is_unfinished`.
     """
     partial = output / TOGETHER
     shutil.rmtree(partial, ignore_errors=True)

@@ -32,10 +32,15 @@ from softpref.data.temporary import fsync_all
 from softpref.data.tokens import tokenize_chosen
 from softpref.errors import UsageError, require_package
 from softpref.models.loading import context_length, load_policy, load_tokenizer, lora_config
-from softpref.models.quantized import quantization_of, refuse_to_train_all
+from softpref.models.quantized import (
+    quantization_of,
+    record_quantization,
+    refuse_to_train_all,
+    settle_quantized,
+)
 from softpref.models.recompute import set_both_names
 from softpref.models.reference import fingerprint_weights
-from softpref.models.sharding import hold_shards, refuse_impossible_shards, sharded_over
+from softpref.models.sharding import refuse_impossible_shards, sharded_over, train_all_shards
 from softpref.models.soundness import require_known_padding, require_known_tokens, require_sound
 from softpref.options import (
     option,
@@ -287,6 +292,7 @@ def fine_tune(
             checkpointed, the checkpoint cannot be resumed from, or a step is not finite.
     """
     _hold_if_sharded(model, config, peft_config)
+    settle_quantized(model)
     limits = {
         "max_length": config.max_length or sys.maxsize,
         "context_length": context_length(model),
@@ -320,13 +326,14 @@ def _hold_if_sharded(model: nn.Module, config: SFTConfig, adapter: PeftConfig | 
         return
     if adapter is not None:
         raise UsageError(NO_ADAPTER_ON_SHARDS)
-    hold_shards(model, config.world_size, trains=True, means=True)
+    train_all_shards(model, config.world_size, divisor=config.world_size)
 
 
 def _finish(trainer: SoftprefSFTTrainer, targets: list[str]) -> None:
     """Write what the saved model was trained on, and push both if asked to."""
     args, output = trainer.args, Path(str(trainer.args.output_dir))
     fsync_all(output)
+    record_quantization(cast(nn.Module, trainer.model), output)
     write_sft_targets(output, targets)
     if args.push_to_hub:
         files = {path.name: path for path in sorted(output.iterdir()) if path.is_file()}

@@ -37,7 +37,7 @@ from softpref.models.reference import (
     with_reference,
 )
 from softpref.models.scoring import Scorer
-from softpref.models.sharding import hold_shards
+from softpref.models.sharding import freeze_base_shards, train_all_shards
 from softpref.models.soundness import require_known_padding
 from softpref.statistics.evidence import Evidence
 from softpref.statistics.noise_rate import NoiseRate
@@ -165,7 +165,8 @@ def load_checked(
     require_needs(method, prepared, config.noise_rate, config.meta_batch_size)
     config.choose_steps(len(prepared.train))
     if config.shard or is_sharded(policy):
-        hold_shards(policy, config.world_size, trains=config.tuning == "full")
+        make_ready = train_all_shards if config.tuning == "full" else freeze_base_shards
+        make_ready(policy, config.world_size)
         config.refuse_with_shards()
     else:
         policy.to(config.device)
