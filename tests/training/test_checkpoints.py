@@ -23,7 +23,7 @@ from transformers import (
 
 from softpref.algorithm.ranks import Ranks
 from softpref.errors import UsageError
-from softpref.training import checkpoints, seals
+from softpref.training import checkpoints, seals, states
 from softpref.training.checkpoints import SafeCheckpoints, newest_complete
 from softpref.training.states import state_to_tensors, tensors_to_state
 from tests.safe_files import assert_safe_files
@@ -436,7 +436,7 @@ def fail_on_call(monkeypatch, target, name, number):
 @pytest.mark.parametrize(
     ("target", "name", "number"),
     [
-        (checkpoints, "save_file", 1),
+        (states, "save_file", 1),
         (LlamaForCausalLM, "save_pretrained", 1),
         (seals, "seal", 20),
         (os, "fsync", 4),
