@@ -52,7 +52,7 @@ def test_options_stop_at_the_door():
     """A run's whole options are an argument of few functions."""
     signature = re.compile(r"\b\w+: MSPOConfig\b")
     count = sum(len(signature.findall(path.read_text(encoding="utf-8"))) for path in FILES)
-    assert count <= 10  # nine signatures and the trainer's attribute
+    assert count <= 9  # eight signatures and the trainer's attribute
 
 
 def test_decisions_are_numbered_without_a_gap():

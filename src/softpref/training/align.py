@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from softpref.columns import ColumnOptions
@@ -94,31 +93,32 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
         output, config.resume_from_checkpoint = run_directory(
             files.output, config.resume_from_checkpoint, finished=RUN_RECORD
         )
-        _align_into(output, files, config)
-
-
-def _align_into(output: Path, files: AlignFiles, config: MSPOConfig) -> None:
-    config.output_dir = str(output)
-    sets = load_sets(files, config.on_bad_row, config.seed)
-    if sets.is_held_out:
-        logger.warning(
-            "clean: %s pairs held out of the training pairs, %s", files.clean, sets.provenance
+        config.output_dir = str(output)
+        sets = load_sets(files, config.on_bad_row, config.seed)
+        if sets.is_held_out:
+            logger.warning(
+                "clean: %s pairs held out of the training pairs, %s", files.clean, sets.provenance
+            )
+        evaluation = sets.evaluation.get(EVAL)
+        trainer = MSPOTrainer(files.model, config, sets.train, sets.clean, evaluation)
+        trainer.origin = dataclasses.replace(
+            trainer.origin, files=_located_files(files), clean=sets.provenance
         )
-    evaluation = sets.evaluation.get(EVAL)
-    trainer = MSPOTrainer(files.model, config, sets.train, sets.clean, evaluation)
-    trainer.origin = dataclasses.replace(
-        trainer.origin, files=_located_files(files), clean=sets.provenance
-    )
+        _train(trainer, files.eval)
+
+
+def _train(trainer: MSPOTrainer, evaluation: str | None) -> None:
+    """Train, evaluate on the file of evaluation pairs, and save."""
     show_progress_lines(trainer)
     for name, rate in noise_of_sources(trainer.pairs, trainer.clean).items():
         logger.info("noise rate of %s: %s", name, rate)
-    trainer.train(resume_from_checkpoint=resume_point(config.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=resume_point(trainer.args.resume_from_checkpoint))
     if evaluation:
         metrics = trainer.evaluated or trainer.evaluate()  # at the last step perhaps already
         loss, right = (metrics[f"eval_{n}"] for n in ("loss", "rewards/accuracies"))
         logger.info(
             f"eval: loss {loss:.4f}; the implicit reward prefers the response labelled better in "
-            f"{100 * right:.1f}% of the pairs of {files.eval}"
+            f"{100 * right:.1f}% of the pairs of {evaluation}"
         )
     trainer.save_model()
 
