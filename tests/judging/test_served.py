@@ -170,7 +170,8 @@ def test_every_fault_is_repaired_or_counted_and_asked_again(
         assert not (tmp_path / "out.jsonl").exists()
         script.faults = lambda _: None
         tries = dict(script.calls)
-        assert all(row["response"] for row in generate(script, tmp_path, *short))
+        patient = ("--prompt_format", "chat")
+        assert all(row["response"] for row in generate(script, tmp_path, *patient))
         assert sum(script.calls.values()) - sum(tries.values()) == 1
 
 
