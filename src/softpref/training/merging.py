@@ -67,7 +67,7 @@ def run_merge(options: MergeOptions) -> None:
     model = _merged(options, place, base)
     dtype = str(model.dtype).removeprefix("torch.")
     with one_writer(output), appearing_together(new_directory(options.output), LAST) as home:
-        save_model(model, home, writes=True)
+        save_model(model, home)
         tokenizer.save_pretrained(home)
         _write_records(run, home, base, dtype)
         files = (path for path in home.rglob("*") if path.is_file() and path.name != CARD)

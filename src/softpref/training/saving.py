@@ -25,7 +25,11 @@ SHARDS = "shards"
 
 
 def save_model(
-    model: nn.Module, directory: Path, state_dict: dict[str, Any] | None = None, *, writes: bool
+    model: nn.Module,
+    directory: Path,
+    state_dict: dict[str, Any] | None = None,
+    *,
+    writes: bool = True,
 ) -> None:
     """Save a model or adapter, its generation config as it is.
 
