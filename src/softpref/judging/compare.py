@@ -20,8 +20,7 @@ from softpref.judging.judge import account, account_text, judge_record
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.people import load_people, rate_by_people
-from softpref.judging.questions import Judge
-from softpref.judging.rates import Agreement, agreement, judged_rate
+from softpref.judging.rates import Agreement, JudgedRate, agreement, judged_rate
 from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_markdown
 from softpref.judging.responses import benchmark_uids, join
 from softpref.judging.shared import asking, follow, refuse_idle_ranks
@@ -120,13 +119,18 @@ def run_compare(files: CompareOptions, options: JudgeOptions, ranks: Ranks = ALO
         if files.controls:
             every = next(iter(contests.values()))
             controls = run_controls(every, judge, options, log)
+        rates = {
+            contest: judged_rate(found.outcomes, found.first_share)
+            for contest, found in judged.items()
+        }
+        record = judge_record(judge, options)
         if second:  # write the first results, which are paid for, before it can fail
-            _write(output, judge, options, judged, by_people, controls, agreements)
+            _write(output, record, judged, rates, by_people, controls, agreements)
             for contest, comparisons in contests.items():
                 what = f"second judge, {contest.name}"
                 verdicts = ask_judge(comparisons, others[0], second, log, what)
                 agreements[contest.name] = agreement(judged[contest].outcomes, verdicts.outcomes)
-        _write(output, judge, options, judged, by_people, controls, agreements)
+        _write(output, record, judged, rates, by_people, controls, agreements)
 
 
 def named_runs(responses: list[str]) -> dict[str, list[str]]:
@@ -209,17 +213,15 @@ def _export(
 
 def _write(
     output: Path,
-    judge: Judge,
-    options: JudgeOptions,
+    judge: Mapping[str, Any],
     judged: Mapping[Contest, Judged],
+    rates: Mapping[Contest, JudgedRate],
     by_people: Mapping[Contest, PeopleRate | None],
     controls: Controls | None,
     agreements: Mapping[str, Agreement | None],
 ) -> None:
-    rates = {
-        contest: judged_rate(found.outcomes, found.first_share) for contest, found in judged.items()
-    }
-    record = judge_record(judge, options) | {
+    record = {
+        **judge,
         "contests": [
             asdict(contest)
             | {"account": account(judged[contest]), "found": asdict(rate)}
