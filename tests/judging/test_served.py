@@ -178,7 +178,11 @@ def test_a_failed_response_is_empty_only_on_request(tmp_path, capsys):
     with serving(writing(faults=only_the_first("truncated"))) as script:
         rows = generate(script, tmp_path, "--failed_as_empty", "true")
     assert sum(row["response"] == "" for row in rows) == 1
-    assert "1 of them empty" in capsys.readouterr().out
+    said = "".join(capsys.readouterr())
+    assert "1 of them empty" in said
+    assert "1 of 6 responses failed (broken reply 1) and are written as empty" in said
+    record = json.loads((tmp_path / "out.jsonl.record.json").read_text())
+    assert record["failed_as_empty"] == {"broken reply": 1}
 
 
 def test_a_refusal_is_a_response_and_thoughts_without_a_word_are_none(tmp_path, capsys):
