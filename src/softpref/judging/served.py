@@ -147,10 +147,7 @@ def served_responses(
                     found[order.sample, order.prompt] = reply.text
                     lines.add({"sample": order.sample, "prompt": order.prompt, "text": reply.text})
                 if streak.add(order, reply.failure):
-                    flags = ("--model", "--max_new_tokens")
-                    longest = int(options.max_new_tokens or 0)
-                    length = len(streak.items)
-                    raise UsageError(stopped(str(reply.failure), length, longest, flags))
+                    raise UsageError(_stopped(str(reply.failure), len(streak.items), options))
     finally:
         lines.close()
     if failures:
@@ -166,6 +163,16 @@ def served_responses(
     count = len(orders) // options.samples
     samples = [texts[n * count : (n + 1) * count] for n in range(options.samples)]
     return samples, dict(failures)
+
+
+def _stopped(failure: str, count: int, options: GenerateOptions) -> str:
+    longest = int(options.max_new_tokens or 0)
+    remedies = {
+        CUT_OFF: f"replies do not fit into {longest:,} tokens: give a larger --max_new_tokens",
+        "status 400": "give a smaller --max_new_tokens if the model's context cannot hold it, and "
+        "check --model",
+    }
+    return stopped(failure, count, "--model", remedies)
 
 
 def _order(sample: int, number: int, given: Prompt, options: GenerateOptions) -> Order:
