@@ -17,8 +17,8 @@ from softpref.errors import UsageError
 from softpref.judging.check import load_gold
 from softpref.judging.people import load_people, people_remarks
 from softpref.judging.questions import Comparison
-from softpref.statistics.people_rate import people_rate, student_97_5
-from softpref.statistics.win_rate import wilson_interval
+from softpref.statistics.people_rate import people_rate
+from softpref.statistics.win_rate import student_97_5, wilson_interval
 from tests.judging.server import Script, serving
 
 

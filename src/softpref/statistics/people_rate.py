@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softpref.statistics.win_rate import NORMAL_97_5, wilson_interval
+from softpref.statistics.win_rate import student_97_5, wilson_interval
 
 _FEW = 20  # prompts; with fewer, no variance by prompts is reliable
 _ROUNDS = 3  # of weight and rate; the rate then changes by less than 1e-4
@@ -199,18 +199,3 @@ class _Sample:
 
 def _logistic(x: float) -> float:
     return math.exp(min(x, 0.0)) / (1 + math.exp(-abs(x)))
-
-
-def student_97_5(freedom: int) -> float:
-    """Return the 97.5% quantile of Student's t, to 0.1% from 5 degrees of freedom on.
-
-    By Cornish–Fisher's series in 1 / freedom (Abramowitz & Stegun 26.7.5).
-    """
-    z = NORMAL_97_5
-    series = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(part / freedom**power for power, part in enumerate(series, 1))
