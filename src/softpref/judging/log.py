@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from softpref.errors import UsageError
-from softpref.judging.questions import (
-    BATCH_SHARE,
-    FIVE_VERDICTS,
-    VERDICTS,
-    Answer,
-    Question,
-    as_row,
-)
+from softpref.judging.account import BATCH_SHARE
+from softpref.judging.questions import FIVE_VERDICTS, VERDICTS, Answer, Question, as_row
 from softpref.training.output import one_writer, write_text
 
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping
 from time import monotonic
 
-from softpref.judging.account import Account
+from softpref.judging.account import BATCH_SHARE, Account
 from softpref.judging.forecast import SAMPLE_CALLS, CountedCall, Forecast, forecast, spread
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
-from softpref.judging.questions import BATCH_SHARE, Question
+from softpref.judging.questions import Question
 from softpref.judging.template import question_size
 from softpref.training.progress_lines import duration
 
