@@ -117,6 +117,10 @@ def test_people_alone_where_their_verdicts_do_not_suffice():
     assert few.judge_weight == 0
     assert few.interval[0] <= low
     assert few.interval[1] >= high
+    undecided = people.clone()
+    undecided[people.sum(-1).cumsum(0) > 15] = 0
+    assert people_rate(people, labelled, judged, prompts).judge_weight > 0
+    assert people_rate(undecided, labelled, judged, prompts).judge_weight == 0
     won = torch.tensor([[1.0, 0.0]] * 80)
     assert people_rate(won, labelled, judged, prompts).interval == wilson_interval(80, 80)
     ties = people_rate(torch.zeros(80, 2), labelled, judged, prompts)

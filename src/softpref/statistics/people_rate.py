@@ -14,7 +14,7 @@ from torch import Tensor
 
 from softpref.statistics.win_rate import student_97_5, wilson_interval
 
-_FEW = 20  # prompts; with fewer, no variance by prompts is reliable
+_FEW = 20  # prompts that people decided; with fewer, no variance by prompts is reliable
 _ROUNDS = 3  # of weight and rate; the rate then changes by less than 1e-4
 
 
@@ -109,7 +109,7 @@ class _Sample:
         if not decided:
             return None, (0.0, 1.0)
         rate = float(won / decided)
-        settled = len(self.member[self.labelled[self.people.sum(-1) > 0]].unique())
+        settled = self._settled()
         by_prompts = wilson_interval(rate * settled, settled)
         if not 0 < rate < 1:
             return rate, by_prompts
@@ -120,7 +120,7 @@ class _Sample:
 
     def corrected(self, rate: float) -> tuple[float, tuple[float, float], float, float] | None:
         """Return rate, interval, λ and worth with the judge; None if it is worth nothing."""
-        if not 0 < rate < 1 or self._groups() < _FEW or len(self.people) == len(self.judged):
+        if not 0 < rate < 1 or self._settled() < _FEW or len(self.people) == len(self.judged):
             return None
         for _ in range(_ROUNDS):
             ours, theirs = self._people_terms(rate), self._judge_terms(rate)
@@ -173,6 +173,10 @@ class _Sample:
     def _by_prompt(self, terms: Tensor, places: Tensor) -> Tensor:
         sums = torch.zeros(self.clusters, dtype=torch.float64)
         return sums.index_add_(0, self.member[places], terms) / len(places)
+
+    def _settled(self) -> int:
+        """Return the number of prompts where people decided something."""
+        return len(self.member[self.labelled[self.people.sum(-1) > 0]].unique())
 
     def _groups(self) -> int:
         """Return the number of prompts with people's verdicts."""
