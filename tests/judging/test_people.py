@@ -103,7 +103,7 @@ def test_a_judge_of_the_same_view_is_worth_many_labels_and_a_random_one_none():
     found = people_rate(people, labelled, coins, prompts)
     assert (found.judge_weight, found.worth) == (0, 80)
     assert (found.rate, found.interval) == (found.alone, found.alone_interval)
-    assert "worth nothing" in people_remarks(found, 400)[0]
+    assert "adds nothing" in people_remarks(found, 400)[0]
     opposite = people_rate(people, labelled, same.flip(-1), prompts)
     assert opposite.judge_weight == 0
 

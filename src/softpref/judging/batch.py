@@ -80,7 +80,8 @@ class Batches:
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
         """Yield answers as batches end; what earlier runs submitted is not submitted again.
 
-        Batches stop early, leaving questions out, if the next one could exceed the account's limit.
+        Batches stop early if the next one could exceed the account's limit; the remaining questions
+        are not asked.
 
         Raises:
             UsageError: the server does not take batches, or cannot be reached.

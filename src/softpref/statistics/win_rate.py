@@ -23,7 +23,7 @@ class WinRate:
 
 
 def win_rate(scores: Sequence[float], baseline_scores: Sequence[float]) -> WinRate:
-    """Return how often the scores beat the baseline's on the same prompts, ties left out.
+    """Return how often the scores beat the baseline's on the same prompts, excluding ties.
 
     The interval is Wilson's (1927): (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n).
 
