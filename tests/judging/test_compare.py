@@ -210,6 +210,7 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, files, monkeypatch):
         ("judge: checker\norders: one", "does not read it"),
         ("judge_model: m\nconcurrency: many", "invalid int value: 'many'"),
         ("judge_model: m\norders: Both", "invalid choice: 'Both'"),
+        ("judge_model: m\napi_key_env: X", "give it by --second_judge_key NAME=ADDRESS"),
     ],
 )
 def test_a_wrong_second_judge_is_named(tmp_path, files, capsys, text, message):
