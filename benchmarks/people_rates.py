@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from softpref.statistics.people_rate import PeopleRate, people_rate, student_97_5
+from softpref.statistics.people_rate import PeopleRate, people_rate
+from softpref.statistics.win_rate import student_97_5
 
 RATES = (0.5, 0.7, 0.9)
 SIZES = ((1000, 1), (125, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
@@ -35,7 +36,9 @@ def test_a_new_judge_is_one_class(tmp_path, caplog):
         found = ask_judge([pair], judge, JudgeOptions(), log)
         assert (found.dollars, found.input_tokens) == (pytest.approx(4), 20)
         assert found.outcomes[0].flipped
-        assert "at most about" in caplog.text
+        estimate = r"8,192 output tokens, 8\d+\.\d\d dollars, if each reply takes --max_reply_tok"
+        assert re.search(estimate, caplog.text)
+        assert "at most" not in caplog.text  # a reply that is cut off is asked for once more
         ask_judge([pair], judge, JudgeOptions(), log)
     assert judge.account.spent == pytest.approx(4)  # as an earlier run spent
     assert judge.account.has_answered

@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from softpref.errors import UsageError
+from softpref.judging import responses
 from softpref.judging.compare import CompareOptions, _contests, _export, named_runs
 from softpref.judging.responses import join, load_prompts, load_responses
 
@@ -73,14 +74,18 @@ def test_what_cannot_be_read_is_named(tmp_path, row, message):
         load_responses(write(tmp_path / "a.jsonl", [row]))
 
 
+def export(kind, output, given, baseline):
+    runs = named_runs(given)
+    contests = _contests(runs, baseline, head_to_head=False)
+    _export(CompareOptions(baseline=baseline, output=str(output), export_to=kind), runs, contests)
+
+
 @pytest.mark.parametrize("kind", ["alpaca_eval", "arena_hard"])
 def test_what_is_written_is_read_again(tmp_path, kind):
     baseline = write(tmp_path / "m.jsonl", [ARENA])
     ours = write(tmp_path / "ours.jsonl", [{"prompt": "Add.\n\n1 2", "response": "3"}])
-    runs = named_runs([f"m={ours}"])
-    contests = _contests(runs, baseline, head_to_head=False)
     output = tmp_path / "out"
-    _export(CompareOptions(baseline=baseline, output=str(output), export_to=kind), runs, contests)
+    export(kind, output, [f"m={ours}"], baseline)
     ending = "json" if kind == "alpaca_eval" else "jsonl"
     files = {name: output / kind / f"{name}.{ending}" for name in ("m", "baseline")}
     again = join(str(files["m"]), str(files["baseline"]))
@@ -92,3 +97,45 @@ def test_what_is_written_is_read_again(tmp_path, kind):
     else:
         assert (rows[0]["uid"], rows[0]["model"]) == ("u1", "m")
         assert rows[0]["messages"][-1]["content"] == {"answer": "3"}
+
+
+def answers(path, response):
+    path.parent.mkdir(exist_ok=True)
+    return write(path, [{"prompt": "Q", "response": response}])
+
+
+def test_no_exported_file_overwrites_another(tmp_path):
+    ours = answers(tmp_path / "a" / "baseline.jsonl", "ours")
+    theirs = answers(tmp_path / "b" / "baseline.jsonl", "theirs")
+    export("alpaca_eval", tmp_path / "out", [ours], theirs)
+    written = {
+        path.name: [(row["generator"], row["output"]) for row in json.loads(path.read_text())]
+        for path in (tmp_path / "out" / "alpaca_eval").iterdir()
+    }
+    assert written == {
+        "baseline.json": [("baseline", "ours")], "baseline_2.json": [("baseline_2", "theirs")],
+    }  # fmt: skip
+
+
+def test_two_methods_of_one_exported_file_are_refused(tmp_path):
+    files = [answers(tmp_path / f"{name}.jsonl", name) for name in ("one", "two", "base")]
+    with pytest.raises(UsageError, match=r"a/b and a_b would both be written to a_b\.jsonl"):
+        export("arena_hard", tmp_path / "out", [f"a/b={files[0]}", f"a_b={files[1]}"], files[2])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_baseline_is_read_once_for_its_uids(tmp_path, monkeypatch):
+    files = [answers(tmp_path / f"{name}.jsonl", name) for name in ("one", "two", "base")]
+    contests = _contests(runs := named_runs(files[:2]), files[2], head_to_head=False)
+    read = []
+
+    def noted(source):
+        read.append(source)
+        return load_responses(source)
+
+    monkeypatch.setattr(responses, "load_responses", noted)
+    options = CompareOptions(
+        baseline=files[2], output=str(tmp_path / "out"), export_to="arena_hard"
+    )
+    _export(options, runs, contests)
+    assert sorted(read) == sorted(files)

@@ -7,9 +7,11 @@ import json
 import pytest
 
 from softpref.cli import main
+from softpref.judging import compare as compare_module
 from softpref.judging import template
 from softpref.judging.controls import load_attacks
 from softpref.judging.questions import questions_of
+from softpref.judging.rates import judged_rate
 from tests.judging.server import ORDERS, Script, always_first, gullible, honest, serving
 
 PROMPTS = [f"Question {i}?" for i in range(12)]
@@ -129,7 +131,11 @@ def test_a_fooled_judge_is_reported(tmp_path, files, monkeypatch):
     assert any("10 of 10 attacks won" in reason for reason in record["controls"]["unfit"])
 
 
-def test_two_judges_are_compared(tmp_path, files):
+def test_two_judges_are_compared(tmp_path, files, monkeypatch):
+    rated = []
+    monkeypatch.setattr(
+        compare_module, "judged_rate", lambda *given: rated.append(given) or judged_rate(*given)
+    )
     with serving(Script(honest)) as script, serving(Script(flattered)) as other:
         second = tmp_path / "second.yaml"
         second.write_text(f"judge_model: other\nbase_url: {other.url}\n")
@@ -139,6 +145,7 @@ def test_two_judges_are_compared(tmp_path, files):
     found = record["agreement"]["run"]
     assert found["comparisons"] == len(PROMPTS)
     assert found["kappa"] == pytest.approx(0, abs=1e-9)  # the second calls everything a tie
+    assert len(rated) == 1  # its bootstrap takes most of the time
 
 
 def obeys_when_first(system, user):
@@ -203,6 +210,7 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, files, monkeypatch):
         ("judge: checker\norders: one", "does not read it"),
         ("judge_model: m\nconcurrency: many", "invalid int value: 'many'"),
         ("judge_model: m\norders: Both", "invalid choice: 'Both'"),
+        ("judge_model: m\napi_key_env: X", "give it by --second_judge_key NAME=ADDRESS"),
     ],
 )
 def test_a_wrong_second_judge_is_named(tmp_path, files, capsys, text, message):

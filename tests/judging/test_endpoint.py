@@ -318,15 +318,16 @@ def test_an_interrupted_command_does_not_wait_for_calls_that_hang(tmp_path):
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
-    [(401, "set --api_key_env"), (403, "may not use this model"), (404, "--base_url"),
+    [(401, "set SOME_KEY to a valid"), (403, "SOME_KEY may not use this"), (404, "--base_url"),
      (422, "--structured_output words")],
 )  # fmt: skip
-def test_an_endpoint_that_takes_no_call_ends_it(tmp_path, status, remedy):
+def test_an_endpoint_that_takes_no_call_ends_it(tmp_path, monkeypatch, status, remedy):
+    monkeypatch.setenv("SOME_KEY", KEY)
     with (
         serving(Script(faults=lambda _: f"status {status}")) as script,
         pytest.raises(UsageError, match=remedy),
     ):
-        judged(script, tmp_path, 50)
+        judged(script, tmp_path, 50, api_key_env="SOME_KEY")
 
 
 def test_a_status_that_every_call_meets_ends_it_early(tmp_path):
@@ -424,7 +425,8 @@ def test_an_address_with_a_secret_or_none_is_refused_without_being_repeated(url)
 
 def test_a_missing_key_is_named(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(UsageError, match="OPENAI_API_KEY is not set"):
+    message = "OPENAI_API_KEY is not set: .* --api_key_env; .* --base_url"
+    with pytest.raises(UsageError, match=message):
         make_judge(JudgeOptions(judge_model="gpt-4o"))
 
 

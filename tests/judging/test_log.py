@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from softpref.errors import UsageError
-from softpref.judging.log import VerdictLog
+from softpref.judging.log import VerdictLog, resume_from
 from softpref.judging.questions import Answer, Question
 
 QUESTION = Question("u", "prompt", "first", "second", False)
@@ -83,3 +84,23 @@ def test_damage_in_the_middle_is_named(path, line):
 def test_one_writer_at_a_time(path):
     with VerdictLog(path), pytest.raises(UsageError, match="another process is writing it"):
         VerdictLog(path)
+
+
+class Killed(BaseException):
+    """A kill."""
+
+
+def killed_writing(path, content):
+    """Be killed after the file was opened for writing, and before anything is in it."""
+    path.open("wb").close()
+    raise Killed
+
+
+def test_what_was_paid_is_not_written_again(tmp_path, monkeypatch):
+    progress = tmp_path / "progress"
+    assert resume_from(progress, {"seed": 1}) == []
+    whole = progress.read_bytes() + b'{"text": "paid"}\n'
+    progress.write_bytes(whole + b'{"text": "to')
+    monkeypatch.setattr(Path, "write_bytes", killed_writing)
+    assert resume_from(progress, {"seed": 1}) == [{"text": "paid"}]
+    assert progress.read_bytes() == whole

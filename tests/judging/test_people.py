@@ -17,8 +17,8 @@ from softpref.errors import UsageError
 from softpref.judging.check import load_gold
 from softpref.judging.people import load_people, people_remarks
 from softpref.judging.questions import Comparison
-from softpref.statistics.people_rate import people_rate, student_97_5
-from softpref.statistics.win_rate import wilson_interval
+from softpref.statistics.people_rate import people_rate
+from softpref.statistics.win_rate import student_97_5, wilson_interval
 from tests.judging.server import Script, serving
 
 
@@ -103,7 +103,7 @@ def test_a_judge_of_the_same_view_is_worth_many_labels_and_a_random_one_none():
     found = people_rate(people, labelled, coins, prompts)
     assert (found.judge_weight, found.worth) == (0, 80)
     assert (found.rate, found.interval) == (found.alone, found.alone_interval)
-    assert "worth nothing" in people_remarks(found, 400)[0]
+    assert "adds nothing" in people_remarks(found, 400)[0]
     opposite = people_rate(people, labelled, same.flip(-1), prompts)
     assert opposite.judge_weight == 0
 
@@ -117,6 +117,10 @@ def test_people_alone_where_their_verdicts_do_not_suffice():
     assert few.judge_weight == 0
     assert few.interval[0] <= low
     assert few.interval[1] >= high
+    undecided = people.clone()
+    undecided[people.sum(-1).cumsum(0) > 15] = 0
+    assert people_rate(people, labelled, judged, prompts).judge_weight > 0
+    assert people_rate(undecided, labelled, judged, prompts).judge_weight == 0
     won = torch.tensor([[1.0, 0.0]] * 80)
     assert people_rate(won, labelled, judged, prompts).interval == wilson_interval(80, 80)
     ties = people_rate(torch.zeros(80, 2), labelled, judged, prompts)

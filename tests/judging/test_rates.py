@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import re
+import time
 from statistics import fmean
 
 import pytest
@@ -20,7 +22,7 @@ from softpref.judging.rates import (
     judged_rate,
     length_controlled_rate,
 )
-from softpref.judging.style import style_difference
+from softpref.judging.style import _counts, style_difference
 from softpref.statistics.win_rate import wilson_interval
 
 
@@ -123,6 +125,20 @@ def test_style_is_counted_as_in_arena():
     assert length == (len(text) - 9) / (len(text) + 9)
     assert (headers, lists, bold) == (1.0, 2 / 4, 1 / 3)
     assert style_difference("a", "a") == (0, 0, 0, 0)
+
+
+LIST_ITEM = re.compile(r"^\s*(?:\d+\.|[-*+])\s", re.MULTILINE)  # Arena's, in quadratic time
+
+
+@given(st.text("\n\t\r\u2028 -*1.a", max_size=12))
+def test_list_items_are_arenas(text):
+    assert _counts(text)[2] == len(LIST_ITEM.findall(text))
+
+
+def test_style_is_counted_in_linear_time():
+    start = time.process_time()
+    assert _counts("\n" * 100_000) == [100_000, 0, 0, 0]
+    assert time.process_time() - start < 1
 
 
 def test_style_control_takes_away_what_headers_did():

@@ -65,7 +65,7 @@ def test_endless_thoughts_stop_the_run_and_the_flag_that_helps_is_named(tmp_path
     with serving(thinking(10**6, "schema")) as script:
         with pytest.raises(UsageError) as end:
             judged(script, tmp_path, 40, concurrency=2)
-        assert "20 calls in a row failed (cut off): 16,384 tokens hold no whole" in str(end.value)
+        assert "(cut off): replies do not fit into 16,384 tokens: give a larger" in str(end.value)
         assert "larger --max_reply_tokens, or --reasoning_effort low" in str(end.value)
         assert len(script.bodies) < 2 * 24
         script.thinks = 0

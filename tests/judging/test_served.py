@@ -179,7 +179,11 @@ def test_a_failed_response_is_empty_only_on_request(tmp_path, capsys):
     with serving(writing(faults=only_the_first("truncated"))) as script:
         rows = generate(script, tmp_path, "--failed_as_empty", "true")
     assert sum(row["response"] == "" for row in rows) == 1
-    assert "1 of them empty" in capsys.readouterr().out
+    said = "".join(capsys.readouterr())
+    assert "1 of them empty" in said
+    assert "1 of 6 responses failed (broken reply 1) and are written as empty" in said
+    record = json.loads((tmp_path / "out.jsonl.record.json").read_text())
+    assert record["failed_as_empty"] == {"broken reply": 1}
 
 
 def test_a_refusal_is_a_response_and_thoughts_without_a_word_are_none(tmp_path, capsys):
@@ -196,8 +200,8 @@ def test_calls_that_all_fail_stop_it_and_the_flag_that_helps_is_named(tmp_path, 
     with serving(writing()) as script:
         script.thinks = 1000
         said = failing(script, tmp_path, capsys, prompts=many)
-        assert "20 calls in a row failed (cut off): 512 tokens hold no whole reply" in said
-        assert "a larger --max_new_tokens" in said
+        assert "20 calls in a row failed (cut off): replies do not fit into 512 tokens" in said
+        assert "a larger --max_new_tokens; run" in said  # and no flag that only judges have
         script.thinks = 0
         assert len(generate(script, tmp_path, prompts=many)) == 60
 
@@ -205,7 +209,8 @@ def test_calls_that_all_fail_stop_it_and_the_flag_that_helps_is_named(tmp_path, 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("status 401", "answers 401: set --api_key_env to a valid key"),
+        ("status 401", "answers 401: name the variable that holds the key with --api_key_env"),
+        ("status 403", "answers 403: name the variable that holds the key with --api_key_env"),
         ("status 404", "check --base_url (it ends in /v1) and --model"),
         ("redirect http://localhost:1/v1", "redirects are not followed: set --base_url"),
     ],

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from softpref.judging.log import VerdictLog
+if TYPE_CHECKING:
+    from softpref.judging.log import VerdictLog
 
 MILLION = 1e6
+BATCH_SHARE = 0.5
+"""What a call in a batch costs, as a share of its price."""
 
 
 @dataclass

@@ -164,8 +164,15 @@ def _to_ask(question: Question, answer: Answer | None) -> Question:
 
 
 def _stopped(failure: str, count: int, options: JudgeOptions) -> str:
-    longest = options.max_reply_tokens * (GROWTH if failure == CUT_OFF else 1)
-    return stopped(failure, count, longest, ("--judge_model", "--max_reply_tokens"))
+    longest = options.max_reply_tokens * GROWTH
+    remedies = {
+        CUT_OFF: f"replies do not fit into {longest:,} tokens: give a larger --max_reply_tokens, "
+        "or --reasoning_effort low for a model that thinks first",
+        "no verdict": "try --structured_output words, or another --judge_model",
+        "status 400": "give a smaller --max_reply_tokens if the model's context cannot hold it, "
+        "check --judge_model, or try --structured_output words",
+    }
+    return stopped(failure, count, "--judge_model", remedies)
 
 
 def _account(

@@ -17,12 +17,12 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from softpref.errors import UsageError
-from softpref.judging.account import Account
+from softpref.judging.account import BATCH_SHARE, Account
 from softpref.judging.bounded import LONGEST_BODY, bounded_client
 from softpref.judging.client import Client
 from softpref.judging.failures import CUT_ONCE, GIVE_UP_AFTER, NOT_MADE
 from softpref.judging.journal import Journal, Part, journal_path
-from softpref.judging.questions import BATCH_SHARE, Answer, Question
+from softpref.judging.questions import Answer, Question
 from softpref.judging.reply import Reply, read_completion
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class Batches:
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
         """Yield answers as batches end; what earlier runs submitted is not submitted again.
 
-        Batches stop early, leaving questions out, if the next one could exceed the account's limit.
+        Batches stop early if the next one could exceed the account's limit; the remaining questions
+        are not asked.
 
         Raises:
             UsageError: the server does not take batches, or cannot be reached.

@@ -62,6 +62,11 @@ def _plain(messages: Sequence[Any]) -> Any:
     return list(messages)
 
 
+def benchmark_file(kind: BenchmarkKind, name: str) -> str:
+    """Return the name of the file with a model's responses."""
+    return f"{name.replace('/', '_')}.{'json' if kind == 'alpaca_eval' else 'jsonl'}"
+
+
 def write_for_benchmark(
     kind: BenchmarkKind,
     directory: Path,
@@ -73,7 +78,7 @@ def write_for_benchmark(
 
     Args:
         kind: the benchmark.
-        directory: where to; `NAME.json` or `NAME.jsonl`.
+        directory: where to, as `benchmark_file` names them.
         names: of the method and of the baseline.
         comparisons: of one contest.
         uids: Arena-Hard's uid of each comparison, by its own uid, where known.
@@ -81,9 +86,7 @@ def write_for_benchmark(
     directory.mkdir(parents=True, exist_ok=True)
     for name, side in zip(names, ("response", "baseline"), strict=True):
         rows = [(each, getattr(each, side)) for each in comparisons]
-        file = (
-            directory / f"{name.replace('/', '_')}.{'json' if kind == 'alpaca_eval' else 'jsonl'}"
-        )
+        file = directory / benchmark_file(kind, name)
         if kind == "alpaca_eval":
             outputs = [
                 {"instruction": as_text(each.prompt), "output": as_text(text), "generator": name}

@@ -46,7 +46,8 @@ def make_calls(
 ) -> Iterator[tuple[_Item, _Result]]:
     """Yield results as they arrive; abandon a call that exceeds its total time.
 
-    Calls stop early, leaving items out, if the next one could exceed the account's limit.
+    Calls stop early if the next one could exceed the account's limit; the remaining items are not
+    asked.
     """
     account = caller.account
     asked: queue.SimpleQueue[tuple[int, _Item] | None] = queue.SimpleQueue()

@@ -185,10 +185,11 @@ class Client:
 
         The server's message is not repeated, since it may contain the key.
         """
-        key = self.server.key_variable or "--api_key_env"
+        variable = self.server.key_variable
+        without = "name the variable that holds the key with --api_key_env"
         remedies = {
-            401: f"set {key} to a valid key",
-            403: f"the key in {key} may not use this model",
+            401: f"set {variable} to a valid key" if variable else without,
+            403: f"the key in {variable} may not use this model" if variable else without,
             404: f"check --base_url (it ends in /v1) and {self.server.option}",
             422: f"try {self.server.form}",
         } | dict.fromkeys(REDIRECTS, "redirects are not followed: set --base_url to where it leads")
@@ -226,7 +227,7 @@ def _openai(server: Server) -> OpenAI:
     if not key:
         raise UsageError(
             f"{variable} is not set: set it to the key, or name another variable with "
-            "api_key_env; for a server that needs no key, give base_url."
+            "--api_key_env; for a server that needs no key, give --base_url."
         )
     if not (key.isascii() and key.isprintable()):
         raise UsageError(f"{variable} is not a key: it has characters that no key contains.")

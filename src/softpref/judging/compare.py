@@ -7,21 +7,20 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import chain, combinations, count
 from pathlib import Path
 from typing import Any, cast
 
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.errors import UsageError
 from softpref.judging.ask import Judged, ask_judge, make_judge
-from softpref.judging.benchmarks import BenchmarkKind, write_for_benchmark
+from softpref.judging.benchmarks import BenchmarkKind, benchmark_file, write_for_benchmark
 from softpref.judging.controls import Controls, run_controls
 from softpref.judging.judge import account, account_text, judge_record
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions, check_judge, judge_from_file
 from softpref.judging.people import load_people, rate_by_people
-from softpref.judging.questions import Judge
-from softpref.judging.rates import Agreement, agreement, judged_rate
+from softpref.judging.rates import Agreement, JudgedRate, agreement, judged_rate
 from softpref.judging.report import Contest, draw_win_rates, rates_latex, rates_markdown
 from softpref.judging.responses import benchmark_uids, join
 from softpref.judging.shared import asking, follow, refuse_idle_ranks
@@ -120,13 +119,18 @@ def run_compare(files: CompareOptions, options: JudgeOptions, ranks: Ranks = ALO
         if files.controls:
             every = next(iter(contests.values()))
             controls = run_controls(every, judge, options, log)
+        rates = {
+            contest: judged_rate(found.outcomes, found.first_share)
+            for contest, found in judged.items()
+        }
+        record = judge_record(judge, options)
         if second:  # write the first results, which are paid for, before it can fail
-            _write(output, judge, options, judged, by_people, controls, agreements)
+            _write(output, record, judged, rates, by_people, controls, agreements)
             for contest, comparisons in contests.items():
                 what = f"second judge, {contest.name}"
                 verdicts = ask_judge(comparisons, others[0], second, log, what)
                 agreements[contest.name] = agreement(judged[contest].outcomes, verdicts.outcomes)
-        _write(output, judge, options, judged, by_people, controls, agreements)
+        _write(output, record, judged, rates, by_people, controls, agreements)
 
 
 def named_runs(responses: list[str]) -> dict[str, list[str]]:
@@ -176,31 +180,48 @@ def _contests(
 def _export(
     files: CompareOptions, runs: Mapping[str, list[str]], contests: Mapping[Contest, Any]
 ) -> None:
-    """Write the responses of every contest with the baseline, and log where they are."""
+    """Write the responses of every contest with the baseline, and log where they are.
+
+    Raises:
+        UsageError: two methods would be written to one file.
+    """
     kind, baseline = cast(BenchmarkKind, files.export_to), str(files.baseline)
     directory = Path(files.output) / kind
     methods = {contest: found for contest, found in contests.items() if not contest.rival}
-    stem = Path(baseline).stem
-    against = "baseline" if stem in {contest.name for contest in methods} else stem
+    named: dict[str, Contest] = {}
+    for contest in methods:
+        other = named.setdefault(benchmark_file(kind, contest.name), contest)
+        if other != contest:
+            raise UsageError(
+                f"--export_to {kind}: {other.name} and {contest.name} would both be written to "
+                f"{benchmark_file(kind, other.name)}; rename one of them in --responses, NAME=FILE."
+            )
+    names = chain((Path(baseline).stem, "baseline"), map("baseline_{}".format, count(2)))
+    against = next(name for name in names if benchmark_file(kind, name) not in named)
+    theirs = benchmark_uids(baseline)
     for contest, comparisons in methods.items():
-        uids = benchmark_uids(baseline, runs[contest.method][contest.run])
+        uids = theirs | benchmark_uids(runs[contest.method][contest.run])
         write_for_benchmark(kind, directory, (contest.name, against), comparisons, uids)
-    logger.info("--export_to %s: %s files in %s", kind, len(methods) + 1, directory)
+    logger.info(
+        "--export_to %s: %s files in %s, the baseline's is %s",
+        kind,
+        len(methods) + 1,
+        directory,
+        benchmark_file(kind, against),
+    )
 
 
 def _write(
     output: Path,
-    judge: Judge,
-    options: JudgeOptions,
+    judge: Mapping[str, Any],
     judged: Mapping[Contest, Judged],
+    rates: Mapping[Contest, JudgedRate],
     by_people: Mapping[Contest, PeopleRate | None],
     controls: Controls | None,
     agreements: Mapping[str, Agreement | None],
 ) -> None:
-    rates = {
-        contest: judged_rate(found.outcomes, found.first_share) for contest, found in judged.items()
-    }
-    record = judge_record(judge, options) | {
+    record = {
+        **judge,
         "contests": [
             asdict(contest)
             | {"account": account(judged[contest]), "found": asdict(rate)}

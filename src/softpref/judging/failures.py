@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 GIVE_UP_AFTER = 20  # failures of one kind in a row
@@ -47,25 +48,17 @@ class Streak:
         return length == GIVE_UP_AFTER and (is_unreachable or is_first)
 
 
-def stopped(failure: str, count: int, tokens: int, flags: tuple[str, str]) -> str:
+def stopped(failure: str, count: int, model: str, remedies: Mapping[str, str]) -> str:
     """Return a message that says why a run stopped, and which flag helps.
 
     Args:
         failure: of the last calls.
         count: their number.
-        tokens: the longest reply that was allowed.
-        flags: the flags that name the model and the tokens of a reply.
+        model: the flag that names the model.
+        remedies: of the command, by failure.
     """
-    model, longest = flags
-    remedies = {
-        CUT_OFF: f"{tokens:,} tokens hold no whole reply: give a larger {longest}, or "
-        "--reasoning_effort low for a model that thinks first",
-        "timeout": "give a larger --timeout_s, or a smaller --concurrency",
-        "no verdict": "try --structured_output words, or another --judge_model",
-        "status 400": f"give a smaller {longest} if the model's context cannot hold it, and "
-        f"check {model}; for a judge, try --structured_output words",
-    }
-    usual = f"check quota, --base_url and {model}"
+    timeout = "give a larger --timeout_s, or a smaller --concurrency"
+    usual = timeout if failure == "timeout" else f"check quota, --base_url and {model}"
     return (
         f"{count} calls in a row failed ({failure}): {remedies.get(failure, usual)}; run the same "
         "command to ask them again and continue."

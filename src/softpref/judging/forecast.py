@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softpref.judging.account import Account
+from softpref.statistics.win_rate import student_97_5
 
 SAMPLE_CALLS = 20
 """Calls, spread over all questions, whose tokens are measured first."""
@@ -62,8 +63,7 @@ def forecast(
 
 
 def _margin(residuals: Sequence[float], calls: int) -> float:
-    freedom = len(residuals) - 1
-    student = 1.96 + 2.37 / freedom + 2.8 / freedom**2  # its 97.5% point, from 9 degrees on
+    student = student_97_5(len(residuals) - 1)
     variance = statistics.variance(residuals)
     return student * math.sqrt(variance * calls * (1 + calls / len(residuals)))
 

@@ -44,9 +44,7 @@ from softpref.training.output import one_writer, write_lines, write_text
 logger = logging.getLogger(__name__)
 
 DEFAULT_LONGEST = 512
-SERVER_OPTIONS = (
-    "base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "failed_as_empty",
-)  # fmt: skip
+SERVER_OPTIONS = ("api_key_env", "concurrency", "timeout_s", "max_retries", "failed_as_empty")
 LOCAL_OPTIONS = ("batch_size", "bf16", "trust_remote_code", *quantization.LOAD_IN)
 
 
@@ -94,7 +92,7 @@ def run_generate(options: GenerateOptions, ranks: Ranks = ALONE) -> None:
         drawing.draw_along()
         return
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-    record = _record(options, *SERVER_OPTIONS) | {
+    record = _record(options, "base_url", *SERVER_OPTIONS) | {
         "weights": fingerprint_weights(policy),
         "prompts_sha256": digest,
     }
@@ -117,15 +115,15 @@ def _generate_there(prompts: Sequence[Prompt], options: GenerateOptions, output:
         temperature=None if by_server else options.temperature or 0.0,
     )
     asked = json.dumps([[given.prompt, given.context] for given in prompts])
-    record = _record(options, *SERVER_OPTIONS[1:], *LOCAL_OPTIONS) | {
+    record = _record(options, *SERVER_OPTIONS, *LOCAL_OPTIONS) | {
         "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest()
     }
     orders, writer = orders_of(prompts, options), Writer(options)
     with one_writer(output):
         _require_new(output)
         progress = Path(f"{output}.progress")
-        responses = served_responses(orders, writer, options, record, progress)
-        _write(output, prompts, responses, record)
+        responses, failures = served_responses(orders, writer, options, record, progress)
+        _write(output, prompts, responses, record | {"failed_as_empty": failures})
 
 
 def _record(options: GenerateOptions, *without: str) -> dict[str, Any]:
@@ -212,7 +210,7 @@ def _check(options: GenerateOptions, processes: int) -> None:
 def _check_place(options: GenerateOptions) -> None:
     """Refuse options of a server without one, and options of a model here with one."""
     is_there = options.base_url is not None
-    for name in LOCAL_OPTIONS if is_there else SERVER_OPTIONS[1:]:
+    for name in LOCAL_OPTIONS if is_there else SERVER_OPTIONS:
         if getattr(options, name) != getattr(GenerateOptions, name):
             remedy = "remove it; the server decides" if is_there else "add --base_url, or remove it"
             without = "" if is_there else "out"

@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from softpref.errors import UsageError
-from softpref.judging.questions import (
-    BATCH_SHARE,
-    FIVE_VERDICTS,
-    VERDICTS,
-    Answer,
-    Question,
-    as_row,
-)
+from softpref.judging.account import BATCH_SHARE
+from softpref.judging.questions import FIVE_VERDICTS, VERDICTS, Answer, Question, as_row
 from softpref.training.output import one_writer, write_text
 
 
@@ -77,7 +71,8 @@ def resume_from(progress: Path, record: Mapping[str, Any]) -> list[Any]:
         write_text(progress, header)
         return []
     content = progress.read_bytes()
-    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may cut the last
+    end = content.rfind(b"\n") + 1  # a kill may cut the last line
+    lines = content[:end].splitlines(keepends=True)
     if not lines or lines[0] != header.encode():
         raise UsageError(
             f"{progress}: was started with other settings, another model or other prompts; delete "
@@ -87,7 +82,7 @@ def resume_from(progress: Path, record: Mapping[str, Any]) -> list[Any]:
         done = [json.loads(line) for line in lines[1:]]
     except (ValueError, RecursionError):
         raise UsageError(f"{progress}: is damaged; delete it to start over.") from None
-    progress.write_bytes(b"".join(lines))
+    os.truncate(progress, end)  # in place, since a kill must not lose what was paid
     return done
 
 

@@ -223,6 +223,7 @@ def judge_from_file(path: str, flag: str, key: str | None = None) -> JudgeOption
         check_judge(options)
     except UsageError as error:
         message = str(error).removeprefix(f"--config {path}: ")
+        message = message.replace("as a flag, --api_key_env", f"by {flag}_key NAME=ADDRESS")
         raise UsageError(f"{flag} {path}: {message}") from None
     found: JudgeOptions = options
     if key:

@@ -116,8 +116,8 @@ def people_remarks(rate: PeopleRate, asked: int) -> list[str]:
         remarks.append("people judged every pair, so the rate is theirs alone")
     elif not rate.judge_weight:
         remarks.append(
-            "the judge is worth nothing beside these verdicts, or they are too few to show that it "
-            "is, so the rate is people's alone"
+            "the judge adds nothing to these verdicts, or they are too few to show it, so the rate "
+            "is people's alone"
         )
     else:
         remarks.append(

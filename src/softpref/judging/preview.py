@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping
 from time import monotonic
 
-from softpref.judging.account import Account
+from softpref.judging.account import BATCH_SHARE, Account
 from softpref.judging.forecast import SAMPLE_CALLS, CountedCall, Forecast, forecast, spread
 from softpref.judging.log import VerdictLog
 from softpref.judging.options import JudgeOptions
-from softpref.judging.questions import BATCH_SHARE, Question
+from softpref.judging.questions import Question
 from softpref.judging.template import question_size
 from softpref.training.progress_lines import duration
 
@@ -68,15 +68,15 @@ class Preview:
         return question_size(question, self._options.grades)
 
     def _guess(self) -> str:
-        """Return an estimate without any reply."""
+        """Return an estimate without any reply; replies that are cut off cost more."""
         inputs = sum(map(self._size, self._missing.values())) // CHARACTERS_A_TOKEN
         replies = len(self._missing) * self._options.max_reply_tokens
-        text = f"; about {inputs:,} input tokens and at most {replies:,} of replies"
+        text = f"; about {inputs:,} input and {replies:,} output tokens"
         dollars = self._account.dollars(inputs, replies)
         if dollars is not None:
             share = BATCH_SHARE if self._options.batch else 1
-            text += f", at most about {share * dollars:.2f} dollars"
-        return text
+            text += f", {share * dollars:.2f} dollars"
+        return f"{text}, if each reply takes --max_reply_tokens {self._options.max_reply_tokens}"
 
     def _log_forecast(self) -> None:
         left = [q for key, q in self._missing.items() if key not in self._answered]

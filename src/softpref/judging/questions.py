@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 Orders = Literal["both", "one"]
 VERDICTS = ("A", "B", "tie")
-BATCH_SHARE = 0.5
-"""What a call in a batch costs, as a share of its price."""
 FIVE_VERDICTS = ("A>>B", "A>B", "tie", "B>A", "B>>A")
 Grades = Literal["three", "five"]
 

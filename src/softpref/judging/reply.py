@@ -34,7 +34,6 @@ def read_completion(completion: Any, limits: tuple[int, int]) -> Reply:
     Args:
         completion: parsed JSON of the endpoint, of any shape, as objects or dicts.
         limits: upper bounds of input and output tokens, used without a valid count.
-        grades: the number of verdicts that were to choose from.
     """
     text, failure, is_cut = _content(completion)
     counted = _usage(completion)

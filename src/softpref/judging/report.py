@@ -47,11 +47,11 @@ def rates_markdown(
     for title, rows in _tables(rates):
         parts += [f"## {title}\n", _table(rows)]
     parts.append(
-        "Ties and failures are out of the win rate; verdicts that changed with the order are ties. "
-        "Intervals are 95%: Wilson's, which takes comparisons for independent, and by resampling "
-        "prompts. Style is length, headers, lists and bold text. The bounds count all failures as "
-        "losses, and as wins. Several runs: mean ± "
-        "deviation, and ends of intervals and bounds as means over runs.\n"
+        "Ties and failures are excluded from the win rate; verdicts that changed with the order "
+        "are ties. Intervals are 95%: Wilson's, which takes comparisons for independent, and by "
+        "resampling prompts. Style is length, headers, lists and bold text. The bounds count all "
+        "failures as losses, and as wins. Several runs: mean ± deviation, and ends of intervals "
+        "and bounds as means over runs.\n"
     )
     if any(rate.strong_wins or rate.strong_losses for rate in rates.values()):
         parts += [
@@ -150,7 +150,7 @@ def _people_section(rates: Rates, people: Mapping[Contest, PeopleRate | None]) -
         rows.append(cells)
     explained = (
         "People's rate is the judge's, corrected by people's verdicts on a sample; their ties are "
-        "out of it. Worth: how many verdicts of people alone would give an interval as short.\n"
+        "excluded. Worth: how many verdicts of people alone would give an interval as short.\n"
     )
     return "\n".join([pipes(rows), explained, *remarks, ""])
 

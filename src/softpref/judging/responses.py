@@ -157,15 +157,14 @@ def join(source: str, baseline: str) -> list[Comparison]:
     ]
 
 
-def benchmark_uids(*sources: str) -> dict[str, str]:
-    """Return the `uid` that rows have in their files, by the uid of their comparison.
+def benchmark_uids(source: str) -> dict[str, str]:
+    """Return the `uid` that rows have in their file, by the uid of their comparison.
 
     Raises:
         UsageError: as in `load_responses`.
     """
     return {
         uid: given.uid
-        for source in sources
         for uid, (given, _) in load_responses(source).items()
         if given.uid and given.uid != uid
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from softpref.judging.log import Lines, resume_from
 from softpref.judging.reply import Reply
 from softpref.judging.responses import Prompt, text_to_continue
 from softpref.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ def served_responses(
     options: GenerateOptions,
     record: Mapping[str, Any],
     progress: Path,
-) -> list[list[str]]:
-    """Return a list of responses per sample, in the order of the prompts.
+) -> tuple[list[list[str]], dict[str, int]]:
+    """Return a list of responses per sample, in the prompts' order, and the failures by kind.
 
     Each response is on disk before the next call. What an interrupted command has written is not
     asked for again.
@@ -144,21 +147,32 @@ def served_responses(
                     found[order.sample, order.prompt] = reply.text
                     lines.add({"sample": order.sample, "prompt": order.prompt, "text": reply.text})
                 if streak.add(order, reply.failure):
-                    flags = ("--model", "--max_new_tokens")
-                    longest = int(options.max_new_tokens or 0)
-                    length = len(streak.items)
-                    raise UsageError(stopped(str(reply.failure), length, longest, flags))
+                    raise UsageError(_stopped(str(reply.failure), len(streak.items), options))
     finally:
         lines.close()
-    if failures and not options.failed_as_empty:
+    if failures:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(failures.items()))
-        raise UsageError(
-            f"{failures.total():,} of {len(orders):,} responses failed ({kinds}): the same command "
-            "asks for these alone again; --failed_as_empty true writes them as empty responses."
-        )
+        failed = f"{failures.total():,} of {len(orders):,} responses failed ({kinds})"
+        if not options.failed_as_empty:
+            raise UsageError(
+                f"{failed}: the same command asks for these alone again; --failed_as_empty true "
+                "writes them as empty responses."
+            )
+        logger.warning("%s and are written as empty responses", failed)
     texts = [found.get((order.sample, order.prompt), "") for order in orders]
     count = len(orders) // options.samples
-    return [texts[n * count : (n + 1) * count] for n in range(options.samples)]
+    samples = [texts[n * count : (n + 1) * count] for n in range(options.samples)]
+    return samples, dict(failures)
+
+
+def _stopped(failure: str, count: int, options: GenerateOptions) -> str:
+    longest = int(options.max_new_tokens or 0)
+    remedies = {
+        CUT_OFF: f"replies do not fit into {longest:,} tokens: give a larger --max_new_tokens",
+        "status 400": "give a smaller --max_new_tokens if the model's context cannot hold it, and "
+        "check --model",
+    }
+    return stopped(failure, count, "--model", remedies)
 
 
 def _order(sample: int, number: int, given: Prompt, options: GenerateOptions) -> Order:

@@ -7,9 +7,9 @@ import re
 Style = tuple[float, float, float, float]
 
 _CODE = re.compile(r"```[^`]*```")
-_MARKS = (
+_MARKS = (  # each in linear time, since a response may be an attack
     re.compile(r"^#{1,6}\s", re.MULTILINE),
-    re.compile(r"^\s*(?:\d+\.|[-*+])\s", re.MULTILINE),
+    re.compile(r"^[^\S\n]*(?:\d+\.|[-*+])\s", re.MULTILINE),
     re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__"),
 )
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softpref.statistics.win_rate import NORMAL_97_5, wilson_interval
+from softpref.statistics.win_rate import student_97_5, wilson_interval
 
-_FEW = 20  # prompts; with fewer, no variance by prompts is reliable
+_FEW = 20  # prompts that people decided; with fewer, no variance by prompts is reliable
 _ROUNDS = 3  # of weight and rate; the rate then changes by less than 1e-4
 
 
@@ -109,7 +109,7 @@ class _Sample:
         if not decided:
             return None, (0.0, 1.0)
         rate = float(won / decided)
-        settled = len(self.member[self.labelled[self.people.sum(-1) > 0]].unique())
+        settled = self._settled()
         by_prompts = wilson_interval(rate * settled, settled)
         if not 0 < rate < 1:
             return rate, by_prompts
@@ -120,7 +120,7 @@ class _Sample:
 
     def corrected(self, rate: float) -> tuple[float, tuple[float, float], float, float] | None:
         """Return rate, interval, λ and worth with the judge; None if it is worth nothing."""
-        if not 0 < rate < 1 or self._groups() < _FEW or len(self.people) == len(self.judged):
+        if not 0 < rate < 1 or self._settled() < _FEW or len(self.people) == len(self.judged):
             return None
         for _ in range(_ROUNDS):
             ours, theirs = self._people_terms(rate), self._judge_terms(rate)
@@ -174,6 +174,10 @@ class _Sample:
         sums = torch.zeros(self.clusters, dtype=torch.float64)
         return sums.index_add_(0, self.member[places], terms) / len(places)
 
+    def _settled(self) -> int:
+        """Return the number of prompts where people decided something."""
+        return len(self.member[self.labelled[self.people.sum(-1) > 0]].unique())
+
     def _groups(self) -> int:
         """Return the number of prompts with people's verdicts."""
         return len(self.member[self.labelled].unique())
@@ -199,18 +203,3 @@ class _Sample:
 
 def _logistic(x: float) -> float:
     return math.exp(min(x, 0.0)) / (1 + math.exp(-abs(x)))
-
-
-def student_97_5(freedom: int) -> float:
-    """Return the 97.5% quantile of Student's t, to 0.1% from 5 degrees of freedom on.
-
-    By Cornish–Fisher's series in 1 / freedom (Abramowitz & Stegun 26.7.5).
-    """
-    z = NORMAL_97_5
-    series = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(part / freedom**power for power, part in enumerate(series, 1))

@@ -23,7 +23,7 @@ class WinRate:
 
 
 def win_rate(scores: Sequence[float], baseline_scores: Sequence[float]) -> WinRate:
-    """Return how often the scores beat the baseline's on the same prompts, ties left out.
+    """Return how often the scores beat the baseline's on the same prompts, excluding ties.
 
     The interval is Wilson's (1927): (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n).
 
@@ -52,3 +52,18 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     spread = NORMAL_97_5 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
     whole = 1 + z2 / trials
     return max(0.0, (centre - spread) / whole), min(1.0, (centre + spread) / whole)
+
+
+def student_97_5(freedom: int) -> float:
+    """Return the 97.5% quantile of Student's t, to 0.1% from 5 degrees of freedom on.
+
+    By Cornish–Fisher's series in 1 / freedom (Abramowitz & Stegun 26.7.5).
+    """
+    z = NORMAL_97_5
+    series = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(part / freedom**power for power, part in enumerate(series, 1))
