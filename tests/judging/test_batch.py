@@ -9,6 +9,7 @@ import pytest
 
 from softpref.errors import UsageError
 from softpref.judging import batch, client, endpoint
+from softpref.judging.journal import Journal, journal_path
 from softpref.judging.log import Lines
 from tests.judging.server import MARK, Script, serving
 from tests.judging.test_endpoint import KEY, judged
@@ -221,15 +222,23 @@ def test_an_id_that_is_none_is_not_used(tmp_path, monkeypatch, name):
         with pytest.raises(UsageError, match="gives no id for a batch") as end:
             in_batch(script, tmp_path, api_key_env="SOME_KEY")
     assert KEY not in str(end.value)
-    assert KEY not in (tmp_path / "batches.jsonl").read_text()
+    assert KEY not in (tmp_path / "verdicts.jsonl.batches").read_text()
+
+
+def test_each_log_has_a_journal_of_its_own(tmp_path):
+    """The logs of a study's cells share a directory, and several are asked at once."""
+    other = Journal(journal_path(tmp_path / "other.verdicts.jsonl"))
+    with serving(Script()) as script:
+        assert in_batch(script, tmp_path, 1).failures == {}
+    other.close()
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "null", '{"part": "a"}', '{"part": 1, "keys": 5}'])
 def test_a_damaged_journal_is_named(tmp_path, line):
     with serving(Script()) as script:
         judged(script, tmp_path, 1, **PRICES)
-        (tmp_path / "batches.jsonl").write_text(f"{line}\n")
-        with pytest.raises(UsageError, match="batches.jsonl, line 1: not a step of a batch"):
+        (tmp_path / "verdicts.jsonl.batches").write_text(f"{line}\n")
+        with pytest.raises(UsageError, match="verdicts.jsonl.batches, line 1: not a step of a batch"):
             in_batch(script, tmp_path)
 
 

@@ -87,7 +87,7 @@ class Batches:
         """
         judge = self._account.judge
         left = {question.key(judge): question for question in questions}
-        journal = Journal(journal_path(self._log))
+        journal = Journal(journal_path(self._log.path))
         try:
             while left:
                 parts = [

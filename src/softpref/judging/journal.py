@@ -12,17 +12,15 @@ from typing import Any
 from softpref.errors import UsageError
 from softpref.judging.log import Lines, VerdictLog
 
-JOURNAL = "batches.jsonl"
 
-
-def journal_path(log: VerdictLog) -> Path:
-    """Return the path of the journal beside a verdict log."""
-    return log.path.with_name(JOURNAL)
+def journal_path(log: Path) -> Path:
+    """Return the path of the journal of a verdict log, beside it."""
+    return log.with_name(f"{log.name}.batches")
 
 
 def has_journal(log: VerdictLog | None) -> bool:
     """Return whether batches were made for a verdict log."""
-    return log is not None and journal_path(log).exists()
+    return log is not None and journal_path(log.path).exists()
 
 
 @dataclass
