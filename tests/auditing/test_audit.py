@@ -520,6 +520,17 @@ def test_mistakes_are_named_and_nothing_is_written(files, tmp_path, given, messa
     assert not (tmp_path / "out").exists()
 
 
+def test_what_an_interrupted_judge_leaves_is_no_other_content(files, tmp_path):
+    """Its verdicts, its batches, and the locks of a killed process."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("verdicts.jsonl", "verdicts.jsonl.batches"):
+        (out / name).touch()
+        (out / f"{name}.lock").touch()
+    with pytest.raises(UsageError, match="no tokenizer"):
+        run_audit(AuditOptions(**files | {"model": "no/such/model"}, output=str(out)))
+
+
 def test_a_directory_of_something_else_is_left_alone(files, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")

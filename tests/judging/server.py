@@ -162,6 +162,9 @@ class Handler(BaseHTTPRequestHandler):
         if (fault or "").startswith("error "):
             self.send({"error": json.loads(fault.removeprefix("error "))}, 400, {})
             return
+        if error := self.server.script.refused(request):
+            self.send(error, 400, {})
+            return
         completion = self.server.script.completion(request, fault)
         self.send(completion, 200, {}, cut_at=40 if fault == "truncated" else None)
 
@@ -226,6 +229,8 @@ class Script:
         self.bodies: list[dict] = []
         self.paths: set[str] = set()
         self.batches = Batches(self)
+        self.refuses: list[str] = []
+        """Parameters that the model does not take; it names the first of them."""
         self.thinks = 0
         """Tokens that the model spends before its first visible word."""
         self.shows_thoughts = False
@@ -234,6 +239,11 @@ class Script:
         """A request's number, the same whatever mark it is fenced with."""
         text = request.get("prompt") or request["messages"][-1]["content"]
         return int.from_bytes(hashlib.sha256(MARK.sub("", text).encode()).digest()[:4])
+
+    def refused(self, request: dict) -> dict | None:
+        """Return the error about a parameter that the model does not take."""
+        name = next((name for name in self.refuses if name in request), None)
+        return {"error": {"message": f"Unsupported parameter: '{name}'"}} if name else None
 
     def completion(self, request: dict, fault: str | None) -> dict:
         messages = [message["content"] for message in request.get("messages", ())]
@@ -329,9 +339,12 @@ class Batches:
                 wrong.append(answer | {"response": refused, "error": None})
                 continue
             if fault == "wants max_completion_tokens" and "max_tokens" in request:
-                error = {"message": "no", "param": "max_tokens"}
+                error = {"message": "unsupported", "param": "max_tokens"}
                 refused = {"status_code": 400, "body": {"error": error}}
                 wrong.append(answer | {"response": refused, "error": None})
+                continue
+            if error := self.script.refused(request):
+                wrong.append(answer | {"response": {"status_code": 400, "body": error}})
                 continue
             body = self.script.completion(request, fault)
             found = {"status_code": 200, "request_id": "q", "body": body}

@@ -120,7 +120,8 @@ def test_the_longer_reply_counts_for_the_limit_of_dollars(tmp_path):
     "error",
     [
         {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."},
-        {"param": "max_tokens"},
+        {"param": "max_tokens", "code": "unsupported_parameter"},
+        {"param": "max_tokens", "message": "Use 'max_completion_tokens' instead."},
     ],
 )
 def test_the_other_name_of_the_limit_is_learned_from_parameter_or_message(tmp_path, error):
@@ -129,6 +130,14 @@ def test_the_other_name_of_the_limit_is_learned_from_parameter_or_message(tmp_pa
         script.faults = lambda _: refusal if "max_tokens" in script.bodies[-1] else None
         assert judged(script, tmp_path, 1, concurrency=1).failures == {}
         assert limits(script) == {("max_tokens", 4096): 1, ("max_completion_tokens", 4096): 2}
+
+
+def test_a_limit_that_is_too_large_is_not_taken_for_a_wrong_name(tmp_path):
+    error = {"param": "max_tokens", "message": "max_tokens is too large: 4096", "code": "invalid"}
+    with serving(Script(faults=lambda _: f"error {json.dumps(error)}")) as script:
+        with pytest.raises(UsageError, match="2 calls in a row failed .status 400."):
+            judged(script, tmp_path, 1, concurrency=1)
+        assert limits(script) == {("max_tokens", 4096): 2}
 
 
 def test_a_level_of_reasoning_that_the_endpoint_refuses_is_named(tmp_path):

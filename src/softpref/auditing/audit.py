@@ -40,6 +40,7 @@ from softpref.data.sources import load_pairs, names_of
 from softpref.errors import UsageError
 from softpref.hub import CARD
 from softpref.judging.ask import make_judge
+from softpref.judging.journal import journal_path
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.judging.shared import asking, follow
 from softpref.models.loading import loaded_from
@@ -317,8 +318,9 @@ def _as_list(names: Sequence[str] | None) -> list[str]:
 
 def _refuse_other_contents(output: Path) -> None:
     names = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    verdicts = {VERDICT_FILE, f"{VERDICT_FILE}.lock"}  # of an interrupted audit
-    if names - verdicts and SUMMARY not in names and not is_unfinished(output):
+    logs = (VERDICT_FILE, journal_path(Path(VERDICT_FILE)).name)  # of an interrupted audit
+    known = {*logs, *(f"{log}.lock" for log in logs)}
+    if names - known and SUMMARY not in names and not is_unfinished(output):
         raise UsageError(f"--output {output}: holds something else; give a new directory.")
     if SUMMARY in names:
         logger.info("%s: holds an earlier audit, which this one will replace", output)

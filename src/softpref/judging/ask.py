@@ -85,15 +85,17 @@ def ask_judge(
     questions = questions_of(comparisons, orders, options.order_seed)
     every = {question.key(name): question for group in questions.values() for question in group}
     missing = {
-        key: _to_ask(question, log.answers.get(key))
+        key: replace(question, attempt=1) if key in log.cut else question
         for key, question in every.items()
         if _is_open(log.answers.get(key), options.retry_failed and key not in log.fresh)
     }
     asked = _ask_missing(missing, every, judge, options, log, what)
-    if unmade := sum(log.answers[k].failure == NOT_MADE for k in every if k in log.answers):
+    answered = every.keys() & log.fresh
+    if unmade := sum(log.answers[key].failure == NOT_MADE for key in answered):
         raise UsageError(
-            f"{unmade} of {len(every)} calls expired in their batch or were cancelled, and cost "
-            "nothing; run the same command to submit them again, or without --batch."
+            f"{unmade} of {len(every)} calls were not made by their batch, which expired, was "
+            "cancelled, or met a limit or fault of the server; they cost nothing; run the same "
+            "command to submit them again, or without --batch."
         )
     left = len(missing) - asked
     if left:
@@ -156,11 +158,6 @@ def _ask_missing(
 def _is_open(answer: Answer | None, retry_failed: bool) -> bool:
     """Return whether a question must still be asked."""
     return answer is None or answer.failure in OPEN or (retry_failed and bool(answer.failure))
-
-
-def _to_ask(question: Question, answer: Answer | None) -> Question:
-    """Return a question with more room for the reply, if an earlier run saw one cut off."""
-    return replace(question, attempt=1) if answer and answer.failure == CUT_ONCE else question
 
 
 def _stopped(failure: str, count: int, options: JudgeOptions) -> str:

@@ -137,8 +137,8 @@ class Client:
             return self.openai.chat.completions.create(**body)
         return self.openai.completions.create(**body)
 
-    def learn(self, error: Any, body: Mapping[str, Any]) -> bool:
-        """Return whether a request can be repeated without the parameter that an error names.
+    def learn(self, error: Any, body: Mapping[str, Any]) -> str | None:
+        """Return the parameter that an error names, if a request can be repeated without it.
 
         Args:
             error: from the server, of any shape.
@@ -149,7 +149,7 @@ class Client:
         """
         name = _refused_parameter(error)
         if name not in body:
-            return False
+            return None
         if name == "reasoning_effort":
             raise UsageError(
                 f"{self.server.address} refuses --reasoning_effort {body[name]}: give a level "
@@ -157,8 +157,8 @@ class Client:
             )
         if name == "max_tokens" or name in self._optional:
             self._refused.add(name)
-            return True
-        return False
+            return name
+        return None
 
     def redacted_reply(self, reply: Reply) -> Reply:
         """Return a reply without the key."""
@@ -204,13 +204,14 @@ def _refused_parameter(error: Any) -> str | None:
         return None
     inner = error.get("error")
     error = inner if isinstance(inner, dict) else error
-    if isinstance(error.get("param"), str):
-        return str(error["param"])
     message = error.get("message")
-    if not isinstance(message, str) or not _UNSUPPORTED.search(message[:1000]):
-        return None
-    named = _NAMED.search(message[:1000])
-    return named[1] if named else None
+    message = message[:1000] if isinstance(message, str) else ""
+    is_unknown = bool(_UNSUPPORTED.search(message)) or error.get("code") == "unsupported_parameter"
+    if isinstance(param := error.get("param"), str):
+        # A limit that is too large is refused by this parameter, too.
+        return param if param != "max_tokens" or is_unknown else None
+    named = _NAMED.search(message)
+    return named[1] if named and is_unknown else None
 
 
 def _openai(server: Server) -> OpenAI:

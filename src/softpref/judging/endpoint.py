@@ -13,7 +13,7 @@ from softpref.judging.calls import make_calls
 from softpref.judging.client import Client, Server
 from softpref.judging.failures import CUT_OFF, CUT_ONCE
 from softpref.judging.forecast import SAMPLE_CALLS
-from softpref.judging.journal import has_journal
+from softpref.judging.journal import journal_path
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
 from softpref.judging.reply import Reply
@@ -44,6 +44,7 @@ class Endpoint:
 
     def __init__(self, options: JudgeOptions) -> None:
         self._options = options
+        self._has_called = False
         self.concurrency = options.concurrency
         self.account = Account(options.price_input, options.price_output, options.max_cost)
         server = Server(
@@ -73,22 +74,30 @@ class Endpoint:
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
         """Yield answers as they arrive.
 
-        Before the first batch of an output some questions are asked at once: they show what the
-        rest costs, and which parameters the endpoint takes.
+        Raises:
+            UsageError: the server refuses every call, or a batch of an earlier run asks the same.
         """
-        if not self._options.batch:
-            yield from make_calls(self, questions)
+        if self._options.batch:
+            yield from Batches(self, self._client).ask(questions)
             return
-        is_new = not self.account.has_answered and not has_journal(self.account.log)
-        sample = questions[:SAMPLE_CALLS] if is_new else []
-        yield from make_calls(self, sample)
-        yield from Batches(self, self._client).ask(questions[len(sample) :])
+        log = self.account.log
+        if log and journal_path(log.path).exists():
+            Batches(self, self._client).refuse_asked(questions)
+        yield from make_calls(self, questions)
+
+    def sample_size(self) -> int:
+        """Return how many questions to ask at once before the first batch of a process.
+
+        The first ones show what the rest costs; one shows which parameters the endpoint takes.
+        """
+        return 0 if self._has_called else 1 if self.account.has_answered else SAMPLE_CALLS
 
     def call(self, question: Question) -> Answer:
         """Ask a question."""
         parameters = self._parameters(question)
         bounds = self._bounds(parameters, question)
         reply = self._client.call(parameters, self._max_reply(question), bounds)
+        self._has_called |= not reply.failure
         return self.answer(question, reply)
 
     def abandoned(self, question: Question) -> Answer:

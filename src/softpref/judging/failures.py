@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ CUT_OFF = "cut off"
 CUT_ONCE = "cut off, asked again"
 """The failure of a reply whose question is asked once more, with room for a longer one."""
 NOT_MADE = "not made"
-"""The failure of a call that a batch accepted and did not make; nothing was paid."""
+"""The failure of a call in a batch that was not made, or may succeed later; nothing was paid."""
 OPEN = (GIVEN_UP, CUT_ONCE, NOT_MADE)
 """Failures that are no answer: the question is still to be asked."""
 
@@ -63,3 +64,35 @@ def stopped(failure: str, count: int, model: str, remedies: Mapping[str, str]) -
         f"{count} calls in a row failed ({failure}): {remedies.get(failure, usual)}; run the same "
         "command to ask them again and continue."
     )
+
+
+def is_passing(status: int) -> bool:
+    """Return whether a call may succeed later, as the `openai` package has it."""
+    return status in (408, 409, 429) or status >= 500
+
+
+def is_refused(error: Exception) -> bool:
+    """Return whether a server has answered that a request is wrong, now and later."""
+    status = getattr(error, "status_code", None)
+    return isinstance(status, int) and status >= 400 and not is_passing(status)
+
+
+def batch_failed(name: str, batch: Any) -> str:
+    """Return a message about a batch that made no call."""
+    codes = []
+    for error in getattr(getattr(batch, "errors", None), "data", None) or []:
+        code = getattr(error, "code", None)
+        if isinstance(code, str) and re.fullmatch(r"[a-z_]{1,40}", code):
+            codes.append(code)
+    reasons = f" ({', '.join(dict.fromkeys(codes))})" if codes else ""
+    return (
+        f"batch {name} failed{reasons} and cost nothing: check --judge_model and the batch "
+        "limits of your account; run the same command to submit it again, or without --batch."
+    )
+
+
+def batch_remedy(may_be_paid: bool) -> str:
+    """Return what to do after a failed request about a batch; one that may be paid is not left."""
+    if may_be_paid:
+        return "the same command continues, and submits nothing twice"
+    return "run the same command again, or without --batch if the server has no batches"

@@ -12,17 +12,10 @@ from typing import Any
 from softpref.errors import UsageError
 from softpref.judging.log import Lines, VerdictLog
 
-JOURNAL = "batches.jsonl"
 
-
-def journal_path(log: VerdictLog) -> Path:
-    """Return the path of the journal beside a verdict log."""
-    return log.path.with_name(JOURNAL)
-
-
-def has_journal(log: VerdictLog | None) -> bool:
-    """Return whether batches were made for a verdict log."""
-    return log is not None and journal_path(log).exists()
+def journal_path(log: Path) -> Path:
+    """Return the path of the journal of a verdict log, beside it."""
+    return log.with_name(f"{log.name}.batches")
 
 
 @dataclass
@@ -33,6 +26,7 @@ class Part:
         name: random; the batch carries it, so that a batch whose id was lost is found again.
         judge: hash of the judge's identity.
         keys: of the questions; the number of their lines in the verdict log before this batch.
+        bounds: upper bounds of the tokens that each call sends and receives.
         file: id of the uploaded file; empty before the upload.
         batch: id of the batch; empty before it is created.
         is_done: whether all its answers are in the verdict log.
@@ -41,9 +35,19 @@ class Part:
     name: str
     judge: str
     keys: Mapping[str, int]
+    bounds: Mapping[str, tuple[int, int]]
     file: str = ""
     batch: str = ""
     is_done: bool = False
+
+    def pending(self, log: VerdictLog) -> list[str]:
+        """Return the keys whose answers are not yet in the log."""
+        return [key for key, before in self.keys.items() if log.lines[key] == before]
+
+    def outstanding(self, log: VerdictLog) -> tuple[int, int]:
+        """Return upper bounds of the tokens of the answers that are not yet in the log."""
+        bounds = [self.bounds[key] for key in self.pending(log)]
+        return sum(sent for sent, _ in bounds), sum(received for _, received in bounds)
 
 
 @dataclass
@@ -72,11 +76,19 @@ class Journal:
         """Close the file."""
         self._lines.close()
 
-    def new_part(self, judge: str, keys: Mapping[str, int]) -> Part:
+    def unfinished(self, judge: str, log: VerdictLog) -> list[Part]:
+        """Return a judge's parts that may have been paid, and have answers still to come."""
+        parts = (part for part in self.parts.values() if part.judge == judge and part.file)
+        return [part for part in parts if not part.is_done and part.pending(log)]
+
+    def new_part(
+        self, judge: str, keys: Mapping[str, int], bounds: Mapping[str, tuple[int, int]]
+    ) -> Part:
         """Return a new part."""
-        part = Part(secrets.token_hex(12), judge, keys)
-        self._write({"part": part.name, "judge": judge, "keys": dict(keys)})
-        return self.parts[part.name]
+        name = secrets.token_hex(12)
+        calls = {key: [before, *bounds[key]] for key, before in keys.items()}
+        self._write({"part": name, "judge": judge, "keys": calls})
+        return self.parts[name]
 
     def note(self, part: Part, **changed: Any) -> None:
         """Store a part's new `file`, `batch` or `is_done`."""
@@ -98,8 +110,10 @@ class Journal:
     def _take(self, row: Mapping[str, Any]) -> None:
         name = row["part"]
         if "keys" in row:
-            keys = {str(key): int(lines) for key, lines in row["keys"].items()}
-            self.parts[name] = Part(name, str(row["judge"]), keys)
+            keys, bounds = {}, {}
+            for key, (before, sent, received) in row["keys"].items():
+                keys[key], bounds[key] = int(before), (int(sent), int(received))
+            self.parts[name] = Part(name, str(row["judge"]), keys, bounds)
         part = self.parts[name]
         part.file = str(row.get("file", part.file))
         part.batch = str(row.get("batch", part.batch))

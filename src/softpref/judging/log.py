@@ -13,6 +13,7 @@ from typing import Any
 
 from softpref.errors import UsageError
 from softpref.judging.account import BATCH_SHARE
+from softpref.judging.failures import CUT_ONCE
 from softpref.judging.questions import FIVE_VERDICTS, VERDICTS, Answer, Question, as_row
 from softpref.training.output import one_writer, write_text
 
@@ -96,6 +97,7 @@ class VerdictLog:
         lines: number of lines by key.
         fresh: keys added since the file was opened.
         known: hashes of the judges that have given a verdict.
+        cut: keys of questions with a reply that was cut off: the next one gets more room.
 
     Raises:
         UsageError: the file is not a verdict log, is damaged other than at its end, or another
@@ -108,6 +110,7 @@ class VerdictLog:
         self.lines: Counter[str] = Counter()
         self.fresh: set[str] = set()
         self.known: set[str] = set()
+        self.cut: set[str] = set()
         self._billed: dict[tuple[str, str], float] = defaultdict(float)
         self._counted: dict[tuple[str, str], Any] = defaultdict(int)
         self._lines = Lines(path)
@@ -172,6 +175,8 @@ class VerdictLog:
         self.lines[key] += 1
         if answer.verdict:
             self.known.add(judge)
+        if answer.failure == CUT_ONCE:
+            self.cut.add(key)
         share = BATCH_SHARE if answer.in_batch else 1
         self._counted[key, "input"] += answer.input_tokens
         self._counted[key, "output"] += answer.output_tokens
