@@ -259,7 +259,7 @@ def test_a_run_over_4_bits_from_training_to_audit(saved, tmp_path, caplog):
     with whole.policy.disable_adapter():  # the reference: the base alone
         assert torch.equal(whole.policy(ids).logits, in_bits(saved, 4)(ids).logits)
     load_policy(str(output), trust_remote_code=False)
-    assert "give --load_in_4bit true where they should not" in caplog.text
+    assert "and this base is in full precision: answers differ a little" in caplog.text
 
 
 @needs_bitsandbytes
