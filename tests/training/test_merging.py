@@ -171,6 +171,14 @@ def test_a_fine_tuned_adapter_is_merged_and_keeps_what_it_has_seen(home, tmp_pat
     assert (tmp_path / "merged" / SFT_TARGETS).read_text() == (run / SFT_TARGETS).read_text()
 
 
+def test_an_audits_output_is_no_run(tmp_path):
+    audit = tmp_path / "audit"
+    audit.mkdir()
+    (audit / "summary.json").write_text("{}")
+    write_manifest(audit, {"summary.json": audit / "summary.json"})
+    assert "not a finished run: it has no run.json" in fails(audit, tmp_path / "merged")
+
+
 def test_runs_that_cannot_be_merged_are_refused(home, tmp_path):
     output = tmp_path / "merged"
     full = tmp_path / "full"

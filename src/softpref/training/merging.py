@@ -79,6 +79,8 @@ def _require_adapter(run: Path, place: str) -> None:
     """Refuse anything but a finished run with an adapter."""
     is_train, is_sft = ((run / name).is_file() for name in (RUN_RECORD, SFT_TARGETS))
     reason = defect(run) if is_train or not is_sft else None
+    if not (reason or is_train or is_sft):  # such as an audit's output
+        reason = f"it has no {RUN_RECORD}"
     if reason:
         raise UsageError(
             f"{place}: not a finished run: {reason}. Give the unchanged --output of a finished "
