@@ -334,7 +334,7 @@ def test_without_bitsandbytes_the_extra_is_named(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=f"^--load_in_4bit {needs}"):
         bits_of(True, False)
     with pytest.raises(UsageError, match=f"^load_in_8bit {needs}"):
-        toy_config(tmp_path, load_in_8bit=True)
+        toy_config(tmp_path, tuning="lora", load_in_8bit=True)
     own = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": own}))
     with pytest.raises(UsageError, match=f"^--model x, a quantized checkpoint, {needs}"):

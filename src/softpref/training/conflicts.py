@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from softpref.errors import UsageError
+from softpref.quantization import LOAD_IN
 
 if TYPE_CHECKING:
     from softpref.training.config import MSPOConfig
@@ -56,14 +57,15 @@ def refuse_conflicts(config: MSPOConfig) -> None:
             "--engine double_backward cannot recompute activations: leave "
             "--activation_checkpointing out, or choose --engine auto."
         )
-    if (bits := config.bits()) and config.tuning == "full":
+    packed = next((name for name in LOAD_IN if getattr(config, name)), None)
+    if packed and config.tuning == "full":
         raise UsageError(
-            f"--load_in_{bits}bit: packed weights cannot train: choose --tuning lora, or leave it "
-            "out."
+            f"--{packed}: packed weights cannot train: choose --tuning lora, or remove it."
         )
-    if bits and config.shard:
+    if packed and config.shard:
         raise UsageError(
-            f"--load_in_{bits}bit and --shard: packed weights are not sharded; give one of them."
+            f"--{packed} and --shard: packed weights are not sharded; give one of them."
         )
+    config.bits()  # needs a package
     if config.shard:
         config.refuse_with_shards()
