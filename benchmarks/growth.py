@@ -28,10 +28,10 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.algorithm import MetaLearner
-from softpref.algorithm.bilevel import Objective, move, mspo_step
+from softpref.algorithm.bilevel import move, mspo_step
 from softpref.algorithm.gradients.jacobian import FactoredPullback, GraphPullback, kept
 from softpref.algorithm.labeller import Constant
-from softpref.algorithm.objective import GEOMETRIC
+from softpref.algorithm.objective import GEOMETRIC, Objective
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import make_shared_batch
 from softpref.models.loading import lora_config

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from softpref.algorithm.bilevel import Objective, clean_gradient
+from softpref.algorithm.bilevel import clean_gradient
 from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.likelihood import Measured
-from softpref.algorithm.objective import GEOMETRIC
+from softpref.algorithm.objective import GEOMETRIC, Objective
+from softpref.algorithm.rows import OF_THE_PAIR
 
 VOCABULARY = 32
 ARCHITECTURES = {
@@ -118,7 +119,10 @@ def random_pairs(count: int, seed: int = 0, longest: int = 9) -> list[dict]:
 
 
 def measured(**columns: list[float]) -> Measured:
-    """What might be measured of pairs: the columns given, of which there is one, else 0."""
+    """What might be measured of pairs: the columns given, at least one, else 0 or nothing."""
     given = {name: torch.tensor(values) for name, values in columns.items()}
     zeros = torch.zeros_like(next(iter(given.values())))
-    return Measured(**{f.name: given.get(f.name, zeros) for f in fields(Measured)})
+    nothing = dict.fromkeys(OF_THE_PAIR, zeros * torch.nan)
+    return Measured(
+        **{f.name: given.get(f.name, nothing.get(f.name, zeros)) for f in fields(Measured)}
+    )

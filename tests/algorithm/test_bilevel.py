@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from softpref.algorithm import MetaLearner, meta_gradient
-from softpref.algorithm.bilevel import NonFiniteError, Objective, move, mspo_step, non_finite_pairs
+from softpref.algorithm.bilevel import NonFiniteError, move, mspo_step, non_finite_pairs
 from softpref.algorithm.gradients.engine import Engine, find_untapped
 from softpref.algorithm.gradients.jacobian import (
     DoubleBackwardJacobian,
@@ -18,7 +18,7 @@ from softpref.algorithm.gradients.jacobian import (
     kept,
 )
 from softpref.algorithm.labeller import Constant
-from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
+from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, Objective
 from softpref.algorithm.policy import shifted, trainable
 from softpref.algorithm.signals import MARGIN, PPL_DIFF, STARTING_PPL_DIFF
 from softpref.data import make_batch

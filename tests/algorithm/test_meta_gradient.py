@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from softpref.algorithm import MetaLearner, meta_gradient
-from softpref.algorithm.bilevel import Objective, label_gradient, look_ahead, mspo_step
+from softpref.algorithm.bilevel import label_gradient, look_ahead, mspo_step
 from softpref.algorithm.gradients.engine import Engine, find_untapped
 from softpref.algorithm.gradients.forms import Factors
 from softpref.algorithm.gradients.jacobian import (
@@ -28,7 +28,7 @@ from softpref.algorithm.gradients.jacobian import (
     kept,
 )
 from softpref.algorithm.likelihood import measure
-from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, PairLoss
+from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, Objective, PairLoss
 from softpref.algorithm.policy import shifted, trainable
 from softpref.algorithm.signals import MARGIN, PPL_DIFF
 from softpref.data.batches import make_batch, make_shared_batch

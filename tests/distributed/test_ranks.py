@@ -102,7 +102,7 @@ def test_twenty_steps_are_those_of_one_process(name, of_one, largest, alone, tog
     assert_alike(together[name], alone[of_one], largest)
 
 
-@pytest.mark.parametrize("name", ["dpo", "evidence"])
+@pytest.mark.parametrize("name", ["dpo", "evidence", "dr_dpo", "re_po"])
 def test_other_steps_are_those_of_one_process_too(name, alone, two):
     assert_alike(two[name], alone[name], 1e-6)
 

@@ -22,11 +22,11 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from softpref.algorithm import MetaLearner
-from softpref.algorithm.bilevel import Objective, mspo_step
+from softpref.algorithm.bilevel import mspo_step
 from softpref.algorithm.gradients.engine import StepSize, choose_engine, graph_gib
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.gradients.shards import reduce_gradients, reshard_after_error, whole
-from softpref.algorithm.objective import GEOMETRIC
+from softpref.algorithm.objective import GEOMETRIC, Objective
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import DriftError, Ranks
 from softpref.data.batches import length_buckets, make_batch
@@ -373,7 +373,8 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
     more = {
         **{f"step-{name}": lambda name=name: step(ranks, engine=name)
            for name in ("graph", "recompute", "double_backward")},
-        "dpo": lambda: run(home / "f", ranks, dtype=torch.float64, method="dpo", **EIGHT),
+        **{name: lambda name=name: run(home / name, ranks, dtype=torch.float64, method=name, **EIGHT)
+           for name in ("dpo", "dr_dpo", "re_po")},
         "evidence": lambda: by_evidence(home / "r", ranks),
         "poisoned": lambda: poisoned(home / "g", ranks),
         "full-poisoned": lambda: poisoned(

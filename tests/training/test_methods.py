@@ -8,11 +8,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from softpref.algorithm.evidence_labeller import EvidenceLabeller
-from softpref.algorithm.labeller import MetaLearner
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.labels import learns_labels
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
 from tests.tiny import tiny_model
@@ -34,7 +33,7 @@ def test_every_method_trains_and_labels(method, tmp_path):
         not torch.equal(a, b) for a, b in zip(before, trainer.policy.parameters(), strict=True)
     )
     labels = trainer.label_pairs()
-    learns = isinstance(trainer.start.labeller, MetaLearner | EvidenceLabeller)
+    learns = learns_labels(trainer.start.labeller)
     assert (labels["soft_label"][0] is not None) == learns
     assert all(0 <= p <= 1 for p in labels["p_correct"])
     history = trainer.history.tensors()
@@ -43,8 +42,8 @@ def test_every_method_trains_and_labels(method, tmp_path):
     is_flipped = torch.tensor(trainer.pairs["is_flipped"])[history["index"]]
     if method == "oracle":
         assert torch.equal(history["soft_label"], 1 - is_flipped.float())
-    assert learns == METHODS[method].teaches or method == "evidence"  # where it speaks
-    if method in ("gdpo", "cdpo", "rdpo", "dpo"):
+    assert learns == METHODS[method].teaches or method in ("evidence", "re_po")  # where it speaks
+    if method in ("gdpo", "cdpo", "rdpo", "dpo", "ipo", "dr_dpo", "sympo", "holder_dpo", "ropo"):
         assert history["soft_label"].unique().numel() == 1
     if method == "perpcorrect":
         assert set(history["soft_label"].tolist()) <= {0.0, 1.0}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
-from softpref.algorithm.labeller import Constant
+from softpref.algorithm.labeller import AsGiven
 from softpref.models.reference import SIGNAL_COLUMNS
 from softpref.statistics.evidence import Evidence
 from softpref.training import refits
@@ -157,7 +157,7 @@ def test_where_nothing_speaks_a_run_is_dpo_to_the_bit(tmp_path, monkeypatch):
         toy_trainer(tmp_path / method, **options(method=method, max_steps=10))
         for method in ("evidence", "dpo")
     )
-    assert isinstance(silent.start.labeller, Constant)
+    assert isinstance(silent.start.labeller, AsGiven)
     for trainer in (silent, dpo):
         trainer.train()
     assert torch.equal(weights(silent), weights(dpo))

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from softpref.algorithm.bilevel import Objective
-from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC
+from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, Objective
 from softpref.algorithm.signals import PPL_DIFF, SIGNALS, STARTING_PPL_DIFF
 from softpref.errors import UsageError
 from softpref.models.scoring import starting_signals

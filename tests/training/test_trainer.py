@@ -9,11 +9,11 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from softpref.algorithm.bilevel import Objective, mspo_step
+from softpref.algorithm.bilevel import mspo_step
 from softpref.algorithm.gradients.jacobian import kept
 from softpref.algorithm.labeller import MetaLearner
 from softpref.algorithm.likelihood import measure
-from softpref.algorithm.objective import GEOMETRIC
+from softpref.algorithm.objective import GEOMETRIC, Objective
 from softpref.data import make_batch
 from softpref.errors import UsageError
 from softpref.models.layout import choose_layout

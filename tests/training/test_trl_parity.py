@@ -6,9 +6,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from softpref.algorithm.bilevel import Objective, move
+from softpref.algorithm.bilevel import move
 from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.methods import METHODS, KnownBeforeTraining
+from softpref.algorithm.objective import Objective
 from softpref.algorithm.policy import trainable
 from softpref.data import make_batch
 from softpref.data.column_cache import ColumnCache

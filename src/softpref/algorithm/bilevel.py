@@ -27,9 +27,8 @@ from softpref.algorithm.gradients.jacobian import (
 from softpref.algorithm.gradients.shards import norm_over_all, trains_shards
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope, joined
-from softpref.algorithm.objective import GEOMETRIC, PairLoss
+from softpref.algorithm.objective import GEOMETRIC, Objective, PairLoss
 from softpref.algorithm.policy import evaluating, shifted
-from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
 
 
@@ -54,21 +53,6 @@ class Update:
     soft_label: Tensor
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What a step minimizes on noisy pairs, and who takes it together.
-
-    Attributes:
-        loss: ℓ of margin and soft label.
-        beta: β of ℓ and of the trusted pairs' DPO loss, 1/nats.
-        ranks: who shares the step.
-    """
-
-    loss: PairLoss
-    beta: float
-    ranks: Ranks = ALONE
-
-
 def move(
     jacobians: Iterable[Pullback], labeller: Labeller, objective: Objective, *, pairs: int
 ) -> Update:
@@ -76,10 +60,11 @@ def move(
 
         L_main = (1/B) Σ_i ℓ(h_i, p̂_i),    ∇L_main = Jᵀ (∂ℓ/∂h) / B
 
-    Takes the micro-batches one after the other, so that a generator needs to hold only one of them;
-    `pairs` is how many they hold, B that over all ranks.
+    or with weights, target margins or another mean, as `Objective` has it. Takes the micro-batches
+    one after the other, so that a generator needs to hold only one of them; `pairs` is how many
+    they hold, B that over all ranks.
     """
-    loss, beta, ranks = objective.loss, objective.beta, objective.ranks
+    ranks = objective.ranks
     everywhere = ranks.total(pairs)
     gradient: list[GradientForm] = []
     parts_measured: list[Measured] = []
@@ -88,18 +73,21 @@ def move(
         measured = jacobian.measure()  # runs a forward pass where none was kept
         with torch.no_grad():
             soft_label = labeller.label(measured).to(measured.margin)
-            pull = loss.by_margin(measured.margin, soft_label, beta) / everywhere
+            pull = objective.pull(measured, soft_label) / everywhere
         accumulate(gradient, jacobian.vjp(pull))
         parts_measured.append(measured)
         soft_labels.append(soft_label)
         del jacobian  # its graph, before the next one is made
     assert parts_measured, "a step needs at least one micro-batch"
     whole, soft_label = Measured.concatenate(parts_measured), joined(soft_labels)
-    mean_loss = loss.value(whole.margin, soft_label, beta).sum() / everywhere
+    mean = objective.terms(whole, soft_label).sum() / everywhere
     if ranks.count > 1:
-        *summed, mean_loss = ranks.sum([*map(dense, gradient), mean_loss])
+        *summed, mean = ranks.sum([*map(dense, gradient), mean])
         gradient = list(summed)
-    return Update(tuple(gradient), mean_loss, whole, soft_label)
+    if objective.temperature is not None:  # the gradient of −τ log of that mean
+        gradient = [dense(form) / mean.to(dense(form)) for form in gradient]
+        mean = -objective.temperature * mean.log()
+    return Update(tuple(gradient), mean, whole, soft_label)
 
 
 def look_ahead(
@@ -141,7 +129,8 @@ def clean_gradient(
 
     Of the objective its β and ranks count: trusted labels are right, whatever the loss of others.
     """
-    trusted = move(pullbacks, Constant(1.0), replace(objective, loss=GEOMETRIC), pairs=pairs)
+    dpo = replace(objective, loss=GEOMETRIC, temperature=None)
+    trusted = move(pullbacks, Constant(1.0), dpo, pairs=pairs)
     return trusted.loss, trusted.gradient
 
 
@@ -159,10 +148,8 @@ def label_gradient(
     measured = Measured.concatenate([j.measure() for j in jacobians])
     with torch.no_grad():
         soft_label = meta_learner.label(measured)
-    margin = measured.margin
-    loss = objective.loss
-    mixed_derivative = loss.by_margin_and_label(margin, soft_label.to(margin), objective.beta)
-    return -mixed_derivative * u.to(margin) / objective.ranks.total(len(u))
+    mixed_derivative = objective.pull_by_label(measured, soft_label.to(measured.margin))
+    return -mixed_derivative * u.to(mixed_derivative) / objective.ranks.total(len(u))
 
 
 def mspo_step(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softpref.algorithm.labeller import unless_given
 from softpref.algorithm.likelihood import Measured
 from softpref.statistics.calibration import odd_basis, robust_scale
 from softpref.statistics.noisy_logistic import LEAST_RATE, fit
@@ -43,8 +44,7 @@ class EvidenceLabeller:
         columns = self._columns(known, measured.margin.detach())
         g = known + columns @ self.coefficients.to(known.device)
         prior = torch.log1p(-torch.tensor(self._rate)) - torch.tensor(self._rate).log()
-        soft_label = (g + prior).sigmoid()
-        return torch.where(measured.given_label.isnan(), soft_label, measured.given_label)
+        return unless_given((g + prior).sigmoid(), measured)
 
     def refit(
         self,

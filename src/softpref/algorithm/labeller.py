@@ -22,14 +22,23 @@ WARM_START_STEPS = 200
 
 
 class Labeller(Protocol):
-    """Maps what was measured of B pairs to their soft labels p̂, (B,)."""
+    """Maps what was measured of B pairs to their soft labels p̂, (B,).
+
+    A pair that comes with a label of its own keeps it, such as a tie its 1/2.
+    """
 
     def label(self, measured: Measured) -> Tensor: ...
 
 
+def unless_given(soft_label: Tensor, measured: Measured) -> Tensor:
+    """Return the soft labels, (B,), of pairs that come without one, and the others' own."""
+    given = measured.given_label.to(soft_label)
+    return torch.where(given.isnan(), soft_label, given)
+
+
 @dataclass(frozen=True)
 class Constant:
-    """The same soft label for every pair; 1 makes the geometric loss DPO."""
+    """The same soft label for every pair, whatever it brings; 1 makes the geometric loss DPO."""
 
     soft_label: float
 
@@ -60,7 +69,7 @@ class Threshold:
         return (ppl_diff <= self.threshold).to(ppl_diff)
 
     def label(self, measured: Measured) -> Tensor:
-        return self(measured.starting_ppl_diff)
+        return unless_given(self(measured.starting_ppl_diff), measured)
 
     @staticmethod
     def fit(clean_ppl_diff: Tensor, noise_rate: float) -> Threshold:
@@ -159,7 +168,7 @@ class MetaLearner(nn.Module):
 
     def label(self, measured: Measured) -> Tensor:
         """Return p̂ of measured pairs, shape (B,)."""
-        return self(self.inputs(measured))
+        return unless_given(self(self.inputs(measured)), measured)
 
     def evidence(self, measured: Measured) -> Tensor:
         """Return logit(x) − logit(x · parity), (B,): how much more V believes a pair than swapped.

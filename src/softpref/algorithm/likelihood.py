@@ -40,6 +40,9 @@ class Measured:
         starting_ppl_diff: the same under the policy training started from.
         evidence: g of the label before training, nats; NaN where nobody fitted it.
         given_label: the soft label that came with the pair, NaN where none did.
+        weight: how much the pair counts, NaN for once.
+        target_margin: what the reward margin βh should exceed, nats, NaN for 0.
+        annotator_index: the number of who labelled the pair, NaN where unknown.
     """
 
     chosen_logp: Tensor
@@ -51,6 +54,9 @@ class Measured:
     starting_ppl_diff: Tensor
     evidence: Tensor
     given_label: Tensor
+    weight: Tensor
+    target_margin: Tensor
+    annotator_index: Tensor
 
     def detach(self) -> Measured:
         """Return the same numbers without the graph that made them."""

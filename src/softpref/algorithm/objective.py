@@ -1,4 +1,4 @@
-"""The pair losses with their derivatives in the margin h, and in margin and label, which teach V.
+"""What a step minimizes: a pair loss with its derivatives, and what is made of all pairs' losses.
 
 Shapes: every tensor is (B,), one entry a pair. β is in 1/nats, h in nats, s = 2p̂ − 1 in [−1, 1].
 """
@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.ranks import ALONE, Ranks
+
+LossOfMargin = Callable[[Tensor, float], Tensor]
+"""f(h, β): the loss of a pair whose label is right."""
 
 
 def strength(soft_label: Tensor) -> Tensor:
@@ -39,26 +44,6 @@ def loss_by_margin_and_strength(margin: Tensor, strength: Tensor, beta: float) -
     return -beta * (-z).sigmoid() * (1 - z * z.sigmoid())
 
 
-def cross_entropy_loss(margin: Tensor, soft_label: Tensor, beta: float) -> Tensor:
-    """Return −p log σ(βh) − (1 − p) log σ(−βh): cDPO's (Mitchell 2023) at p = 1 − ε.
-
-    At p = (1 − ε)/(1 − 2ε), above one, it is rDPO's (Chowdhury et al. 2024, Eq. 8), whose mean over
-    random flips is DPO's; then it is unbounded below.
-    """
-    z = beta * margin
-    return -soft_label * F.logsigmoid(z) - (1 - soft_label) * F.logsigmoid(-z)
-
-
-def cross_entropy_by_margin(margin: Tensor, soft_label: Tensor, beta: float) -> Tensor:
-    """Return its derivative in h, β (σ(βh) − p)."""
-    return beta * ((beta * margin).sigmoid() - soft_label)
-
-
-def cross_entropy_by_margin_and_label(margin: Tensor, soft_label: Tensor, beta: float) -> Tensor:
-    """Return ∂²ℓ/∂h∂p̂ = −β: a label changes the pull of every pair alike."""
-    return torch.full_like(margin, -beta)
-
-
 @dataclass(frozen=True)
 class PairLoss:
     """A loss of a pair's margin h, soft label p̂ and β, with the derivatives that a step needs.
@@ -74,6 +59,20 @@ class PairLoss:
     by_margin_and_label: Callable[[Tensor, Tensor, float], Tensor]
 
 
+def expected_loss(loss: LossOfMargin, by_margin: LossOfMargin) -> PairLoss:
+    """Return p̂ f(h) + (1 − p̂) f(−h): f in expectation, where the label is right with chance p̂.
+
+    Args:
+        loss: f, nats.
+        by_margin: f', the derivative of f in h.
+    """
+    return PairLoss(
+        value=lambda h, p, beta: p * loss(h, beta) + (1 - p) * loss(-h, beta),
+        by_margin=lambda h, p, beta: p * by_margin(h, beta) - (1 - p) * by_margin(-h, beta),
+        by_margin_and_label=lambda h, p, beta: by_margin(h, beta) + by_margin(-h, beta),
+    )
+
+
 GEOMETRIC = PairLoss(
     value=lambda margin, soft_label, beta: geometric_loss(margin, strength(soft_label), beta),
     by_margin=lambda margin, soft_label, beta: loss_by_margin(margin, strength(soft_label), beta),
@@ -81,6 +80,61 @@ GEOMETRIC = PairLoss(
         2 * loss_by_margin_and_strength(margin, strength(soft_label), beta)  # ds/dp̂ = 2
     ),
 )
-CROSS_ENTROPY = PairLoss(
-    cross_entropy_loss, cross_entropy_by_margin, cross_entropy_by_margin_and_label
+CROSS_ENTROPY = expected_loss(
+    lambda h, beta: -F.logsigmoid(beta * h), lambda h, beta: -beta * (-beta * h).sigmoid()
 )
+"""cDPO's (Mitchell 2023) at p̂ = 1 − ε.
+
+At p̂ = (1 − ε)/(1 − 2ε), above one, it is rDPO's (Chowdhury et al. 2024, Eq. 8), whose mean over
+random flips is DPO's; then it is unbounded below.
+"""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimizes on noisy pairs, and who takes it together.
+
+    With a pair's own weight w_i (1 where it has none) and target m_i of the reward margin (0),
+
+        L = (1/B) Σ_i w_i ℓ(h_i − m_i/β, p̂_i),
+
+    or with a temperature τ, for which pairs of a large loss count less (`dr_dpo`),
+
+        L = −τ log (1/B) Σ_i w_i exp(−ℓ_i/τ).
+
+    Attributes:
+        loss: ℓ of margin and soft label.
+        beta: β of ℓ and of the trusted pairs' DPO loss, 1/nats.
+        ranks: who shares the step; B is over all of them.
+        temperature: τ, nats; None for the plain mean.
+    """
+
+    loss: PairLoss
+    beta: float
+    ranks: Ranks = ALONE
+    temperature: float | None = None
+
+    def terms(self, measured: Measured, soft_label: Tensor) -> Tensor:
+        """Return what the mean over pairs is of: w ℓ, nats, or w exp(−ℓ/τ)."""
+        loss = self.loss.value(self._margin(measured), soft_label, self.beta)
+        weight = _weight(measured)
+        return weight * (loss if self.temperature is None else (-loss / self.temperature).exp())
+
+    def pull(self, measured: Measured, soft_label: Tensor) -> Tensor:
+        """Return w ∂ℓ/∂h, with a temperature times exp(−ℓ/τ): how hard a pair pulls."""
+        by_margin = self.loss.by_margin(self._margin(measured), soft_label, self.beta)
+        if self.temperature is None:
+            return _weight(measured) * by_margin
+        return self.terms(measured, soft_label) * by_margin
+
+    def pull_by_label(self, measured: Measured, soft_label: Tensor) -> Tensor:
+        """Return w ∂²ℓ/∂h∂p̂: how a label changes that pull; there is no temperature in teaching."""
+        margin = self._margin(measured)
+        return _weight(measured) * self.loss.by_margin_and_label(margin, soft_label, self.beta)
+
+    def _margin(self, measured: Measured) -> Tensor:
+        return measured.margin - measured.target_margin.nan_to_num(0.0) / self.beta
+
+
+def _weight(measured: Measured) -> Tensor:
+    return measured.weight.nan_to_num(1.0)

@@ -21,11 +21,16 @@ from softpref.algorithm.gradients.head import HeadPositions, Tokens
 
 PADDING = -1
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
-COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff", "evidence", "given_label")
-"""What a pair may bring, NaN where it does not.
+OF_THE_PAIR = ("given_label", "weight", "target_margin", "annotator_index")
+"""What a pair may bring of its own, NaN where it does not.
+
+A soft label; how much it counts; what its reward margin should exceed, nats; who labelled it.
+"""
+COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff", "evidence", *OF_THE_PAIR)
+"""What is known of a pair before a step, NaN where it is not.
 
 log π_ref(y1 | x) and log π_ref(y2 | x), nats; PPLDiff under the policy training started from, nats
-per token; g of the label before training, nats; a soft label of its own.
+per token; g of the label before training, nats; and what the pair brings.
 """
 
 

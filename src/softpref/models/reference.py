@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from softpref.algorithm.gradients.shards import whole
-from softpref.algorithm.rows import PairBatch
+from softpref.algorithm.rows import OF_THE_PAIR, PairBatch
 from softpref.data.batches import PARTS
 from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import store_batches
@@ -112,8 +112,8 @@ def _require_finite(columns: dict[str, Tensor], pairs: Dataset, what: str) -> No
 
 
 def fingerprint_tokens(pairs: Dataset) -> str:
-    """Return a hash of the pairs' token ids, and of labels of their own, in their order."""
-    columns = [*PARTS, *({"given_label"} & set(pairs.column_names))]
+    """Return a hash of the pairs' token ids and of what they bring of their own, in order."""
+    columns = [*PARTS, *(name for name in OF_THE_PAIR if name in pairs.column_names)]
     digest = hashlib.sha256()
     for rows in pairs.select_columns(columns).iter(1000):
         digest.update(json.dumps([rows[column] for column in columns]).encode())

@@ -93,6 +93,7 @@ class Target:
         reading: returns further data from each run of a method that makes labels.
         picture: draws the figure.
         text: returns further Markdown.
+        baseline: method that all others are compared with; by default MSPO is, with each.
     """
 
     title: str
@@ -105,6 +106,7 @@ class Target:
     reading: Callable[[Path], dict[str, Any]] | None = None
     picture: Callable[[Sequence[Cell], CellNumbers], Figure] | None = None
     text: Callable[[Sequence[Cell], CellNumbers], str] | None = None
+    baseline: str | None = None
 
     @property
     def compares_answers(self) -> bool:

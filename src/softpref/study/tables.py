@@ -93,7 +93,8 @@ def markdown(target: Target, cells: Sequence[Cell], results: CellNumbers) -> str
             parts.append(bounds)
         differences = _differences(target, numbers)
         if differences:
-            title = "MSPO minus each, paired by seed, points, with 95% interval"
+            what = f"Each minus {target.baseline}" if target.baseline else "MSPO minus each"
+            title = f"{what}, paired by seed, points, with 95% interval"
             parts.append(f"{title}:\n\n{pipes(differences)}")
     return "\n".join(parts)
 
@@ -161,22 +162,26 @@ def _grid(
 def _differences(target: Target, numbers: Numbers) -> list[list[str]]:
     if target.rows != "method":
         return []
-    columns = sorted({column for row, column in numbers if row == REFERENCE}, key=str)
-    others = list(dict.fromkeys(row for row, _ in numbers if row != REFERENCE))
+    reference = target.baseline or REFERENCE
+    sign = -100 if target.baseline else 100
+    columns = sorted({column for row, column in numbers if row == reference}, key=str)
+    others = list(dict.fromkeys(row for row, _ in numbers if row != reference))
     if not columns or not others:
         return []
     body = []
     for row in others:
         line = [row]
         for column in columns:
-            first, second = numbers[REFERENCE, column], numbers.get((row, column), {})
+            first, second = numbers[reference, column], numbers.get((row, column), {})
             if not first.keys() & second.keys():
                 line.append("")
                 continue
             d = paired_difference(first, second)
-            line.append(f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
+            low, high = sorted((sign * d.low, sign * d.high))
+            line.append(f"{sign * d.mean:+.1f} ({low:+.1f} to {high:+.1f})")
         body.append(line)
-    return [["MSPO minus", *map(_value, columns)], *body]
+    head = f"minus {reference}" if target.baseline else "MSPO minus"
+    return [[head, *map(_value, columns)], *body]
 
 
 def _value(value: Any) -> str:

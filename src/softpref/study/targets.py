@@ -19,6 +19,7 @@ from softpref.study.scorers import SCORERS
 ALL_METHODS = (
     "dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "mspo_static", "mspo", "evidence", "oracle",
 )  # fmt: skip
+ROBUST_METHODS = (*ALL_METHODS, "ipo", "dr_dpo", "sympo", "holder_dpo", "ropo", "re_po")
 NOISE_RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
 AUDIT_METRICS = ("label_auroc", "average_precision", "ece", "noise_rate_error")
 
@@ -144,6 +145,17 @@ TARGETS = {
         {"method": ("mspo",), "scorer": tuple(SCORERS), "noise_kind": ("difficulty",),
          "noise_rate": (0.25,)},
         metrics=AUDIT_METRICS,
+    ),
+    "robust": Target(
+        "Every method by noise rate, against DPO",
+        "method", "noise_rate", {"method": ROBUST_METHODS, "noise_rate": (0.0, 0.2, 0.4)},
+        baseline="dpo",
+    ),
+    "robust_difficulty": Target(
+        "Every method, where hard pairs are flipped more often, against DPO",
+        "method", "noise_kind",
+        {"method": ROBUST_METHODS, "noise_kind": ("difficulty",), "noise_rate": (0.25,)},
+        baseline="dpo",
     ),
     "rates": Target(
         "cDPO and rDPO with the noise rate estimated and given",

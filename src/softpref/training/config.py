@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -17,6 +17,7 @@ from softpref.algorithm.gradients.engine import KEEP_BUDGET_GIB, Engine
 from softpref.algorithm.likelihood import PplScope
 from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, Method
 from softpref.algorithm.ranks import Ranks
+from softpref.algorithm.robust_losses import LOSSES
 from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS, Signal
 from softpref.arguments import named_as_arguments
 from softpref.data.batches import Collate
@@ -69,7 +70,21 @@ class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
     GROUP: ClassVar[str] = "method"  # of options that declare no other
 
     method: Literal[
-        "mspo", "mspo_static", "evidence", "dpo", "gdpo", "cdpo", "rdpo", "perpcorrect", "oracle"
+        "mspo",
+        "mspo_static",
+        "evidence",
+        "dpo",
+        "gdpo",
+        "cdpo",
+        "rdpo",
+        "perpcorrect",
+        "ipo",
+        "dr_dpo",
+        "sympo",
+        "holder_dpo",
+        "ropo",
+        "re_po",
+        "oracle",
     ] = option("Alignment method; docs/methods.md says what each does.", "mspo", identity=True)
     recipe: Literal["recommended", "faithful"] = option(
         "`recommended`: what we would use; `faithful`: the paper to the letter.", "recommended"
@@ -155,6 +170,13 @@ class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
         read_by=("mspo",),
         identity=True,
         metavar="NAME",
+    )
+    loss: Literal["geometric", "cross_entropy", "ipo", "sympo", "holder", "ropo"] | None = option(
+        "Loss of margin and soft label that mspo's meta-learner teaches through; default "
+        "geometric, the paper's.",
+        recipe=Recipe("geometric"),
+        read_by=("mspo",),
+        identity=True,
     )
     lookahead_lr: float | None = _meta_option(
         "α of the look-ahead (Eq. 8); default: the policy's current learning rate.",
@@ -284,8 +306,10 @@ class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
 
     def resolved_method(self) -> Method:
         """Return the row of the method, in the mode that was chosen of it."""
-        chosen = self.perpcorrect_mode  # None but for perpcorrect
-        return PERPCORRECT_MODES[chosen] if chosen else METHODS[self.method]
+        if self.perpcorrect_mode:  # None but for perpcorrect
+            return PERPCORRECT_MODES[self.perpcorrect_mode]
+        method = METHODS[self.method]
+        return replace(method, loss=LOSSES[self.loss]) if self.loss else method
 
     def resolved_signals(self) -> tuple[Signal, ...]:
         """Return what a meta-learner sees of a pair: as chosen, else the method's PPLDiff."""

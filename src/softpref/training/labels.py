@@ -22,6 +22,7 @@ from softpref.algorithm.bilevel import Update
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.posterior_labeller import PosteriorLabeller
 from softpref.algorithm.rows import COLUMNS
 from softpref.data.readers import column
 from softpref.data.temporary import replacing
@@ -151,7 +152,7 @@ def known(pairs: Dataset, **numbers: Tensor) -> Measured:
 
 def learns_labels(labeller: Labeller) -> bool:
     """Return whether labels come from what training learns, and not from a rule."""
-    return isinstance(labeller, MetaLearner | EvidenceLabeller)
+    return isinstance(labeller, MetaLearner | EvidenceLabeller | PosteriorLabeller)
 
 
 def trusted_numbers(
@@ -196,7 +197,7 @@ def beliefs(
     if learns_labels(labeller):
         with torch.no_grad():
             soft_label = pa.array(labeller.label(scored).cpu().numpy())
-    if isinstance(labeller, EvidenceLabeller):
+    if isinstance(labeller, EvidenceLabeller | PosteriorLabeller):
         p_correct = soft_label  # which is a probability
     elif trusted is not None and noise_rate is not None:
         of_trusted = evidence(labeller, trusted)

@@ -22,6 +22,7 @@ from softpref.statistics.evidence import Evidence
 from softpref.statistics.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.training.perpcorrect.rounds import Correction
 from softpref.training.preparation import Prepared
+from softpref.training.reliabilities import annotators_of
 from softpref.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ def labeller_of(
     noise: NoiseRate | None,
     teacher: Teacher | None,
     evidence: Evidence | None,
+    beta: float,
 ) -> Labeller:
     """Return what says how far to believe a pair: the teacher's meta-learner where there is one.
 
@@ -161,7 +163,8 @@ def labeller_of(
         return cast(Teacher, teacher).meta_learner
     clean = starting_ppl_diff(prepared.clean) if prepared.clean else torch.empty(0)
     speaks = evidence is not None and evidence.speaks
-    known = KnownBeforeTraining(noise.expected if noise else math.nan, clean, speaks)
+    rate, annotators = noise.expected if noise else math.nan, annotators_of(prepared.train)
+    known = KnownBeforeTraining(rate, clean, speaks, beta, len(annotators))
     if evidence is not None and not speaks:
         logger.warning("labels: all are taken at their word: this is DPO")
     if method.given_by == "soft_label" and every_pair_has_a_label(prepared.train):

@@ -16,9 +16,11 @@ from torch import Tensor
 from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.posterior_labeller import PosteriorLabeller
 from softpref.data.readers import column
 from softpref.training.labels import LabelHistory
 from softpref.training.preparation import Prepared
+from softpref.training.reliabilities import Reliabilities, numbers_or_nan
 
 NOISY_A_TRUSTED = 4
 """Noisy pairs drawn between two fits, for each trusted pair that a fit scores: a twelfth of DPO's
@@ -49,7 +51,7 @@ class Refits:
     ) -> None:
         self._labeller, self._score, self._trusted = labeller, score, trusted
         self._evidence, self._of_trusted = evidence_in(pairs), evidence_in(trusted)
-        self._first = torch.full((len(pairs),), torch.nan)
+        self._first = numbers_or_nan(pairs, "given_label").float()
         self._since = torch.zeros((), dtype=torch.int64)
         self._enough = NOISY_A_TRUSTED * len(trusted)
 
@@ -100,10 +102,12 @@ def evidence_in(pairs: Dataset) -> Tensor:
     return torch.tensor(column(pairs, "evidence").to_numpy()).double()
 
 
-def refits_of(
+def learning_of(
     labeller: Labeller, prepared: Prepared, score: Callable[[Dataset, str], Measured]
-) -> Refits | None:
-    """Return what fits the labeller in training; None where nothing does."""
+) -> Refits | Reliabilities | None:
+    """Return what the labeller learns by in training; None where a teacher or nothing does."""
+    if isinstance(labeller, PosteriorLabeller):
+        return Reliabilities(labeller, prepared.train)
     if not isinstance(labeller, EvidenceLabeller) or prepared.clean is None:
         return None
     return Refits(labeller, prepared.train, prepared.clean, score)

@@ -49,6 +49,7 @@ from softpref.training.needs import labeller_of, noise_of, require_needs, with_g
 from softpref.training.perpcorrect.rounds import Correction, correct
 from softpref.training.perpcorrect.surrogates import Surrogates
 from softpref.training.preparation import Prepared, prepare, require_fit
+from softpref.training.reliabilities import with_annotator_index
 from softpref.training.sets import Sets
 from softpref.training.teacher import Teacher, make_teacher
 
@@ -123,6 +124,8 @@ def prepare_start(
     if "corrected_labels" in method.needs:
         correction = correct(Surrogates(policy, prepared, config, adapter, fingerprint, cache))
     train = with_given_labels(prepared.train, method, correction)
+    if "annotator" in method.reads:
+        train = with_annotator_index(train)
     prepared = dataclasses.replace(prepared, train=train)
     as_scored, policy = policy, make_trainable(policy, config.tuning, adapter)
     if policy is not as_scored:
@@ -134,7 +137,7 @@ def prepare_start(
         teaching, ranks = config.teaching(len(train)), Ranks.here(config.device)
         teacher = make_teacher(teaching, train, prepared.clean, noise.expected, ranks)
     engine = _engine_of(policy, train, layout.collate, config) if teacher else None
-    labeller = labeller_of(method, prepared, noise, teacher, evidence)
+    labeller = labeller_of(method, prepared, noise, teacher, evidence, config.beta)
     taught = layout, engine, labeller, teacher, noise
     return Start(policy, tokenizer, prepared, fingerprint, *taught, correction, evidence)
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from softpref.algorithm.bilevel import Objective, Update, move, mspo_step
+from softpref.algorithm.bilevel import Update, move, mspo_step
 from softpref.algorithm.gradients.engine import EngineChoice
 from softpref.algorithm.gradients.jacobian import GraphPullback
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured, PplScope
+from softpref.algorithm.objective import Objective
 from softpref.algorithm.rows import PairBatch
 from softpref.data.batches import Collate, Pair, length_buckets
 from softpref.training.teacher import Teacher

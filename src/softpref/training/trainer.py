@@ -24,10 +24,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 
-from softpref.algorithm.bilevel import NonFiniteError, Objective, non_finite_pairs, total_norm
+from softpref.algorithm.bilevel import NonFiniteError, non_finite_pairs, total_norm
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.gradients.taps import NotTappedError
 from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.objective import Objective
 from softpref.algorithm.policy import trainable
 from softpref.arguments import named_as_arguments
 from softpref.data.readers import column
@@ -49,7 +50,7 @@ from softpref.training.metrics import (
 )
 from softpref.training.porting import refuse_arguments, require_config, require_trained
 from softpref.training.publishing import push_run
-from softpref.training.refits import refits_of
+from softpref.training.refits import learning_of
 from softpref.training.samplers import train_loader
 from softpref.training.saving import allow_sharded_save
 from softpref.training.sets import EVAL, Pairs, TrustedPairs, read_sets
@@ -130,7 +131,7 @@ class MSPOTrainer(SafeCheckpoints):
             )  # fmt: skip
         self.policy = cast(nn.Module, self.model)
         self.history = LabelHistory()
-        self._refits = refits_of(start.labeller, start.sets, self._score)
+        self._learning = learning_of(start.labeller, start.sets, self._score)
         self._steps = self._step_runner()
         self._is_flipped = known_flips(self.pairs)
         self._window: list[list[dict[str, Any]]] = []
@@ -165,7 +166,8 @@ class MSPOTrainer(SafeCheckpoints):
 
     def _step_runner(self) -> StepRunner:
         args, start = self.args, self.start
-        objective = Objective(self.method.loss, args.beta, self.ranks)
+        method = self.method
+        objective = Objective(method.loss, args.beta, self.ranks, method.temperature)
         size = args.per_device_train_batch_size
         return StepRunner(start.labeller, objective, start.layout.collate, size, args.ppl_scope)
 
@@ -207,9 +209,9 @@ class MSPOTrainer(SafeCheckpoints):
 
     def _step(self, policy: nn.Module, pairs: list[dict[str, Any]]) -> StepResult:
         teacher, engine = self.teacher, self.start.engine
-        if self._refits:
-            self._refits.before_step(self.history)
-            pairs = self._refits.with_first_labels(pairs)
+        if self._learning:
+            self._learning.before_step(self.history)
+            pairs = self._learning.with_first_labels(pairs)
         if (
             teacher is None
             or engine is None
@@ -260,8 +262,8 @@ class MSPOTrainer(SafeCheckpoints):
             meta_learner.follow(meta_learner.inputs(update.measured))
         ppl_diff = self.method.ppl_diff.of(update.measured)
         soft_label = self.history.record(self.state.global_step + 1, index, ppl_diff, update)
-        if self._refits:
-            self._refits.keep(index, soft_label)
+        if self._learning:
+            self._learning.keep(index, soft_label)
         if self._is_flipped is not None:
             metrics |= truth_metrics(soft_label, self._is_flipped[index])
         for name, value in metrics.items():
@@ -326,7 +328,7 @@ class MSPOTrainer(SafeCheckpoints):
         right; `evidence` before training and `margin`, nats; `step` it was last trained on, if any.
         """
         scored = self._score(self.pairs, "labelling")
-        scored = self._refits.seen(scored) if self._refits else scored
+        scored = self._learning.seen(scored) if self._learning else scored
         return beliefs(
             column(self.pairs, "uid"),
             self.history.last_steps(len(self.pairs)),
@@ -339,7 +341,7 @@ class MSPOTrainer(SafeCheckpoints):
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
         """Return the meta-learner, its optimizer, the clean sampler, and what was noted so far."""
         tensors, values = self.teacher.state() if self.teacher else ({}, {})
-        tensors |= self._refits.state() if self._refits else {}
+        tensors |= self._learning.state() if self._learning else {}
         history = {f"history.{name}": column for name, column in self.history.tensors().items()}
         values |= {"skipped_steps": self._skipped.count, "noted": cast(JSON, dict(self._noted))}
         return tensors | history, values
@@ -353,8 +355,8 @@ class MSPOTrainer(SafeCheckpoints):
         self._noted.update(cast(dict[str, list[float]], values["noted"]))
         if self.teacher:
             self.teacher.restore(tensors, values)
-        if self._refits:
-            self._refits.restore(tensors)
+        if self._learning:
+            self._learning.restore(tensors)
 
     def trained_tensors(self) -> list[Tensor]:
         """Return the policy's trainable weights and the meta-learner's."""

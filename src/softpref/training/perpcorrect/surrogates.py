@@ -22,9 +22,10 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from softpref.algorithm.bilevel import Objective, require_finite
+from softpref.algorithm.bilevel import require_finite
 from softpref.algorithm.gradients.forms import dense
 from softpref.algorithm.labeller import AsGiven
+from softpref.algorithm.objective import Objective
 from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.data.batches import Collate

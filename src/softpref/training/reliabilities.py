@@ -1,0 +1,83 @@
+"""How right each annotator is, learned while the policy trains: RE-PO's state beside its labels.
+
+Shapes: n training pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from softpref.algorithm.likelihood import Measured
+from softpref.algorithm.posterior_labeller import PosteriorLabeller
+from softpref.data.readers import column
+from softpref.training.labels import LabelHistory
+
+ANNOTATOR_INDEX = "annotator_index"
+
+
+class Reliabilities:
+    """Lets each annotator's reliability follow the labels of a step.
+
+    Args:
+        labeller: whose reliabilities these are.
+        pairs: the training pairs.
+    """
+
+    def __init__(self, labeller: PosteriorLabeller, pairs: Dataset) -> None:
+        self._labeller = labeller
+        self._annotator, own = (numbers_or_nan(pairs, n) for n in (ANNOTATOR_INDEX, "given_label"))
+        self._is_own = ~own.isnan()
+
+    def before_step(self, history: LabelHistory) -> None:
+        """Do nothing: reliabilities change after a step."""
+
+    def with_first_labels(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return a step's pairs as they are: each visit has a new label."""
+        return [dict(row) for row in rows]
+
+    def seen(self, scored: Measured) -> Measured:
+        """Return measurements of all training pairs as they are."""
+        return scored
+
+    def keep(self, index: Tensor, soft_label: Tensor) -> None:
+        """Follow the labels of a step, (B,), without those that pairs brought."""
+        learned = ~self._is_own[index]
+        self._labeller.follow(self._annotator[index][learned], soft_label[learned])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `restore` needs."""
+        return {"reliabilities": self._labeller.reliability}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from `state`."""
+        self._labeller.reliability.copy_(tensors["reliabilities"])
+
+
+def annotators_of(pairs: Dataset) -> list[str]:
+    """Return the names of the annotators, in alphabetical order."""
+    if "annotator" not in pairs.column_names:
+        return []
+    return sorted(name for name in column(pairs, "annotator").unique().to_pylist() if name)
+
+
+def with_annotator_index(pairs: Dataset) -> Dataset:
+    """Add each pair's place among `annotators_of`, NaN where its annotator is unknown, if any."""
+    annotators = annotators_of(pairs)
+    if not annotators:
+        return pairs
+    places = pc.index_in(column(pairs, "annotator"), pa.array(annotators))  # null where unknown
+    return pairs.add_column(ANNOTATOR_INDEX, places.cast(pa.float64()).to_numpy())
+
+
+def numbers_or_nan(pairs: Dataset, name: str) -> Tensor:
+    """Return a column of numbers, (n,); NaN where the pairs do not have it."""
+    if name not in pairs.column_names:
+        return torch.full((len(pairs),), torch.nan)
+    return torch.tensor(column(pairs, name).to_numpy())
