@@ -373,8 +373,9 @@ def variants(home: Path, ranks: Ranks) -> dict[str, Callable[[], dict[str, Tenso
     more = {
         **{f"step-{name}": lambda name=name: step(ranks, engine=name)
            for name in ("graph", "recompute", "double_backward")},
-        **{name: lambda name=name: run(home / name, ranks, dtype=torch.float64, method=name, **EIGHT)
-           for name in ("dpo", "dr_dpo", "re_po")},
+        **{name: lambda name=name: run(
+            home / name, ranks, dtype=torch.float64, method=name, **EIGHT
+        ) for name in ("dpo", "dr_dpo", "re_po")},
         "evidence": lambda: by_evidence(home / "r", ranks),
         "poisoned": lambda: poisoned(home / "g", ranks),
         "full-poisoned": lambda: poisoned(
