@@ -30,6 +30,7 @@ from softpref.training.labels import beliefs, known, known_flips, learns_labels
 from softpref.training.metrics import auroc
 from softpref.training.needs import noise_of_sources
 from softpref.training.output import appearing_together, write_lines, write_text
+from softpref.training.reliabilities import reliabilities_of
 from softpref.training.seals import MANIFEST, write_manifest
 from softpref.training.sets import Sets
 from softpref.training.teacher import save_meta_learner
@@ -229,6 +230,7 @@ def run_record(trainer: MSPOTrainer) -> dict[str, Any]:
         "quantization": quantization_of(trainer.policy),
         "evidence_speaks": trainer.start.evidence.speaks if trainer.start.evidence else None,
         "perpcorrect": correction.record() if correction else None,
+        "reliability": reliabilities_of(trainer.start.labeller, trainer.pairs),
         "evaluation": trainer.evaluated,
         "steps": trainer.state.global_step,
         "threads": torch.get_num_threads(),

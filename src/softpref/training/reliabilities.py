@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.posterior_labeller import PosteriorLabeller
 from softpref.data.readers import column
@@ -65,6 +66,16 @@ def annotators_of(pairs: Dataset) -> list[str]:
     if "annotator" not in pairs.column_names:
         return []
     return sorted(name for name in column(pairs, "annotator").unique().to_pylist() if name)
+
+
+def reliabilities_of(labeller: Labeller, pairs: Dataset) -> dict[str, float] | None:
+    """Return each annotator's learned share of right labels by name; None where none is learned.
+
+    Pairs without an annotator have theirs under "".
+    """
+    if not isinstance(labeller, PosteriorLabeller):
+        return None
+    return dict(zip([*annotators_of(pairs), ""], labeller.reliability.tolist(), strict=True))
 
 
 def with_annotator_index(pairs: Dataset) -> Dataset:
