@@ -46,6 +46,7 @@ class Method:
             `corrected_labels` that rounds of surrogates made, `evidence` from signals.
         given_by: the column that holds the labels where pairs bring their own; required of
             `is_flipped`, optional of `soft_label`.
+        reads: the optional columns of training pairs that it reads; `votes` and `scores` are two.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Method:
     loss: PairLoss = GEOMETRIC
     needs: frozenset[str] = frozenset()
     given_by: str | None = None
+    reads: frozenset[str] = frozenset({"weight"})
 
     @property
     def teaches(self) -> bool:
@@ -79,6 +81,7 @@ def rdpo_label(noise_rate: float) -> float:
 
 
 _CLEAN = frozenset({"clean"})
+_SOFT = frozenset({"weight", "soft_label", "votes", "scores"})
 _ROWS = (
     Method("mspo", None, "Eq. 5 to 12", needs=_CLEAN),
     Method("mspo_static", None, "section 4.3, Table 3", STARTING_PPL_DIFF, needs=_CLEAN),
@@ -90,12 +93,18 @@ _ROWS = (
         "supervised labels; docs/evidence.md",
         needs=frozenset({"clean", "noise_rate", "evidence"}),
     ),
-    Method("dpo", lambda _: Constant(1.0), "Rafailov et al. 2023, Eq. 2"),
+    Method(
+        "dpo",
+        lambda _: Constant(1.0),
+        "Rafailov et al. 2023, Eq. 2",
+        reads=frozenset({"weight", "margin"}),
+    ),
     Method(
         "gdpo",
         lambda _: AsGiven(GDPO_LABEL),
         "geometric DPO, Furuta et al. 2024; Appendix C",
         given_by="soft_label",
+        reads=_SOFT,
     ),
     Method(
         "cdpo",
@@ -104,6 +113,7 @@ _ROWS = (
         loss=CROSS_ENTROPY,
         needs=frozenset({"noise_rate"}),
         given_by="soft_label",
+        reads=_SOFT,
     ),
     Method(
         "rdpo",

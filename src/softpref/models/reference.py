@@ -29,6 +29,7 @@ from softpref.models.scoring import Scorer
 
 _COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff")
 SIGNAL_COLUMNS = ("likeness", "distance", "chosen_spread", "rejected_spread", "overlap", "state")
+_OF_THE_STEP = ("given_label", "weight", "target_margin")
 FORMAT = 2
 """Of a part on disk; another one is made again."""
 PART = 2000
@@ -80,7 +81,8 @@ def _columns(
     scorer: Scorer, pairs: Dataset, policy_fingerprint: str, cache: ColumnCache, what: str
 ) -> dict[str, Tensor]:
     """Return the columns of one part, (n, ...) each, from disk or by a pass over its pairs."""
-    tokens, precision = fingerprint_tokens(pairs), str(scorer.bf16)
+    tokens = fingerprint_tokens(pairs.select_columns([*PARTS]))
+    precision = str(scorer.bf16)
     made_of = [FORMAT, tokens, policy_fingerprint, precision, scorer.ppl_scope]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     names = (*_COLUMNS, *SIGNAL_COLUMNS)
@@ -112,8 +114,9 @@ def _require_finite(columns: dict[str, Tensor], pairs: Dataset, what: str) -> No
 
 
 def fingerprint_tokens(pairs: Dataset) -> str:
-    """Return a hash of the pairs' token ids, and of labels of their own, in their order."""
-    columns = [*PARTS, *({"given_label"} & set(pairs.column_names))]
+    """Return a hash of the pairs' token ids, labels of their own, weights and target margins."""
+    own = (name for name in _OF_THE_STEP if name in pairs.column_names)
+    columns = [*PARTS, *own]
     digest = hashlib.sha256()
     for rows in pairs.select_columns(columns).iter(1000):
         digest.update(json.dumps([rows[column] for column in columns]).encode())

@@ -19,6 +19,7 @@ from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, Method
 from softpref.algorithm.ranks import Ranks
 from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS, Signal
 from softpref.arguments import named_as_arguments
+from softpref.columns import SoftLabelSource
 from softpref.data.batches import Collate
 from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.errors import UsageError
@@ -173,6 +174,13 @@ class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
     )
     noise_rate: float | None = option(
         "Share of flipped labels; default: estimated.", read_by=NOISE_RATE_READ_BY, identity=True
+    )
+    soft_label_from: SoftLabelSource | None = option(
+        "What gives gdpo and cdpo their labels: the column soft_label (`column`; default where "
+        "there is one), votes_for and votes_against (`votes`), or score_chosen and score_rejected "
+        "with a temperature fitted on the trusted pairs (`scores`).",
+        read_by=("gdpo", "cdpo"),
+        identity=True,
     )
     perpcorrect_mode: Literal["threshold", "official"] | None = option(
         "How perpcorrect finds wrong labels: `threshold` (default), by PPLDiff of the starting "
