@@ -77,6 +77,16 @@ def without_ties(loaded: LoadedPairs, why: str) -> LoadedPairs:
     return dataclasses.replace(found, **prints)
 
 
+def places_of_ties(loaded: LoadedPairs) -> frozenset[tuple[str, int]]:
+    """Return source and row of every tie."""
+    return frozenset(
+        (name, row)
+        for name, part in by_source(loaded.pairs, loaded.source)
+        for row, tied in zip(part["row"], ties(part), strict=True)
+        if tied
+    )
+
+
 def without_clean(train: Dataset, clean: Dataset) -> tuple[Dataset, int]:
     """Remove the clean pairs from training, whichever way they are labelled there.
 
