@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from softpref.options import option
+
+SoftLabelSource = Literal["column", "votes", "scores"]
+SCORES = ("score_chosen", "score_rejected")
+VOTES = ("votes_for", "votes_against")
+OF_TRAINING = ("weight", "margin")
+"""What a training pair may bring beside its label: how often it counts, and a target margin."""
+LABEL_NUMBERS = (*OF_TRAINING, *SCORES, *VOTES)
+"""Columns of numbers that only some commands read."""
 
 
 @dataclass(frozen=True)
@@ -14,18 +22,22 @@ class Columns:
     """Names of a pair's columns; `system` is read only if it is named.
 
     With `or_standard`, a column that is missing under its name is read under the standard name.
+    Of `LABEL_NUMBERS`, those in `optional` are read where a row has them, and those that
+    `soft_label_from` names must be in every row.
     """
 
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
     system: str | None = None
-    or_standard: bool = False
+    or_standard: bool = field(default=False, compare=False)
+    optional: tuple[str, ...] = field(default=(), compare=False)
+    soft_label_from: SoftLabelSource | None = field(default=None, compare=False)
 
     def of(self, raw: Mapping[str, Any]) -> Columns:
         """Return the names in a row; `system` and `question` columns imply their roles."""
         if self == STANDARD and "prompt" not in raw and {"system", "question"} <= raw.keys():
-            return Columns(prompt="question", system="system")
+            return replace(self, prompt="question", system="system")
         if not self.or_standard:
             return self
         standard: dict[str, Any] = {
@@ -36,9 +48,40 @@ class Columns:
         return replace(self, **standard)
 
     def swapped(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a row with its two responses swapped."""
+        """Return a row with its two responses swapped.
+
+        Scores and votes go with their response, and a `soft_label` p becomes 1 − p, to 15 digits.
+        A `margin` stays, though it is of the order before.
+        """
         own = self.of(raw)
-        return {**raw, own.chosen: raw[own.rejected], own.rejected: raw[own.chosen]}
+        swaps = [
+            (own.chosen, own.rejected),
+            *(each for each in (SCORES, VOTES) if {*each} <= {*raw}),
+        ]
+        swapped = {**raw}
+        for one, other in swaps:
+            swapped |= {one: raw[other], other: raw[one]}
+        p = raw.get("soft_label")
+        if isinstance(p, int | float) and not isinstance(p, bool):
+            swapped["soft_label"] = round(1 - p, 15)
+        return swapped
+
+    def of_training(self, soft_label_from: SoftLabelSource | None = None) -> Columns:
+        """Return what is read of training pairs."""
+        return replace(self, optional=OF_TRAINING, soft_label_from=soft_label_from)
+
+    def beside_training(self, *sources: SoftLabelSource) -> Columns:
+        """Return what is read of pairs beside training ones; of `sources` alone they need columns.
+
+        They may be the report's export, which has the standard names.
+        """
+        asked = self.soft_label_from if self.soft_label_from in sources else None
+        return replace(self, or_standard=True, optional=(), soft_label_from=asked)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The columns of numbers that every row must have."""
+        return {"votes": VOTES, "scores": SCORES}.get(self.soft_label_from or "", ())
 
     @property
     def names(self) -> list[str]:

@@ -411,3 +411,40 @@ def test_a_damaged_source_is_what_the_message_names(tmp_path):
     write(tmp_path / "other.parquet", [{"question": "q", "answer": "a"}])
     with pytest.raises(UsageError, match=r"row 1: chosen is missing \(columns of the row: quest"):
         inject(str(tmp_path / "other.parquet"), str(tmp_path / "out.parquet"), 0, 0)
+
+
+SAID = {"score_chosen": 1.5, "score_rejected": 4, "votes_for": 2, "votes_against": 7}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_flip_takes_along_what_belongs_to_a_response(tmp_path, ending):
+    rows = [TEXTS | SAID | {"soft_label": 0.1, "weight": 3, "uid": f"u{n}"} for n in range(40)]
+    source = write(tmp_path / f"in.{ending}", rows)
+    assert 0 < inject(source, str(tmp_path / f"out.{ending}"), 0.5, 1).flipped < 40
+    swapped = {"score_chosen": 4, "score_rejected": 1.5, "votes_for": 7, "votes_against": 2}
+    for row in read(tmp_path / f"out.{ending}"):
+        expected = (swapped | {"soft_label": 0.9}) if row["is_flipped"] else SAID
+        assert {name: float(row[name]) for name in expected} == expected
+        assert float(row["weight"]) == 3
+    inject(str(tmp_path / f"out.{ending}"), str(tmp_path / f"back.{ending}"), 0.5, 1)
+    back = [{n: float(row[n]) for n in SAID} for row in read(tmp_path / f"back.{ending}")]
+    assert back == [SAID] * 40
+
+
+def test_ties_are_not_flipped_and_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = [row | {"label": "Tie" if n % 2 else "A"} for n, row in enumerate(ROWS)]
+    source = write(tmp_path / "in.jsonl", rows)
+    plain = inject(write(tmp_path / "plain.jsonl", ROWS), str(tmp_path / "p.jsonl"), 0.5, 1)
+    found = inject(source, str(tmp_path / "out.jsonl"), 0.5, 1)
+    assert found.flips == tuple(flip and n % 2 == 0 for n, flip in enumerate(plain.flips))
+    assert f"{source}: 150 ties are not flipped" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_target_margin_is_refused_before_anything_is_written(tmp_path, ending):
+    rows = [row | {"margin": 0.5 if n == 7 else None} for n, row in enumerate(ROWS)]
+    source = write(tmp_path / f"in.{ending}", rows)
+    with pytest.raises(UsageError, match=r"(line|row) \d+: has a `margin`.* Remove the column"):
+        inject(source, str(tmp_path / "out.jsonl"), 0.5, 1)
+    assert [path.name for path in tmp_path.iterdir()] == [f"in.{ending}"]

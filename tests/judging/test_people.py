@@ -177,8 +177,8 @@ def test_a_check_asks_nothing_about_ties(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     rows = [pair("p", "a", "b", "tie"), pair("p", "b", "a", 2)]
     assert load_gold(write(tmp_path / "a.jsonl", rows)) == [Comparison("2", "p", "a", "b")]
-    assert "not asked about 1 pairs with `gold`: tie" in caplog.text
-    with pytest.raises(UsageError, match="every `gold` is tie"):
+    assert "not asked about 1 pairs that are ties" in caplog.text
+    with pytest.raises(UsageError, match="every pair is a tie"):
         load_gold(write(tmp_path / "b.jsonl", rows[:1]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,6 +15,10 @@ from softpref.algorithm.posterior_labeller import PosteriorLabeller
 from softpref.algorithm.robust_losses import HOLDER, ROPO, SIGMOID, SQUARED
 from softpref.algorithm.signals import PPL_DIFF, STARTING_PPL_DIFF, Signal
 
+MethodName = Literal[
+    "mspo", "mspo_static", "evidence", "dpo", "gdpo", "cdpo", "rdpo", "perpcorrect",
+    "ipo", "dr_dpo", "sympo", "holder_dpo", "ropo", "re_po", "oracle",
+]  # fmt: skip
 GDPO_LABEL = 0.9
 DR_DPO_TEMPERATURE = 1.0
 
@@ -55,7 +59,7 @@ class Method:
             `corrected_labels` that rounds of surrogates made, `evidence` from signals.
         given_by: the column that holds the labels where pairs bring their own; required of
             `is_flipped`, optional of `soft_label`.
-        reads: the columns that pairs may bring and that the method makes use of.
+        reads: the optional columns of training pairs that it reads; `votes` and `scores` are two.
     """
 
     name: str

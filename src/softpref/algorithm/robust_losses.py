@@ -7,11 +7,14 @@ docs/methods.md.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 from torch.nn import functional as F
 
-from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, expected_loss
+from softpref.algorithm.objective import CROSS_ENTROPY, GEOMETRIC, PairLoss, expected_loss
 
+LossName = Literal["geometric", "cross_entropy", "ipo", "sympo", "holder", "ropo"]
 HOLDER_GAMMA = 2.0
 ROPO_ALPHA = 14.0
 
@@ -75,7 +78,7 @@ SIGMOID = expected_loss(sigmoid_loss, sigmoid_by_margin)
 HOLDER = expected_loss(holder_loss, holder_by_margin)
 ROPO = expected_loss(ropo_loss, ropo_by_margin)
 
-LOSSES = {
+LOSSES: dict[LossName, PairLoss] = {
     "geometric": GEOMETRIC,
     "cross_entropy": CROSS_ENTROPY,
     "ipo": SQUARED,

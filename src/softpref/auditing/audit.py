@@ -37,6 +37,7 @@ from softpref.data.column_cache import ColumnCache
 from softpref.data.given import Given, sources_of
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
+from softpref.data.splits import places_of_ties, without_ties
 from softpref.errors import UsageError
 from softpref.hub import CARD
 from softpref.judging.ask import make_judge
@@ -89,7 +90,7 @@ def run_audit(
         if ranks.count > 1:
             raise UsageError("--dry_run: one process is enough; start it without torchrun.")
         complete = _complete(options)
-        log_cost(_read(complete), complete, judge)
+        log_cost(_audited(_read(complete)), complete, judge)
         return
     _write_audit(options, judge, ranks=ranks)
 
@@ -113,6 +114,7 @@ def _write_audit(
         applies = summary.evidence_speaks or options.force
         export = (options.export or "soft") if applies else "keep"
         trusted, columns, unused = result.trusted, complete.columns(), result.unused
+        ties = result.ties
         with appearing_together(output, SUMMARY) as home:
             write_lines(home / LABELS, dataset_rows(pairs))
             write_text(home / SUMMARY, json.dumps(summary.record(), indent=1) + "\n")
@@ -120,7 +122,7 @@ def _write_audit(
             report = home / REPORT
             write_report(report, pairs, result.texts, summary, about, fingerprint, complete.seed)
             dropped = write_cleaned(
-                complete.data, home, pairs, trusted, export, marks, columns, unused
+                complete.data, home, pairs, trusted, export, marks, columns, unused, ties
             )
             if tool := complete.export_to:
                 write_for_review(home, tool, pairs, result.texts, summary, fingerprint)
@@ -252,6 +254,7 @@ def _audit(
     signals = _signals(options.signals)
     opinions = _as_list(options.reward_model)
     sets = _read(options)
+    ties, sets = places_of_ties(sets.train), _audited(sets)
     loaded, clean, provenance = sets.train, sets.clean, sets.provenance
     assert clean is not None
     labels = None
@@ -281,11 +284,12 @@ def _audit(
     explanations = explain_pairs(evidence, scored.pairs, signals, options.seed)
     return Audit(
         pair_rows(scored, beliefs, explanations, labels),
-        summarise(scored, beliefs, *noise, [*signals, *opinions], provenance, judged),
+        summarise(scored, beliefs, *noise, [*signals, *opinions], provenance, judged, len(ties)),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         TrustedLabels.of(scored.clean),
         loaded.fingerprint,
         scored.unused,
+        ties,
     )
 
 
@@ -296,6 +300,11 @@ def _read(options: AuditOptions) -> Sets:
     return read_sets(
         data, clean, None, options.on_bad_row, options.seed, options.mix, columns, names
     )
+
+
+def _audited(sets: Sets) -> Sets:
+    audited = without_ties(sets.train, "which have no label to be wrong: not audited")
+    return dataclasses.replace(sets, train=audited)
 
 
 def _signals(given: Sequence[str] | None) -> list[SignalName]:

@@ -6,8 +6,9 @@ Rows keep their order and all of their columns.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from softpref.data.seen_pairs import SeenPairs
 from softpref.data.sources import CONTENT, RowValidator, by_source, content_key, contents
 from softpref.data.writers import json_rows
 from softpref.training.output import write_lines
+
+logger = logging.getLogger(__name__)
 
 CLEANED = "cleaned.jsonl"
 EXPORTS = {
@@ -46,11 +49,13 @@ class DroppedRows:
         rows: number of rows in the data.
         why: number of dropped rows by reason.
         unused: rows that the audit could not use.
+        margins: number of target margins that were dropped, beside which a label may be flipped.
     """
 
     rows: int = 0
     why: Counter[str] = field(default_factory=Counter)
     unused: tuple[BadRow, ...] = ()
+    margins: int = 0
 
     def __str__(self) -> str:
         reasons = [f"{count} {why}" for why, count in self.why.items() if count]
@@ -89,11 +94,13 @@ def write_cleaned(
     marks: Mapping[str, float | None],
     columns: Columns = STANDARD,
     unused: Sequence[BadRow] = (),
+    ties: Collection[tuple[str, int]] = (),
 ) -> DroppedRows:
     """Write the data's rows with `is_suspect`, and return the rows that were dropped.
 
     Only `soft` also writes `soft_label`, which holds `p_correct`. Labels of trusted pairs and of
-    pairs that a reviewer has marked are certain. Rows that the audit did not use are dropped.
+    pairs that a reviewer has marked are certain. Ties stay as they are, with 1/2. Rows that the
+    audit did not use are dropped, and with `flip` the column `margin`.
 
     Args:
         data: the audited files in order, or an object in memory.
@@ -104,6 +111,7 @@ def write_cleaned(
         marks: a reviewer's verdicts, by uid.
         columns: names of the data's columns.
         unused: rows that the audit could not use, with reasons.
+        ties: source and row of the ties.
     """
     sources = sources_of(data, "data")
     by_name = {
@@ -112,6 +120,8 @@ def write_cleaned(
     }
 
     def belief(source: str, number: int, pair: dict[str, Any]) -> tuple[float | None, str]:
+        if (source, number) in ties:
+            return 0.5, ""  # which is not suspect
         verdicts = ((trusted.p_correct(pair), CONTRADICTED), (marks.get(pair["uid"]), MARKED))
         for certain, why in verdicts:
             if certain is not None:
@@ -126,6 +136,11 @@ def write_cleaned(
     dropped = DroppedRows(unused=tuple(unused))
     rows = _cleaned_rows(sources, belief, export, columns, dropped)
     write_lines(output / CLEANED, json_rows(rows, CLEANED))
+    if dropped.margins:
+        logger.warning(
+            f"{CLEANED}: margin is dropped from {dropped.margins} rows, since a flip would give it "
+            "to the other response"
+        )
     return dropped
 
 
@@ -153,6 +168,8 @@ def _cleaned_rows(
         row: dict[str, Any] = {**raw, "is_suspect": is_suspect}
         if export == "soft":
             row["soft_label"] = p
+        if export == "flip" and row.pop("margin", None) is not None:
+            dropped.margins += 1
         if export == "flip" and is_suspect:
             row = columns.swapped(row)
             if raw.get("is_flipped") is not None:

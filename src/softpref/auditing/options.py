@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from softpref.columns import ColumnOptions
+from softpref.columns import ColumnOptions, Columns
 from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.data.mixing import MIX
 from softpref.options import option
@@ -106,3 +106,8 @@ class AuditOptions(ColumnOptions, QuantizationOptions):
         group="output",
     )
     reference_cache: str | None = option(REFERENCE_CACHE, metavar="DIR", group="other")
+
+    def columns(self) -> Columns:
+        """Return the column names; the pairs of a run are read as the run read them."""
+        columns = super().columns()
+        return columns.of_training() if self.run else columns

@@ -28,6 +28,7 @@ class Audit:
         trusted: the labels of the trusted pairs.
         fingerprint: fingerprint of the data.
         unused: rows of the data that could not be used, with reasons.
+        ties: source and row of the ties, which have no label to be wrong.
         report: the page that was written, if any.
     """
 
@@ -37,6 +38,7 @@ class Audit:
     trusted: TrustedLabels
     fingerprint: str
     unused: tuple[BadRow, ...]
+    ties: frozenset[tuple[str, int]] = frozenset()
     report: Path | None = None
 
     def __repr__(self) -> str:

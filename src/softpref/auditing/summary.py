@@ -73,6 +73,7 @@ class Summary:
         sources: noise rate by source; empty with one source.
         judge: the judge, what it cost, and its number of pairs `without_opinion`; None without a
             judge.
+        ties: number of ties, which are not audited.
     """
 
     pairs: int
@@ -96,14 +97,17 @@ class Summary:
     warnings: list[str]
     sources: list[SourceNoise] = field(default_factory=list)
     judge: dict[str, Any] | None = None
+    ties: int = 0
 
     def record(self) -> dict[str, Any]:
-        """Return the contents of `summary.json`, without `sources` and `judge` if none."""
+        """Return the contents of `summary.json`, without `sources`, `judge` and `ties` if none."""
         written = asdict(self)
         if not self.sources:
             del written["sources"]
         if self.judge is None:
             del written["judge"]
+        if not self.ties:
+            del written["ties"]
         return written
 
 
@@ -115,6 +119,7 @@ def summarise(
     signals: Sequence[str],
     provenance: str,
     judge: JudgeSummary | None = None,
+    ties: int = 0,
 ) -> Summary:
     """Return the summary of an audit."""
     longer = longer_is_chosen(scored.pairs)
@@ -144,6 +149,7 @@ def summarise(
         warnings=warnings_about(scored, beliefs, longer, provenance, judge),
         sources=_sources(scored.pairs, source_noise),
         judge=judge.record if judge else None,
+        ties=ties,
     )
 
 

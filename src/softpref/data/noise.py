@@ -1,6 +1,7 @@
 """Label noise with known ground truth: flip a share of the pairs of a file."""
 
 import itertools
+import logging
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,16 @@ from pathlib import Path
 import pyarrow as pa
 
 from softpref.columns import STANDARD, Columns
-from softpref.data.bad_rows import BadRow, summarize_bad_rows
+from softpref.data.bad_rows import BadRow, place, summarize_bad_rows
+from softpref.data.label_columns import is_tie
 from softpref.data.readers import read_rows, schema_of
 from softpref.data.sources import RowValidator
 from softpref.data.temporary import replacing
 from softpref.data.writers import ENDINGS, Row, write_rows
 from softpref.errors import UsageError
 from softpref.places import file_to_write
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ def inject(
 ) -> Injected:
     """Flip labels at random: each pair independently with its probability, in file order.
 
-    A flip swaps chosen and rejected; row order and all other columns are unchanged. `is_flipped`
+    A flip swaps chosen and rejected with their scores and votes, and turns a `soft_label` p into
+    1 − p; row order and all other columns are unchanged. A tie is never flipped. `is_flipped`
     marks the rows whose label is now wrong. A value in the source is inverted by a flip, so that
     applying the same seed twice restores the source. Pair i is flipped if the i-th draw in [0, 1)
     is below its rate: a pair that a seed flips at a low rate is flipped at higher rates too.
@@ -73,13 +78,14 @@ def inject(
         columns: Column names of the source.
 
     Raises:
-        UsageError: If a rate is out of range, the number of rates is wrong, a row is bad, or the
-            output exists or cannot hold the rows; then no output is written.
+        UsageError: If a rate is out of range, the number of rates is wrong, a row is bad or has a
+            `margin`, or the output exists or cannot hold the rows; then no output is written.
     """
     rates = (rate,) if isinstance(rate, int | float) else tuple(rate)
     for each in rates:
         require_rate("--rate", each)
     require_new_file(source, output)
+    require_no_margin(source)
     path = Path(output)
     validator = RowValidator(source, "skip", columns)  # bad rows are refused below, all at once
     draw = random.Random(seed)
@@ -92,11 +98,14 @@ def inject(
             if pair is None or not isinstance(raw, dict):
                 continue
             flip = draw.random() < next(coming, 0.0)  # too few rates are refused below
+            flip = flip and not is_tie(pair)
             flips.append(flip)
             is_flipped = pair.get("is_flipped", False) != flip
             yield (columns.swapped(raw) if flip else raw) | {"is_flipped": is_flipped}
         refuse_bad_rows(validator.bad.finish(validator.kept), "Fix or remove it")
         validator.log_notes()
+        if validator.ties:
+            logger.info(f"{source}: {validator.ties} ties are not flipped: they have no label")
         if not isinstance(rate, int | float) and len(rates) != validator.kept:
             raise UsageError(
                 f"{len(rates)} rates for the {validator.kept} pairs of {source}: give one for each "
@@ -117,6 +126,20 @@ def require_rate(flag: str, rate: float) -> None:
     """
     if not 0 <= rate < 1:
         raise UsageError(f"{flag} {rate}: give a share of pairs in [0, 1), such as 0.4.")
+
+
+def require_no_margin(source: str) -> None:
+    """Refuse a source with target margins, which mean nothing once responses are swapped.
+
+    Raises:
+        UsageError: If a row has a `margin`.
+    """
+    for number, raw in read_rows(source):
+        if isinstance(raw, dict) and raw.get("margin") not in (None, ""):
+            raise UsageError(
+                f"{place(source, number)}: has a `margin`, by which the chosen response is better; "
+                "a flip would give it to the other one. Remove the column."
+            )
 
 
 def refuse_bad_rows(bad_rows: Sequence[BadRow], remedy: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from softpref.columns import STANDARD, Columns
+from softpref.data.label_columns import read_label_columns
 from softpref.data.messages import (
     Message,
     Text,
@@ -101,7 +102,8 @@ def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
     if chosen == rejected:
         raise RowError("chosen and rejected are identical")
     context = parse_context(raw) if isinstance(prompt, list) else {}
-    return Parsed(texts | context | _optional(raw), tuple(dict.fromkeys(notes)))
+    fields = texts | context | _optional(raw) | read_label_columns(raw, columns)
+    return Parsed(fields, tuple(dict.fromkeys(notes)))
 
 
 def unread_columns(raw: Mapping[str, Any], columns: Columns, pair: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,10 @@
 
 A pair row is a dict with `uid`, `row` (1-based line or row number in its source), `prompt`,
 `chosen` and `rejected`. These are text, or lists of messages with `tools` and
-`chat_template_kwargs`, which may be None. `is_flipped` and `soft_label` are in all rows or in none.
-If several sources are read, each row has its `source`. Rows are streamed into an Arrow file, never
-held in a Python list.
+`chat_template_kwargs`, which may be None. `is_flipped`, `soft_label` and the columns of numbers
+that were asked for are in all rows or in none; `label` is there if a pair is a tie. If several
+sources are read, each row has its `source`. Rows are streamed into an Arrow file, never held in a
+Python list.
 """
 
 import hashlib
@@ -20,9 +21,10 @@ import datasets
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from softpref.columns import STANDARD, Columns
+from softpref.columns import LABEL_NUMBERS, STANDARD, Columns
 from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, place
 from softpref.data.given import Given, sources_of
+from softpref.data.label_columns import LABEL, is_tie
 from softpref.data.messages import CONTEXT, Text
 from softpref.data.parsing import OPTIONAL, REPEATED_TEXT, ParsedPair, parse_pair, unread_columns
 from softpref.data.readers import RowError, column, dataset_rows, store
@@ -126,8 +128,12 @@ def pairs_from_dataset(
 def subset(loaded: LoadedPairs, pairs: datasets.Dataset, source: str) -> LoadedPairs:
     """Return a selection of pairs with counts of its own; rows keep their numbers."""
     seen = SeenPairs()
+    columns = Columns(optional=tuple(set(LABEL_NUMBERS) & set(pairs.column_names)))
     parts = [
-        (((row["row"], row) for row in dataset_rows(part)), RowValidator(name, "stop", seen=seen))
+        (
+            ((row["row"], row) for row in dataset_rows(part)),
+            RowValidator(name, "stop", columns, seen),
+        )
         for name, part in by_source(pairs, source)
     ]
     kept = _collect(parts)
@@ -190,7 +196,7 @@ class RowValidator:
         seen: SeenPairs | None = None,
     ) -> None:
         self.bad = BadRows(source, on_bad_row)
-        self.kept = 0
+        self.kept = self.ties = 0
         self.contradicting: Counter[str] = Counter()
         self.duplicates: Counter[str] = Counter()
         self._columns = columns
@@ -254,6 +260,7 @@ class RowValidator:
         self._seen.add_uid(uid, self.bad.source, row)
         self._seen.form = form
         self.kept += 1
+        self.ties += is_tie(fields)
         self.digest.update(json.dumps([uid, fields], default=str).encode() + b"\n")
         return {"uid": uid, "row": row, **fields}
 
@@ -284,6 +291,8 @@ def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], RowValidator]])
     first = next(kept)  # a source without pairs is rejected
     pairs = store(itertools.chain([first], kept), _features(first).arrow_schema)
     validators = [validator for _, validator in parts]
+    if not any(each.ties for each in validators):
+        pairs = pairs.remove_columns(LABEL)
     fingerprints = {each.bad.source: each.digest.hexdigest() for each in validators}
     digests = [*fingerprints.values()]
     where = {
@@ -310,11 +319,15 @@ def _features(pair: ParsedPair) -> datasets.Features:
     types = {"row": datasets.Value("int64")} | dict.fromkeys(_SIDES, text)
     types |= {"source": datasets.Value("string")}
     types |= {"uid": datasets.Value("string"), "is_flipped": datasets.Value("bool")}
-    types |= {"soft_label": datasets.Value("float64")} | dict.fromkeys(CONTEXT, datasets.Json())
+    types |= dict.fromkeys(("soft_label", *LABEL_NUMBERS), datasets.Value("float64"))
+    types |= {LABEL: datasets.Value("string")} | dict.fromkeys(CONTEXT, datasets.Json())
+    columns += [] if LABEL in columns else [LABEL]  # a later row may be the first tie
     return datasets.Features({column: types[column] for column in columns})
 
 
 def _form(fields: ParsedPair) -> str:
     """Return the structure that all rows of a source must share."""
     form = "text" if isinstance(fields["prompt"], str) else "messages"
-    return " and ".join([form, *(column for column in OPTIONAL[1:] if column in fields)])
+    return " and ".join(
+        [form, *(name for name in (*OPTIONAL[1:], *LABEL_NUMBERS) if name in fields)]
+    )

@@ -1,5 +1,7 @@
-"""Sets that must be disjoint: trusted pairs, training pairs, evaluation pairs."""
+"""Sets that must be disjoint: trusted pairs, training pairs, evaluation pairs; and their ties."""
 
+import dataclasses
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -7,17 +9,21 @@ from collections.abc import Iterator
 import numpy as np
 from datasets import Dataset
 
+from softpref.columns import STANDARD
 from softpref.data.bad_rows import place
+from softpref.data.label_columns import LABEL, ties
 from softpref.data.readers import dataset_rows
-from softpref.data.sources import LoadedPairs, by_source, content_key, contents
+from softpref.data.sources import LoadedPairs, by_source, content_key, contents, subset
 from softpref.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 TRUTH_RESTORED = "truth restored"
 ASSUMED_CORRECT = "assumed correct, not reviewed"
 
 
 def hold_out_clean(pairs: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset, str]:
-    """Draw the clean pairs from the training data, before any other processing.
+    """Draw the clean pairs from the training data, before any other processing; none is a tie.
 
     Args:
         pairs: Pair rows, not yet tokenized.
@@ -32,23 +38,53 @@ def hold_out_clean(pairs: Dataset, count: int, seed: int) -> tuple[Dataset, Data
     Raises:
         UsageError: If `count` is not positive or leaves no training pair.
     """
-    if not 0 < count < len(pairs):
+    labelled = [at for at, tied in enumerate(ties(pairs)) if not tied]
+    if not 0 < count < len(labelled):
+        without = ", without ties" if len(labelled) < len(pairs) else ""
         raise UsageError(
-            f"--clean {count}: give a number from 1 to {len(pairs) - 1} or a file; "
-            f"there are {len(pairs)} pairs to hold out from."
+            f"--clean {count}: give a number from 1 to {len(labelled) - 1} or a file; "
+            f"there are {len(labelled)} pairs to hold out from{without}."
         )
-    drawn = sorted(random.Random(seed).sample(range(len(pairs)), count))
+    drawn = sorted(random.Random(seed).sample(labelled, count))
     rest = pairs.select(np.delete(np.arange(len(pairs)), drawn))
     clean = pairs.select(drawn)
     if "is_flipped" not in pairs.column_names:
         return rest, clean, ASSUMED_CORRECT
     restored = [
-        row | {"chosen": row["rejected"], "rejected": row["chosen"], "is_flipped": False}
-        if row["is_flipped"]
-        else row
+        STANDARD.swapped(row) | {"is_flipped": False} if row["is_flipped"] else row
         for row in dataset_rows(clean)
     ]
     return rest, Dataset.from_list(restored, features=clean.features), TRUTH_RESTORED
+
+
+def without_ties(loaded: LoadedPairs, why: str) -> LoadedPairs:
+    """Return the pairs of which one response is better, and log how many are not, and `why`.
+
+    The fingerprint stays that of all pairs.
+
+    Raises:
+        UsageError: If every pair is a tie.
+    """
+    tied = np.array(ties(loaded.pairs))
+    if not tied.any():
+        return loaded
+    if tied.all():
+        raise UsageError(f"{loaded.source}: every pair is a tie. Add pairs with a better response.")
+    logger.info(f"{loaded.source}: {tied.sum():,} of {len(tied):,} pairs are ties, {why}")
+    kept = loaded.pairs.select(np.flatnonzero(~tied)).remove_columns(LABEL)
+    found = subset(loaded, kept, loaded.source)
+    prints = {"fingerprint": loaded.fingerprint, "fingerprints": loaded.fingerprints}
+    return dataclasses.replace(found, **prints)
+
+
+def places_of_ties(loaded: LoadedPairs) -> frozenset[tuple[str, int]]:
+    """Return source and row of every tie."""
+    return frozenset(
+        (name, row)
+        for name, part in by_source(loaded.pairs, loaded.source)
+        for row, tied in zip(part["row"], ties(part), strict=True)
+        if tied
+    )
 
 
 def without_clean(train: Dataset, clean: Dataset) -> tuple[Dataset, int]:

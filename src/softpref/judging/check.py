@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from softpref.data.bad_rows import place
+from softpref.data.label_columns import is_tie
 from softpref.data.messages import Text, is_empty, parse_text
 from softpref.data.noise import refuse_bad_rows
 from softpref.data.readers import RowError, dataset_rows
@@ -59,11 +60,11 @@ def load_gold(source: str) -> list[Comparison]:
     better, tied = load_verdicts(source)
     if not better:
         raise UsageError(
-            f"{source}: every `gold` is tie, which cannot measure a judge: add pairs whose better "
+            f"{source}: every pair is a tie, which cannot measure a judge: add pairs whose better "
             "response is known."
         )
     if tied:
-        logger.info(f"{source}: the judge is not asked about {len(tied):,} pairs with `gold`: tie")
+        logger.info(f"{source}: the judge is not asked about {len(tied):,} pairs that are ties")
     return better
 
 
@@ -71,8 +72,8 @@ def load_verdicts(source: str) -> tuple[list[Comparison], list[Comparison]]:
     """Return the pairs of which one response is better, as a comparison's response, and the ties.
 
     Rows have `prompt`, `response_1`, `response_2` and `gold` (1, 2 or tie); or they are training
-    pairs, whose chosen response counts as the better one. Prompts and responses are text or
-    messages, optionally with `tools` and `chat_template_kwargs`.
+    pairs, whose chosen response counts as the better one unless `label` is tie. Prompts and
+    responses are text or messages, optionally with `tools` and `chat_template_kwargs`.
 
     Raises:
         UsageError: the file cannot be read, or a row has another form.
@@ -84,7 +85,10 @@ def load_verdicts(source: str) -> tuple[list[Comparison], list[Comparison]]:
         ]
     loaded = load_pairs(source, on_bad_row="skip")
     refuse_bad_rows(loaded.bad_rows, "Fix or remove it")
-    return [comparison_of_pair(str(pair["row"]), pair) for pair in dataset_rows(loaded.pairs)], []
+    better, tied = list[Comparison](), list[Comparison]()
+    for pair in dataset_rows(loaded.pairs):
+        (tied if is_tie(pair) else better).append(comparison_of_pair(str(pair["row"]), pair))
+    return better, tied
 
 
 def _comparison(source: str, row: int, values: Mapping[str, Any]) -> tuple[Comparison, str]:

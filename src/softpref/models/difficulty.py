@@ -14,7 +14,7 @@ from torch import Tensor
 from softpref.algorithm.rows import PairBatch
 from softpref.columns import STANDARD, Columns
 from softpref.data.bad_rows import place
-from softpref.data.noise import Injected, inject, refuse_bad_rows
+from softpref.data.noise import Injected, inject, refuse_bad_rows, require_no_margin
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.errors import UsageError
@@ -73,6 +73,7 @@ def inject_by_difficulty(
     Raises:
         UsageError: as in `log_ratio_sizes` and `inject`.
     """
+    require_no_margin(source)  # before the surrogate reads
     sizes = log_ratio_sizes(
         source, surrogate, max_length, trust_remote_code=trust_remote_code, columns=columns
     )

@@ -80,7 +80,8 @@ def _columns(
     scorer: Scorer, pairs: Dataset, policy_fingerprint: str, cache: ColumnCache, what: str
 ) -> dict[str, Tensor]:
     """Return the columns of one part, (n, ...) each, from disk or by a pass over its pairs."""
-    tokens, precision = fingerprint_tokens(pairs), str(scorer.bf16)
+    tokens = fingerprint_tokens(pairs.select_columns([*PARTS]))
+    precision = str(scorer.bf16)
     made_of = [FORMAT, tokens, policy_fingerprint, precision, scorer.ppl_scope]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     names = (*_COLUMNS, *SIGNAL_COLUMNS)

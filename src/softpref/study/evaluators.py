@@ -10,6 +10,7 @@ import torch
 from pyarrow.json import read_json
 
 from softpref.algorithm.objective import geometric_loss
+from softpref.data.label_columns import labelled
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
 from softpref.models.loading import load_policy, load_tokenizer
@@ -36,7 +37,7 @@ class HeldOutPairs:
     """
 
     def __init__(self, pairs: str) -> None:
-        loaded = load_pairs(pairs).pairs
+        loaded = labelled(load_pairs(pairs).pairs)  # as in the run's own evaluation
         longer = [
             characters(chosen) - characters(rejected)
             for chosen, rejected in zip(loaded["chosen"], loaded["rejected"], strict=True)
@@ -71,9 +72,8 @@ class CleanLoss:
         record = read_record(run)
         options = record["options"]
         tokenizer = load_tokenizer(self._start, trust_remote_code=False)
-        pairs = tokenize_pairs(
-            load_pairs(self._clean).pairs, tokenizer, options["max_length"], name=self._clean
-        ).pairs
+        trusted = labelled(load_pairs(self._clean).pairs)
+        pairs = tokenize_pairs(trusted, tokenizer, options["max_length"], name=self._clean).pairs
         policy, reference = (
             Scorer(
                 load_policy(path, trust_remote_code=False),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from softpref.algorithm.methods import METHODS
+from softpref.data.label_columns import labelled
 from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
@@ -153,7 +154,7 @@ class FilesPreset:
 
     def run(self, cell: Cell, directory: Path) -> dict[str, float]:
         """Flip labels, align and measure on the test pairs."""
-        size = cell.clean_pairs or len(load_pairs(self.clean).pairs)
+        size = cell.clean_pairs or len(labelled(load_pairs(self.clean).pairs))
         sources = Sources(self.model, self.train, self.clean, size)
 
         def options(method: str) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def cell_files(
         inject_by_difficulty(*files, cell.seed, hard_rate=hard, easy_rate=easy)
     else:
         inject(sources.train, noisy, cell.noise_rate, cell.seed)
-    rows = load_pairs(sources.clean).pairs
+    rows = labelled(load_pairs(sources.clean).pairs)
     if len(rows) < sources.clean_pairs:
         raise UsageError(
             f"{sources.clean} has {len(rows)} pairs, but the target needs {sources.clean_pairs}: "

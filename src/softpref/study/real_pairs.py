@@ -18,6 +18,7 @@ from softpref.data.bad_rows import place
 from softpref.data.messages import Text, texts_of
 from softpref.data.readers import dataset_rows, read_rows
 from softpref.data.sources import CONTENT, load_pairs, pairs_from_dataset
+from softpref.data.splits import without_ties
 from softpref.errors import UsageError
 
 FLIPS, JUDGE = "flips", "judge"
@@ -133,7 +134,7 @@ def load_known_pairs(path: str, *, as_chat: bool) -> list[KnownPair]:
         rows, mistaken = _by_gold(path)
         loaded = pairs_from_dataset(Dataset.from_list(rows), path)
     else:
-        loaded = load_pairs(path)
+        loaded = without_ties(load_pairs(path), "which have no right label: dropped")
         mistaken = [{}] * len(loaded.pairs)
     if {"is_flipped", "soft_label"} & set(loaded.pairs.column_names):
         raise UsageError(

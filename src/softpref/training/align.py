@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from softpref.columns import ColumnOptions
+from softpref.columns import ColumnOptions, SoftLabelSource
 from softpref.data.bad_rows import OnBadRow
 from softpref.data.mixing import MIX
 from softpref.data.sources import names_of
@@ -65,15 +65,19 @@ class AlignFiles(ColumnOptions):
     )
 
 
-def load_sets(files: AlignFiles, on_bad_row: OnBadRow, seed: int) -> Sets:
+def load_sets(
+    files: AlignFiles,
+    on_bad_row: OnBadRow,
+    seed: int,
+    soft_label_from: SoftLabelSource | None = None,
+) -> Sets:
     """Read training, clean and evaluation pairs.
 
     Raises:
         UsageError: a file cannot be read, or `--clean` names neither a file nor a possible number.
     """
-    return read_sets(
-        files.train, files.clean, files.eval, on_bad_row, seed, files.mix, files.columns()
-    )
+    columns = files.columns().of_training(soft_label_from)
+    return read_sets(files.train, files.clean, files.eval, on_bad_row, seed, files.mix, columns)
 
 
 def align(files: AlignFiles, config: MSPOConfig) -> None:
@@ -94,7 +98,7 @@ def align(files: AlignFiles, config: MSPOConfig) -> None:
             files.output, config.resume_from_checkpoint, finished=RUN_RECORD
         )
         config.output_dir = str(output)
-        sets = load_sets(files, config.on_bad_row, config.seed)
+        sets = load_sets(files, config.on_bad_row, config.seed, config.soft_label_from)
         if sets.is_held_out:
             logger.warning(
                 "clean: %s pairs held out of the training pairs, %s", files.clean, sets.provenance

@@ -15,11 +15,12 @@ from transformers import TrainingArguments
 
 from softpref.algorithm.gradients.engine import KEEP_BUDGET_GIB, Engine
 from softpref.algorithm.likelihood import PplScope
-from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, Method
+from softpref.algorithm.methods import METHODS, PERPCORRECT_MODES, Method, MethodName
 from softpref.algorithm.ranks import Ranks
-from softpref.algorithm.robust_losses import LOSSES
+from softpref.algorithm.robust_losses import LOSSES, LossName
 from softpref.algorithm.signals import EVIDENCE, PPL_DIFF, SIGNALS, Signal
 from softpref.arguments import named_as_arguments
+from softpref.columns import SoftLabelSource
 from softpref.data.batches import Collate
 from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.errors import UsageError
@@ -69,23 +70,9 @@ class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
 
     GROUP: ClassVar[str] = "method"  # of options that declare no other
 
-    method: Literal[
-        "mspo",
-        "mspo_static",
-        "evidence",
-        "dpo",
-        "gdpo",
-        "cdpo",
-        "rdpo",
-        "perpcorrect",
-        "ipo",
-        "dr_dpo",
-        "sympo",
-        "holder_dpo",
-        "ropo",
-        "re_po",
-        "oracle",
-    ] = option("Alignment method; docs/methods.md says what each does.", "mspo", identity=True)
+    method: MethodName = option(
+        "Alignment method; docs/methods.md says what each does.", "mspo", identity=True
+    )
     recipe: Literal["recommended", "faithful"] = option(
         "`recommended`: what we would use; `faithful`: the paper to the letter.", "recommended"
     )
@@ -171,7 +158,7 @@ class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
         identity=True,
         metavar="NAME",
     )
-    loss: Literal["geometric", "cross_entropy", "ipo", "sympo", "holder", "ropo"] | None = option(
+    loss: LossName | None = option(
         "Loss of margin and soft label that mspo's meta-learner teaches through; default "
         "geometric, the paper's.",
         recipe=Recipe("geometric"),
@@ -195,6 +182,13 @@ class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
     )
     noise_rate: float | None = option(
         "Share of flipped labels; default: estimated.", read_by=NOISE_RATE_READ_BY, identity=True
+    )
+    soft_label_from: SoftLabelSource | None = option(
+        "What gives gdpo and cdpo their labels: the column soft_label (`column`; default where "
+        "there is one), votes_for and votes_against (`votes`), or score_chosen and score_rejected "
+        "with a temperature fitted on the trusted pairs (`scores`).",
+        read_by=("gdpo", "cdpo"),
+        identity=True,
     )
     perpcorrect_mode: Literal["threshold", "official"] | None = option(
         "How perpcorrect finds wrong labels: `threshold` (default), by PPLDiff of the starting "

@@ -34,7 +34,7 @@ def dry_run(files: AlignFiles, config: MSPOConfig) -> None:
         UsageError: something is wrong with data, model or options.
     """
     require(files)
-    sets = load_sets(files, config.on_bad_row, config.seed)
+    sets = load_sets(files, config.on_bad_row, config.seed, config.soft_label_from)
     policy, _, prepared = load_checked(files.model, config, sets)
     probe = longest_pairs(*prepared.named().values())
     layout = choose_layout(config.resolved_layout(), policy, probe)

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from softpref.data.label_columns import labelled, ties
 from softpref.data.readers import column
 from softpref.models.scoring import token_counts
 from softpref.statistics.evidence import Evidence, fit_evidence
@@ -96,8 +97,14 @@ def evidence_of(
 
 
 def with_evidence(prepared: Prepared, clean: Dataset, seed: int) -> tuple[Prepared, Evidence]:
-    """Fit evidence and add it, g in nats, to training and clean pairs as the column `evidence`."""
-    evidence, g = evidence_of(prepared.train, clean, SIGNAL_NAMES, seed)
+    """Fit evidence and add it, g in nats, to training and clean pairs as the column `evidence`.
+
+    A tie has none: 0.
+    """
+    tied = torch.tensor(ties(prepared.train))
+    evidence, of_labelled = evidence_of(labelled(prepared.train), clean, SIGNAL_NAMES, seed)
+    g = torch.zeros(len(tied), dtype=of_labelled.dtype)
+    g[~tied] = of_labelled
     if evidence.speaks:
         logger.info("evidence: the signals distinguish right labels from wrong")
     else:

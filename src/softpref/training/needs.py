@@ -7,14 +7,16 @@ import logging
 import math
 from typing import cast
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
 
 from softpref.algorithm.labeller import Labeller
-from softpref.algorithm.methods import KnownBeforeTraining, Method
+from softpref.algorithm.methods import METHODS, KnownBeforeTraining, Method
 from softpref.algorithm.signals import EVIDENCE, STARTING_PPL_DIFF
+from softpref.data.label_columns import labelled, ties
 from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.models.scoring import starting_ppl_diff, starting_signals
@@ -43,7 +45,7 @@ def require_needs(
 
     Raises:
         UsageError: there are no clean pairs, too few of them, no way to a noise rate, no truth for
-            `oracle`, or labels of the pairs' own that the method would not read.
+            `oracle`, weights of 0 only, or a column that the method would not read.
     """
     clean = prepared.clean
     columns = prepared.train.column_names
@@ -65,10 +67,17 @@ def require_needs(
             f"--method {method.name} reads the truth, and the training pairs carry no "
             "`is_flipped`: make them with `softpref inject`, or choose another method."
         )
-    if "soft_label" in columns and method.given_by != "soft_label":
+    for name in ("soft_label", "weight", "margin"):
+        if name in columns and name not in method.reads:
+            others = " or ".join(each.name for each in METHODS.values() if name in each.reads)
+            raise UsageError(
+                f"the training pairs carry `{name}`, which --method {method.name} does not read: "
+                f"drop the column, or choose {others}."
+            )
+    if "weight" in columns and not column(prepared.train, "weight").to_numpy().any():
         raise UsageError(
-            f"the training pairs carry `soft_label`, which --method {method.name} does not read: "
-            "drop the column, or choose gdpo or cdpo."
+            "the `weight` of every training pair is 0, so nothing would be learned: give weights "
+            "above 0, or drop the column."
         )
 
 
@@ -78,19 +87,24 @@ def every_pair_has_a_label(pairs: Dataset) -> bool:
 
 
 def with_given_labels(pairs: Dataset, method: Method, correction: Correction | None) -> Dataset:
-    """Add `given_label` where the method reads labels that it is given, and there are any.
+    """Add `given_label` if some pairs have one, and rename `margin`, which h has too.
 
-    It is what the correction found, or `soft_label`, or for `oracle` 1, and 0 for a flipped pair.
+    It is 1/2 for a tie. For the others it is what the correction found, or the column that the
+    method reads: `soft_label`, or for `oracle` 1, and 0 for a flipped pair; NaN where there is
+    neither.
     """
+    if "margin" in pairs.column_names:
+        pairs = pairs.rename_column("margin", "target_margin")
+    labels, tied = np.full(len(pairs), math.nan), ties(pairs)
     if correction is not None:
-        return pairs.add_column("given_label", correction.labels.double().numpy())
-    source = method.given_by
-    if source is None or source not in pairs.column_names:
+        labels = correction.labels.double().numpy()
+    elif method.given_by in pairs.column_names:
+        given = column(pairs, cast(str, method.given_by))
+        given = pc.if_else(given, 0.0, 1.0) if method.given_by == "is_flipped" else given
+        labels = given.to_numpy()
+    elif not any(tied):
         return pairs
-    labels = column(pairs, source)
-    if source == "is_flipped":
-        labels = pc.if_else(labels, 0.0, 1.0)
-    return pairs.add_column("given_label", labels.combine_chunks())
+    return pairs.add_column("given_label", np.where(tied, 0.5, labels))
 
 
 def noise_of(
@@ -114,7 +128,8 @@ def noise_of(
     if evidence is not None:
         noise = evidence.noise
     else:
-        noise = estimate_noise_rate(*map(starting_ppl_diff, (prepared.train, prepared.clean)))
+        sets = (labelled(prepared.train), prepared.clean)
+        noise = estimate_noise_rate(*map(starting_ppl_diff, sets))
     logger.info("noise rate: %s", noise)
     return noise
 
@@ -140,6 +155,7 @@ def noise_of_sources(pairs: Dataset, clean: Dataset | None) -> dict[str, NoiseRa
     """Return `noise_by_source` by evidence, or by PPLDiff where none was fitted."""
     if clean is None:
         return {}
+    pairs = labelled(pairs)
     signal = EVIDENCE if "evidence" in pairs.column_names else STARTING_PPL_DIFF
     doubts, trusted = (starting_signals(some, [signal]).squeeze(-1) for some in (pairs, clean))
     sign = -1 if signal is EVIDENCE else 1

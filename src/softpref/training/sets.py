@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeAlias
 
-from softpref.columns import STANDARD, Columns
+from softpref.columns import STANDARD, Columns, SoftLabelSource
 from softpref.data.bad_rows import OnBadRow
 from softpref.data.given import Given
 from softpref.data.mixing import mixed, shares_of
 from softpref.data.sources import LoadedPairs, load_pairs, names_of, subset
-from softpref.data.splits import ASSUMED_CORRECT, TRUTH_RESTORED, hold_out_clean
+from softpref.data.splits import ASSUMED_CORRECT, TRUTH_RESTORED, hold_out_clean, without_ties
 from softpref.errors import UsageError
 
 Pairs: TypeAlias = Given | LoadedPairs
@@ -55,7 +55,7 @@ def read_sets(
     columns: Columns = STANDARD,
     names: Mapping[str, str] | None = None,
 ) -> Sets:
-    """Read training, clean and evaluation pairs.
+    """Read training, clean and evaluation pairs; ties among the last two are dropped.
 
     Args:
         train: `Pairs`.
@@ -64,7 +64,7 @@ def read_sets(
         on_bad_row: whether a bad row is an error or is skipped.
         seed: of the draw of a mix, and of trusted pairs to hold out.
         mix: weights of several training files.
-        columns: column names.
+        columns: what is read of training pairs, and under which names.
         names: what messages call objects in memory, by parameter.
 
     Raises:
@@ -77,17 +77,17 @@ def read_sets(
             return given
         return load_pairs(given, on_bad_row=on_bad_row, columns=columns, argument=name)
 
-    # Trusted pairs may be the report's export, which has the standard names.
-    either = dataclasses.replace(columns, or_standard=True)
-
     shares = shares_of(names_of(train), mix) if mix else None
     pairs = read(train, called["train"])
     sets = {
-        key: read(given, name, either)
+        key: without_ties(read(given, name, columns.beside_training()), "which evaluate nothing")
         for key, name, given in _evaluations(evaluation, called["eval"])
     }
-    count = _count(clean)
-    trusted = None if clean is None or count is not None else read(clean, called["clean"], either)
+    count, trusted = _count(clean), None
+    if clean is not None and count is None:
+        # A temperature of scores is fitted on trusted pairs.
+        trusted = read(clean, called["clean"], columns.beside_training("scores"))
+        trusted = without_ties(trusted, "which teach nothing: dropped from the trusted pairs")
     if shares:
         pairs = mixed(pairs, shares, seed, trusted)
     if count is None:
@@ -99,6 +99,21 @@ def read_sets(
         trusted, bad_rows=(), fingerprints={trusted.source: trusted.fingerprint}, also_clean=0
     )
     return Sets(subset(pairs, rest, pairs.source), trusted, sets, provenance)
+
+
+def read_in_memory(
+    train: Any,
+    clean: Any,
+    evaluation: Any,
+    on_bad_row: OnBadRow,
+    seed: int,
+    soft_label_from: SoftLabelSource | None,
+    names: Mapping[str, str],
+) -> Sets:
+    """Read the sets of a run as `read_sets` does, under the standard column names."""
+    columns = STANDARD.of_training(soft_label_from)
+    given = train, clean, evaluation
+    return read_sets(*given, on_bad_row, seed, columns=columns, names=names)
 
 
 def _count(clean: Any) -> int | None:

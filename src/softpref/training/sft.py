@@ -25,6 +25,7 @@ from softpref.algorithm.policy import trainable
 from softpref.columns import ColumnOptions
 from softpref.data.bad_rows import OnBadRow, place
 from softpref.data.fingerprints import SFT_TARGETS, target_fingerprint, write_sft_targets
+from softpref.data.label_columns import ties
 from softpref.data.mixing import MIX, mixed, shares_of
 from softpref.data.readers import dataset_rows
 from softpref.data.sources import load_pairs, names_of
@@ -242,6 +243,8 @@ def _fine_tune_into(output: Path, files: SFTFiles, config: SFTOptions) -> None:
     if shares:
         loaded = mixed(loaded, shares, config.seed)
     logger.info("train: %d chosen responses from %s", len(loaded.pairs), loaded.source)
+    if tied := sum(ties(loaded.pairs)):
+        logger.info("train: %d pairs are ties, of which the chosen response is learned too", tied)
     set_seed(config.seed)
     tokenizer = load_tokenizer(files.model, trust_remote_code=config.trust_remote_code)
     policy = load_policy(

@@ -51,6 +51,7 @@ from softpref.training.perpcorrect.surrogates import Surrogates
 from softpref.training.preparation import Prepared, prepare, require_fit
 from softpref.training.reliabilities import with_annotator_index
 from softpref.training.sets import Sets
+from softpref.training.soft_labels import log_columns_read, with_soft_labels
 from softpref.training.teacher import Teacher, make_teacher
 
 logger = logging.getLogger(__name__)
@@ -164,8 +165,10 @@ def load_checked(
     limits = config.max_length, context_length(policy)
     given = (sets.train, sets.clean, sets.evaluation)
     prepared = prepare(*given, tokenizer, *limits, config.on_bad_row)
+    prepared = with_soft_labels(prepared, config.soft_label_from)
     method = config.resolved_method()
     require_needs(method, prepared, config.noise_rate, config.meta_batch_size)
+    log_columns_read(prepared)
     config.choose_steps(len(prepared.train))
     if config.shard or is_sharded(policy):
         make_ready = train_all_shards if config.tuning == "full" else freeze_base_shards

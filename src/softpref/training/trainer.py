@@ -53,7 +53,7 @@ from softpref.training.publishing import push_run
 from softpref.training.refits import learning_of
 from softpref.training.samplers import train_loader
 from softpref.training.saving import allow_sharded_save
-from softpref.training.sets import EVAL, Pairs, TrustedPairs, read_sets
+from softpref.training.sets import EVAL, Pairs, TrustedPairs, read_in_memory
 from softpref.training.start import prepare_start
 from softpref.training.states import JSON
 from softpref.training.step import StepResult, StepRunner
@@ -116,7 +116,7 @@ class MSPOTrainer(SafeCheckpoints):
         args = MSPOConfig() if args is None else args
         require_config(args, MSPOConfig)
         given = (train_dataset, clean_dataset, eval_dataset)
-        sets = read_sets(*given, args.on_bad_row, args.seed, names=SETS)
+        sets = read_in_memory(*given, args.on_bad_row, args.seed, args.soft_label_from, SETS)
         self.origin = Origin.of(model, str(args.output_dir), given, sets)
         start = prepare_start(model, args, sets, processing_class, peft_config)
         require_trained(optimizers, start.policy)

@@ -30,6 +30,7 @@ from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.data.batches import Collate
 from softpref.data.column_cache import ColumnCache
+from softpref.data.label_columns import is_tie
 from softpref.models.layout import choose_layout, longest_pairs
 from softpref.models.loading import make_trainable
 from softpref.models.recompute import checkpoint_activations
@@ -103,11 +104,10 @@ class Surrogates:
         if known is not None:
             return known["ppl_diff"]
         surrogate, collate = self._fresh()
-        reversed_ = self._noisy.select(doubted).to_list()
         pairs = [
             *self._clean.to_list(),
-            *self._noisy.select(believed).to_list(),
-            *(pair | {"given_label": 0.0} for pair in reversed_),
+            *(_labelled(pair, 1.0) for pair in self._noisy.select(believed).to_list()),
+            *(_labelled(pair, 0.0) for pair in self._noisy.select(doubted).to_list()),
         ]
         self._train(surrogate, pairs, collate, f"surrogate {number}")
         scorer = Scorer(
@@ -163,6 +163,10 @@ class Surrogates:
                     optimizer.step()
                     schedule.step()
                     bar.update()
+
+
+def _labelled(pair: dict[str, Any], label: float) -> dict[str, Any]:
+    return pair | {"given_label": 0.5 if is_tie(pair) else label}
 
 
 @contextmanager
