@@ -2,9 +2,9 @@
 
 A pair row is a dict with `uid`, `row` (1-based line or row number in its source), `prompt`,
 `chosen` and `rejected`. These are text, or lists of messages with `tools` and
-`chat_template_kwargs`, which may be None. `is_flipped` and `soft_label` are in all rows or in none.
-If several sources are read, each row has its `source`. Rows are streamed into an Arrow file, never
-held in a Python list.
+`chat_template_kwargs`, which may be None. `is_flipped` and `soft_label` are in all rows or in none;
+`annotator` is None where it is unknown, and no column if it always is. If several sources are read,
+each row has its `source`. Rows are streamed into an Arrow file, never held in a Python list.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from softpref.columns import STANDARD, Columns
 from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, place
 from softpref.data.given import Given, sources_of
 from softpref.data.messages import CONTEXT, Text
-from softpref.data.parsing import OPTIONAL, REPEATED_TEXT, ParsedPair, parse_pair, unread_columns
+from softpref.data.parsing import ANNOTATOR, REPEATED_TEXT, ParsedPair, parse_pair, unread_columns
 from softpref.data.readers import RowError, column, dataset_rows, store
 from softpref.data.seen_pairs import SeenPairs
 from softpref.errors import UsageError
@@ -190,7 +190,7 @@ class RowValidator:
         seen: SeenPairs | None = None,
     ) -> None:
         self.bad = BadRows(source, on_bad_row)
-        self.kept = 0
+        self.kept = self.annotated = 0
         self.contradicting: Counter[str] = Counter()
         self.duplicates: Counter[str] = Counter()
         self._columns = columns
@@ -254,6 +254,7 @@ class RowValidator:
         self._seen.add_uid(uid, self.bad.source, row)
         self._seen.form = form
         self.kept += 1
+        self.annotated += ANNOTATOR in fields
         self.digest.update(json.dumps([uid, fields], default=str).encode() + b"\n")
         return {"uid": uid, "row": row, **fields}
 
@@ -284,6 +285,8 @@ def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], RowValidator]])
     first = next(kept)  # a source without pairs is rejected
     pairs = store(itertools.chain([first], kept), _features(first).arrow_schema)
     validators = [validator for _, validator in parts]
+    if not any(each.annotated for each in validators):
+        pairs = pairs.remove_columns(ANNOTATOR)
     fingerprints = {each.bad.source: each.digest.hexdigest() for each in validators}
     digests = [*fingerprints.values()]
     where = {
@@ -311,10 +314,12 @@ def _features(pair: ParsedPair) -> datasets.Features:
     types |= {"source": datasets.Value("string")}
     types |= {"uid": datasets.Value("string"), "is_flipped": datasets.Value("bool")}
     types |= {"soft_label": datasets.Value("float64")} | dict.fromkeys(CONTEXT, datasets.Json())
+    types |= {ANNOTATOR: datasets.Value("string")}
+    columns = list(dict.fromkeys([*columns, ANNOTATOR]))  # a later row may be the first to name one
     return datasets.Features({column: types[column] for column in columns})
 
 
 def _form(fields: ParsedPair) -> str:
     """Return the structure that all rows of a source must share."""
     form = "text" if isinstance(fields["prompt"], str) else "messages"
-    return " and ".join([form, *(column for column in OPTIONAL[1:] if column in fields)])
+    return " and ".join([form, *(name for name in ("is_flipped", "soft_label") if name in fields)])
