@@ -110,6 +110,16 @@ def test_both_kinds_of_pairs_are_dealt_evenly(noisy, folds):
     assert not torch.equal(fold, deal(noisy, 140, seed=4))
 
 
+def test_noisy_pairs_of_the_same_content_are_in_the_same_fold():
+    content = torch.arange(300) % 120
+    fold, alone = deal(300, 140, 3, content), deal(300, 140, 3)
+    assert torch.equal(fold[:120], alone[:120])
+    assert torch.equal(fold[120:240], fold[:120])
+    assert torch.equal(fold[240:300], fold[:60])
+    assert torch.equal(fold[300:], alone[300:])
+    assert torch.equal(deal(300, 140, 3, torch.arange(300)), alone)
+
+
 def test_a_fold_is_judged_by_a_fit_on_all_others():
     fold, fits = torch.tensor([2, 0, 1, 2, 0]), []
 

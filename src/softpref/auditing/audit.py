@@ -32,7 +32,7 @@ from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.result import Audit
 from softpref.auditing.review_tools import REVIEW_FILES, write_for_review
 from softpref.auditing.scores import score_sets
-from softpref.auditing.summary import Summary, evidence_skill, summarise
+from softpref.auditing.summary import Summary, annotator_lines, evidence_skill, summarise
 from softpref.data.column_cache import ColumnCache
 from softpref.data.given import Given, sources_of
 from softpref.data.readers import dataset_rows
@@ -55,6 +55,7 @@ from softpref.options import (
 )
 from softpref.places import directory_to_write
 from softpref.statistics.noise_rate import rate_text
+from softpref.training.annotators import annotators_of
 from softpref.training.evidence import SIGNAL_NAMES, SignalName, evidence_of, rates_of
 from softpref.training.needs import noise_by_source
 from softpref.training.output import (
@@ -281,10 +282,22 @@ def _audit(
     evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
     noise = evidence.noise, noise_by_source(scored.pairs, -log_odds, -evidence.trusted)
     beliefs = pair_beliefs(evidence, log_odds, rates_of(evidence, scored.pairs, signals))
+    said = log_odds * evidence.speaks, evidence.trusted * evidence.speaks
+    annotators = annotators_of(loaded.pairs, scored.pairs, scored.clean, *said)
     explanations = explain_pairs(evidence, scored.pairs, signals, options.seed)
+    others = judged, annotators, len(ties)
     return Audit(
         pair_rows(scored, beliefs, explanations, labels),
-        summarise(scored, beliefs, *noise, [*signals, *opinions], provenance, judged, len(ties)),
+        summarise(
+            scored,
+            beliefs,
+            *noise,
+            [*signals, *opinions],
+            provenance,
+            judged,
+            annotators,
+            len(ties),
+        ),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         TrustedLabels.of(scored.clean),
         loaded.fingerprint,
@@ -366,8 +379,8 @@ def _log_summary(
     rate = rate_text(summary.noise_rate, summary.noise_rate_low, summary.noise_rate_high)
     logger.info("evidence by %s: %s", ", ".join(summary.signals), evidence_skill(summary))
     logger.info("wrong labels: %s", rate)
-    for source in summary.sources:
-        logger.info("%s", source)
+    for line in (*summary.sources, *annotator_lines(summary)):
+        logger.info("%s", line)
     if summary.ece is not None:
         suspect = f"{summary.suspect} suspect (more likely wrong than right)"
         calibration = f"calibration error {summary.ece:.1%}"

@@ -22,7 +22,7 @@ from softpref.auditing.beliefs import SUSPECT, UNSURE
 from softpref.auditing.charts import bars, histogram, reliability_curve
 from softpref.auditing.explanations import NO_EVIDENCE, kind_name
 from softpref.auditing.pair_rows import worse_first
-from softpref.auditing.summary import Summary, evidence_skill
+from softpref.auditing.summary import Summary, annotator_lines, evidence_skill
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
 from softpref.data.splits import ASSUMED_CORRECT
@@ -67,8 +67,8 @@ def write_report(
     data = page_data(rows, pairs, fingerprint, seed)
     data["speaks"] = summary.evidence_speaks
     warnings = "".join(f'<p class="warning">{for_html(text)}</p>' for text in summary.warnings)
-    by_source = [str(source).replace("wrong", "Wrong", 1) for source in summary.sources]
-    sources = "".join(f"<p>{for_html(text)}.</p>" for text in by_source)
+    lines = [*map(str, summary.sources), *annotator_lines(summary)]
+    sources = "".join(f"<p>{for_html(text[0].upper() + text[1:])}.</p>" for text in lines)
     write_text(
         path,
         Template(frame).substitute(

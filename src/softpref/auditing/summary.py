@@ -17,8 +17,15 @@ from softpref.auditing.scores import ScoredSets
 from softpref.auditing.warnings import warnings_about
 from softpref.data.readers import column
 from softpref.data.sources import by_source
+from softpref.statistics.annotators import Reliability, reliability_text
 from softpref.statistics.noise_rate import NoiseRate, rate_text
 from softpref.training.metrics import auroc
+
+LISTED_ANNOTATORS = 10
+WITHOUT_EVIDENCE = (
+    f"annotators: {NO_EVIDENCE}, so only labels of trusted pairs, and of the same pairs by several "
+    "annotators, say how often each is right; labels are taken to be right more often than wrong"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,29 @@ class SourceNoise:
     def __str__(self) -> str:
         rate = rate_text(self.noise_rate, self.noise_rate_low, self.noise_rate_high)
         return f"wrong labels among the {self.pairs:,} pairs of {self.source}: {rate}"
+
+
+@dataclass(frozen=True)
+class AnnotatorSummary:
+    """How often an annotator's labels are right, with a 95% interval.
+
+    Attributes:
+        annotator: the name.
+        pairs: number of pairs labelled, trusted ones included; a repeated label counts once.
+        reliability: share of right labels; None if the interval is wider than 15 points.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
+
+    annotator: str
+    pairs: int
+    reliability: float | None
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        share = reliability_text(self.reliability, self.low, self.high)
+        return f"right labels among the {self.pairs:,} by annotator {self.annotator}: {share}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,7 @@ class Summary:
         doubted_clean: uids of trusted pairs that look wrong.
         warnings: problems with the audit or its data, most serious first.
         sources: noise rate by source; empty with one source.
+        annotators: reliability by annotator; empty if the data name none.
         judge: the judge, what it cost, and its number of pairs `without_opinion`; None without a
             judge.
         ties: number of ties, which are not audited.
@@ -96,19 +127,14 @@ class Summary:
     doubted_clean: list[str]
     warnings: list[str]
     sources: list[SourceNoise] = field(default_factory=list)
+    annotators: list[AnnotatorSummary] = field(default_factory=list)
     judge: dict[str, Any] | None = None
     ties: int = 0
 
     def record(self) -> dict[str, Any]:
-        """Return the contents of `summary.json`, without `sources`, `judge` and `ties` if none."""
-        written = asdict(self)
-        if not self.sources:
-            del written["sources"]
-        if self.judge is None:
-            del written["judge"]
-        if not self.ties:
-            del written["ties"]
-        return written
+        """Return the contents of `summary.json`, without empty lists, judge and ties."""
+        optional = ("sources", "annotators", "judge", "ties")
+        return {name: of for name, of in asdict(self).items() if of or name not in optional}
 
 
 def summarise(
@@ -119,6 +145,7 @@ def summarise(
     signals: Sequence[str],
     provenance: str,
     judge: JudgeSummary | None = None,
+    annotators: Mapping[str, Reliability] | None = None,
     ties: int = 0,
 ) -> Summary:
     """Return the summary of an audit."""
@@ -148,6 +175,10 @@ def summarise(
         doubted_clean=[scored.clean[i]["uid"] for i in beliefs.doubted_clean],
         warnings=warnings_about(scored, beliefs, longer, provenance, judge),
         sources=_sources(scored.pairs, source_noise),
+        annotators=[
+            AnnotatorSummary(name, of.labels, of.known, of.low, of.high)
+            for name, of in (annotators or {}).items()
+        ],
         judge=judge.record if judge else None,
         ties=ties,
     )
@@ -162,6 +193,20 @@ def evidence_skill(summary: Summary) -> str:
     if summary.evidence_speaks:
         return skill
     return f"{NO_EVIDENCE}, so nothing is claimed about any pair ({skill})"
+
+
+def annotator_lines(summary: Summary) -> list[str]:
+    """Return a line for each annotator, at most the ten with most pairs, least reliable first.
+
+    The first line says what is assumed where evidence does not speak.
+    """
+    listed = sorted(summary.annotators, key=lambda each: -each.pairs)[:LISTED_ANNOTATORS]
+    lines = [str(each) for each in sorted(listed, key=lambda each: each.low + each.high)]
+    if lines and not summary.evidence_speaks:
+        lines.insert(0, WITHOUT_EVIDENCE)
+    if more := len(summary.annotators) - len(listed):
+        lines.append(f"and {more:,} other annotators, see summary.json")
+    return lines
 
 
 def _sources(pairs: Dataset, rates: Mapping[str, NoiseRate]) -> list[SourceNoise]:

@@ -28,7 +28,8 @@ from softpref.data.readers import RowError
 
 ParsedPair = dict[str, Any]
 
-OPTIONAL = ("uid", "is_flipped", "soft_label")
+ANNOTATOR = "annotator"
+OPTIONAL = ("uid", "is_flipped", "soft_label", ANNOTATOR)
 PROMPT_NAMES = (
     "question", "instruction", "query", "input", "inputs", "context", "history", "problem", "task",
     "system", "user", "human", "message", "messages", "conversation", "dialogue",
@@ -233,4 +234,16 @@ def _optional(raw: Mapping[str, Any]) -> dict[str, Any]:
     label = found.get("soft_label", 0.5)
     if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label <= 1:
         raise RowError("soft_label is not a number in [0, 1]")
-    return found | ({"soft_label": float(label)} if "soft_label" in found else {})
+    if "soft_label" in found:
+        found["soft_label"] = float(label)
+    return found | _annotator(found.pop(ANNOTATOR, ""))
+
+
+def _annotator(given: object) -> dict[str, str]:
+    """Return who labelled the pair, or nothing where it is unknown."""
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise RowError(
+            "annotator is neither text nor an integer: write a name or a number, or leave it empty"
+        )
+    name = str(given).strip()
+    return {ANNOTATOR: name} if name else {}

@@ -3,9 +3,9 @@
 A pair row is a dict with `uid`, `row` (1-based line or row number in its source), `prompt`,
 `chosen` and `rejected`. These are text, or lists of messages with `tools` and
 `chat_template_kwargs`, which may be None. `is_flipped`, `soft_label` and the columns of numbers
-that were asked for are in all rows or in none; `label` is there if a pair is a tie. If several
-sources are read, each row has its `source`. Rows are streamed into an Arrow file, never held in a
-Python list.
+that were asked for are in all rows or in none; `label` is there if a pair is a tie. `annotator` is
+None where it is unknown, and no column if it always is. If several sources are read, each row has
+its `source`. Rows are streamed into an Arrow file, never held in a Python list.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from softpref.data.bad_rows import BadRow, BadRows, OnBadRow, place
 from softpref.data.given import Given, sources_of
 from softpref.data.label_columns import LABEL, is_tie
 from softpref.data.messages import CONTEXT, Text
-from softpref.data.parsing import OPTIONAL, REPEATED_TEXT, ParsedPair, parse_pair, unread_columns
+from softpref.data.parsing import ANNOTATOR, REPEATED_TEXT, ParsedPair, parse_pair, unread_columns
 from softpref.data.readers import RowError, column, dataset_rows, store
 from softpref.data.seen_pairs import SeenPairs
 from softpref.errors import UsageError
@@ -196,7 +196,7 @@ class RowValidator:
         seen: SeenPairs | None = None,
     ) -> None:
         self.bad = BadRows(source, on_bad_row)
-        self.kept = self.ties = 0
+        self.kept = self.ties = self.annotated = 0
         self.contradicting: Counter[str] = Counter()
         self.duplicates: Counter[str] = Counter()
         self._columns = columns
@@ -261,6 +261,7 @@ class RowValidator:
         self._seen.form = form
         self.kept += 1
         self.ties += is_tie(fields)
+        self.annotated += ANNOTATOR in fields
         self.digest.update(json.dumps([uid, fields], default=str).encode() + b"\n")
         return {"uid": uid, "row": row, **fields}
 
@@ -291,8 +292,11 @@ def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], RowValidator]])
     first = next(kept)  # a source without pairs is rejected
     pairs = store(itertools.chain([first], kept), _features(first).arrow_schema)
     validators = [validator for _, validator in parts]
-    if not any(each.ties for each in validators):
-        pairs = pairs.remove_columns(LABEL)
+    unused = {
+        LABEL: not any(each.ties for each in validators),
+        ANNOTATOR: not any(each.annotated for each in validators),
+    }
+    pairs = pairs.remove_columns([name for name, never in unused.items() if never])
     fingerprints = {each.bad.source: each.digest.hexdigest() for each in validators}
     digests = [*fingerprints.values()]
     where = {
@@ -320,14 +324,15 @@ def _features(pair: ParsedPair) -> datasets.Features:
     types |= {"source": datasets.Value("string")}
     types |= {"uid": datasets.Value("string"), "is_flipped": datasets.Value("bool")}
     types |= dict.fromkeys(("soft_label", *LABEL_NUMBERS), datasets.Value("float64"))
-    types |= {LABEL: datasets.Value("string")} | dict.fromkeys(CONTEXT, datasets.Json())
-    columns += [] if LABEL in columns else [LABEL]  # a later row may be the first tie
+    types |= dict.fromkeys(CONTEXT, datasets.Json())
+    late = dict.fromkeys((LABEL, ANNOTATOR), datasets.Value("string"))
+    types |= late  # a later row may be the first tie, or the first to name an annotator
+    columns = list(dict.fromkeys([*columns, *late]))
     return datasets.Features({column: types[column] for column in columns})
 
 
 def _form(fields: ParsedPair) -> str:
     """Return the structure that all rows of a source must share."""
     form = "text" if isinstance(fields["prompt"], str) else "messages"
-    return " and ".join(
-        [form, *(name for name in (*OPTIONAL[1:], *LABEL_NUMBERS) if name in fields)]
-    )
+    names = ("is_flipped", "soft_label", *LABEL_NUMBERS)
+    return " and ".join([form, *(name for name in names if name in fields)])

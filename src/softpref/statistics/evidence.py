@@ -122,7 +122,9 @@ class Evidence:
         return (known + torch.log1p(-rate) - rate.log()).sigmoid()
 
 
-def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evidence:
+def fit_evidence(
+    noisy: PairSignals, trusted: PairSignals, seed: int = 0, content: Tensor | None = None
+) -> Evidence:
     """Fit both stages, without the noisy labels and, at the noise rate that these say, with them.
 
     Noisy labels are not read where left-out trusted pairs are foretold worse for it: where wrong
@@ -132,9 +134,11 @@ def fit_evidence(noisy: PairSignals, trusted: PairSignals, seed: int = 0) -> Evi
         noisy: pairs of which an unknown share is labelled wrong.
         trusted: pairs known to be labelled right.
         seed: of the deal into folds.
+        content: (n,) a number for each noisy pair that those with the same responses share; a fit
+            that leaves one of them out leaves all of them out.
     """
     n, pairs = len(noisy), noisy + trusted
-    fold = deal(n, len(trusted), seed)
+    fold = deal(n, len(trusted), seed, content)
     alone = _choose(_Model.of(pairs, _rates(pairs, n, NO_LABEL), fold), fold)
     rate = estimate_noise_rate(-alone.g[:n], -alone.g[n:]).expected
     both = _choose(_Model.of(pairs, _rates(pairs, n, rate), fold), fold)

@@ -16,11 +16,18 @@ FOLDS, FEW_PAIRS, FOLDS_OF_FEW = 4, 2000, 10
 """Where pairs are few, a fit must not lack a quarter of them."""
 
 
-def deal(noisy: int, trusted: int, seed: int) -> Tensor:
-    """Return each pair's fold, (N,), noisy and trusted ones dealt apart."""
+def deal(noisy: int, trusted: int, seed: int, content: Tensor | None = None) -> Tensor:
+    """Return each pair's fold, (N,), noisy and trusted ones dealt apart.
+
+    Noisy pairs of the same content, a number for each (n,), are in the same fold.
+    """
     generator = torch.Generator().manual_seed(seed)
     folds = FOLDS_OF_FEW if noisy + trusted < FEW_PAIRS else FOLDS
     parts = [torch.randperm(count, generator=generator) % folds for count in (noisy, trusted)]
+    if content is not None:
+        _, place = content.unique(return_inverse=True)
+        first = torch.full((noisy,), noisy).scatter_reduce(0, place, torch.arange(noisy), "amin")
+        parts[0] = parts[0][first[place]]
     return torch.cat(parts)
 
 

@@ -22,7 +22,7 @@ _MIN_CLEAN = 10
 _BINS = 512
 _GRID = 51
 _CHI2_95 = 3.8415  # 95% quantile of chi-squared with one degree of freedom
-_SHARP, KNOWN = 0.15, 0.4
+SHARP, KNOWN = 0.15, 0.4
 """Widths of the 95% interval up to which a single number, or the interval, is worth telling."""
 _MIN_DOUBT = 0.01  # no pair's order is taken as surer than 1 - this
 
@@ -47,7 +47,7 @@ class NoiseRate:
     @property
     def told(self) -> float | None:
         """The number to tell: `expected`, or None where the interval is wider than 15 points."""
-        return self.expected if self.high - self.low <= _SHARP else None
+        return self.expected if self.high - self.low <= SHARP else None
 
     def record(self) -> dict[str, float | None]:
         """Return what is written of it: a `rate` of None is unknown."""

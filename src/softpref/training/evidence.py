@@ -16,10 +16,12 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.data.label_columns import labelled, ties
+from softpref.data.parsing import ANNOTATOR
 from softpref.data.readers import column
 from softpref.models.scoring import token_counts
 from softpref.statistics.evidence import Evidence, fit_evidence
 from softpref.statistics.pair_signals import PairSignals
+from softpref.training.annotators import placed
 from softpref.training.preparation import Prepared
 
 logger = logging.getLogger(__name__)
@@ -84,11 +86,13 @@ def evidence_of(
 ) -> tuple[Evidence, Tensor]:
     """Fit evidence on both sets; return it and g of every noisy pair, nats, (n,).
 
-    Pairs in the fit have the g of a fit that left them out.
+    Pairs in the fit have the g of a fit that left them out, and where annotators are named, all
+    labels of the same two responses.
     """
     fitted = _in_fit(len(noisy), seed)
     sample = noisy if len(fitted) == len(noisy) else noisy.select(fitted.tolist())
-    evidence = fit_evidence(signals_of(sample, names), signals_of(trusted, names), seed)
+    content = placed(sample)[0] if ANNOTATOR in sample.column_names else None
+    evidence = fit_evidence(signals_of(sample, names), signals_of(trusted, names), seed, content)
     if sample is noisy:
         return evidence, evidence.noisy
     g = torch.cat([evidence.log_odds(signals_of(part, names)) for part in chunks(noisy)])

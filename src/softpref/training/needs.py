@@ -24,7 +24,7 @@ from softpref.statistics.evidence import Evidence
 from softpref.statistics.noise_rate import NoiseRate, estimate_noise_rate
 from softpref.training.perpcorrect.rounds import Correction
 from softpref.training.preparation import Prepared
-from softpref.training.reliabilities import annotators_of
+from softpref.training.reliabilities import annotator_names
 from softpref.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def labeller_of(
         return cast(Teacher, teacher).meta_learner
     clean = starting_ppl_diff(prepared.clean) if prepared.clean else torch.empty(0)
     speaks = evidence is not None and evidence.speaks
-    rate, annotators = noise.expected if noise else math.nan, annotators_of(prepared.train)
+    rate, annotators = noise.expected if noise else math.nan, annotator_names(prepared.train)
     known = KnownBeforeTraining(rate, clean, speaks, beta, len(annotators))
     if evidence is not None and not speaks:
         logger.warning("labels: all are taken at their word: this is DPO")

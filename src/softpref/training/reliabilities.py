@@ -61,7 +61,7 @@ class Reliabilities:
         self._labeller.reliability.copy_(tensors["reliabilities"])
 
 
-def annotators_of(pairs: Dataset) -> list[str]:
+def annotator_names(pairs: Dataset) -> list[str]:
     """Return the names of the annotators, in alphabetical order."""
     if "annotator" not in pairs.column_names:
         return []
@@ -75,12 +75,12 @@ def reliabilities_of(labeller: Labeller, pairs: Dataset) -> dict[str, float] | N
     """
     if not isinstance(labeller, PosteriorLabeller):
         return None
-    return dict(zip([*annotators_of(pairs), ""], labeller.reliability.tolist(), strict=True))
+    return dict(zip([*annotator_names(pairs), ""], labeller.reliability.tolist(), strict=True))
 
 
 def with_annotator_index(pairs: Dataset) -> Dataset:
-    """Add each pair's place among `annotators_of`, NaN where its annotator is unknown, if any."""
-    annotators = annotators_of(pairs)
+    """Add each pair's place among `annotator_names`, NaN where its annotator is unknown, if any."""
+    annotators = annotator_names(pairs)
     if not annotators:
         return pairs
     places = pc.index_in(column(pairs, "annotator"), pa.array(annotators))  # null where unknown
