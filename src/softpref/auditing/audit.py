@@ -288,16 +288,7 @@ def _audit(
     others = judged, annotators, len(ties)
     return Audit(
         pair_rows(scored, beliefs, explanations, labels),
-        summarise(
-            scored,
-            beliefs,
-            *noise,
-            [*signals, *opinions],
-            provenance,
-            judged,
-            annotators,
-            len(ties),
-        ),
+        summarise(scored, beliefs, *noise, [*signals, *opinions], provenance, *others),
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         TrustedLabels.of(scored.clean),
         loaded.fingerprint,
