@@ -43,6 +43,7 @@ from softpref.hub import CARD
 from softpref.judging.ask import make_judge
 from softpref.judging.journal import journal_path
 from softpref.judging.options import JudgeOptions, check_judge
+from softpref.judging.questions import Judge
 from softpref.judging.shared import asking, follow
 from softpref.models.loading import loaded_from
 from softpref.models.quantized import require_name
@@ -234,6 +235,18 @@ def _complete(options: AuditOptions) -> AuditOptions:
     return complete
 
 
+def _judge_of(
+    options: AuditOptions, judge_options: JudgeOptions | None, ranks: Ranks
+) -> Judge | None:
+    """Return the judge that was asked for, if any, loaded."""
+    if not judge_options:
+        return None
+    require(options, "output")
+    directory_to_write(options.output)
+    check_judge(judge_options)
+    return make_judge(judge_options, ranks)
+
+
 def _audit(
     options: AuditOptions,
     given: AuditOptions,
@@ -245,12 +258,7 @@ def _audit(
 
     None for all processes but the first, which score along.
     """
-    judge = None
-    if judge_options:
-        require(options, "output")
-        directory_to_write(options.output)
-        check_judge(judge_options)
-        judge = make_judge(judge_options, ranks)  # fails before the pairs are scored
+    judge = _judge_of(options, judge_options, ranks)  # fails before the pairs are scored
     require_name(cast("nn.Module | str", options.model), options.bits())
     signals = _signals(options.signals)
     opinions = _as_list(options.reward_model)
@@ -285,10 +293,13 @@ def _audit(
     said = log_odds * evidence.speaks, evidence.trusted * evidence.speaks
     annotators = annotators_of(loaded.pairs, scored.pairs, scored.clean, *said)
     explanations = explain_pairs(evidence, scored.pairs, signals, options.seed)
-    others = judged, annotators, len(ties)
+    marks = [*signals, *opinions]
+    summary = summarise(
+        scored, beliefs, *noise, marks, provenance, judged, annotators, ties=len(ties)
+    )
     return Audit(
         pair_rows(scored, beliefs, explanations, labels),
-        summarise(scored, beliefs, *noise, [*signals, *opinions], provenance, *others),
+        summary,
         scored.pairs.select_columns(["prompt", "chosen", "rejected"]),
         TrustedLabels.of(scored.clean),
         loaded.fingerprint,
