@@ -413,22 +413,33 @@ def test_a_damaged_source_is_what_the_message_names(tmp_path):
         inject(str(tmp_path / "other.parquet"), str(tmp_path / "out.parquet"), 0, 0)
 
 
-SAID = {"score_chosen": 1.5, "score_rejected": 4, "votes_for": 2, "votes_against": 7}
+OF_RESPONSES = {"score_chosen": 1.5, "score_rejected": 4.0, "votes_for": 2, "votes_against": 7}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_flip_takes_along_what_belongs_to_a_response(tmp_path, ending):
-    rows = [TEXTS | SAID | {"soft_label": 0.1, "weight": 3, "uid": f"u{n}"} for n in range(40)]
+    rows = [
+        TEXTS | OF_RESPONSES | {"soft_label": 0.1, "weight": 3, "uid": f"u{n}"} for n in range(40)
+    ]
     source = write(tmp_path / f"in.{ending}", rows)
     assert 0 < inject(source, str(tmp_path / f"out.{ending}"), 0.5, 1).flipped < 40
     swapped = {"score_chosen": 4, "score_rejected": 1.5, "votes_for": 7, "votes_against": 2}
     for row in read(tmp_path / f"out.{ending}"):
-        expected = (swapped | {"soft_label": 0.9}) if row["is_flipped"] else SAID
+        expected = (swapped | {"soft_label": 0.9}) if row["is_flipped"] else OF_RESPONSES
         assert {name: float(row[name]) for name in expected} == expected
         assert float(row["weight"]) == 3
     inject(str(tmp_path / f"out.{ending}"), str(tmp_path / f"back.{ending}"), 0.5, 1)
-    back = [{n: float(row[n]) for n in SAID} for row in read(tmp_path / f"back.{ending}")]
-    assert back == [SAID] * 40
+    back = [{n: float(row[n]) for n in OF_RESPONSES} for row in read(tmp_path / f"back.{ending}")]
+    assert back == [OF_RESPONSES] * 40
+
+
+def test_scores_of_two_types_are_not_rounded(tmp_path):
+    rows = [TEXTS | {"score_chosen": 1.5, "score_rejected": 4, "uid": f"u{n}"} for n in range(9)]
+    source = write(tmp_path / "in.parquet", rows)
+    with pytest.raises(UsageError, match="score_chosen and score_rejected have different types"):
+        inject(source, str(tmp_path / "out.parquet"), 0.5, 1)
+    inject(source, str(tmp_path / "out.jsonl"), 0.5, 1)
+    assert {row["score_rejected"] for row in read(tmp_path / "out.jsonl")} == {1.5, 4}
 
 
 def test_ties_are_not_flipped_and_counted(tmp_path, caplog):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -72,10 +71,10 @@ def _parsed(value: object) -> object:
 
 
 def _in_range(name: str, value: object) -> float:
-    least = -math.inf if name in SCORES else 0
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    in_range = is_number and abs(value) <= sys.float_info.max and value >= least
-    if not in_range or (name in VOTES and value != int(value)):
-        kind = "whole" if name in VOTES else "finite"
-        raise RowError(f"{name} is not a {kind} number" + (" of at least 0" if least == 0 else ""))
-    return float(value)
+    least = -sys.float_info.max if name in SCORES else 0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        in_range = least <= value <= sys.float_info.max
+        if in_range and (name not in VOTES or value == int(value)):
+            return float(value)
+    kind = "whole" if name in VOTES else "finite"
+    raise RowError(f"{name} is not a {kind} number" + (" of at least 0" if least == 0 else ""))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from softpref.columns import STANDARD, Columns
+from softpref.columns import SCORES, STANDARD, VOTES, Columns
 from softpref.data.bad_rows import BadRow, place, summarize_bad_rows
 from softpref.data.label_columns import is_tie
 from softpref.data.readers import read_rows, schema_of
@@ -201,6 +201,10 @@ def _flagged_schema(source: str) -> pa.Schema | None:
     if types[0] != types[1] and any(map(pa.types.is_nested, types)):
         # A swap into a column that lacks a message's other fields would silently lose them.
         raise ValueError("the messages of chosen and rejected have different fields")
+    for one, other in (SCORES, VOTES):
+        both = {one, other} <= set(schema.names)
+        if both and schema.field(one).type != schema.field(other).type:  # a swap would round
+            raise ValueError(f"{one} and {other} have different types")
     flag = pa.field("is_flipped", pa.bool_())
     index = schema.get_field_index(flag.name)
     return schema.append(flag) if index < 0 else schema.set(index, flag)

@@ -73,8 +73,9 @@ def without_ties(loaded: LoadedPairs, why: str) -> LoadedPairs:
     logger.info(f"{loaded.source}: {tied.sum():,} of {len(tied):,} pairs are ties, {why}")
     kept = loaded.pairs.select(np.flatnonzero(~tied)).remove_columns(LABEL)
     found = subset(loaded, kept, loaded.source)
-    prints = {"fingerprint": loaded.fingerprint, "fingerprints": loaded.fingerprints}
-    return dataclasses.replace(found, **prints)
+    return dataclasses.replace(
+        found, fingerprint=loaded.fingerprint, fingerprints=loaded.fingerprints
+    )
 
 
 def places_of_ties(loaded: LoadedPairs) -> frozenset[tuple[str, int]]:

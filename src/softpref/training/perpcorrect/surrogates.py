@@ -104,10 +104,11 @@ class Surrogates:
         if known is not None:
             return known["ppl_diff"]
         surrogate, collate = self._fresh()
+        reversed_ = self._noisy.select(doubted).to_list()
         pairs = [
             *self._clean.to_list(),
-            *(_labelled(pair, 1.0) for pair in self._noisy.select(believed).to_list()),
-            *(_labelled(pair, 0.0) for pair in self._noisy.select(doubted).to_list()),
+            *map(_with_tie, self._noisy.select(believed).to_list()),
+            *(_with_tie(pair | {"given_label": 0.0}) for pair in reversed_),
         ]
         self._train(surrogate, pairs, collate, f"surrogate {number}")
         scorer = Scorer(
@@ -165,8 +166,8 @@ class Surrogates:
                     bar.update()
 
 
-def _labelled(pair: dict[str, Any], label: float) -> dict[str, Any]:
-    return pair | {"given_label": 0.5 if is_tie(pair) else label}
+def _with_tie(pair: dict[str, Any]) -> dict[str, Any]:
+    return pair | {"given_label": 0.5} if is_tie(pair) else pair
 
 
 @contextmanager
