@@ -1,3 +1,4 @@
+import contextlib
 import inspect
 import json
 import logging
@@ -25,7 +26,9 @@ from softpref.algorithm.ranks import Ranks
 from softpref.errors import UsageError
 from softpref.training import checkpoints, seals, states
 from softpref.training.checkpoints import SafeCheckpoints, newest_complete
-from softpref.training.states import state_to_tensors, tensors_to_state
+from softpref.training.config import MSPOConfig
+from softpref.training.identity import refuse_other_run
+from softpref.training.states import state_to_tensors, tensors_to_state, write_state
 from tests.safe_files import assert_safe_files
 
 ROWS = [
@@ -497,6 +500,26 @@ def test_another_run_is_refused_with_every_difference(run):
     assert "data was None and is 'abc'" in message
     assert "betas" not in message
     assert "output_dir" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "newer", "says"),
+    [
+        ({}, {"load_in_4bit": False, "max_length": 1024, "seed": 42, "signals": ["ppl_diff"]}, ""),
+        ({"method": "dpo"}, {"signals": None}, ""),
+        ({"recipe": "faithful"}, {"tuning": "full", "meta_every": 1, "warm_start": False}, ""),
+        ({"recipe": "faithful"}, {"warm_start": True}, "warm_start was False and is True"),
+        ({}, {"load_in_4bit": True}, "load_in_4bit was False and is True"),
+        ({}, {"data": "abc"}, "data was None and is 'abc'"),  # not an option
+        ({}, {"tuning": "full"}, "tuning was 'lora' and is 'full'"),
+    ],
+)
+def test_what_a_checkpoint_is_too_old_to_name_counts_as_left_open(tmp_path, options, newer, says):
+    args = MSPOConfig(str(tmp_path), use_cpu=True, **options)
+    write_state(tmp_path, "identity", {}, {"beta": 0.1})
+    refused = pytest.raises(UsageError, match=says) if says else contextlib.nullcontext()
+    with refused:
+        refuse_other_run(tmp_path, {"beta": 0.1} | newer, args)
 
 
 # --- rotation, best model, model only -------------------------------------------------------------
