@@ -33,7 +33,7 @@ from softpref.training import interrupts
 from softpref.training.drift import require_same_start
 from softpref.training.identity import refuse_other_run
 from softpref.training.running_loss import ResumedLoss, running_loss
-from softpref.training.saving import SHARDS, in_layout_of, load_saved, save_model, save_shards
+from softpref.training.saving import SHARDS, in_layout_of, load_weights, save_model, save_shards
 from softpref.training.seals import PARTIAL, defect, publish, put_aside
 from softpref.training.states import (
     JSON,
@@ -303,11 +303,10 @@ class SafeCheckpoints(Trainer):
             write_state(Path(output_dir), name, without_shards(tensors), values)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved, own = Path(resume_from_checkpoint), self._unwrapped()
-        if trains_shards(own) or (saved / SHARDS).is_dir():
-            load_saved(saved, dict(own.named_parameters()))
-        else:
+        if isinstance(self._unwrapped(), PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(Path(resume_from_checkpoint), self._unwrapped())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -349,10 +348,10 @@ class SafeCheckpoints(Trainer):
                 f"{best}: the best model cannot be loaded, {reason}. "
                 "Training is complete: use the newest checkpoint, or train again."
             )
-        if trains_shards(self._unwrapped()):
-            self._load_from_checkpoint(best)
-        else:
+        if isinstance(self._unwrapped(), PeftModel):
             super()._load_best_model()
+        else:
+            load_weights(Path(best), self._unwrapped())
 
 
 def _checkpoints(directory: Path) -> list[Path]:
