@@ -113,7 +113,7 @@ def test_two_processes_leave_what_one_leaves(home, alone, two):
     )
 
 
-@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.19 and torch 2.13")
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_a_sharded_base_leaves_what_a_whole_one_leaves(home, alone, two, goes_on):
     run = f"shards-{goes_on}"
@@ -142,7 +142,7 @@ def full(home):
     assert output.count("all weights: in shards, one on each of 2 processes") == 1
 
 
-@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.19 and torch 2.13")
 def test_all_weights_in_shards_leave_what_one_process_leaves(home, full):
     one, two = home / "full-alone", home / "full-two"
     assert near(two, one)
@@ -156,7 +156,7 @@ def test_all_weights_in_shards_leave_what_one_process_leaves(home, full):
     assert all(name.endswith(".safetensors") for name in saved)
 
 
-@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.19 and torch 2.13")
 @pytest.mark.parametrize(
     ("start", "processes", "options"),
     [("full-two", 4, IN_SHARDS), ("full-two", 1, ()), ("full-alone", 2, IN_SHARDS)],
@@ -206,7 +206,7 @@ EXPERTS = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.19 and torch 2.13")
 def test_fine_tuned_experts_go_into_shards_and_out_of_them(home):
     """A whole checkpoint has them one by one, by other names; shards have them as they train."""
     tokenizer = make_tokenizer()
