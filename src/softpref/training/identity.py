@@ -91,8 +91,8 @@ def _defaults(args: TrainingArguments, names: Set[str]) -> dict[str, Any]:
     found = {}
     for field, facts in zip(fields(options), facts_of(type(options)).values(), strict=True):
         if field.name in names:
-            is_made = field.default_factory is not MISSING
-            default = field.default_factory() if is_made else field.default
+            make = field.default_factory
+            default = field.default if make is MISSING else make()
             if "recipe" in facts and getattr(options, field.name) is not None:
                 default = getattr(facts["recipe"], options.recipe)
             found[field.name] = default
