@@ -704,13 +704,15 @@ HOOKS = {
     "_load_best_model": "",
 }
 
+OLDER_HOOKS = {"init_hf_repo": "token"}  # of transformers 5.5
+
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_the_hook_is_as_it_was_when_it_was_overridden(name):
-    parameters = list(inspect.signature(getattr(Trainer, name)).parameters)
-    assert ", ".join(parameters[1:]) == HOOKS[name]
-    ours = list(inspect.signature(getattr(SafeCheckpoints, name)).parameters)
-    assert ours == parameters
+    _, *theirs = inspect.signature(getattr(Trainer, name)).parameters
+    assert ", ".join(theirs) in (HOOKS[name], OLDER_HOOKS.get(name))
+    _, *ours = inspect.signature(getattr(SafeCheckpoints, name)).parameters
+    assert ", ".join(ours) == HOOKS[name]
 
 
 def test_every_override_is_pinned():
