@@ -20,6 +20,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CLEAN = 150
@@ -56,6 +58,20 @@ def save_model(home: Path, **sizes: int) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(home)
     make_tokenizer().save_pretrained(home)
+
+
+@contextmanager
+def prepared(hidden: int, layers: int, pairs: int = 1024) -> Iterator[Path]:
+    """Save a random Llama and synthetic pairs for as long as they are needed."""
+    with tempfile.TemporaryDirectory() as place:
+        home = Path(place)
+        save_model(
+            home / "model", vocab_size=24, hidden_size=hidden, num_hidden_layers=layers,
+            intermediate_size=hidden * 43 // 16, num_attention_heads=4,
+        )  # fmt: skip
+        write_pairs(home / "train.jsonl", pairs, 2)
+        write_pairs(home / "clean.jsonl", 64, 1)
+        yield home
 
 
 class PeakMemory(threading.Thread):

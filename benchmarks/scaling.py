@@ -3,8 +3,6 @@
     python benchmarks/scaling.py              # the tables for 8B and 70B
     python benchmarks/scaling.py --measure    # 1, 2 and 4 processes here: bytes counted, times
     python benchmarks/scaling.py --shards     # the same with the base whole and in shards, memory
-    python benchmarks/scaling.py --memory     # the table of memory from 1B to 70B
-    python benchmarks/scaling.py --peaks      # its count against peaks of small models here
 
 Bytes are what each process hands to torch.distributed in one taught step; on the wire a ring moves
 2 (W - 1) / W of a sum's and (W - 1) times a gathered part. FLOPs are 2 a weight and token.
@@ -18,13 +16,8 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -206,105 +199,6 @@ def predict() -> None:
             print(f"| {' | '.join(cells)} |" + " | | |" * (devices == 1))
 
 
-NF4 = (4 + (8 + 32 / 256) / 64) / 8
-"""Bytes of a weight: 4 bits, and for 64 of them 8 bits, which share a float32 with 255 others."""
-KEEP_BUDGET = 4 * 2**30  # of --keep_budget_gib
-PER_LAYER = 16, 5  # times D and F: numbers a token that one layer keeps for its backward pass
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a Llama, or of a Qwen but for its biases.
-
-    Attributes:
-        layers: how many.
-        hidden: D.
-        inner: F, of the feed-forward part.
-        key_values: width of keys and of values.
-        vocabulary: rows of the embedding.
-        tied: whether the head is the embedding.
-    """
-
-    layers: int
-    hidden: int
-    inner: int
-    key_values: int
-    vocabulary: int
-    tied: bool = False
-
-    def step(self, pairs: int, tokens: int, rank: int | None) -> Step:
-        """Return a step of this model, with LoRA on every linear layer or of all weights."""
-        d, f, kv = self.hidden, self.inner, self.key_values
-        linear = [(d, d), (d, kv), (d, kv), (d, d), (d, f), (d, f), (f, d)]
-        weights = self.outside() + self.layers * sum(i * o for i, o in linear)
-        adapter = (rank or 0) * self.layers * sum(i + o for i, o in linear)
-        return Step(
-            weights + adapter, adapter or weights, pairs, tokens=tokens, layers=self.layers,
-            hidden=d,
-        )  # fmt: skip
-
-    def outside(self) -> int:
-        """Weights outside of the linear layers that are quantized: embedding, head and norms."""
-        norms = (2 * self.layers + 1) * self.hidden
-        return self.vocabulary * self.hidden * (1 if self.tied else 2) + norms
-
-
-def peak(
-    shape: Shape, kind: str, *, taught: bool, pairs: int = 32, at_once: int = 8, tokens: int = 768,
-    bytes_each: int = 2,
-) -> float:  # fmt: skip
-    """Return what one device needs of a step with activation checkpointing, GiB.
-
-    Of trained numbers, in float32: weights, AdamW's moments, the gradient so far and a
-    micro-batch's; with teaching also theta'. Pairs' own gradients where they fit the budget.
-    Activations of one micro-batch: every layer's input, and what one layer keeps.
-
-    Args:
-        shape: the model's sizes.
-        kind: full, lora or 4-bit.
-        taught: MSPO with a meta-update, else DPO.
-        pairs: a step.
-        at_once: pairs of a micro-batch.
-        tokens: of a pair, its prompt run once.
-        bytes_each: of a number of the base and of activations.
-    """
-    step = shape.step(pairs, tokens, None if kind == "full" else 16)
-    base = step.weights - step.trained
-    held = float(bytes_each * base)
-    if kind == "4-bit":
-        held = bytes_each * shape.outside() + NF4 * (base - shape.outside())
-    held += 4 * step.trained * (4 + taught + (pairs > at_once))
-    kept = 4 * pairs * step.trained
-    if taught and kind != "full" and kept <= KEEP_BUDGET:
-        held += kept
-    by_hidden, by_inner = PER_LAYER
-    one_layer = by_hidden * shape.hidden + by_inner * shape.inner
-    held += at_once * tokens * bytes_each * (shape.layers * shape.hidden + one_layer)
-    return held / 2**30
-
-
-SHAPES = {
-    "1B": Shape(16, 2048, 8192, 512, 128_256, tied=True),  # Llama 3.2
-    "3B": Shape(28, 3072, 8192, 1024, 128_256, tied=True),  # Llama 3.2
-    "8B": Shape(32, 4096, 14_336, 1024, 128_256),  # Llama 3.1
-    "14B": Shape(48, 5120, 13_824, 1024, 152_064),  # Qwen 2.5
-    "32B": Shape(64, 5120, 27_648, 1024, 152_064),  # Qwen 2.5
-    "70B": Shape(80, 8192, 28_672, 1024, 128_256),  # Llama 3.1
-}
-KINDS = ("full", "lora", "4-bit")
-
-
-def memory_table() -> None:
-    """Print what a device needs by size, tuning and method."""
-    names = [f"{kind}, {method}" for kind in KINDS for method in ("DPO", "MSPO")]
-    print(f"| model | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
-    for name, shape in SHAPES.items():
-        cells = [
-            f"{peak(shape, kind, taught=taught):,.0f}" for kind in KINDS for taught in (False, True)
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
-
-
 class Counter:
     """Counts what this process hands to torch.distributed, bytes, by kind."""
 
@@ -348,11 +242,21 @@ class Counter:
         DTensor.full_tensor = gathered
 
 
-STEPS, WARM, PEAK_STEPS = 16, 4, 2
+STEPS, WARM = 16, 4
 
 
-def work(home: Path, pairs_a_process: int, base: str, method: str = "mspo") -> None:
-    """Train a few steps; print sizes, peak memory, and bytes and seconds of each step, as JSON."""
+def train(
+    home: Path, pairs_a_process: int, memory_kind: str, method: str = "mspo", **options: Any
+) -> None:
+    """Train a few steps; print sizes, peak memory, and bytes and seconds of each step, as JSON.
+
+    Args:
+        home: holds the model and the pairs.
+        pairs_a_process: a step.
+        memory_kind: whose peak is taken, by Linux' name.
+        method: mspo or dpo.
+        options: more of the run.
+    """
     import torch
     from million import PeakMemory
     from transformers import TrainerCallback
@@ -362,19 +266,16 @@ def work(home: Path, pairs_a_process: int, base: str, method: str = "mspo") -> N
     from softpref.training.trainer import MSPOTrainer
 
     torch.set_num_threads(1)
-    peak = PeakMemory("RssAnon" if base in KINDS else "VmRSS")
+    peak = PeakMemory(memory_kind)
     peak.start()
     processes = int(os.environ["WORLD_SIZE"])
     meta_batch_size = max(1, pairs_a_process * processes // 8)
-    steps = PEAK_STEPS if base in KINDS else STEPS
     own = {"meta_every": 1, "meta_batch_size": meta_batch_size} if method == "mspo" else {}
     config = MSPOConfig(
-        output_dir=str(home / "out"), method=method, use_cpu=True, max_steps=steps,
+        output_dir=str(home / "out"), method=method, use_cpu=True,
         per_device_train_batch_size=pairs_a_process, gradient_accumulation_steps=1,
         save_strategy="no", logging_strategy="no", disable_tqdm=True,
-        reference_cache=str(home / "cache"), shard=base == "shards",
-        load_in_4bit=base == "4-bit", tuning="full" if base == "full" else "lora",
-        activation_checkpointing=base in KINDS, **own,
+        reference_cache=str(home / "cache"), **own, **options,
     )  # fmt: skip
     sets = [load_pairs(str(home / f"{name}.jsonl")) for name in ("train", "clean")]
     at_start = peak.mib
@@ -407,30 +308,12 @@ def work(home: Path, pairs_a_process: int, base: str, method: str = "mspo") -> N
         print(json.dumps(found), flush=True)
 
 
-@contextmanager
-def prepared(hidden: int, layers: int, pairs: int = 1024) -> Iterator[Path]:
-    """Save a random Llama and synthetic pairs for as long as they are needed."""
-    from million import save_model, write_pairs
-
-    with tempfile.TemporaryDirectory() as place:
-        home = Path(place)
-        save_model(
-            home / "model", vocab_size=24, hidden_size=hidden, num_hidden_layers=layers,
-            intermediate_size=hidden * 43 // 16, num_attention_heads=4,
-        )  # fmt: skip
-        write_pairs(home / "train.jsonl", pairs, 2)
-        write_pairs(home / "clean.jsonl", 64, 1)
-        yield home
-
-
-def measured(
-    home: Path, processes: int, pairs_a_process: int, base: str, method: str = "mspo"
-) -> dict[str, Any]:
+def measured(home: Path, processes: int, pairs_a_process: int, base: str) -> dict[str, Any]:
     """Run the work in so many processes and return what the first of them says."""
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
          "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__,
-         "--work", str(home), str(pairs_a_process), base, method],
+         "--work", str(home), str(pairs_a_process), base],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     return json.loads(next(line for line in done.stdout.splitlines() if '"sizes"' in line))
@@ -444,6 +327,8 @@ def spread(found: dict[str, Any]) -> tuple[float, str]:
 
 def measure() -> None:
     """Print bytes counted against bytes predicted, and times of 1, 2 and 4 processes."""
+    from million import prepared
+
     print(
         "| scaling | processes | pairs a step | summed, bytes (predicted) | gathered, bytes "
         "(predicted) | s a step, median (quartiles) | efficiency |\n|---|---|---|---|---|---|---|"
@@ -470,6 +355,8 @@ def measure() -> None:
 
 def measure_shards() -> None:
     """Print bytes gathered and predicted, time and memory, with the base whole and sharded."""
+    from million import prepared
+
     print(
         "| base | processes | given to be gathered, bytes (predicted) | s a step, median "
         "(quartiles) | MiB a process more than at its start, peak |\n|---|---|---|---|---|"
@@ -491,52 +378,16 @@ def measure_shards() -> None:
             )
 
 
-def measure_peaks() -> None:
-    """Print peaks of small models, float32, each in a fork of this process, beside the count."""
-    columns = ["model", "tuning", "method", "peak, MiB", "counted, MiB", "error"]
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    import bitsandbytes  # noqa: F401  # no fork is to pay for these
-
-    import softpref.training.trainer  # noqa: F401
-
-    os.environ["WORLD_SIZE"] = "1"
-    for hidden, layers in ((512, 8), (768, 12)):
-        shape = Shape(layers, hidden, hidden * 43 // 16, hidden, 24)
-        with prepared(hidden, layers, pairs=64) as home:
-            for kind, method in product(KINDS, ("dpo", "mspo")):
-                with (home / "found").open("w") as file, redirect_stdout(file):
-                    fork = get_context("fork").Process(target=work, args=(home, 4, kind, method))
-                    fork.start()
-                    fork.join()
-                lines = (home / "found").read_text().splitlines()
-                found = json.loads(next(line for line in lines if '"sizes"' in line))["peak_mib"]
-                counted = 1024 * peak(
-                    shape, kind, taught=method == "mspo", pairs=4, at_once=4, tokens=29,
-                    bytes_each=4,
-                )  # fmt: skip
-                print(
-                    f"| {hidden} × {layers} | {kind} | {method} | {found:,.0f} | {counted:,.0f} | "
-                    f"{counted / found - 1:+.0%} |",
-                    flush=True,
-                )
-
-
 def main() -> None:
     """Foretell, or measure."""
     parser = argparse.ArgumentParser(description="What a step moves and computes on W devices.")
     parser.add_argument("--measure", action="store_true", help="run 1, 2 and 4 processes here")
     parser.add_argument("--shards", action="store_true", help="the same, base whole and in shards")
-    parser.add_argument("--memory", action="store_true", help="memory from 1B to 70B")
-    parser.add_argument("--peaks", action="store_true", help="memory of small models, measured")
-    parser.add_argument("--work", nargs=4, help="for the processes it starts")
+    parser.add_argument("--work", nargs=3, help="for the processes it starts")
     options = parser.parse_args()
     if options.work:
-        home, pairs, base, method = options.work
-        work(Path(home), int(pairs), base, method)
-    elif options.memory:
-        memory_table()
-    elif options.peaks:
-        measure_peaks()
+        home, pairs, base = options.work
+        train(Path(home), int(pairs), "VmRSS", max_steps=STEPS, shard=base == "shards")
     elif options.shards:
         measure_shards()
     elif options.measure:

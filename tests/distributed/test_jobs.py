@@ -113,7 +113,7 @@ def test_two_processes_leave_what_one_leaves(home, alone, two):
     )
 
 
-@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.19 and torch 2.13")
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_a_sharded_base_leaves_what_a_whole_one_leaves(home, alone, two, goes_on):
     run = f"shards-{goes_on}"
@@ -142,7 +142,7 @@ def full(home):
     assert output.count("all weights: in shards, one on each of 2 processes") == 1
 
 
-@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.19 and torch 2.13")
 def test_all_weights_in_shards_leave_what_one_process_leaves(home, full):
     one, two = home / "full-alone", home / "full-two"
     assert near(two, one)
@@ -156,7 +156,7 @@ def test_all_weights_in_shards_leave_what_one_process_leaves(home, full):
     assert all(name.endswith(".safetensors") for name in saved)
 
 
-@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.19 and torch 2.13")
 @pytest.mark.parametrize(
     ("start", "processes", "options"),
     [("full-two", 4, IN_SHARDS), ("full-two", 1, ()), ("full-alone", 2, IN_SHARDS)],
@@ -198,6 +198,35 @@ def test_fine_tuning_by_two_processes_is_that_of_one(home):
         for _, run, _ in starts
     ]
     assert all(each == pytest.approx(sums[0], rel=1e-4) for each in sums)  # a resumed run logs it
+
+
+EXPERTS = {
+    "num_key_value_heads": 2, "intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8,
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not can_shard(), reason="needs transformers 5.19 and torch 2.13")
+def test_fine_tuned_experts_go_into_shards_and_out_of_them(home):
+    """A whole checkpoint has them one by one, by other names; shards have them as they train."""
+    tokenizer = make_tokenizer()
+    model = tiny_model("qwen2_moe", torch.float32, "sdpa", vocab_size=len(tokenizer), **EXPERTS)
+    model.save_pretrained(home / "experts")
+    tokenizer.save_pretrained(home / "experts")
+    options = ("--model", "experts", "--save-steps", "2", "--max-steps", "6")
+    runs = [
+        (1, "experts-one", (), None),
+        (2, "experts-in", IN_SHARDS, home / "experts-one" / "checkpoint-2"),
+        (1, "experts-out", (), home / "experts-in" / "checkpoint-4"),
+    ]
+    for processes, run, shards, start in runs:
+        if start:
+            shutil.copytree(start, home / run / start.name)
+        code, output = fine_tuned(home, processes, run, *options, *shards)
+        assert code == 0, output
+        assert (start is None) or f"resuming from {run}/{start.name}" in output
+        assert near(home / run, home / "experts-one")
+    assert not near(home / "experts-one", home / "experts")
 
 
 def workers(job: subprocess.Popen) -> list[int]:

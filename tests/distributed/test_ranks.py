@@ -27,7 +27,7 @@ def by_rank(home, processes):
     class Cases(dict):
         def __missing__(self, name):
             assert not can_shard(), f"no case {name}"
-            pytest.skip("needs transformers 5.15 and torch 2.13")
+            pytest.skip("needs transformers 5.19 and torch 2.13")
 
     names = {path.name.rsplit("-", 1)[0] for path in home.glob("*-0.safetensors")}
     return Cases({

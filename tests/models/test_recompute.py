@@ -40,7 +40,7 @@ def test_a_policy_is_made_to_recompute():
 
 def test_shards_are_refused_where_libraries_are_too_old(tmp_path, monkeypatch):
     monkeypatch.setattr("softpref.models.sharding.can_shard", lambda: False)
-    with pytest.raises(UsageError, match=r"shard needs transformers 5.15 and torch 2.13"):
+    with pytest.raises(UsageError, match=r"shard needs transformers 5.19 and torch 2.13"):
         toy_config(tmp_path, shard=True, tuning="lora")
 
 

@@ -11,7 +11,7 @@ from softpref.training.config import MSPOConfig
 from tests.tiny import tiny_model
 from tests.toy import toy_config
 
-pytestmark = pytest.mark.skipif(not can_shard(), reason="needs transformers 5.15 and torch 2.13")
+pytestmark = pytest.mark.skipif(not can_shard(), reason="needs transformers 5.19 and torch 2.13")
 
 
 @pytest.fixture

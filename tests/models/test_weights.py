@@ -74,6 +74,24 @@ def test_a_whole_model_is_loaded_bit_for_bit(model):
     assert all(torch.equal(saved[name], p) for name, p in load(model).named_parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("2.w2", r"experts.down_proj is \(3, 16, 24\), not \(4, 16, 24\)"),
+        ("block_sparse_moe.gate", "lack model.layers.0.mlp.gate.weight"),
+    ],
+)
+def test_experts_that_are_fused_as_they_load_are_looked_for_too(tmp_path, name, words):
+    """Files hold them one by one, by other names."""
+    sizes = {"num_key_value_heads": 2, "num_local_experts": 4, "intermediate_size": 24}
+    tiny_model("mixtral", dtype=torch.float32, **sizes).save_pretrained(tmp_path)
+    named = load_file(tmp_path / WEIGHTS)
+    load(tmp_path)
+    change_tensors(tmp_path / WEIGHTS, lambda _: {k: t for k, t in named.items() if name not in k})
+    with pytest.raises(UsageError, match=words):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("name", [LAYER, "lm_head.weight", "model.embed_tokens.weight"])
 def test_a_model_that_lacks_a_tensor_is_refused(model, name):
     change_tensors(model / WEIGHTS, without(name))
@@ -260,9 +278,10 @@ def test_an_eos_token_of_generation_is_an_id(model, ids):
 
 
 def test_a_model_that_cannot_be_run_is_named(model):
-    change_json(model / "config.json", output_hidden_states="x")
+    policy = load(model)
+    policy.model.norm.forward = None
     with pytest.raises(UsageError, match=f"^{model}: the model cannot be run .TypeError: "):
-        require_sound(load(model))
+        require_sound(policy)
 
 
 def test_weights_of_an_adapter_that_are_not_finite_are_named_by_its_directory(adapter):

@@ -15,8 +15,8 @@ from softpref.training.sft import SFTFiles, SFTOptions
 BY_OTHER_MEANS = """
 model train clean mix prompt_column chosen_column rejected_column system_column on_bad_row
 per_device_train_batch_size gradient_accumulation_steps recipe eval output output_dir
-resume_from_checkpoint force
-""".split()  # noqa: SIM905  # the pairs, the policy, the size of a step; or of no step
+resume_from_checkpoint force warmup_ratio
+""".split()  # noqa: SIM905  # pairs, policy, size of a step, an old name of warmup_steps; or of no step
 HOW_IT_IS_COMPUTED = """
 engine keep_budget_gib layout shard bf16_full_eval fp16_full_eval tf32 activation_checkpointing
 activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
@@ -38,7 +38,7 @@ eval_accumulation_steps include_for_metrics batch_eval_metrics save_only_model s
 save_steps save_on_each_node save_total_limit enable_jit_checkpoint push_to_hub hub_token
 hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision metric_for_best_model
 greater_is_better restore_callback_states_from_checkpoint debug do_train do_eval do_predict
-label_pairs dry_run
+label_pairs dry_run logging_dir
 """.split()  # noqa: SIM905
 NOT_OF_SFT = """
 chat_template_path dataset_text_field dataset_kwargs eval_packing completion_only_loss

@@ -20,8 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def can_shard() -> bool:
-    """Return whether transformers shards a model as it loads it, and torch recovers from errors."""
-    return hasattr(DistributedConfig, "fsdp_size") and hasattr(FSDPModule, "reset_iter_state")
+    """Return whether transformers shards a model as it loads it, and torch recovers from errors.
+
+    The first version whose config says all that is asked here is also the first whose Trainer lets
+    all processes into the save, where trained shards are gathered.
+    """
+    return hasattr(DistributedConfig, "ep_size") and hasattr(FSDPModule, "reset_iter_state")
 
 
 def refuse_impossible_shards(args: TrainingArguments) -> None:
@@ -32,7 +36,7 @@ def refuse_impossible_shards(args: TrainingArguments) -> None:
     """
     if not can_shard():
         raise UsageError(
-            "--shard needs transformers 5.15 and torch 2.13 or newer; installed are "
+            "--shard needs transformers 5.19 and torch 2.13 or newer; installed are "
             f"transformers {transformers.__version__} and torch {torch.__version__}."
         )
     if args.world_size == 1:

@@ -31,8 +31,9 @@ from softpref.models.sharding import refuse_engines
 from softpref.models.weights import PICKLED
 from softpref.training import interrupts
 from softpref.training.drift import require_same_start
+from softpref.training.identity import refuse_other_run
 from softpref.training.running_loss import ResumedLoss, running_loss
-from softpref.training.saving import SHARDS, in_layout_of, load_saved, save_model, save_shards
+from softpref.training.saving import SHARDS, in_layout_of, load_weights, save_model, save_shards
 from softpref.training.seals import PARTIAL, defect, publish, put_aside
 from softpref.training.states import (
     JSON,
@@ -45,7 +46,6 @@ from softpref.training.states import (
 )
 
 LOSS = "running loss"
-OF_WHAT_IS_SAVED = ("optim", "tuning", "lora_r", "lora_target_modules")  # not even by --force
 
 logger = logging.getLogger(__name__)
 
@@ -213,23 +213,7 @@ class SafeCheckpoints(Trainer):
                 f"{checkpoint}: cannot resume, it was written with save_only_model=True and holds "
                 "no optimizer state. Start a new run with it as the model."
             )
-        _, old = read_state(checkpoint, "identity")
-        new = json.loads(json.dumps(self.identity()))
-        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-        changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed]
-        told = f"{checkpoint}: cannot resume, this is another run: {'; '.join(changes)}."
-        if shapes := [key for key in changed if key in OF_WHAT_IS_SAVED]:
-            raise UsageError(
-                f"{told} What was saved does not fit another {shapes[0]}: restore the old value, "
-                "or start a new run with another output_dir."
-            )
-        if changes and getattr(self.args, "force", False):
-            logger.warning("warning: %s comes from another run: %s", checkpoint, "; ".join(changes))
-        elif changes:
-            raise UsageError(
-                f"{told} Restore the old values, start a new run with another output_dir, or "
-                "resume anyway with --force true."
-            )
+        refuse_other_run(checkpoint, self.identity(), self.args)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         state = self.state
@@ -319,11 +303,10 @@ class SafeCheckpoints(Trainer):
             write_state(Path(output_dir), name, without_shards(tensors), values)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved, own = Path(resume_from_checkpoint), self._unwrapped()
-        if trains_shards(own) or (saved / SHARDS).is_dir():
-            load_saved(saved, dict(own.named_parameters()))
-        else:
+        if isinstance(self._unwrapped(), PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(Path(resume_from_checkpoint), self._unwrapped())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -365,10 +348,10 @@ class SafeCheckpoints(Trainer):
                 f"{best}: the best model cannot be loaded, {reason}. "
                 "Training is complete: use the newest checkpoint, or train again."
             )
-        if trains_shards(self._unwrapped()):
-            self._load_from_checkpoint(best)
-        else:
+        if isinstance(self._unwrapped(), PeftModel):
             super()._load_best_model()
+        else:
+            load_weights(Path(best), self._unwrapped())
 
 
 def _checkpoints(directory: Path) -> list[Path]:

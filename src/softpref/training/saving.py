@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -17,7 +19,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import GenerationConfig, TrainingArguments
 
-from softpref.algorithm.gradients.shards import is_sharded, laid_out_as, without_shards
+from softpref.algorithm.gradients.shards import is_sharded, laid_out_as, local, without_shards
+from softpref.errors import UsageError
+from softpref.models.weights import load_whole
 from softpref.training.states import JSON, tensor_paths
 
 SHARDS = "shards"
@@ -89,7 +93,48 @@ def load_saved(saved: Path, tensors: Mapping[str, Tensor]) -> None:
     where = saved / SHARDS if (saved / SHARDS).is_dir() else saved
     into = {name: tensor.detach() for name, tensor in tensors.items()}
     reader = HuggingFaceStorageReader(str(where))
-    load(into, storage_reader=reader, no_dist=not distributed.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # in one process it is
+        load(into, storage_reader=reader, no_dist=not distributed.is_initialized())
+
+
+def load_weights(saved: Path, model: nn.Module) -> None:
+    """Read a checkpoint's weights into a model, whole or in shards there and here.
+
+    `save_pretrained` gives some weights the names that they are published under, and cuts fused
+    experts apart. Then transformers first loads a second model, which fuses them again.
+
+    Raises:
+        UsageError: a weight is missing.
+    """
+    shards = saved / SHARDS
+    own = _detached(model)
+    names: set[str] = set()
+    for file in (shards if shards.is_dir() else saved).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            names |= set(opened.keys())
+    missing = sorted(dict(model.named_parameters()).keys() - names)
+    if not missing:
+        load_saved(saved, {name: own[name] for name in own.keys() & names})
+        return
+    if shards.is_dir():
+        raise UsageError(
+            f"{shards}: cannot resume, there is no {missing[0]}: the checkpoint was written by "
+            "another version of transformers, which has other names for weights. Resume with that "
+            "version, or start a new run with another output_dir."
+        )
+    known: Any = model
+    layout = {"distributed_config": known.config.distributed_config} if is_sharded(model) else {}
+    what = "cannot resume from it"
+    again = load_whole(type(model), str(saved), str(saved), what, dtype=known.dtype, **layout)
+    for name, tensor in _detached(again).items():
+        local(own[name]).copy_(local(tensor))
+
+
+def _detached(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers; of tied ones the first."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in tensors}
 
 
 def in_layout_of(

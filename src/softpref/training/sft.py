@@ -108,7 +108,7 @@ class SoftprefSFTTrainer(SafeCheckpoints, SFTTrainer):
         responses = args.per_device_train_batch_size * args.gradient_accumulation_steps
         return (
             self._made_of
-            | {name: getattr(args, name, None) for name in SFT_IDENTITY}
+            | {name: getattr(args, name) for name in SFT_IDENTITY if hasattr(args, name)}
             | {"responses a step": responses * self.ranks.count}
         )
 
