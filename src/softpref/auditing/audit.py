@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -242,12 +243,12 @@ def _audit(
 
     None for all processes but the first, which score along.
     """
-    judge = None
+    judge, cache = None, ColumnCache(options.reference_cache)
     if judge_options:
         require(options, "output")
         directory_to_write(options.output)
         check_judge(judge_options)
-        judge = make_judge(judge_options, ranks)  # fails before the pairs are scored
+        judge = make_judge(judge_options, ranks, cache)  # fails before the pairs are scored
     require_name(cast("nn.Module | str", options.model), options.bits())
     signals = _signals(options.signals)
     opinions = _as_list(options.reward_model)
@@ -260,9 +261,9 @@ def _audit(
         labels = labels_of_run(options.run)
     if sets.is_held_out:
         logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
-    cache = ColumnCache(options.reference_cache)
     bits = given.bits()  # a run's own are those of its base
-    loaded, clean = with_opinions((loaded, clean), opinions, cache, ranks, bits)
+    dtype = torch.bfloat16 if options.bf16 else None
+    loaded, clean = with_opinions((loaded, clean), opinions, cache, ranks, bits, dtype)
     model_option = "--run" if options.run else "--model"
     model = cast("nn.Module | str", options.model)
     scored = score_sets(model, loaded, clean, options, cache, model_option, processing_class, ranks)

@@ -117,6 +117,12 @@ class JudgeOptions:
         read_by=("reward_model", "implicit_reward"),
         least=1,
     )
+    judge_bf16: bool = option(
+        "reward_model, implicit_reward: load weights in bfloat16; default: a reward model's as in "
+        "its files, others in float32.",
+        False,
+        read_by=("reward_model", "implicit_reward"),
+    )
     judge_load_in_4bit: bool = option(
         "reward_model, implicit_reward: load linear layers in 4 bits (NF4).",
         False,
