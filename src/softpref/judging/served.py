@@ -154,28 +154,38 @@ def served_responses(
                     raise UsageError(_stopped(str(reply.failure), len(streak.items), options))
     finally:
         lines.close()
-    account = writer.account
-    if account.dollars(0, 0) is not None:
-        logger.info("generating: at most %.2f dollars so far", account.spent)
-    if left := len(orders) - len(found) - failures.total():
+    if writer.account.dollars(0, 0) is not None:
+        logger.info("generating: at most %.2f dollars so far", writer.account.spent)
+    _refuse_missing_responses(len(found), len(orders), failures, options)
+    texts = [found.get((order.sample, order.prompt), "") for order in orders]
+    count = len(orders) // options.samples
+    samples = [texts[n * count : (n + 1) * count] for n in range(options.samples)]
+    return samples, dict(failures)
+
+
+def _refuse_missing_responses(
+    found: int, orders: int, failures: Counter[str], options: GenerateOptions
+) -> None:
+    """Refuse responses that were not asked for, or failed and are not to be empty.
+
+    Raises:
+        UsageError: the message counts them.
+    """
+    if left := orders - found - failures.total():
         raise UsageError(
-            f"--max_cost {account.limit} dollars: {left:,} of {len(orders):,} responses were not "
+            f"--max_cost {options.max_cost} dollars: {left:,} of {orders:,} responses were not "
             "asked for, because the next call could have exceeded it; run the same command with a "
             "larger --max_cost to continue."
         )
     if failures:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(failures.items()))
-        failed = f"{failures.total():,} of {len(orders):,} responses failed ({kinds})"
+        failed = f"{failures.total():,} of {orders:,} responses failed ({kinds})"
         if not options.failed_as_empty:
             raise UsageError(
                 f"{failed}: the same command asks for these alone again; --failed_as_empty true "
                 "writes them as empty responses."
             )
         logger.warning("%s and are written as empty responses", failed)
-    texts = [found.get((order.sample, order.prompt), "") for order in orders]
-    count = len(orders) // options.samples
-    samples = [texts[n * count : (n + 1) * count] for n in range(options.samples)]
-    return samples, dict(failures)
 
 
 def _stopped(failure: str, count: int, options: GenerateOptions) -> str:
