@@ -88,7 +88,7 @@ def commands() -> dict[str, Callable[[Any], None]]:
         model="model", prompts="ours.jsonl", output="drawn.jsonl", temperature=1.0,
         max_new_tokens=24, limit=512,
     )  # fmt: skip
-    judging = JudgeFiles("ours.jsonl", "theirs.jsonl", output="judge")
+    judging = JudgeFiles("ours.jsonl", "theirs.jsonl", output="judge", reference_cache="cache")
     judge = JudgeOptions("reward_model", judge_model="reward")
     return {
         "audit": lambda ranks: run_audit(audit, ranks=ranks),

@@ -14,8 +14,8 @@ LOWER = {
     "or --lora_r 16",
     "audit": "lower --batch_size or --max_length; or set --bf16 true or --load_in_4bit true",
     "generate": "lower --batch_size or --max_new_tokens; or set --bf16 true or --load_in_4bit true",
-    "judge": "lower --judge_batch_size, or set --judge_load_in_4bit true",
-    "compare": "lower --judge_batch_size, or set --judge_load_in_4bit true",
+    "judge": "lower --judge_batch_size, or set --judge_bf16 true or --judge_load_in_4bit true",
+    "compare": "lower --judge_batch_size, or set --judge_bf16 true or --judge_load_in_4bit true",
     "study": "lower --jobs, the number of runs at once",
     "inject": "lower --max_length, or give a smaller --model",
 }

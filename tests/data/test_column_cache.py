@@ -8,15 +8,16 @@ import os
 import pytest
 import torch
 from safetensors import SafetensorError
+from transformers import LlamaForSequenceClassification
 
 import softpref
-from softpref.auditing import opinions
 from softpref.data import column_cache, temporary
 from softpref.data.column_cache import ColumnCache
 from softpref.models import reference
 from softpref.training.output import write_lines
 from softpref.world.build import tiny_llama
 from softpref.world.language import make_tokenizer
+from tests.judging.test_scored import saved as saved_model
 from tests.toy import toy_pairs, toy_trainer
 
 COLUMNS = {"a": torch.arange(3.0)}
@@ -61,6 +62,22 @@ def full(_, monkeypatch):
     monkeypatch.setattr(column_cache, "save", is_full)
 
 
+@pytest.mark.parametrize("damage", [b"", b"x", b"half"])
+def test_a_damaged_file_is_noticed(tmp_path, caplog, damage):
+    cache = ColumnCache(str(tmp_path))
+    assert cache.read("x", ["a"], 3) is None
+    assert not caplog.messages
+    cache.write("x", COLUMNS)
+    path = tmp_path / "x.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4] if damage == b"half" else whole[:-1] + damage if damage else damage)
+    assert cache.read("x", ["a"], 3) is None
+    assert caplog.messages == [f"warning: {path} is damaged: what it held is computed again"]
+    path.write_bytes(whole)
+    assert len(cache.read("x", ["a"])["a"]) == 3
+    assert cache.read("x", ["a", "b"]) is cache.read("x", ["a"], 2) is None
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [(no_directory, "File exists"), (read_only, "Read-only"), (full, "No space left")],
@@ -88,29 +105,17 @@ def test_a_run_trains_as_it_would_with_its_cache(tmp_path, monkeypatch, caplog):
     assert sum("cannot be written" in told for told in caplog.messages) == 1
 
 
-class Fixed:
-    """A reward model for which the longer response is the better."""
-
-    batch_size = 8
-
-    def __init__(self, *_):
-        self.identity = {"weights": "w"}
-
-    def differences(self, batch):
-        return [float(len(q.first) - len(q.second)) for q in batch]
-
-
 def test_an_audit_has_one_cache_for_scores_and_opinions(tmp_path, monkeypatch, caplog):
     tiny_llama(make_tokenizer(), 0).save_pretrained(tmp_path / "sft")
     make_tokenizer().save_pretrained(tmp_path / "sft")
     write_lines(tmp_path / "data.jsonl", toy_pairs(20, flip_every=3))
     write_lines(tmp_path / "clean.jsonl", toy_pairs(12, seed=1))
-    monkeypatch.setattr(opinions, "RewardModel", Fixed)
+    saved_model(tmp_path / "rm", LlamaForSequenceClassification, 0, num_labels=1)
     home = [str(tmp_path / name) for name in ("sft", "data.jsonl", "clean.jsonl")]
-    options = {"reward_model": "rm", "reference_cache": str(tmp_path / "mine")}
+    options = {"reward_model": str(tmp_path / "rm"), "reference_cache": str(tmp_path / "mine")}
     softpref.audit(*home, **options)
     names = [path.name for path in (tmp_path / "mine").iterdir()]
-    assert sorted(name.startswith("opinion-") for name in names) == [False, False, True, True]
+    assert sorted(name.startswith("rewards-") for name in names) == [False, False, True]
     monkeypatch.setattr(column_cache, "save", is_full)
     options["reference_cache"] = str(tmp_path / "full")
     assert softpref.audit(*home, **options).pairs.num_rows == 20

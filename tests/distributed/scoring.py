@@ -92,7 +92,7 @@ def compared(ranks: Ranks) -> None:
     drawn, compare.save_figure = compare.save_figure, lambda *_: None
     files = CompareOptions(
         ["ours.jsonl"], "theirs.jsonl", "compare", controls=True,
-        second_judge=f"second-{ranks.rank}.yaml",
+        second_judge=f"second-{ranks.rank}.yaml", reference_cache="compare-cache",
     )  # fmt: skip
     run_compare(files, REWARD, ranks)
     compare.save_figure = drawn
@@ -100,7 +100,10 @@ def compared(ranks: Ranks) -> None:
 
 def judged(ranks: Ranks) -> None:
     """A reward model."""
-    run_judge(JudgeFiles("ours.jsonl", "theirs.jsonl", output="judge"), REWARD, ranks)
+    files = JudgeFiles(
+        "ours.jsonl", "theirs.jsonl", output="judge", reference_cache="judge-cache"
+    )  # fmt: skip
+    run_judge(files, REWARD, ranks)
 
 
 CASES: dict[str, tuple[Callable[[Ranks], None], tuple[str, ...]]] = {

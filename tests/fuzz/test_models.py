@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from softpref.data.column_cache import ColumnCache
 from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import prompt_ids, tokenize_pairs
 from softpref.errors import UsageError
@@ -243,7 +244,7 @@ def use(home: Path) -> None:
     source = str(home)
     if home.name == "classifier":
         question = Question("u", TEXT["prompt"], "a b", "b", False)
-        RewardModel(source, 2).answers([question])
+        RewardModel(source, 2, ColumnCache(str(home / "cache"))).answers([question])
         return
     tokenizer = load_tokenizer(source, trust_remote_code=False)
     policy = load_policy(source, trust_remote_code=False)

@@ -167,6 +167,24 @@ def test_verdicts_are_matched_by_content_in_either_order(tmp_path, caplog):
         people.announce([[Comparison("4", "z", "b", "c")]])
 
 
+TURN = [{"role": "user", "content": "Hi there"}]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hi there"}]}]
+TOOLS = {"tools": [{"name": "f"}]}
+
+
+@pytest.mark.parametrize("theirs", ["Hi there", TURN, PARTS, "user: Hi there "])
+@pytest.mark.parametrize("context", [{}, TOOLS])
+def test_a_prompt_is_one_as_text_as_a_users_turn_and_as_shown(tmp_path, theirs, context):
+    row = pair(theirs, "a", "b", 1) | context
+    people = load_people(write(tmp_path / "human.jsonl", [row]))
+    for ours in ("Hi there", TURN):
+        assert people.of(Comparison("1", ours, "a", "b", context)) == (1.0, 0.0)
+    several = [*TURN, {"role": "assistant", "content": "b"}, *TURN]
+    for other in ("there", [{"role": "system", "content": "Hi there"}], several):
+        assert people.of(Comparison("1", other, "a", "b", context)) is None
+    assert people.of(Comparison("1", "Hi there", "a", "b", {"tools": [{"name": "g"}]})) is None
+
+
 def test_a_preference_between_equal_responses_is_refused(tmp_path):
     path = write(tmp_path / "human.jsonl", [pair("p", "a", "b", 1), pair("p", "a", "a ", 2)])
     with pytest.raises(UsageError, match=r"line 2: both responses are equal .* write tie, or"):

@@ -255,6 +255,9 @@ def test_the_key_comes_from_the_environment_goes_to_the_server_and_is_not_kept(
         (["--base_url", "http://h/v1", "--timeout_s", "0"], "--timeout_s 0.0: must be a positive"),
         (["--base_url", "http://h/v1", "--api_key_env", KEY], "no such variable is set"),
         (["--base_url", "http://h/v1", "--samples", "2"], "greedy responses are all alike"),
+        (["--base_url", "http://h/v1", "--max_cost", "1"], "--max_cost needs --price_input"),
+        (["--base_url", "http://h/v1", "--max_cost", "-1"], "--max_cost"),
+        (["--price_input", "1"], "--price_input: has no effect without --base_url"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(tmp_path, capsys, arguments, message):
@@ -265,6 +268,63 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path, capsys, arguments, 
     assert message in said
     assert KEY not in said
     assert not (tmp_path / "deep").exists()
+
+
+PRICED = (
+    "--price_input",
+    "10",
+    "--price_output",
+    "30",
+    "--concurrency",
+    "1",
+    "--max_new_tokens",
+    "40",
+)
+CALL = (100 * 10 + 20 * 30) / 1e6
+"""Dollars of a call, as the scripted server counts it."""
+MOST = 3 * (11 * 10 + 40 * 30) / 1e6
+"""Dollars that a call could take, with its retries: a token per byte of the prompt."""
+
+
+def test_max_cost_stops_before_a_call_that_could_exceed_it_and_a_larger_one_continues(
+    tmp_path, capsys
+):
+    with serving(writing()) as script:
+        enough_for_3 = str(2 * CALL + MOST + 1e-6)
+        said = failing(script, tmp_path, capsys, *PRICED, "--max_cost", enough_for_3)
+        assert f"--max_cost {enough_for_3} dollars: 3 of 6 responses were not asked for" in said
+        assert len(script.calls) == 3
+        assert not (tmp_path / "out.jsonl").exists()
+        # What earlier runs spent counts.
+        failing(script, tmp_path, capsys, *PRICED, "--max_cost", enough_for_3)
+        assert len(script.calls) == 3
+        rows = generate(script, tmp_path, *PRICED, "--max_cost", "1")
+        assert len(rows) == 6
+        assert set(script.calls.values()) == {1}
+    assert f"at most {6 * CALL:.2f} dollars so far" in "".join(capsys.readouterr())
+
+
+def test_failed_calls_and_calls_without_a_count_cost_the_most(tmp_path, capsys):
+    with serving(writing(faults=only_the_first("truncated"))) as script:
+        script.usage = None
+        most = str(3.5 * MOST)
+        said = failing(script, tmp_path, capsys, *PRICED, "--max_cost", most)
+        assert "3 of 6 responses were not asked for" in said
+        calls = script.calls.total()
+        failing(script, tmp_path, capsys, *PRICED, "--max_cost", most)
+        assert script.calls.total() == calls
+
+
+def test_a_file_from_before_there_were_prices_continues(tmp_path, capsys):
+    with serving(writing()) as script:
+        failing(script, tmp_path, capsys, *PRICED, "--max_cost", str(2 * CALL + MOST))
+        progress = tmp_path / "out.jsonl.progress"
+        head, *lines = progress.read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert all(row.pop("billed") == [100, 20] for row in rows)
+        progress.write_text("".join(f"{line}\n" for line in (head, *map(json.dumps, rows))))
+        assert len(generate(script, tmp_path, "--max_new_tokens", "40")) == 6
+        assert set(script.calls.values()) == {1}
 
 
 def test_several_processes_are_refused(tmp_path):

@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -236,7 +237,7 @@ def _complete(options: AuditOptions) -> AuditOptions:
 
 
 def _judge_of(
-    options: AuditOptions, judge_options: JudgeOptions | None, ranks: Ranks
+    options: AuditOptions, judge_options: JudgeOptions | None, ranks: Ranks, cache: ColumnCache
 ) -> Judge | None:
     """Return the judge that was asked for, if any, loaded."""
     if not judge_options:
@@ -244,7 +245,7 @@ def _judge_of(
     require(options, "output")
     directory_to_write(options.output)
     check_judge(judge_options)
-    return make_judge(judge_options, ranks)
+    return make_judge(judge_options, ranks, cache)
 
 
 def _audit(
@@ -258,7 +259,8 @@ def _audit(
 
     None for all processes but the first, which score along.
     """
-    judge = _judge_of(options, judge_options, ranks)  # fails before the pairs are scored
+    cache = ColumnCache(options.reference_cache)
+    judge = _judge_of(options, judge_options, ranks, cache)  # fails before the pairs are scored
     require_name(cast("nn.Module | str", options.model), options.bits())
     signals = _signals(options.signals)
     opinions = _as_list(options.reward_model)
@@ -272,9 +274,9 @@ def _audit(
         labels = labels_of_run(options.run)
     if sets.is_held_out:
         logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
-    cache = ColumnCache(options.reference_cache)
     bits = given.bits()  # a run's own are those of its base
-    loaded, clean = with_opinions((loaded, clean), opinions, cache, ranks, bits)
+    dtype = torch.bfloat16 if options.bf16 else None
+    loaded, clean = with_opinions((loaded, clean), opinions, cache, ranks, bits, dtype)
     model_option = "--run" if options.run else "--model"
     model = cast("nn.Module | str", options.model)
     scored = score_sets(model, loaded, clean, options, cache, model_option, processing_class, ranks)

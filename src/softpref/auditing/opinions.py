@@ -5,8 +5,6 @@ Shapes: n pairs of a set.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +14,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.auditing.scores import ScoredSets
@@ -38,8 +35,6 @@ from softpref.training.evidence import OPINION, chunks
 logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 8
-OPINION_FORMAT = 2
-"""Version of the stored rewards; format 1 read messages as text."""
 VERDICT_FILE = "verdicts.jsonl"
 
 
@@ -66,59 +61,50 @@ def with_opinions(
     cache: ColumnCache,
     ranks: Ranks = ALONE,
     bits: Bits | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[LoadedPairs, ...]:
     """Add one column per reward model to every set: the reward of chosen minus that of rejected.
 
     A pair that a model cannot score gets 0, no opinion. Rewards are cached by content and weights,
-    in parts, so that a repeated audit does not compute them again. Ranks share the scoring.
+    so that neither a repeated audit nor `judge` computes them again. Ranks share the scoring.
 
     Raises:
         UsageError: there is no such reward model, or it cannot read a text.
     """
     extended = tuple(sets)
     for source in dict.fromkeys(reward_models):
-        model = RewardModel(source, _BATCH_SIZE, "--reward_model", ranks, bits)
+        model = RewardModel(source, _BATCH_SIZE, cache, "--reward_model", ranks, bits, dtype)
         extended = tuple(
-            replace(each, pairs=_with_opinion(each, model, source, cache, ranks))
-            for each in extended
+            replace(each, pairs=_with_opinion(each, model, source, ranks)) for each in extended
         )
     return extended
 
 
-def _with_opinion(
-    loaded: LoadedPairs, model: RewardModel, source: str, cache: ColumnCache, ranks: Ranks
-) -> Dataset:
+def _with_opinion(loaded: LoadedPairs, model: RewardModel, source: str, ranks: Ranks) -> Dataset:
     pairs, name = loaded.pairs, f"{source}, {loaded.source}"
-    opinion = torch.cat([_opinion(part, model, name, cache, ranks) for part in chunks(pairs, PART)])
+    logger.info("%s: %d responses to score", name, 2 * len(pairs))
+    numbers: list[float] = []
+    with Progress(name, len(pairs), "pair", is_silent=not ranks.is_first) as bar:
+        try:
+            for part in chunks(pairs, PART):
+                for found in _differences(part, model):
+                    numbers += found
+                    bar.update(len(found))
+        finally:
+            model.finish()
+    opinion = torch.tensor(numbers, dtype=torch.float64)
     if unscored := int((~opinion.isfinite()).sum()):
         logger.warning("%s: could not score %d pairs (too long or unreadable)", name, unscored)
     return pairs.add_column(OPINION + source, opinion.nan_to_num(0.0, 0.0, 0.0).numpy())
 
 
-def _opinion(
-    pairs: Dataset, model: RewardModel, name: str, cache: ColumnCache, ranks: Ranks
-) -> Tensor:
-    """Return the differences of rewards, (n,), from the cache or the model; NaN is no opinion."""
-    rows = list(dataset_rows(contents(pairs)))
-    content = json.dumps([model.identity["weights"], rows, OPINION_FORMAT], sort_keys=True)
-    key = f"opinion-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
-    cached = cache.read(key, ["opinion"], len(pairs))
-    if not ranks.any(flag=cached is None):  # else all score, for each has its share
-        assert cached is not None
-        return cached["opinion"]
+def _differences(pairs: Dataset, model: RewardModel) -> Iterator[list[float]]:
+    """Yield the differences of rewards, batch by batch; NaN is no opinion."""
     by_uid = questions_of(_comparisons(pairs), "both", 0)
     questions = [as_labelled for as_labelled, _ in by_uid.values()]
-    logger.info("%s: %d responses to score", name, 2 * len(questions))
-    numbers: list[float] = []
-    with Progress(name, len(questions), "pair", is_silent=not ranks.is_first) as bar:
-        for start in range(0, len(questions), model.batch_size):
-            batch = questions[start : start + model.batch_size]
-            answers = model.differences(batch)
-            numbers += [math.nan if isinstance(each, Answer) else each for each in answers]
-            bar.update(len(batch))
-    opinion = torch.tensor(numbers, dtype=torch.float64)
-    cache.write(key, {"opinion": opinion})
-    return opinion
+    for start in range(0, len(questions), model.batch_size):
+        answers = model.differences(questions[start : start + model.batch_size])
+        yield [math.nan if isinstance(each, Answer) else each for each in answers]
 
 
 def with_verdicts(

@@ -63,7 +63,8 @@ class AuditOptions(ColumnOptions, QuantizationOptions):
     )
     reward_model: list[str] | None = option(
         "Reward models whose opinions are further signals: sequence classifiers with one output, "
-        "directories or hub ids. Each scores every response once; loaded as --load_in_4bit says.",
+        "directories or hub ids. Each scores every response once; loaded as --bf16 and "
+        "--load_in_4bit say.",
         group="method",
         metavar="DIR|ID",
     )

@@ -39,16 +39,29 @@ class ColumnCache:
         self._directory = Path(directory) if directory else default_cache()
         self._is_writable = True
 
-    def read(self, name: str, columns: Sequence[str], count: int) -> dict[str, Tensor] | None:
-        """Return the columns under a name, (count, ...) each; None if missing or damaged."""
+    def read(
+        self, name: str, columns: Sequence[str], count: int | None = None
+    ) -> dict[str, Tensor] | None:
+        """Return the columns under a name, (count, ...) each; None if missing or damaged.
+
+        Without a count, any one length will do. A damaged file is logged.
+        """
+        path = self._path(name)
+        found: dict[str, Tensor] = {}
+        seal = None
         try:
-            with safe_open(self._path(name), "pt") as file:
+            with safe_open(path, "pt") as file:
                 found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 seal = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError):
-            return None
-        is_complete = all(key in found and len(found[key]) == count for key in columns)
-        return found if is_complete and seal == _seal(found) else None
+            if not path.is_file():
+                return None
+        lengths = {len(found[key]) if key in found else None for key in columns}
+        is_complete = len(lengths) == 1 and None not in lengths and count in (None, *lengths)
+        if is_complete and seal == _seal(found):
+            return found
+        logger.warning("warning: %s is damaged: what it held is computed again", path)
+        return None
 
     def write(self, name: str, columns: Mapping[str, Tensor]) -> None:
         """Store columns under a name; of several processes that write it, the last one wins.

@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from softpref.algorithm.ranks import ALONE, Ranks
+from softpref.data.column_cache import ColumnCache
 from softpref.errors import UsageError
 from softpref.judging.endpoint import GROWTH, Endpoint
 from softpref.judging.failures import CUT_OFF, CUT_ONCE, GIVEN_UP, NOT_MADE, OPEN, Streak, stopped
@@ -48,23 +51,35 @@ class Judged:
     dollars: float | None
 
 
-JUDGES: Mapping[JudgeKind, Callable[[JudgeOptions, Ranks], Judge]] = {
-    "endpoint": lambda options, _: Endpoint(options),
-    "reward_model": lambda options, ranks: RewardModel(
-        str(options.judge_model), options.judge_batch_size, ranks=ranks, bits=options.bits()
+JUDGES: Mapping[JudgeKind, Callable[[JudgeOptions, Ranks, ColumnCache], Judge]] = {
+    "endpoint": lambda options, *_: Endpoint(options),
+    "reward_model": lambda options, ranks, cache: RewardModel(
+        str(options.judge_model),
+        options.judge_batch_size,
+        cache,
+        ranks=ranks,
+        bits=options.bits(),
+        dtype=torch.bfloat16 if options.judge_bf16 else None,
     ),
-    "implicit_reward": ImplicitReward,
+    "implicit_reward": lambda options, ranks, _: ImplicitReward(options, ranks),
     "checker": lambda *_: RightAnswers(),
 }
 
 
-def make_judge(options: JudgeOptions, ranks: Ranks = ALONE) -> Judge:
-    """Return the judge that the options select, with its model loaded; ranks share what it scores.
+def make_judge(
+    options: JudgeOptions, ranks: Ranks = ALONE, cache: ColumnCache | None = None
+) -> Judge:
+    """Return the judge that the options select, with its model loaded.
+
+    Args:
+        options: checked options.
+        ranks: who shares what it scores.
+        cache: where a reward model keeps rewards; None for the user's.
 
     Raises:
         UsageError: it cannot be loaded or reached.
     """
-    return JUDGES[options.judge](options, ranks)
+    return JUDGES[options.judge](options, ranks, cache or ColumnCache(None))
 
 
 def ask_judge(

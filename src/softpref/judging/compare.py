@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from softpref.algorithm.ranks import ALONE, Ranks
+from softpref.data.column_cache import REFERENCE_CACHE, ColumnCache
 from softpref.errors import UsageError
 from softpref.judging.ask import Judged, ask_judge, make_judge
 from softpref.judging.benchmarks import BenchmarkKind, benchmark_file, write_for_benchmark
@@ -74,6 +75,7 @@ class CompareOptions:
         group="judge",
         metavar="NAME=ADDRESS",
     )
+    reference_cache: str | None = option(REFERENCE_CACHE, metavar="DIR", group="other")
 
 
 def run_compare(files: CompareOptions, options: JudgeOptions, ranks: Ranks = ALONE) -> None:
@@ -99,7 +101,8 @@ def run_compare(files: CompareOptions, options: JudgeOptions, ranks: Ranks = ALO
         people.announce(contests.values())
     if files.export_to and ranks.is_first:
         _export(files, runs, contests)
-    judges = [make_judge(each, ranks) for each in chosen]
+    cache = ColumnCache(files.reference_cache)
+    judges = [make_judge(each, ranks, cache) for each in chosen]
     if not ranks.is_first:
         follow(judges, ranks)
         return

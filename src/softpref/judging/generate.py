@@ -25,7 +25,7 @@ from softpref.data.tokens import prompt_ids
 from softpref.errors import UsageError
 from softpref.judging.drawing import Drawing, draw
 from softpref.judging.generate_options import GenerateOptions
-from softpref.judging.options import check_address
+from softpref.judging.options import check_address, check_prices
 from softpref.judging.responses import (
     Prompt,
     PromptFormat,
@@ -44,7 +44,15 @@ from softpref.training.output import one_writer, write_lines, write_text
 logger = logging.getLogger(__name__)
 
 DEFAULT_LONGEST = 512
-SERVER_OPTIONS = ("api_key_env", "concurrency", "timeout_s", "max_retries", "failed_as_empty")
+PRICES = ("price_input", "price_output", "max_cost")
+SERVER_OPTIONS = (
+    "api_key_env",
+    "concurrency",
+    "timeout_s",
+    "max_retries",
+    *PRICES,
+    "failed_as_empty",
+)
 LOCAL_OPTIONS = ("batch_size", "bf16", "trust_remote_code", *quantization.LOAD_IN)
 
 
@@ -217,6 +225,7 @@ def _check_place(options: GenerateOptions) -> None:
             raise UsageError(f"--{name}: has no effect with{without} --base_url; {remedy}.")
     if options.base_url is not None:
         check_address(options.base_url)
+    check_prices(*(getattr(options, name) for name in PRICES))
     if not 0 < options.timeout_s < math.inf:
         raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")
 

@@ -70,6 +70,17 @@ class GenerateOptions(QuantizationOptions):
         least=0,
         group="server",
     )
+    price_input: float | None = option(
+        "Dollars per million input tokens of the server.", least=0, group="server"
+    )
+    price_output: float | None = option(
+        "Dollars per million output tokens of the server.", least=0, group="server"
+    )
+    max_cost: float | None = option(
+        "Maximum dollars for this output; a call that could exceed it is not made.",
+        least=0,
+        group="server",
+    )
     failed_as_empty: bool = option(
         "Write an empty response where a call failed, instead of asking for it again by the same "
         "command.",

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from softpref.algorithm.ranks import ALONE, Ranks
+from softpref.data.column_cache import REFERENCE_CACHE, ColumnCache
 from softpref.errors import UsageError
 from softpref.judging.ask import Judged, ask_judge, make_judge
 from softpref.judging.check import JudgeQuality, judge_quality, load_gold
@@ -55,6 +56,7 @@ class JudgeFiles:
         required=True,
         metavar="DIR",
     )
+    reference_cache: str | None = option(REFERENCE_CACHE, metavar="DIR", group="other")
 
 
 def run_judge(files: JudgeFiles, options: JudgeOptions, ranks: Ranks = ALONE) -> None:
@@ -75,7 +77,7 @@ def run_judge(files: JudgeFiles, options: JudgeOptions, ranks: Ranks = ALONE) ->
         comparisons = load_gold(files.check)
     else:
         comparisons = join(str(files.responses), str(files.baseline))
-    judge = make_judge(options, ranks)
+    judge = make_judge(options, ranks, ColumnCache(files.reference_cache))
     if not ranks.is_first:
         follow([judge], ranks)
         return

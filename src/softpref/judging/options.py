@@ -117,6 +117,12 @@ class JudgeOptions:
         read_by=("reward_model", "implicit_reward"),
         least=1,
     )
+    judge_bf16: bool = option(
+        "reward_model, implicit_reward: load weights in bfloat16; default: a reward model's as in "
+        "its files, others in float32.",
+        False,
+        read_by=("reward_model", "implicit_reward"),
+    )
     judge_load_in_4bit: bool = option(
         "reward_model, implicit_reward: load linear layers in 4 bits (NF4).",
         False,
@@ -178,8 +184,18 @@ def check_judge(options: JudgeOptions) -> None:
         raise UsageError(f"--timeout_s {options.timeout_s}: must be a positive finite number.")
     if options.base_url is not None:
         check_address(options.base_url)
-    prices = (options.price_input, options.price_output)
-    if options.max_cost is not None and None in prices:
+    check_prices(options.price_input, options.price_output, options.max_cost)
+
+
+def check_prices(
+    price_input: float | None, price_output: float | None, max_cost: float | None
+) -> None:
+    """Refuse a maximum of dollars without prices.
+
+    Raises:
+        UsageError: the message names the options.
+    """
+    if max_cost is not None and None in (price_input, price_output):
         raise UsageError(
             "--max_cost needs --price_input and --price_output, dollars per million tokens."
         )

@@ -15,7 +15,7 @@ from softpref.errors import UsageError
 from softpref.judging.check import load_verdicts
 from softpref.judging.outcomes import Outcome
 from softpref.judging.questions import Comparison
-from softpref.judging.template import shown_prompt
+from softpref.judging.template import prompt_key
 from softpref.statistics.people_rate import PeopleRate, people_rate
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def people_remarks(rate: PeopleRate, asked: int) -> list[str]:
 
 
 def _pair(comparison: Comparison) -> _Pair:
-    return shown_prompt(comparison).strip(), frozenset(_shown(comparison))
+    return prompt_key(comparison), frozenset(_shown(comparison))
 
 
 def _shown(comparison: Comparison) -> tuple[str, str]:

@@ -5,8 +5,12 @@ Shapes: B questions per batch.
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -15,12 +19,14 @@ from torch import Tensor
 
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.data.batches import PARTS
+from softpref.data.column_cache import ColumnCache
 from softpref.data.messages import Message, Text, as_text
 from softpref.data.readers import RowError
 from softpref.data.tokens import TokenizedPair, TooLongError, sequence_ids, tokenize_pair
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question
+from softpref.judging.reward_cache import RewardCache, token_key
 from softpref.models.library_errors import in_one_sentence
 from softpref.models.loading import (
     context_length,
@@ -41,6 +47,8 @@ from softpref.models.soundness import (
 from softpref.quantization import Bits
 from softpref.world.language import score
 
+logger = logging.getLogger(__name__)
+
 
 class ScoringJudge(ABC):
     """Turns scores into verdicts: the higher score wins, equal scores and equal texts tie."""
@@ -56,14 +64,20 @@ class ScoringJudge(ABC):
             if question.first == question.second:
                 yield question, Answer("tie")
         different = [question for question in questions if question.first != question.second]
-        for start in range(0, len(different), self.batch_size):
-            batch = different[start : start + self.batch_size]
-            for question, answer in zip(batch, self.answers(batch), strict=True):
-                yield question, answer
+        try:
+            for start in range(0, len(different), self.batch_size):
+                batch = different[start : start + self.batch_size]
+                for question, answer in zip(batch, self.answers(batch), strict=True):
+                    yield question, answer
+        finally:
+            self.finish()
 
     @abstractmethod
     def answers(self, batch: Sequence[Question]) -> list[Answer]:
         """Return the answers to questions whose texts differ."""
+
+    def finish(self) -> None:  # noqa: B027
+        """Keep what the answers so far have taught, if anything."""
 
 
 PASSES = 8
@@ -80,6 +94,11 @@ def _by_score(difference: float) -> Answer:
 
 def _responses(question: Question) -> tuple[Text, Text]:
     return question.first, question.second
+
+
+def _groups(numbers: Iterable[int], size: int) -> list[list[int]]:
+    """Return ascending numbers by which multiples of `size` they lie between."""
+    return [list(some) for _, some in groupby(numbers, lambda number: number // size)]
 
 
 def _reply(response: Text) -> list[Message]:
@@ -100,7 +119,17 @@ class RewardModel(ScoringJudge):
     """A sequence classifier with one output, applied to the rendered prompt and response.
 
     Text becomes a user and an assistant turn. Without a chat template, prompt and response are
-    concatenated, with EOS and the tokenizer's special tokens. Ranks share each batch.
+    concatenated, with EOS and the tokenizer's special tokens. A reward is computed once, and kept
+    by weights and token ids. Ranks share each batch.
+
+    Args:
+        source: a directory or hub id.
+        batch_size: pairs in one forward pass.
+        cache: where rewards are kept.
+        option: that names the model, for messages.
+        ranks: who shares the passes; the first of them reads and writes the cache.
+        bits: of its linear layers; None leaves them as they are.
+        dtype: of its weights; None is that of its files.
 
     Raises:
         UsageError: the model does not exist, or has several outputs.
@@ -110,11 +139,13 @@ class RewardModel(ScoringJudge):
         self,
         source: str,
         batch_size: int,
+        cache: ColumnCache,
         option: str = "--judge_model",
         ranks: Ranks = ALONE,
         bits: Bits | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        model: Any = load_classifier(source, bits=bits, option=option)
+        model: Any = load_classifier(source, bits=bits, dtype=dtype, option=option)
         place = f"{option} {source}"
         self._tokenizer = read_tokenizer(source, place, trust_remote_code=False)
         require_finite_weights(model)
@@ -133,11 +164,10 @@ class RewardModel(ScoringJudge):
             self._rewards([[0]])
         self._forward_size, self._ranks = batch_size, ranks
         self.batch_size = batch_size * (1 if ranks.count == 1 else PASSES * ranks.count)
-        self.identity = {
-            "judge": "reward_model",
-            "model": source,
-            "weights": fingerprint_weights(model),
-        }
+        weights = fingerprint_weights(model)
+        self.identity = {"judge": "reward_model", "model": source, "weights": weights}
+        self._cache = RewardCache(cache, weights)
+        self._asked = self._known = 0
 
     def answers(self, batch: Sequence[Question]) -> list[Answer]:
         """Return the answers to questions whose texts differ."""
@@ -160,21 +190,48 @@ class RewardModel(ScoringJudge):
         answers |= self._shared_differences(fits)
         return [answers.get(i, _DOES_NOT_FIT) for i in range(len(batch))]
 
+    def finish(self) -> None:
+        """Write the rewards to the cache, and log how many of them were known."""
+        if self._ranks.is_first and self._asked:
+            self._cache.save()
+            known, asked = f"{self._known:,}", f"{self._asked:,}"
+            logger.info("%s: %s of %s rewards from the cache", self.identity["model"], known, asked)
+        self._asked = self._known = 0
+
     def _shared_differences(self, pairs: dict[int, list[list[int]]]) -> dict[int, float]:
         """Return the reward of A minus that of B by question; ranks deal forward passes."""
+        keys = {i: [token_key(ids) for ids in pair] for i, pair in pairs.items()}
+        every = dict.fromkeys(chain.from_iterable(keys.values()))
+        # The first rank's, since others may find another file.
+        known = json.loads(self._ranks.from_first(json.dumps(self._cache.known(every))))
+        self._asked, self._known = self._asked + len(every), self._known + len(known)
+        missing = [key for key in every if key not in known]
+        sequences = [
+            {key: ids for i in some for key, ids in zip(keys[i], pairs[i], strict=True)}
+            for some in _groups(pairs, self._forward_size)
+        ]
+        new = dict(zip(missing, self._shared_rewards(sequences, missing), strict=True))
+        if self._ranks.is_first:
+            self._cache.add({key: reward for key, reward in new.items() if math.isfinite(reward)})
+        found = known | new
+        return {i: found[first] - found[second] for i, (first, second) in keys.items()}
+
+    def _shared_rewards(
+        self, groups: Sequence[Mapping[str, list[int]]], missing: Sequence[str]
+    ) -> list[float]:
+        """Return the missing rewards; each group of sequences has a pass, without earlier ones."""
+        left = {key: number for number, key in enumerate(missing)}
         passes = [
-            [i for i in range(start, start + self._forward_size) if i in pairs]
-            for start in range(0, max(pairs, default=-1) + 1, self._forward_size)
+            [(left.pop(key), ids) for key, ids in some.items() if key in left] for some in groups
         ]
         # Long ones first, so that ranks have about as many tokens.
-        passes.sort(key=lambda some: -sum(len(ids) for i in some for ids in pairs[i]))
+        passes.sort(key=lambda some: -sum(len(ids) for _, ids in some))
         mine = passes[self._ranks.rank :: self._ranks.count]
-        rewards = [self._rewards([ids for i in some for ids in pairs[i]]) for some in mine]
-        places = torch.tensor([i for some in mine for i in some], dtype=torch.long)
-        scores = torch.tensor([r for some in rewards for r in some], dtype=torch.float64)
-        places, scores = self._ranks.gather([places, scores.reshape(-1, 2)])
-        found = zip(places.tolist(), scores.tolist(), strict=True)
-        return {i: first - second for i, (first, second) in found}
+        rewards = [reward for some in mine for reward in self._rewards([ids for _, ids in some])]
+        places = torch.tensor([number for some in mine for number, _ in some], dtype=torch.long)
+        scores = torch.tensor(rewards, dtype=torch.float64)
+        places, scores = self._ranks.gather([places, scores])
+        return scores[places.argsort()].tolist()
 
     def _rewards(self, sequences: list[list[int]]) -> list[float]:
         rewards: list[float] = []
@@ -212,9 +269,12 @@ class ImplicitReward(ScoringJudge):
     def __init__(self, options: JudgeOptions, ranks: Ranks = ALONE) -> None:
         policy, reference = str(options.judge_model), str(options.judge_reference)
         option, bits = "--judge_reference", options.bits()
+        dtype = torch.bfloat16 if options.judge_bf16 else torch.float32
         self._tokenizer = load_tokenizer(reference, trust_remote_code=False, option=option)
         self._policies = [
-            on_accelerator(load_policy(path, trust_remote_code=False, bits=bits, option=option))
+            on_accelerator(
+                load_policy(path, trust_remote_code=False, dtype=dtype, bits=bits, option=option)
+            )
             for path, option in ((policy, "--judge_model"), (reference, option))
         ]
         for loaded in self._policies:

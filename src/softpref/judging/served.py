@@ -53,7 +53,7 @@ class Writer:
     """
 
     def __init__(self, options: GenerateOptions) -> None:
-        self.account = Account()
+        self.account = Account(options.price_input, options.price_output, options.max_cost)
         self.concurrency = options.concurrency
         self._longest = int(options.max_new_tokens or 0)
         server = Server(
@@ -128,9 +128,11 @@ def served_responses(
         progress: the file of what has come.
 
     Raises:
-        UsageError: the server rejects the calls, or some failed and are not to be empty.
+        UsageError: the server rejects the calls, `max_cost` is reached, or some calls failed and
+            their responses are not to be empty.
     """
-    found = _written(progress, resume_from(progress, record))
+    found, billed = _written(progress, resume_from(progress, record))
+    writer.account.spent = writer.account.dollars(*billed) or 0.0
     missing = [order for order in orders if (order.sample, order.prompt) not in found]
     streak = Streak(len(missing), bool(found))
     failures: Counter[str] = Counter()
@@ -141,28 +143,49 @@ def served_responses(
         with Progress("generating", len(orders), "response", done=done) as bar:
             for order, reply in make_calls(writer, missing):
                 bar.update()
-                if reply.failure:
-                    failures[reply.failure] += 1
+                text = None if reply.failure else reply.text
+                place = {"sample": order.sample, "prompt": order.prompt}
+                lines.add(place | {"text": text, "billed": reply.billed})
+                if text is None:
+                    failures[str(reply.failure)] += 1
                 else:
-                    found[order.sample, order.prompt] = reply.text
-                    lines.add({"sample": order.sample, "prompt": order.prompt, "text": reply.text})
+                    found[order.sample, order.prompt] = text
                 if streak.add(order, reply.failure):
                     raise UsageError(_stopped(str(reply.failure), len(streak.items), options))
     finally:
         lines.close()
+    if writer.account.dollars(0, 0) is not None:
+        logger.info("generating: at most %.2f dollars so far", writer.account.spent)
+    _refuse_missing_responses(len(found), len(orders), failures, options)
+    texts = [found.get((order.sample, order.prompt), "") for order in orders]
+    count = len(orders) // options.samples
+    samples = [texts[n * count : (n + 1) * count] for n in range(options.samples)]
+    return samples, dict(failures)
+
+
+def _refuse_missing_responses(
+    found: int, orders: int, failures: Counter[str], options: GenerateOptions
+) -> None:
+    """Refuse responses that were not asked for, or failed and are not to be empty.
+
+    Raises:
+        UsageError: the message counts them.
+    """
+    if left := orders - found - failures.total():
+        raise UsageError(
+            f"--max_cost {options.max_cost} dollars: {left:,} of {orders:,} responses were not "
+            "asked for, because the next call could have exceeded it; run the same command with a "
+            "larger --max_cost to continue."
+        )
     if failures:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(failures.items()))
-        failed = f"{failures.total():,} of {len(orders):,} responses failed ({kinds})"
+        failed = f"{failures.total():,} of {orders:,} responses failed ({kinds})"
         if not options.failed_as_empty:
             raise UsageError(
                 f"{failed}: the same command asks for these alone again; --failed_as_empty true "
                 "writes them as empty responses."
             )
         logger.warning("%s and are written as empty responses", failed)
-    texts = [found.get((order.sample, order.prompt), "") for order in orders]
-    count = len(orders) // options.samples
-    samples = [texts[n * count : (n + 1) * count] for n in range(options.samples)]
-    return samples, dict(failures)
 
 
 def _stopped(failure: str, count: int, options: GenerateOptions) -> str:
@@ -193,18 +216,24 @@ def _order(sample: int, number: int, given: Prompt, options: GenerateOptions) ->
     return Order(sample, number, parameters, [as_text(prompt), str(given.context)])
 
 
-def _written(progress: Path, rows: Sequence[Any]) -> dict[tuple[int, int], str]:
-    """Return the responses in a progress file.
+def _written(
+    progress: Path, rows: Sequence[Any]
+) -> tuple[dict[tuple[int, int], str], tuple[int, int]]:
+    """Return the responses in a progress file, and the tokens that may be billed for all calls.
 
     Raises:
         UsageError: the file is damaged.
     """
-    found = {}
+    found, billed = {}, [0, 0]
     try:
         for row in rows:
-            if not isinstance(row["text"], str):
+            text, place = row["text"], (int(row["sample"]), int(row["prompt"]))
+            if isinstance(text, str):
+                found[place] = text
+            elif text is not None:
                 raise TypeError
-            found[int(row["sample"]), int(row["prompt"])] = row["text"]
-    except (ValueError, KeyError, TypeError):
+            sent, received = map(int, row.get("billed", (0, 0)))  # none in files of before
+            billed = [billed[0] + sent, billed[1] + received]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{progress}: is damaged; delete it to start over.") from None
-    return found
+    return found, (billed[0], billed[1])

@@ -44,6 +44,10 @@ class _Handed(ScoringJudge):
         self._ranks.from_first(json.dumps([self._number, [asdict(each) for each in batch]]))
         return self._judge.answers(batch)
 
+    def finish(self) -> None:
+        """Keep what the answers so far have taught, if anything."""
+        self._judge.finish()
+
 
 @contextmanager
 def asking(judges: Sequence[Judge], ranks: Ranks) -> Iterator[list[Judge]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from softpref.data.messages import as_text
@@ -106,10 +106,21 @@ def question_size(question: Question, grades: Grades) -> int:
 
 def shown_prompt(asked: Comparison | Question) -> str:
     """Return a prompt as shown to people and judges: its text and its tools."""
-    prompt = as_text(asked.prompt)
-    if tools := asked.context.get("tools"):
-        return f"tools: {json.dumps(tools, ensure_ascii=False)}\n\n{prompt}"
-    return prompt
+    return _with_tools(as_text(asked.prompt), asked.context)
+
+
+def prompt_key(asked: Comparison | Question) -> str:
+    """Return what a prompt is known by in any file: as shown, but for the role of a first user.
+
+    So text, one user turn of that text, and that turn as shown are one prompt.
+    """
+    prompt = as_text(asked.prompt).strip().removeprefix("user: ").strip()
+    return _with_tools(prompt, asked.context)
+
+
+def _with_tools(prompt: str, context: Mapping[str, Any]) -> str:
+    tools = context.get("tools")
+    return f"tools: {json.dumps(tools, ensure_ascii=False)}\n\n{prompt}" if tools else prompt
 
 
 def read_reply(content: str | None, grades: Grades = "three") -> tuple[str, str] | None:

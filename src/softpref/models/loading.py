@@ -133,8 +133,12 @@ def on_accelerator(model: Any) -> Any:
     return model
 
 
-def load_classifier(source: str, *, bits: Bits | None = None, option: str) -> nn.Module:
+def load_classifier(
+    source: str, *, bits: Bits | None = None, dtype: torch.dtype | None = None, option: str
+) -> nn.Module:
     """Load a sequence classifier, all of its tensors from safetensors files.
+
+    Without a dtype, it has that of its files.
 
     Raises:
         UsageError: there is none at `source`.
@@ -153,6 +157,7 @@ def load_classifier(source: str, *, bits: Bits | None = None, option: str) -> nn
         what,
         bits,
         trust_remote_code=False,  # else transformers would ask on the terminal
+        **({"dtype": dtype} if dtype else {}),
     )
 
 
