@@ -69,10 +69,10 @@ def require_needs(
         )
     for name in ("soft_label", "weight", "margin"):
         if name in columns and name not in method.reads:
-            others = " or ".join(each.name for each in METHODS.values() if name in each.reads)
+            *others, last = (each.name for each in METHODS.values() if name in each.reads)
             raise UsageError(
                 f"the training pairs carry `{name}`, which --method {method.name} does not read: "
-                f"drop the column, or choose {others}."
+                f"drop the column, or choose {', '.join(others)} or {last}."
             )
     if "weight" in columns and not column(prepared.train, "weight").to_numpy().any():
         raise UsageError(
