@@ -54,8 +54,10 @@ def test_an_audit_names_annotators_on_screen_in_summary_and_report(home, caplog)
     run_audit(AuditOptions("sft", "data.jsonl", "clean.jsonl", output="out"))
     found = json.loads((home / "out" / "summary.json").read_text())["annotators"]
     assert [(each["annotator"], each["pairs"]) for each in found] == [
-        ("ann", 60), ("bob", 60), ("cid", 60)
-    ]  # fmt: skip
+        ("ann", 60),
+        ("bob", 60),
+        ("cid", 60),
+    ]
     for each, share in zip(found, (1.0, 0.75, 0.5), strict=True):
         assert each["low"] <= share <= each["high"] + 0.005
         assert 0.04 < each["high"] - each["low"] < 0.3
