@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+import threading
+import time
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +18,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
+from softpref.cli import main
 from tests.tiny import tiny_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -102,6 +105,27 @@ def test_own_judge_counts_its_verdicts(files, monkeypatch, capsys):
     assert "right in 0.0% of 6 known pairs, ties in 0.0%" in printed
     assert "wins 30, losses 0, ties 0" in printed
     assert len(Path("out/verdicts.jsonl").read_text().splitlines()) == 36
+
+
+def test_local_judge_holds_replies_to_the_schema(files, model, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["local_judge.py", model, "0"])
+    script = str(EXAMPLES / "local_judge.py")
+    server = threading.Thread(target=runpy.run_path, args=(script, None, "__main__"), daemon=True)
+    server.start()
+    printed = ""
+    while "/v1" not in printed:
+        time.sleep(0.1)
+        assert server.is_alive()
+        printed += capsys.readouterr().out
+    address = ["--base_url", printed.split()[-1]]
+    main(["judge", "--check", files[2], "--judge_model", "m", "--output", "out", *address])
+    verdicts = [json.loads(line) for line in Path("out/verdicts.jsonl").read_text().splitlines()]
+    assert len(verdicts) == 12
+    assert {row["verdict"] for row in verdicts} <= {"A", "B", "tie"}
+    assert all(row["input_tokens"] > row["output_tokens"] > 0 for row in verdicts)
+    main(["generate", "--prompts", files[2], "--model", "m", "--prompt_format", "chat", "--output",
+          "out.jsonl", "--max_new_tokens", "4", *address])  # fmt: skip
+    assert len(Path("out.jsonl").read_text().splitlines()) == 6
 
 
 def test_the_notebook_runs_from_top_to_bottom(model, tmp_path, monkeypatch, capsys):

@@ -287,6 +287,19 @@ def test_a_quota_that_runs_out_ends_the_run_and_what_failed_is_asked_again(tmp_p
     assert found.failures == {}
 
 
+@pytest.mark.parametrize(
+    ("form", "remedy"),
+    [("schema", "try --structured_output words"), ("words", "use a server that holds replies")],
+)
+def test_a_model_that_gives_no_verdict_ends_the_run(tmp_path, form, remedy):
+    message = f"20 calls in a row failed .no verdict.: {remedy}"
+    with (
+        serving(Script(faults=lambda _: "prose")) as script,
+        pytest.raises(UsageError, match=message),
+    ):
+        judged(script, tmp_path, 60, structured_output=form)
+
+
 def test_nobody_there_is_said_however_few_the_calls(tmp_path):
     with serving(Script()) as script:
         url = script.url

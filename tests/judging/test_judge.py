@@ -13,7 +13,7 @@ from softpref.errors import UsageError
 from softpref.judging.check import load_gold
 from softpref.judging.questions import Comparison
 from tests.forked import Forked
-from tests.judging.server import Script, serving, some_faults
+from tests.judging.server import Script, always_first, honest, serving, some_faults
 from tests.progress import slowness, wait_for
 
 PAIRS = 500
@@ -86,18 +86,34 @@ def test_a_thousand_judgements_survive_two_kills_and_faults(files, tmp_path):
     }  # fmt: skip
 
 
-def test_a_judge_is_measured_on_known_pairs(tmp_path, capsys):
+def check(script, tmp_path, one_in):
+    """Measure a judge on 40 pairs, of which the scripted one is wrong about one in some."""
     rows = [
-        {"prompt": f"Q{i}", "response_1": "good", "response_2": "bad", "gold": 1 if i % 4 else 2}
+        {"prompt": f"Q{i}", "response_1": "good", "response_2": "bad",
+         "gold": 1 if i % one_in else 2}
         for i in range(40)
     ]  # fmt: skip
+    main(["judge", "--check", write(tmp_path / "gold.jsonl", rows), "--judge_model", "m",
+          "--base_url", script.url, "--output", str(tmp_path / "out")])  # fmt: skip
+    return json.loads((tmp_path / "out" / "judge.json").read_text())["found"]
+
+
+@pytest.mark.parametrize(("judge", "one_in"), [(honest, 3), (always_first, 4)])
+def test_a_judge_no_better_than_chance_is_unfit(tmp_path, capsys, judge, one_in):
+    """26 of 40 right has a lower end below a half."""
+    with serving(Script(judge)) as script:
+        check(script, tmp_path, one_in)
+    assert "**unfit**: on these pairs the judge is not shown to be" in capsys.readouterr().out
+
+
+def test_a_judge_is_measured_on_known_pairs(tmp_path, capsys):
     with serving(Script()) as script:
-        main(["judge", "--check", write(tmp_path / "gold.jsonl", rows), "--judge_model", "m",
-              "--base_url", script.url, "--output", str(tmp_path / "out")])  # fmt: skip
-    found = json.loads((tmp_path / "out" / "judge.json").read_text())["found"]
+        found = check(script, tmp_path, 4)
     assert (found["accuracy"], found["right"], found["first_share"]) == (0.75, 0.75, 0.5)
     assert found["flipped"] == found["failed"] == 0
-    assert "right in 75.0% of what it decided" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "right in 75.0% of what it decided" in said
+    assert "unfit" not in said
 
 
 PAIR = {"prompt": "p", "response": "r"}

@@ -177,10 +177,13 @@ def _is_open(answer: Answer | None, retry_failed: bool) -> bool:
 
 def _stopped(failure: str, count: int, options: JudgeOptions) -> str:
     longest = options.max_reply_tokens * GROWTH
+    form = "try --structured_output words, or another --judge_model"
+    if options.structured_output == "words":
+        form = "use a server that holds replies to a JSON schema, or another --judge_model"
     remedies = {
         CUT_OFF: f"replies do not fit into {longest:,} tokens: give a larger --max_reply_tokens, "
         "or --reasoning_effort low for a model that thinks first",
-        "no verdict": "try --structured_output words, or another --judge_model",
+        "no verdict": form,
         "status 400": "give a smaller --max_reply_tokens if the model's context cannot hold it, "
         "check --judge_model, or try --structured_output words",
     }

@@ -25,6 +25,8 @@ from softpref.training.output import write_lines, write_text
 
 logger = logging.getLogger(__name__)
 
+_UNFIT = "**unfit**: on these pairs the judge is not shown to be better than chance"
+
 
 @dataclass
 class JudgeFiles:
@@ -168,4 +170,5 @@ def quality_text(quality: JudgeQuality) -> str:
         f"{quality.pairs:,} pairs: {accuracy}, in {quality.right:.1%} of all; "
         f"{quality.ties:.1%} ties, {quality.flipped:.1%} of all changed with the order{place}; "
         f"{quality.failed:.1%} failed"
+        + ("" if quality.accuracy_interval[0] > 0.5 else f"\n{_UNFIT}")
     )
