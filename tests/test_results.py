@@ -18,8 +18,8 @@ from softpref.study.targets import TARGETS
 ROOT = Path(__file__).parent.parent / "docs"
 RESULTS = sorted((ROOT / "results").glob("*.json"))
 REAL_AUDIT = ROOT / "results" / "real-audit.json"  # benchmarks/evidence.py, not a study
-REAL_RUNS = ROOT / "results" / "real-pku.json"
-STUDIES = [path for path in RESULTS if path not in (REAL_AUDIT, REAL_RUNS)]
+REAL_RUNS = [ROOT / "results" / f"real-{name}.json" for name in ("pku", "alpaca")]
+STUDIES = [path for path in RESULTS if path not in (REAL_AUDIT, *REAL_RUNS)]
 TEXT = (ROOT / "results.md").read_text(encoding="utf-8")
 QUOTED = re.compile(r"\d+\.\d ± \d+\.\d|[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\)")
 
@@ -50,16 +50,17 @@ def test_tables_are_made_from_the_results_beside_them(path):
     assert path.with_suffix(".md").read_text().startswith(markdown(TARGETS[name], cells, held))
 
 
-def test_the_real_runs_table_is_made_from_the_results_beside_it():
-    held = json.loads(REAL_RUNS.read_text())["cells"]
-    pairs, labels = "pku_safety.train@513c478c", "flips:0.4"
+@pytest.mark.parametrize("path", REAL_RUNS, ids=lambda path: path.stem)
+def test_the_real_runs_tables_are_made_from_the_results_beside_them(path):
+    held = json.loads(path.read_text())["cells"]
+    pairs = next(iter(held)).split("-", 1)[1].rsplit("-flips", 1)[0]
     cells = [
-        Cell(method, seed, pairs=pairs, labels=labels)
+        Cell(method, seed, pairs=pairs, labels="flips:0.4")
         for method in ("evidence", "dpo", "oracle")
-        for seed in range(5)
+        for seed in range(len(held) // 3)
     ]
     assert {cell.key for cell in cells} == held.keys()
-    assert describe(cells, held) in REAL_RUNS.with_suffix(".md").read_text()
+    assert describe(cells, held) in path.with_suffix(".md").read_text()
 
 
 def test_the_audit_s_tables_are_made_from_the_results_beside_them():

@@ -122,7 +122,7 @@ def measured(**columns: list[float]) -> Measured:
     """What might be measured of pairs: the columns given, at least one, else 0 or nothing."""
     given = {name: torch.tensor(values) for name, values in columns.items()}
     zeros = torch.zeros_like(next(iter(given.values())))
-    nothing = dict.fromkeys(OF_THE_PAIR, zeros * torch.nan)
+    nothing = {name: torch.full_like(zeros, value) for name, value in OF_THE_PAIR.items()}
     return Measured(
         **{f.name: given.get(f.name, nothing.get(f.name, zeros)) for f in fields(Measured)}
     )

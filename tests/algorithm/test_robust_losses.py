@@ -132,7 +132,7 @@ def test_weights_and_target_margins(name):
     weights, targets = (torch.tensor(x, dtype=torch.float64) for x in (weight, target))
 
     def loss(h):
-        each = method.loss.value(h - targets / 0.1, torch.ones_like(h), 0.1)
+        each = method.loss.value(h - targets, torch.ones_like(h), 0.1)
         if method.temperature is None:
             return (weights * each).sum() / 5
         return (
@@ -170,10 +170,13 @@ def test_posterior_labels_are_bayes_rule(margin, beta, reliability):
 def test_reliabilities_follow_their_own_pairs_a_tenth_of_the_way():
     labeller = PosteriorLabeller(0.1, annotators=2)
     who = torch.tensor([0.0, 1.0, 0.0, float("nan")])
-    labeller.follow(who, torch.tensor([0.2, 1.0, 0.4, 0.5]))
+    labeller.follow(who, torch.tensor([0.2, 1.0, 0.4, 0.5]), torch.ones(4))
     expected = [0.9 * 0.9 + 0.1 * 0.3, 0.9 * 0.9 + 0.1 * 1.0, 0.9 * 0.9 + 0.1 * 0.5]
     assert labeller.reliability.tolist() == pytest.approx(expected)
-    labeller.follow(who[:0], torch.tensor([]))
+    labeller.follow(who[:0], torch.tensor([]), torch.tensor([]))
+    assert labeller.reliability.tolist() == pytest.approx(expected)
+    labeller.follow(who[:3], torch.tensor([0.2, 1.0, 0.4]), torch.tensor([3.0, 0.0, 1.0]))
+    expected[0] += 0.1 * (0.25 - expected[0])
     assert labeller.reliability.tolist() == pytest.approx(expected)
 
 

@@ -108,7 +108,7 @@ def test_only_the_ten_with_most_pairs_are_listed(home, caplog):
     rows = [row | {"annotator": i % 12} for i, row in enumerate(toy_pairs(49))]
     run_audit(AuditOptions("sft", Dataset.from_list(rows), "other.jsonl", output="out"))
     assert caplog.text.count("right labels among the") == 10
-    assert "right labels among the 5 by annotator 0: unknown" in caplog.text
+    assert "right labels among the 5 pairs of annotator 0: unknown" in caplog.text
     assert "and 2 other annotators, see summary.json" in caplog.text
     assert len(json.loads((home / "out" / "summary.json").read_text())["annotators"]) == 12
 

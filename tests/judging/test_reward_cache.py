@@ -103,9 +103,9 @@ def test_an_audit_whose_judge_is_a_reward_model_shares_them_too(home, responses)
     )
     cached = ColumnCache(None)
     before = RewardCache(cached, make_judge(judge).identity["weights"])
+    assert len(before._rewards) == 48
     softpref.audit(**files, judge=judge, output=str(home / "audit"))
     after = RewardCache(cached, make_judge(judge).identity["weights"])
-    assert len(before._rewards) == 48
     assert len(after._rewards) == 48 + 24  # the trusted pairs'
 
 

@@ -183,14 +183,16 @@ def record(step: int, index: list[int]) -> dict[str, Tensor]:
 
 
 def test_first_visits_are_found_among_later_ones():
+    every = torch.ones(7, dtype=torch.bool)
     parts = [record(1, [4, 2]), record(2, [0, 5]), record(3, [2, 1]), record(4, [3, 4])]
     history = LabelHistory()
     history.restore({name: torch.cat([p[name] for p in parts]) for name in parts[0]})
-    found = history.first_visits(7, 100)
+    found = history.first_visits(every, 100)
     assert found["index"].tolist() == [4, 2, 0, 5, 1, 3]
     assert found["margin"].tolist() == [104, 102, 200, 205, 301, 403]
-    assert history.first_visits(7, 2)["index"].tolist() == [1, 3]
-    assert len(LabelHistory().first_visits(7, 2)["index"]) == 0
+    assert history.first_visits(every, 2)["index"].tolist() == [1, 3]
+    assert history.first_visits(torch.arange(7) != 3, 2)["index"].tolist() != [1, 3]
+    assert len(LabelHistory().first_visits(every, 2)["index"]) == 0
 
 
 def test_only_the_latest_pairs_are_fitted_on(tmp_path, monkeypatch):

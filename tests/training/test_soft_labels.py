@@ -48,7 +48,7 @@ def test_weights_and_target_margins_reach_the_training_set(tmp_path, caplog):
     other = with_columns(toy_pairs(8, seed=2), weight=[3.0] * 8)
     trainer = toy_trainer(tmp_path, method="dpo", train=train, clean=clean, evaluation=other)
     assert numbers(trainer, "weight").tolist() == WEIGHTS
-    assert numbers(trainer, "target_margin").tolist() == margins
+    assert numbers(trainer, "target_margin").tolist() == [m / 0.1 for m in margins]
     given = numbers(trainer, "given_label")
     assert given.dtype == torch.float64
     assert given.isnan().tolist() == [not tie for tie in TIES]

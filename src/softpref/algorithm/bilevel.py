@@ -85,6 +85,8 @@ def move(
         *summed, mean = ranks.sum([*map(dense, gradient), mean])
         gradient = list(summed)
     if objective.temperature is not None:  # the gradient of −τ log of that mean
+        (weight,) = ranks.sum([whole.filled("weight").sum()])
+        mean = torch.where(weight > 0, mean, 1.0)  # where no pair counts, loss and gradient are 0
         gradient = [dense(form) / mean.to(dense(form)) for form in gradient]
         mean = -objective.temperature * mean.log()
     return Update(tuple(gradient), mean, whole, soft_label)

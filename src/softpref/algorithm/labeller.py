@@ -32,6 +32,8 @@ class Labeller(Protocol):
 
 def unless_given(soft_label: Tensor, measured: Measured) -> Tensor:
     """Return the soft labels, (B,), of pairs that come without one, and the others' own."""
+    if measured.given_label is None:
+        return soft_label
     given = measured.given_label.to(soft_label)
     return torch.where(given.isnan(), soft_label, given)
 
@@ -53,7 +55,7 @@ class AsGiven:
     otherwise: float
 
     def label(self, measured: Measured) -> Tensor:
-        return measured.given_label.nan_to_num(self.otherwise)
+        return unless_given(torch.full_like(measured.margin, self.otherwise), measured)
 
 
 @dataclass(frozen=True)

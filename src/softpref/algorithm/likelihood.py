@@ -7,7 +7,7 @@ tokens of them all. Log-probabilities are in nats.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -21,7 +21,7 @@ from softpref.algorithm.gradients.head import (
     response_head,
 )
 from softpref.algorithm.gradients.shards import put_away_after_pass
-from softpref.algorithm.rows import PairBatch
+from softpref.algorithm.rows import OF_THE_PAIR, PairBatch
 
 PplScope = Literal["response", "sequence", "sequence_per_response_token"]
 
@@ -29,6 +29,8 @@ PplScope = Literal["response", "sequence", "sequence_per_response_token"]
 @dataclass(frozen=True)
 class Measured:
     """What one forward pass says of B pairs; every field has shape (B,).
+
+    What pairs may bring is None where none of them brings it: a step then does nothing with it.
 
     Attributes:
         chosen_logp: log π_θ(y1 | x), nats, summed over the response tokens.
@@ -40,8 +42,8 @@ class Measured:
         starting_ppl_diff: the same under the policy training started from.
         evidence: g of the label before training, nats; NaN where nobody fitted it.
         given_label: the soft label that came with the pair, NaN where none did.
-        weight: how much the pair counts, NaN for once.
-        target_margin: what the reward margin βh should exceed, nats, NaN for 0.
+        weight: how much the pair counts.
+        target_margin: what h should exceed, nats.
         annotator_index: the number of who labelled the pair, NaN where unknown.
     """
 
@@ -53,19 +55,29 @@ class Measured:
     ppl_diff: Tensor
     starting_ppl_diff: Tensor
     evidence: Tensor
-    given_label: Tensor
-    weight: Tensor
-    target_margin: Tensor
-    annotator_index: Tensor
+    given_label: Tensor | None = None
+    weight: Tensor | None = None
+    target_margin: Tensor | None = None
+    annotator_index: Tensor | None = None
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return the fields by name, without those that no pair brings."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def detach(self) -> Measured:
         """Return the same numbers without the graph that made them."""
-        return Measured(*(getattr(self, f.name).detach() for f in fields(self)))
+        return Measured(**{name: value.detach() for name, value in self.columns().items()})
 
     @staticmethod
     def concatenate(parts: Sequence[Measured]) -> Measured:
         """Join the measurements of micro-batches into those of the whole batch."""
-        return Measured(*(joined([getattr(p, f.name) for p in parts]) for f in fields(Measured)))
+        names = dict.fromkeys(name for part in parts for name in part.columns())
+        return Measured(**{name: joined([part.filled(name) for part in parts]) for name in names})
+
+    def filled(self, name: str) -> Tensor:
+        """Return a field, with what counts for pairs that do not bring it."""
+        value: Tensor | None = getattr(self, name)
+        return torch.full_like(self.margin, OF_THE_PAIR[name]) if value is None else value
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -94,9 +94,9 @@ random flips is DPO's; then it is unbounded below.
 class Objective:
     """What a step minimizes on noisy pairs, and who takes it together.
 
-    With a pair's own weight w_i (1 where it has none) and target m_i of the reward margin (0),
+    With a pair's own weight w_i (1 where it has none) and target margin m_i (0),
 
-        L = (1/B) Σ_i w_i ℓ(h_i − m_i/β, p̂_i),
+        L = (1/B) Σ_i w_i ℓ(h_i − m_i, p̂_i),
 
     or with a temperature τ, for which pairs of a large loss count less (`dr_dpo`),
 
@@ -116,25 +116,29 @@ class Objective:
 
     def terms(self, measured: Measured, soft_label: Tensor) -> Tensor:
         """Return what the mean over pairs is of: w ℓ, nats, or w exp(−ℓ/τ)."""
-        loss = self.loss.value(self._margin(measured), soft_label, self.beta)
-        weight = _weight(measured)
-        return weight * (loss if self.temperature is None else (-loss / self.temperature).exp())
+        loss = self.loss.value(_excess(measured), soft_label, self.beta)
+        return _weighed(
+            loss if self.temperature is None else (-loss / self.temperature).exp(), measured
+        )
 
     def pull(self, measured: Measured, soft_label: Tensor) -> Tensor:
         """Return w ∂ℓ/∂h, with a temperature times exp(−ℓ/τ): how hard a pair pulls."""
-        by_margin = self.loss.by_margin(self._margin(measured), soft_label, self.beta)
+        by_margin = self.loss.by_margin(_excess(measured), soft_label, self.beta)
         if self.temperature is None:
-            return _weight(measured) * by_margin
+            return _weighed(by_margin, measured)
         return self.terms(measured, soft_label) * by_margin
 
     def pull_by_label(self, measured: Measured, soft_label: Tensor) -> Tensor:
         """Return w ∂²ℓ/∂h∂p̂: how a label changes that pull; there is no temperature in teaching."""
-        margin = self._margin(measured)
-        return _weight(measured) * self.loss.by_margin_and_label(margin, soft_label, self.beta)
-
-    def _margin(self, measured: Measured) -> Tensor:
-        return measured.margin - measured.target_margin.nan_to_num(0.0) / self.beta
+        by_both = self.loss.by_margin_and_label(_excess(measured), soft_label, self.beta)
+        return _weighed(by_both, measured)
 
 
-def _weight(measured: Measured) -> Tensor:
-    return measured.weight.nan_to_num(1.0)
+def _excess(measured: Measured) -> Tensor:
+    if measured.target_margin is None:
+        return measured.margin
+    return measured.margin - measured.target_margin.to(measured.margin)
+
+
+def _weighed(values: Tensor, measured: Measured) -> Tensor:
+    return values if measured.weight is None else values * measured.weight.to(values)

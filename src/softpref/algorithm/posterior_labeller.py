@@ -37,15 +37,18 @@ class PosteriorLabeller:
     def label(self, measured: Measured) -> Tensor:
         """Return p̂, (B,)."""
         margin = measured.margin.detach().double()
-        who = self._places(measured.annotator_index)
+        who = self._places(measured.filled("annotator_index"))
         reliability = self.reliability.to(margin.device)[who]
         return unless_given((self._beta * margin + reliability.logit()).sigmoid(), measured)
 
-    def follow(self, annotator_index: Tensor, soft_label: Tensor) -> None:
-        """Let each reliability follow the labels of its pairs in a step, both (B,), on the host."""
-        who, labels = self._places(annotator_index), soft_label.double()
-        count = torch.zeros_like(self.reliability).index_add(0, who, torch.ones_like(labels))
-        total = torch.zeros_like(self.reliability).index_add(0, who, labels)
+    def follow(self, annotator_index: Tensor, soft_label: Tensor, weight: Tensor) -> None:
+        """Let each reliability follow the mean label of its pairs in a step, by their weights.
+
+        All are (B,), on the host.
+        """
+        who, weight = self._places(annotator_index), weight.double()
+        count = torch.zeros_like(self.reliability).index_add(0, who, weight)
+        total = torch.zeros_like(self.reliability).index_add(0, who, weight * soft_label.double())
         followed = self.reliability.lerp(total / count, _AVERAGING_RATE)
         followed = followed.clamp(_SUREST, 1 - _SUREST)
         self.reliability.copy_(torch.where(count > 0, followed, self.reliability))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from math import nan
 from typing import Any, Self, cast
 
 import torch
@@ -21,13 +22,16 @@ from softpref.algorithm.gradients.head import HeadPositions, Tokens
 
 PADDING = -1
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
-OF_THE_PAIR = ("given_label", "weight", "target_margin", "annotator_index")
-"""What a pair may bring of its own, NaN where it does not.
+OF_THE_PAIR = {"given_label": nan, "weight": 1.0, "target_margin": 0.0, "annotator_index": nan}
+"""What a pair may bring of its own, and what counts where it does not.
 
-A soft label; how much it counts; what its reward margin should exceed, nats; who labelled it.
+A soft label; how much it counts; what h should exceed, nats; the number of who labelled it.
 """
-COLUMNS = ("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff", "evidence", *OF_THE_PAIR)
-"""What is known of a pair before a step, NaN where it is not.
+COLUMNS = {
+    **dict.fromkeys(("ref_chosen_logp", "ref_rejected_logp", "starting_ppl_diff", "evidence"), nan),
+    **OF_THE_PAIR,
+}
+"""What is known of a pair before a step, and what counts where it is not.
 
 log π_ref(y1 | x) and log π_ref(y2 | x), nats; PPLDiff under the policy training started from, nats
 per token; g of the label before training, nats; and what the pair brings.
@@ -53,7 +57,8 @@ class PairBatch:
             response.
         prompts: the prompt tokens that are predicted (all but the first), of sequence i for pair i.
         spans: where each pair's tokens lie in the flattened (R · N), as (start, stop).
-        columns: what was known of the pairs before, (B,) by the names in `COLUMNS`.
+        columns: what was known of the pairs before, (B,) by the names in `COLUMNS`; of what pairs
+            may bring, what one of them does.
         index: (B,) the pair's position in its data set; always on the host.
         head_positions: where the policy's output head is run.
     """

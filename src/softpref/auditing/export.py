@@ -37,6 +37,7 @@ EXPORTS = {
 }
 """What the log says about each way to write it."""
 SUSPECTED, MARKED = "suspect", "marked wrong by --marks"
+TIED = "ties, which TRL would take for labels"
 CONTRADICTED = "trusted pairs that the data label the other way"
 NOT_DRAWN = "not audited (not drawn by --mix, or held out and not usable)"
 
@@ -49,7 +50,7 @@ class DroppedRows:
         rows: number of rows in the data.
         why: number of dropped rows by reason.
         unused: rows that the audit could not use.
-        margins: number of target margins that were dropped, beside which a label may be flipped.
+        margins: number of target margins that were dropped, beside a flipped or soft label.
     """
 
     rows: int = 0
@@ -99,8 +100,8 @@ def write_cleaned(
     """Write the data's rows with `is_suspect`, and return the rows that were dropped.
 
     Only `soft` also writes `soft_label`, which holds `p_correct`. Labels of trusted pairs and of
-    pairs that a reviewer has marked are certain. Ties stay as they are, with 1/2. Rows that the
-    audit did not use are dropped, and with `flip` the column `margin`.
+    pairs that a reviewer has marked are certain. Ties stay as they are, with 1/2, but not with
+    `drop`. Rows that the audit did not use are dropped; `soft` and `flip` drop the column `margin`.
 
     Args:
         data: the audited files in order, or an object in memory.
@@ -121,7 +122,7 @@ def write_cleaned(
 
     def belief(source: str, number: int, pair: dict[str, Any]) -> tuple[float | None, str]:
         if (source, number) in ties:
-            return 0.5, ""  # which is not suspect
+            return 0.5, TIED
         verdicts = ((trusted.p_correct(pair), CONTRADICTED), (marks.get(pair["uid"]), MARKED))
         for certain, why in verdicts:
             if certain is not None:
@@ -138,8 +139,8 @@ def write_cleaned(
     write_lines(output / CLEANED, json_rows(rows, CLEANED))
     if dropped.margins:
         logger.warning(
-            f"{CLEANED}: margin is dropped from {dropped.margins} rows, since a flip would give it "
-            "to the other response"
+            f"{CLEANED}: margin is dropped from {dropped.margins:,} rows: it is a target for a "
+            "label taken at its word, not for a flipped or a soft one"
         )
     return dropped
 
@@ -162,13 +163,13 @@ def _cleaned_rows(
             continue
         p, why = belief(name, number, pair)
         is_suspect = p is not None and p < SUSPECT
-        if p is None or (is_suspect and export == "drop"):
+        if p is None or (export == "drop" and (is_suspect or why == TIED)):
             dropped.why[why] += (name, number) not in unused
             continue
         row: dict[str, Any] = {**raw, "is_suspect": is_suspect}
         if export == "soft":
             row["soft_label"] = p
-        if export == "flip" and row.pop("margin", None) is not None:
+        if export in ("soft", "flip") and row.pop("margin", None) is not None:
             dropped.margins += 1
         if export == "flip" and is_suspect:
             row = columns.swapped(row)

@@ -71,7 +71,7 @@ class AnnotatorSummary:
 
     def __str__(self) -> str:
         share = reliability_text(self.reliability, self.low, self.high)
-        return f"right labels among the {self.pairs:,} by annotator {self.annotator}: {share}"
+        return f"right labels among the {self.pairs:,} pairs of annotator {self.annotator}: {share}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Summary:
     ties: int = 0
 
     def record(self) -> dict[str, Any]:
-        """Return the contents of `summary.json`, without empty lists, judge and ties."""
+        """Return the contents of `summary.json`, without what is optional and missing."""
         optional = ("sources", "annotators", "judge", "ties")
         return {name: of for name, of in asdict(self).items() if of or name not in optional}
 

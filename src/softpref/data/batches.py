@@ -16,7 +16,15 @@ from torch import Tensor
 
 from softpref.algorithm.gradients.head import HeadPositions, Tokens
 from softpref.algorithm.ranks import ALONE, Ranks
-from softpref.algorithm.rows import CHOSEN, COLUMNS, PADDING, PROMPT, REJECTED, PairBatch
+from softpref.algorithm.rows import (
+    CHOSEN,
+    COLUMNS,
+    OF_THE_PAIR,
+    PADDING,
+    PROMPT,
+    REJECTED,
+    PairBatch,
+)
 
 Pair = Mapping[str, Any]
 Collate = Callable[[Sequence[Pair]], PairBatch]
@@ -175,8 +183,8 @@ class _RowBuilder:
     ) -> PairBatch:
         """Return the batch of all rows, with the columns of the pairs."""
 
-        def column(name: str) -> Tensor:
-            return torch.tensor([pair.get(name, math.nan) for pair in pairs], dtype=torch.float64)
+        def column(name: str, otherwise: float) -> Tensor:
+            return torch.tensor([pair.get(name, otherwise) for pair in pairs], dtype=torch.float64)
 
         return PairBatch(
             input_ids=self._grid(self.ids, 0),
@@ -186,7 +194,11 @@ class _RowBuilder:
             responses=self._tokens(self._responses),
             prompts=self._tokens(self._prompts),
             spans=tuple(spans),
-            columns={name: column(name) for name in COLUMNS},
+            columns={
+                name: column(name, otherwise)
+                for name, otherwise in COLUMNS.items()
+                if name not in OF_THE_PAIR or any(name in pair for pair in pairs)
+            },
             index=torch.tensor([pair.get("index", i) for i, pair in enumerate(pairs)]),
             head_positions=head_positions,
         )

@@ -7,6 +7,7 @@ a note is counted.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -241,6 +242,8 @@ def _optional(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _annotator(given: object) -> dict[str, str]:
     """Return who labelled the pair, or nothing where it is unknown."""
+    if isinstance(given, float):  # pandas makes floats of integers beside an empty cell
+        given = "" if math.isnan(given) else int(given) if given.is_integer() else given
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise RowError(
             "annotator is neither text nor an integer: write a name or a number, or leave it empty"

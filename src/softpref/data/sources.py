@@ -236,6 +236,8 @@ class RowValidator:
 
     def log_unread(self) -> None:
         """Log which columns were not read."""
+        if self.ties:  # other texts beside them say that a pair is none
+            self._unread.pop(LABEL, None)
         if self._unread:
             names = ", ".join(self._unread)
             logger.info(f"{self.bad.source}: columns that were not read: {names}")

@@ -185,7 +185,7 @@ def _stopped(failure: str, count: int, options: JudgeOptions) -> str:
         "or --reasoning_effort low for a model that thinks first",
         "no verdict": form,
         "status 400": "give a smaller --max_reply_tokens if the model's context cannot hold it, "
-        "check --judge_model, or try --structured_output words",
+        f"or {form}",
     }
     return stopped(failure, count, "--judge_model", remedies)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 
@@ -28,7 +29,7 @@ def token_key(ids: Sequence[int]) -> str:
 class RewardCache:
     """The rewards of one model by `token_key`, in memory and in one sealed file.
 
-    Processes that write the same file keep each other's rewards.
+    Processes that write the same file keep each other's rewards, unless at the same moment.
 
     Args:
         cache: where the file is.
@@ -39,8 +40,11 @@ class RewardCache:
         self._cache = cache
         of_model = hashlib.sha256(f"{_FORMAT} {weights}".encode()).hexdigest()
         self._name = f"rewards-{of_model[:32]}"
-        self._rewards = self._read()
         self._unsaved = 0
+
+    @cached_property
+    def _rewards(self) -> dict[str, float]:
+        return self._read()
 
     def known(self, keys: Iterable[str]) -> dict[str, float]:
         """Return the known rewards of these keys."""
@@ -57,7 +61,8 @@ class RewardCache:
         """Write the rewards, with those that other processes have written meanwhile."""
         if not self._unsaved:
             return
-        self._rewards = self._read() | self._rewards
+        for key, reward in self._read().items():
+            self._rewards.setdefault(key, reward)
         keys = torch.frombuffer(bytearray.fromhex("".join(self._rewards)), dtype=torch.uint8)
         rewards = torch.tensor(list(self._rewards.values()), dtype=torch.float64)
         self._cache.write(self._name, {"keys": keys.view(-1, _KEY_BYTES), "rewards": rewards})

@@ -203,7 +203,8 @@ class RewardModel(ScoringJudge):
         keys = {i: [token_key(ids) for ids in pair] for i, pair in pairs.items()}
         every = dict.fromkeys(chain.from_iterable(keys.values()))
         # The first rank's, since others may find another file.
-        known = json.loads(self._ranks.from_first(json.dumps(self._cache.known(every))))
+        stored = self._cache.known(every) if self._ranks.is_first else {}
+        known = json.loads(self._ranks.from_first(json.dumps(stored)))
         self._asked, self._known = self._asked + len(every), self._known + len(known)
         missing = [key for key in every if key not in known]
         sequences = [

@@ -88,7 +88,7 @@ class Scorer:
         """
 
         def measured(batch: PairBatch) -> dict[str, Tensor]:
-            return vars(measure(self.policy, batch, self.ppl_scope))
+            return measure(self.policy, batch, self.ppl_scope).columns()
 
         return Measured(**self.read(pairs, measured, what))
 

@@ -74,7 +74,7 @@ def collect(target: Target, cells: Sequence[Cell], results: CellNumbers, metric:
 
 
 def markdown(target: Target, cells: Sequence[Cell], results: CellNumbers) -> str:
-    """Return the page: a table for each metric, and the difference between MSPO and each method."""
+    """Return the page: a table for each metric, and differences of methods to the baseline."""
     parts = [f"# {target.title}\n"]
     for metric in target.metrics:
         name, numbers = METRICS[metric], collect(target, cells, results, metric)
@@ -163,7 +163,6 @@ def _differences(target: Target, numbers: Numbers) -> list[list[str]]:
     if target.rows != "method":
         return []
     reference = target.baseline or REFERENCE
-    sign = -100 if target.baseline else 100
     columns = sorted({column for row, column in numbers if row == reference}, key=str)
     others = list(dict.fromkeys(row for row, _ in numbers if row != reference))
     if not columns or not others:
@@ -176,9 +175,8 @@ def _differences(target: Target, numbers: Numbers) -> list[list[str]]:
             if not first.keys() & second.keys():
                 line.append("")
                 continue
-            d = paired_difference(first, second)
-            low, high = sorted((sign * d.low, sign * d.high))
-            line.append(f"{sign * d.mean:+.1f} ({low:+.1f} to {high:+.1f})")
+            d = paired_difference(*((second, first) if target.baseline else (first, second)))
+            line.append(f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
         body.append(line)
     head = f"minus {reference}" if target.baseline else "MSPO minus"
     return [[head, *map(_value, columns)], *body]

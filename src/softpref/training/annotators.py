@@ -42,8 +42,7 @@ def annotators_of(
     spoken = torch.cat([evidence * sides[1], of_trusted * sides[2]]).double()
     at = torch.cat([with_evidence, known])
     mean = torch.bincount(at, spoken, count) / torch.bincount(at, minlength=count).clamp_min(1)
-    truth = torch.zeros(count, dtype=torch.float64)
-    truth[known] = sides[2]
+    truth = torch.zeros(count, dtype=torch.float64).index_add_(0, known, sides[2]).sign()
     encoded = column(loaded, ANNOTATOR).combine_chunks().dictionary_encode()
     annotator = torch.tensor(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)).long()
     found = estimate_reliability(content, annotator, sides[0], mean, truth)

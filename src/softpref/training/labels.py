@@ -73,13 +73,13 @@ class LabelHistory:
         """Go on from the columns of an interrupted run."""
         self._parts = {name: [tensors[name]] for name in HISTORY}
 
-    def first_visits(self, pairs: int, count: int) -> dict[str, Tensor]:
-        """Return the columns of the last `count` records that are a pair's first."""
+    def first_visits(self, of: Tensor, count: int) -> dict[str, Tensor]:
+        """Return the columns of the last `count` first records of pairs in `of`, (n,) bool."""
         columns = self.tensors()
         records = len(columns["index"])
-        first = torch.full((pairs,), records)
+        first = torch.full((len(of),), records)
         first.scatter_reduce_(0, columns["index"], torch.arange(records), "amin")
-        rows = first[first < records].sort().values[-count:]
+        rows = first[of & (first < records)].sort().values[-count:]
         return {name: values[rows] for name, values in columns.items()}
 
     def last_steps(self, pairs: int) -> Tensor:

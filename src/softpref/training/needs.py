@@ -45,7 +45,7 @@ def require_needs(
 
     Raises:
         UsageError: there are no clean pairs, too few of them, no way to a noise rate, no truth for
-            `oracle`, weights of 0 only, or a column that the method would not read.
+            `oracle`, ties or weights of 0 only, or a column that the method would not read.
     """
     clean = prepared.clean
     columns = prepared.train.column_names
@@ -74,6 +74,11 @@ def require_needs(
                 f"the training pairs carry `{name}`, which --method {method.name} does not read: "
                 f"drop the column, or choose {', '.join(others)} or {last}."
             )
+    if all(ties(prepared.train)):
+        raise UsageError(
+            "every training pair is a tie, so nothing would be learned: add pairs of which one "
+            "response is better."
+        )
     if "weight" in columns and not column(prepared.train, "weight").to_numpy().any():
         raise UsageError(
             "the `weight` of every training pair is 0, so nothing would be learned: give weights "
@@ -86,18 +91,21 @@ def every_pair_has_a_label(pairs: Dataset) -> bool:
     return "soft_label" in pairs.column_names and not column(pairs, "soft_label").null_count
 
 
-def with_given_labels(pairs: Dataset, method: Method, correction: Correction | None) -> Dataset:
-    """Add `given_label` if some pairs have one, and rename `margin`, which h has too.
+def with_given_labels(
+    pairs: Dataset, method: Method, correction: Correction | None, beta: float
+) -> Dataset:
+    """Add `given_label` if some pairs have one, and make `margin` a target for h, divided by β.
 
     It is 1/2 for a tie. For the others it is what the correction found, or the column that the
     method reads: `soft_label`, or for `oracle` 1, and 0 for a flipped pair; NaN where there is
     neither.
     """
     if "margin" in pairs.column_names:
-        pairs = pairs.rename_column("margin", "target_margin")
+        target = column(pairs, "margin").to_numpy() / beta
+        pairs = pairs.remove_columns("margin").add_column("target_margin", target)
     labels, tied = np.full(len(pairs), math.nan), ties(pairs)
     if correction is not None:
-        labels = correction.labels.double().numpy()
+        labels[~np.array(tied)] = correction.labels.double().numpy()
     elif method.given_by in pairs.column_names:
         given = column(pairs, cast(str, method.given_by))
         given = pc.if_else(given, 0.0, 1.0) if method.given_by == "is_flipped" else given

@@ -52,6 +52,7 @@ class Refits:
         self._labeller, self._score, self._trusted = labeller, score, trusted
         self._evidence, self._of_trusted = evidence_in(pairs), evidence_in(trusted)
         self._first = numbers_or_nan(pairs, "given_label").float()
+        self._is_fitted = self._first.isnan()  # ties are not
         self._since = torch.zeros((), dtype=torch.int64)
         self._enough = NOISY_A_TRUSTED * len(trusted)
 
@@ -60,7 +61,7 @@ class Refits:
         if self._since < self._enough or not self._first.isnan().any():
             return
         self._since.zero_()
-        drawn = history.first_visits(len(self._first), LATEST)
+        drawn = history.first_visits(self._is_fitted, LATEST)
         trusted = self._score(self._trusted, "labelling, clean")
         self._labeller.refit(
             self._evidence[drawn["index"]], drawn["margin"], self._of_trusted, trusted.margin

@@ -35,6 +35,7 @@ class Reliabilities:
         self._labeller = labeller
         self._annotator, own = (numbers_or_nan(pairs, n) for n in (ANNOTATOR_INDEX, "given_label"))
         self._is_own = ~own.isnan()
+        self._weight = numbers_or_nan(pairs, "weight").nan_to_num(1.0)
 
     def before_step(self, history: LabelHistory) -> None:
         """Do nothing: reliabilities change after a step."""
@@ -50,7 +51,8 @@ class Reliabilities:
     def keep(self, index: Tensor, soft_label: Tensor) -> None:
         """Follow the labels of a step, (B,), without those that pairs brought."""
         learned = ~self._is_own[index]
-        self._labeller.follow(self._annotator[index][learned], soft_label[learned])
+        own, labels = index[learned], soft_label[learned]
+        self._labeller.follow(self._annotator[own], labels, self._weight[own])
 
     def state(self) -> dict[str, Tensor]:
         """Return what `restore` needs."""
@@ -75,7 +77,10 @@ def reliabilities_of(labeller: Labeller, pairs: Dataset) -> dict[str, float] | N
     """
     if not isinstance(labeller, PosteriorLabeller):
         return None
-    return dict(zip([*annotator_names(pairs), ""], labeller.reliability.tolist(), strict=True))
+    found = dict(zip([*annotator_names(pairs), ""], labeller.reliability.tolist(), strict=True))
+    if numbers_or_nan(pairs, ANNOTATOR_INDEX).isfinite().all():
+        del found[""]
+    return found
 
 
 def with_annotator_index(pairs: Dataset) -> Dataset:

@@ -119,13 +119,13 @@ def load_weights(saved: Path, model: nn.Module) -> None:
         return
     if shards.is_dir():
         raise UsageError(
-            f"{shards}: cannot resume, there is no {missing[0]}: the checkpoint was written by "
+            f"{shards}: cannot be loaded, there is no {missing[0]}: the checkpoint was written by "
             "another version of transformers, which has other names for weights. Resume with that "
             "version, or start a new run with another output_dir."
         )
     known: Any = model
     layout = {"distributed_config": known.config.distributed_config} if is_sharded(model) else {}
-    what = "cannot resume from it"
+    what = "cannot be loaded"
     again = load_whole(type(model), str(saved), str(saved), what, dtype=known.dtype, **layout)
     for name, tensor in _detached(again).items():
         local(own[name]).copy_(local(tensor))

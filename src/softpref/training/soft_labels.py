@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -15,15 +16,19 @@ from torch import Tensor
 
 from softpref.columns import LABEL_NUMBERS, SCORES, VOTES, Columns, SoftLabelSource
 from softpref.data.label_columns import LABEL, ties
+from softpref.data.parsing import ANNOTATOR
 from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.statistics.score_temperature import fit_temperature
 from softpref.training.preparation import Prepared
+from softpref.training.reliabilities import annotator_names
 
 logger = logging.getLogger(__name__)
 
 
-def with_soft_labels(prepared: Prepared, source: SoftLabelSource | None) -> Prepared:
+def with_soft_labels(
+    prepared: Prepared, source: SoftLabelSource | None, reads: Set[str]
+) -> Prepared:
     """Add `soft_label` to the training pairs by votes or scores, if one of them is the source.
 
     The other sets lose weights, margins, scores and votes, which only training reads. The record of
@@ -32,6 +37,7 @@ def with_soft_labels(prepared: Prepared, source: SoftLabelSource | None) -> Prep
     Args:
         prepared: the tokenized sets.
         source: as the user chose it; None is the column `soft_label`, if there is one.
+        reads: the columns that the method reads.
 
     Raises:
         UsageError: there is no such column, or a temperature cannot be fitted.
@@ -54,7 +60,7 @@ def with_soft_labels(prepared: Prepared, source: SoftLabelSource | None) -> Prep
             labels, about["temperature"] = _by_scores(train, prepared.clean)
         train = train.add_column("soft_label", labels.numpy())
     train = _without(train, (*SCORES, *VOTES))
-    record = prepared.record["train"] | {"columns_read": _columns_read(train, about)}
+    record = prepared.record["train"] | {"columns_read": _columns_read(train, about, reads)}
     return dataclasses.replace(
         prepared,
         train=train,
@@ -75,15 +81,21 @@ def log_columns_read(prepared: Prepared) -> None:
         texts.append(f"{name} ({', '.join(told)})")
     if texts:
         logger.info("columns read: %s", ", ".join(texts))
+    if ANNOTATOR in prepared.train.column_names and ANNOTATOR not in read:
+        logger.info("annotator was not read: re_po and audits read it")
 
 
-def _columns_read(train: Dataset, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _columns_read(
+    train: Dataset, about: dict[str, Any], reads: Set[str]
+) -> dict[str, dict[str, Any]]:
     """Return facts about each column that was read, by name."""
     read: dict[str, dict[str, Any]] = {}
     for name in ("weight", "margin", "soft_label"):
         if name in train.column_names:
             facts = about if name == "soft_label" else {}
             read[name] = facts | {"mean": float(_numbers(train, name).mean())}
+    if ANNOTATOR in reads and (names := annotator_names(train)):
+        read[ANNOTATOR] = {"names": len(names), "unknown": column(train, ANNOTATOR).null_count}
     if tied := sum(ties(train)):
         read[LABEL] = {"ties": tied}
     return read

@@ -20,6 +20,7 @@ from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.ranks import Ranks
 from softpref.data.batches import Collate
 from softpref.data.column_cache import ColumnCache
+from softpref.data.label_columns import labelled
 from softpref.models.layout import LayoutChoice, choose_layout, layout_with_adapter, longest_pairs
 from softpref.models.loading import (
     context_length,
@@ -123,8 +124,9 @@ def prepare_start(
     # The signals have done their part: a batch does not carry them.
     prepared = prepared.map(lambda pairs, _: pairs.remove_columns(list(SIGNAL_COLUMNS)))
     if "corrected_labels" in method.needs:
-        correction = correct(Surrogates(policy, prepared, config, adapter, fingerprint, cache))
-    train = with_given_labels(prepared.train, method, correction)
+        noisy = dataclasses.replace(prepared, train=labelled(prepared.train))
+        correction = correct(Surrogates(policy, noisy, config, adapter, fingerprint, cache))
+    train = with_given_labels(prepared.train, method, correction, config.beta)
     if "annotator" in method.reads:
         train = with_annotator_index(train)
     prepared = dataclasses.replace(prepared, train=train)
@@ -165,8 +167,8 @@ def load_checked(
     limits = config.max_length, context_length(policy)
     given = (sets.train, sets.clean, sets.evaluation)
     prepared = prepare(*given, tokenizer, *limits, config.on_bad_row)
-    prepared = with_soft_labels(prepared, config.soft_label_from)
     method = config.resolved_method()
+    prepared = with_soft_labels(prepared, config.soft_label_from, method.reads)
     require_needs(method, prepared, config.noise_rate, config.meta_batch_size)
     log_columns_read(prepared)
     config.choose_steps(len(prepared.train))

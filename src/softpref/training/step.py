@@ -7,7 +7,7 @@ them and takes its share.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +101,9 @@ class StepRunner:
         places, ranks = torch.cat(list(index)), self.objective.ranks
         if ranks.count == 1 or pairs < ranks.count:
             return StepResult(update, places, meta_loss)
-        names = [f.name for f in fields(Measured)]
-        columns = [*(getattr(update.measured, n) for n in names), update.soft_label]
-        *numbers, soft_label, places = ranks.gather([*columns, places.to(ranks.device)])
-        update = replace(update, measured=Measured(*numbers), soft_label=soft_label)
+        names, numbers = zip(*update.measured.columns().items(), strict=True)
+        columns = [*numbers, update.soft_label, places.to(ranks.device)]
+        *gathered, soft_label, places = ranks.gather(columns)
+        measured = Measured(**dict(zip(names, gathered, strict=True)))
+        update = replace(update, measured=measured, soft_label=soft_label)
         return StepResult(update, places.cpu(), meta_loss)

@@ -30,7 +30,6 @@ from softpref.algorithm.policy import trainable
 from softpref.algorithm.ranks import Ranks
 from softpref.data.batches import Collate
 from softpref.data.column_cache import ColumnCache
-from softpref.data.label_columns import is_tie
 from softpref.models.layout import choose_layout, longest_pairs
 from softpref.models.loading import make_trainable
 from softpref.models.recompute import checkpoint_activations
@@ -107,8 +106,8 @@ class Surrogates:
         reversed_ = self._noisy.select(doubted).to_list()
         pairs = [
             *self._clean.to_list(),
-            *map(_with_tie, self._noisy.select(believed).to_list()),
-            *(_with_tie(pair | {"given_label": 0.0}) for pair in reversed_),
+            *self._noisy.select(believed).to_list(),
+            *(pair | {"given_label": 0.0} for pair in reversed_),
         ]
         self._train(surrogate, pairs, collate, f"surrogate {number}")
         scorer = Scorer(
@@ -164,10 +163,6 @@ class Surrogates:
                     optimizer.step()
                     schedule.step()
                     bar.update()
-
-
-def _with_tie(pair: dict[str, Any]) -> dict[str, Any]:
-    return pair | {"given_label": 0.5} if is_tie(pair) else pair
 
 
 @contextmanager
