@@ -284,7 +284,7 @@ def test_forward_passes_of_a_step(engine, expected, monkeypatch):
     assert len(passes) == expected
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     pairs=st.integers(1, 5),
     longest=st.integers(1, 12),

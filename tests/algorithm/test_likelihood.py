@@ -30,7 +30,7 @@ def test_logps_equal_a_token_by_token_loop(architecture):
             assert float(measured.ppl_diff[i]) == pytest.approx(ppl_diff, abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(0, 10_000), st.randoms(use_true_random=False))
 def test_padding_order_and_batch_mates_change_nothing(count, seed, shuffle):
     policy, pairs = tiny_model("gpt2", attention="sdpa"), random_pairs(count, seed)

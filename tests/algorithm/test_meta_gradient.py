@@ -180,7 +180,7 @@ def test_any_loss_teaches_by_its_own_derivatives(loss, by_hand, tuning):
             assert relative_error(found, truth) < 1e-9, (engine, make)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     architecture=st.sampled_from(sorted(ARCHITECTURES)),
     sizes=st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 12)),

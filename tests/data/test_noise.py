@@ -172,9 +172,7 @@ def test_every_format_comes_back_from_two_injections(tmp_path, ending, row):
     assert read(twice) == expected
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     responses=st.lists(
         st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=5)] * 2), min_size=1

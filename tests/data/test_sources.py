@@ -332,7 +332,7 @@ filled = st.text("ab \n\u00e9\U0001f600", min_size=1, max_size=6).filter(str.str
 contents = st.tuples(filled, filled, filled).filter(lambda pair: pair[1] != pair[2])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pairs=st.lists(contents, min_size=1, max_size=6), swaps=st.lists(st.booleans(), min_size=6))
 def test_uid_survives_swaps(pairs, swaps):
     pairs = pairs + pairs[:2]
@@ -354,9 +354,7 @@ def test_content_key_knows_no_order_of_responses_but_tells_pairs_apart():
     assert len({content_key("p", "a", "b"), *(content_key(*other) for other in others)}) == 5
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=200)
     | st.recursive(

@@ -280,7 +280,7 @@ words = st.lists(st.sampled_from(["the", " cat", " sat", "c", "at", "u", " ", "\
 filled = words.map("".join).filter(str.strip)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     prompt=filled,
     chosen=filled,

@@ -206,9 +206,7 @@ names = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=INPUTS, deadline=None, suppress_health_check=list(HealthCheck), database=None
-)
+@settings(max_examples=INPUTS, suppress_health_check=list(HealthCheck), database=None)
 @given(rows=st.lists(st.dictionaries(names, values, max_size=8) | values, max_size=4))
 def test_any_json_is_read_or_refused_in_words(tmp_path_factory, rows):
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -39,7 +39,7 @@ def outcomes(results, lengths=None, prompts=None, flipped=()):
 results_of = st.lists(st.sampled_from(["win", "loss", "tie", "failed"]), min_size=1, max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(results_of)
 def test_rate_and_bounds_by_counting(results):
     rate = judged_rate(outcomes(results), resamples=20)
@@ -64,7 +64,7 @@ def test_certainty_is_not_had_from_a_few_prompts():
     assert judged_rate(outcomes(["tie"])).clustered_interval == (0, 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(results_of)
 def test_the_other_side_sees_the_mirror_image(results):
     mirrored = [{"win": "loss", "loss": "win"}.get(r, r) for r in results]

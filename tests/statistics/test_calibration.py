@@ -78,7 +78,7 @@ def test_unit_of_the_score_does_not_matter():
     assert torch.allclose(Calibration.fit(1e-3 * clean).log_odds(1e-3 * scores), expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(score=st.floats(-3, 3), rate=st.floats(0.001, 0.5))
 def test_probability_correct_is_bayes_rule(score, rate):
     calibration = Calibration(linear=1.5, saturating=0.7, scale=1.2)

@@ -23,7 +23,7 @@ SMALL = replace(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20))
 def test_average_precision_by_thresholds(pairs):
     pairs = [*pairs, (2, True)]

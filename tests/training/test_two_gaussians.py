@@ -109,7 +109,7 @@ PICTURES = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(**PICTURES)
 def test_no_cut_is_right_more_often(mean, deviation, share_right):
     picture = TwoGaussians(mean, deviation, share_right)
@@ -125,7 +125,7 @@ def test_no_cut_is_right_more_often(mean, deviation, share_right):
     assert flat or best == pytest.approx(picture.threshold, abs=reach / 900)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(**PICTURES)
 def test_separation_is_the_best_cut_between_the_means(mean, deviation, share_right):
     cuts = torch.linspace(mean, -mean, 2001, dtype=torch.float64).tolist()
