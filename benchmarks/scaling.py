@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 INTEGER = 8  # bytes of a count
-COLUMNS = 11  # a pair's measurements, label and place, gathered as float64
+COLUMNS = 10  # a pair's measurements, label and place, gathered as float64
 GATHERED = 8
 TOTALS = 5  # pairs of the three moves, of dL/ds, and the question whether SIGTERM has come
 FLAGS = 4  # whether three sums of gradients, and the weights, are finite in all shards
