@@ -69,8 +69,12 @@ class Account:
         spent = self.seconds.get(report.nodeid, 0.0) + getattr(report, "processor_seconds", 0.0)
         self.seconds[report.nodeid] = spent
         if report.failed:
-            last = str(report.longrepr).strip().splitlines()[-1:]
-            self.reporter.write_line(f"\nFAILED {report.nodeid} {''.join(last)}", red=True)
+            # A command's message is on its standard error; the traceback says SystemExit only.
+            lasts = [
+                part.strip().splitlines()[-1:] for part in (str(report.longrepr), report.capstderr)
+            ]
+            said = " | ".join(line for last in lasts for line in last)
+            self.reporter.write_line(f"\nFAILED {report.nodeid} {said}", red=True)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session):

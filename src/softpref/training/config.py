@@ -123,8 +123,8 @@ class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
         group="output",
     )
     label_pairs: bool | None = option(
-        "Label every training pair at the end, in one more pass; default: where labels are "
-        "learned. With false there is no labels.jsonl; `audit --run` can audit the pairs later.",
+        "Write labels.jsonl by one more pass at the end; default: where labels are learned. "
+        "`audit --run` labels the pairs later.",
         group="output",
     )
     trust_remote_code: bool = option("Run code that comes with the model.", False, group="other")
@@ -184,16 +184,14 @@ class MSPOConfig(PortedOptions, QuantizationOptions, TrainingArguments):
         "Share of flipped labels; default: estimated.", read_by=NOISE_RATE_READ_BY, identity=True
     )
     soft_label_from: SoftLabelSource | None = option(
-        "What gives gdpo and cdpo their labels: the column soft_label (`column`; default where "
-        "there is one), votes_for and votes_against (`votes`), or score_chosen and score_rejected "
-        "with a temperature fitted on the trusted pairs (`scores`).",
+        "Soft labels of gdpo and cdpo: the `column` soft_label (default), the Beta mean of "
+        "`votes`, or `scores` with a temperature fitted on the trusted pairs.",
         read_by=("gdpo", "cdpo"),
         identity=True,
     )
     perpcorrect_mode: Literal["threshold", "official"] | None = option(
         "How perpcorrect finds wrong labels: `threshold` (default), by PPLDiff of the starting "
-        "policy; `official`, its authors' way, by six rounds of surrogates trained on the clean "
-        "and the surest pairs.",
+        "policy; `official`, its authors' way, by six rounds of surrogates.",
         recipe=Recipe("threshold"), read_by=("perpcorrect",), identity=True,
     )  # fmt: skip
     engine: Engine | None = option(
