@@ -10,7 +10,7 @@ from softpref.algorithm import MetaLearner
 from softpref.algorithm.bilevel import Update
 from softpref.algorithm.labeller import Constant
 from softpref.models.scoring import Scorer
-from softpref.training.labels import LabelHistory, beliefs, evidence, read_labels
+from softpref.training.labels import LabelHistory, beliefs, evidence, known_flips, read_labels
 from tests.tiny import measured
 from tests.toy import toy_trainer
 
@@ -32,6 +32,10 @@ def falling():
     return meta_learner
 
 
+def named(*uids, **columns):
+    return Dataset.from_dict({"uid": uids, **columns})
+
+
 TRUSTED = [-2.0, -1.5, -1.0, -1.0, -0.5, -0.5, -0.2, 0.1, 0.3, -0.8, -1.2, 0.2]
 
 
@@ -45,7 +49,7 @@ def test_evidence_grows_with_the_belief_in_the_label(labeller):
 
 def test_beliefs_of_a_meta_learner():
     rows = beliefs(
-        ["a", "b", "c"], torch.tensor([4, -1, 2]), pairs([-1.0, 0.0, 2.0]), pairs(TRUSTED),
+        named("a", "b", "c"), torch.tensor([4, -1, 2]), pairs([-1.0, 0.0, 2.0]), pairs(TRUSTED),
         falling(), 0.3,
     )  # fmt: skip
     expected = torch.sigmoid(-4 * torch.tensor([-1.0, 0.0, 2.0])).tolist()
@@ -60,7 +64,7 @@ def test_beliefs_of_a_meta_learner():
 
 def test_beliefs_without_a_meta_learner_come_from_the_starting_policy():
     rows = beliefs(
-        ["a", "b"], torch.tensor([1, 1]), pairs([5.0, -5.0], starting=[-1.0, 1.0]),
+        named("a", "b"), torch.tensor([1, 1]), pairs([5.0, -5.0], starting=[-1.0, 1.0]),
         pairs([9.0] * len(TRUSTED), starting=TRUSTED), Constant(1.0), 0.4,
     )  # fmt: skip
     assert rows["soft_label"] == [None, None]
@@ -68,8 +72,16 @@ def test_beliefs_without_a_meta_learner_come_from_the_starting_policy():
 
 
 def test_beliefs_without_clean_pairs_are_null():
-    rows = beliefs(["a"], torch.tensor([1]), pairs([1.0]), None, Constant(1.0), None)
+    rows = beliefs(named("a"), torch.tensor([1]), pairs([1.0]), None, Constant(1.0), None)
     assert rows["p_correct"] == [None]
+
+
+def test_a_tie_is_neither_right_nor_wrong():
+    tied = named("a", "b", "c", label=[None, "tie", None], is_flipped=[False, False, True])
+    rows = beliefs(tied, torch.ones(3), pairs([-1.0, 0.0, 2.0]), pairs(TRUSTED), falling(), 0.3)
+    assert [p is None for p in rows["p_correct"]] == [False, True, False]
+    assert None not in rows["soft_label"]
+    assert str(known_flips(tied).tolist()) == "[0.0, nan, 1.0]"
 
 
 def test_history_keeps_every_label_and_the_last_step(tmp_path):
@@ -102,7 +114,7 @@ def test_the_latest_numbers_of_a_pair_need_no_pass():
     assert found.ppl_diff[3].isnan()
     assert found.margin[3].isnan()
     assert found.chosen_logp.isnan().all()
-    labels = beliefs(rows["uid"], history.last_steps(4), found, None, Constant(1.0), None)
+    labels = beliefs(rows, history.last_steps(4), found, None, Constant(1.0), None)
     assert (labels["margin"][3], labels["ppl_diff"][3], labels["step"][3]) == (None, None, None)
     assert LabelHistory().latest(rows).margin.isnan().all()  # where every step was skipped
 
@@ -146,7 +158,7 @@ def test_learned_labels_take_a_pass_over_what_they_read(method, expected, tmp_pa
 
 
 def test_auroc_is_over_all_pairs_seen_so_far_by_their_latest_labels():
-    history, is_flipped = LabelHistory(), torch.tensor([False, True, False, True, True])
+    history, is_flipped = LabelHistory(), torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, torch.nan])
 
     def train_on(step, index, soft_label):
         scored = pairs([0.0] * len(index))
@@ -156,7 +168,7 @@ def test_auroc_is_over_all_pairs_seen_so_far_by_their_latest_labels():
     assert history.auroc(is_flipped) == {}
     train_on(1, [0, 2], [0.3, 0.8])
     assert history.auroc(is_flipped) == {}  # no flipped pair was seen
-    train_on(2, [1, 3], [0.5, 0.6])
+    train_on(2, [1, 3, 5], [0.5, 0.6, 0.1])  # the last is a tie
     assert history.auroc(is_flipped) == {"labels/auroc": 0.5}
     train_on(3, [0, 1], [0.7, 0.65])  # a second pass: 0.7 and 0.8 against 0.65 and 0.6
     assert history.auroc(is_flipped) == {"labels/auroc": 1.0}

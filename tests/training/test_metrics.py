@@ -17,8 +17,8 @@ def test_auroc_is_the_share_of_pairs_ranked_right_ties_counting_half(rows):
 
 
 def test_truth_metrics_by_hand():
-    soft_label = torch.tensor([0.9, 0.2, 0.8, 0.4])
-    metrics = truth_metrics(soft_label, torch.tensor([False, True, False, True]))
+    soft_label = torch.tensor([0.9, 0.2, 0.8, 0.4, 0.5])
+    metrics = truth_metrics(soft_label, torch.tensor([0.0, 1.0, 0.0, 1.0, torch.nan]))
     assert abs(metrics["labels/clean"] - 0.85) < 1e-6
     assert abs(metrics["labels/flipped"] - 0.3) < 1e-6
-    assert "labels/flipped" not in truth_metrics(soft_label, torch.zeros(4, dtype=torch.bool))
+    assert "labels/flipped" not in truth_metrics(soft_label, torch.zeros(5))

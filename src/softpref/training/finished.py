@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
+import math
 import shutil
 import sys
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def _labels(trainer: MSPOTrainer) -> Dataset | None:
         "pair's last step; --label_pairs true takes them from the finished policy, in one more pass"
     )
     return beliefs(
-        column(trainer.pairs, "uid"),
+        trainer.pairs,
         trainer.history.last_steps(len(trainer.pairs)),
         trainer.history.latest(trainer.pairs),
         known(trainer.clean) if trainer.clean else None,
@@ -190,10 +191,12 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
                 f"about DPO at β = {beta * abs(low + high - 1):.3g}"
             )
     is_flipped = known_flips(pairs)
-    if labels["p_correct"][0] is None or is_flipped is None:
+    if column(labels, "p_correct").null_count == len(labels) or is_flipped is None:
         return
-    if 0 < is_flipped.sum() < len(is_flipped):
-        found = auroc(torch.tensor(column(labels, "p_correct").to_numpy()), ~is_flipped)
+    either = ~is_flipped.isnan()
+    p_correct = torch.tensor(column(labels, "p_correct").to_numpy())[either]
+    found = auroc(p_correct, is_flipped[either] == 0)
+    if not math.isnan(found):
         logger.info(
             "labels: p_correct distinguishes right from flipped labels with AUROC %.3f", found
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
@@ -24,6 +25,7 @@ from softpref.algorithm.labeller import Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.posterior_labeller import PosteriorLabeller
 from softpref.algorithm.rows import COLUMNS
+from softpref.data.label_columns import ties
 from softpref.data.readers import column
 from softpref.data.temporary import replacing
 from softpref.statistics.calibration import Calibration, cross_fit, expected_calibration_error
@@ -105,7 +107,7 @@ class LabelHistory:
         """Return `labels/auroc` over the pairs seen so far, each by its latest label.
 
         Args:
-            is_flipped: (n,) bool, the truth, if it is known.
+            is_flipped: (n,) as of `known_flips`.
 
         Returns:
             Nothing while only pairs of one kind were seen, or where the truth is unknown.
@@ -113,8 +115,8 @@ class LabelHistory:
         if is_flipped is None:
             return {}
         columns, last = self.tensors(), self._last_records(len(is_flipped))
-        seen = last >= 0
-        found = auroc(columns["soft_label"][last[seen]], ~is_flipped[seen])
+        seen = (last >= 0) & ~is_flipped.isnan()
+        found = auroc(columns["soft_label"][last[seen]], is_flipped[seen] == 0)
         return {} if math.isnan(found) else {"labels/auroc": found}
 
     def _last_records(self, pairs: int) -> Tensor:
@@ -132,10 +134,11 @@ class LabelHistory:
 
 
 def known_flips(pairs: Dataset) -> Tensor | None:
-    """Return which labels are known to be flipped, (n,) bool; None where the data do not say."""
+    """Return 1 for a flipped label, 0 for a right one, NaN for a tie, (n,); None if not known."""
     if "is_flipped" not in pairs.column_names:
         return None
-    return torch.tensor(column(pairs, "is_flipped").to_numpy())
+    is_flipped = torch.tensor(column(pairs, "is_flipped").to_numpy())
+    return is_flipped.double().masked_fill(torch.tensor(ties(pairs)), torch.nan)
 
 
 def known(pairs: Dataset, **numbers: Tensor) -> Measured:
@@ -172,7 +175,7 @@ def trusted_numbers(
 
 
 def beliefs(
-    uids: pa.ChunkedArray,
+    pairs: Dataset,
     steps: Tensor,
     scored: Measured,
     trusted: Measured | None,
@@ -185,14 +188,14 @@ def beliefs(
     and their swapped copies, the noise rate as prior.
 
     Args:
-        uids: the pairs' uids.
+        pairs: the training pairs; `p_correct` of a tie is null.
         steps: (n,) the step each was last trained on, −1 for never.
         scored: the pairs under the finished policy, or as they are known without it.
         trusted: the clean pairs likewise; without them `p_correct` is null.
         labeller: what made the labels; `soft_label` is null unless it learns them.
         noise_rate: share of flipped labels.
     """
-    unknown = pa.nulls(len(uids))
+    unknown = pa.nulls(len(pairs))
     soft_label, p_correct = unknown, unknown
     if learns_labels(labeller):
         with torch.no_grad():
@@ -206,10 +209,10 @@ def beliefs(
         scores = evidence(labeller, scored)
         p_correct = pa.array(calibration.probability_correct(scores, noise_rate).numpy())
     table = {
-        "uid": uids,
+        "uid": column(pairs, "uid"),
         "ppl_diff": pa.array(scored.ppl_diff.numpy(), from_pandas=True),  # NaN is null
         "soft_label": soft_label,
-        "p_correct": p_correct,
+        "p_correct": pc.if_else(pa.array(ties(pairs)), None, p_correct),
         "evidence": pa.array(scored.evidence.numpy(), from_pandas=True),
         "margin": pa.array(scored.margin.numpy(), from_pandas=True),
         "step": pa.array(steps.numpy(), mask=steps.numpy() < 0),

@@ -88,6 +88,10 @@ def _rewards(measured: Measured, beta: float) -> EvalPrediction:
 
 
 def truth_metrics(soft_label: Tensor, is_flipped: Tensor) -> dict[str, float]:
-    """Return the mean labels of flipped and of other pairs; of none of a kind, no mean."""
-    parts = {"labels/flipped": soft_label[is_flipped], "labels/clean": soft_label[~is_flipped]}
+    """Return the mean labels of flipped and of right pairs; of none of a kind, no mean.
+
+    `soft_label` is (B,); `is_flipped` is (B,) as of `known_flips`.
+    """
+    kinds = {"labels/flipped": 1, "labels/clean": 0}
+    parts = {name: soft_label[is_flipped == kind] for name, kind in kinds.items()}
     return {name: float(part.mean()) for name, part in parts.items() if len(part)}

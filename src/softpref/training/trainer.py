@@ -31,7 +31,6 @@ from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.objective import Objective
 from softpref.algorithm.policy import trainable
 from softpref.arguments import named_as_arguments
-from softpref.data.readers import column
 from softpref.errors import UsageError
 from softpref.models.reference import fingerprint_tokens
 from softpref.training.checkpoints import SafeCheckpoints
@@ -330,7 +329,7 @@ class MSPOTrainer(SafeCheckpoints):
         scored = self._score(self.pairs, "labelling")
         scored = self._learning.seen(scored) if self._learning else scored
         return beliefs(
-            column(self.pairs, "uid"),
+            self.pairs,
             self.history.last_steps(len(self.pairs)),
             scored,
             trusted_numbers(self.start.labeller, self.clean, self._score),
