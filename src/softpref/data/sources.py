@@ -94,9 +94,9 @@ def load_pairs(
     With several sources, each pair row has the name of its source in `source`.
 
     Args:
-        source: A path ending in .jsonl, .json (a list of objects), .parquet or .csv or, where no
-            such path exists, a hub id `org/name` or `org/name:split` (split `train` by default);
-            or a Dataset, a list of rows or a DataFrame.
+        source: A file, a `save_to_disk` directory or, where no such path exists, a hub id
+            `org/name` or `org/name:split` (split `train` by default); or a Dataset, a list of
+            rows or a DataFrame.
         on_bad_row: Whether a bad row is an error or is skipped and listed.
         columns: Its column names.
         argument: What messages call an object in memory.

@@ -14,7 +14,7 @@ from softpref.algorithm.policy import trainable
 from softpref.errors import UsageError
 from softpref.options import did_you_mean
 
-_BY_METHOD = "choose a method: dpo, cdpo, rdpo, mspo, evidence (docs/methods.md)"
+_BY_METHOD = "choose a method, such as dpo, rdpo, ipo or evidence (softpref train --help lists all)"
 _FROM_START = "the reference is the policy as training found it, scored before the first step"
 ARGUMENTS: dict[str, str] = {
     "ref_model": f"{_FROM_START}: give the model to start from as model",
