@@ -54,13 +54,10 @@ class Columns:
         A `margin` stays, though it is of the order before.
         """
         own = self.of(raw)
-        swaps = [
-            (own.chosen, own.rejected),
-            *(each for each in (SCORES, VOTES) if {*each} <= {*raw}),
-        ]
-        swapped = {**raw}
-        for one, other in swaps:
-            swapped |= {one: raw[other], other: raw[one]}
+        partner = {one: other for each in (SCORES, VOTES) for one, other in (each, each[::-1])}
+        partner |= {own.chosen: own.rejected, own.rejected: own.chosen}
+        moved = {partner.get(name, name): value for name, value in raw.items()}
+        swapped = {name: moved[name] for name in [*raw, *moved] if name in moved}  # order kept
         p = raw.get("soft_label")
         if isinstance(p, int | float) and not isinstance(p, bool):
             swapped["soft_label"] = round(1 - p, 15)

@@ -157,6 +157,37 @@ def test_subsets_keep_the_columns(tmp_path):
     assert ties(some) == [True, False]
 
 
+def test_a_subset_of_several_files_keeps_their_names_where_one_is_left(tmp_path, caplog):
+    paths = [
+        jsonl(tmp_path / "ties.jsonl", rows(3, label="tie")),
+        jsonl(
+            tmp_path / "pairs.jsonl", [row | {"prompt": f"q {n}"} for n, row in enumerate(rows(3))]
+        ),
+    ]
+    kept = without_ties(load_pairs(paths), "and are dropped")
+    assert kept.pairs["source"][:] == [paths[1]] * 3
+    assert kept.fingerprints.keys() == {*paths}
+
+
+def test_a_subset_equals_the_pairs_read_alone_and_repeats_no_note(tmp_path, caplog):
+    given = [
+        {
+            "prompt": f"Question {n % 4}?",
+            "chosen": f"Question {n % 4}? a",
+            "rejected": f"Question {n % 4}? b",
+        }
+        for n in range(5)
+    ] + rows(5)
+    loaded = load_pairs(jsonl(tmp_path / "p.jsonl", given))
+    notes = caplog.text
+    assert "both responses begin with the prompt" in notes
+    some = subset(loaded, loaded.pairs.select([0, 3, 4, 7]), "some")
+    assert caplog.text == notes
+    alone = load_pairs(jsonl(tmp_path / "q.jsonl", [given[at] for at in (0, 3, 4, 7)]))
+    assert (some.duplicates, some.fingerprint) == (alone.duplicates, alone.fingerprint)
+    assert some.duplicates == 1
+
+
 def test_without_ties(tmp_path, caplog):
     caplog.set_level("INFO")
     given = rows(6, weight=[1, 2, 3, 4, 5, 6], label=["tie", "", "tie", "", "", ""])
@@ -206,7 +237,9 @@ def test_a_swap_moves_what_belongs_to_a_response():
     }
     assert columns.swapped(swapped) == raw
     alone = {"a": "x", "b": "y", "score_chosen": 1, "soft_label": None}
-    assert columns.swapped(alone) == alone | {"a": "y", "b": "x"}
+    moved = {name: of for name, of in alone.items() if name != "score_chosen"}
+    assert columns.swapped(alone) == moved | {"a": "y", "b": "x", "score_rejected": 1}
+    assert columns.swapped(columns.swapped(alone)) == alone
 
 
 def test_implied_roles_do_not_depend_on_what_else_is_read(tmp_path):

@@ -153,6 +153,11 @@ def test_shares_that_are_none_are_refused(names, weights, words):
         shares_of(names, weights)
 
 
+def test_a_file_of_trusted_pairs_alone_is_refused(files):
+    with pytest.raises(UsageError, match=r"all pairs of .*b.jsonl are trusted pairs too: remove"):
+        mixed(load_pairs(files), shares_of(files, (1, 1)), 0, load_pairs(files[1]))
+
+
 def test_a_share_too_small_for_one_pair_is_refused(files):
     with pytest.raises(UsageError, match=r"--mix leaves no pair of .*b.jsonl: give it a larger"):
         mixed(load_pairs(files), shares_of(files, (1, 0.001)), seed=0)

@@ -431,6 +431,16 @@ def test_a_flip_takes_along_what_belongs_to_a_response(tmp_path, ending):
     assert back == [OF_RESPONSES] * 40
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_lone_score_goes_with_its_response(tmp_path, ending):
+    rows = [TEXTS | {"score_chosen": 1.5, "uid": f"u{n}"} for n in range(40)]
+    source = write(tmp_path / f"in.{ending}", rows)
+    inject(source, str(tmp_path / f"out.{ending}"), 0.5, 1)
+    for row in read(tmp_path / f"out.{ending}"):
+        scores = [row.get("score_chosen"), row.get("score_rejected")]
+        assert scores == ([None, 1.5] if row["is_flipped"] else [1.5, None])
+
+
 def test_scores_of_two_types_are_not_rounded(tmp_path):
     rows = [TEXTS | {"score_chosen": 1.5, "score_rejected": 4, "uid": f"u{n}"} for n in range(9)]
     source = write(tmp_path / "in.parquet", rows)

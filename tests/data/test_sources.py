@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from softpref.data.sources import content_key, load_pairs, pairs_from_dataset
+from softpref.data.sources import content_key, in_sorted_order, load_pairs, pairs_from_dataset
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
 
@@ -25,6 +25,17 @@ def jsonl(path: Path, rows: list) -> str:
 
 def numbered(count: int) -> list[dict]:
     return [{"prompt": f"p{n}", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(count)]
+
+
+def test_responses_that_differ_in_the_order_of_their_keys_are_the_same():
+    one, same = (
+        {"name": "f", "arguments": {"a": 1, "b": 2}},
+        {"arguments": {"b": 2, "a": 1}, "name": "f"},
+    )
+    other = {"name": "g", "arguments": {}}
+    assert content_key("p", [one], [other]) == content_key("p", [same], [other])
+    assert in_sorted_order([one], [other]) == in_sorted_order([same], [other])
+    assert in_sorted_order([one], [other]) != in_sorted_order([other], [same])
 
 
 def texts(pairs: datasets.Dataset) -> list[tuple]:

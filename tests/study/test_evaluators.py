@@ -62,6 +62,25 @@ def test_label_quality_goes_by_uid_and_knows_which_way_is_good(tmp_path):
     assert numbers["label_mean_flipped"] == pytest.approx(0.2)
 
 
+def test_a_uid_that_looks_like_a_date_is_text(tmp_path):
+    rows = [
+        {
+            "prompt": f"p{n}",
+            "chosen": "a",
+            "rejected": "b",
+            "uid": f"2024-01-{n:02}",
+            "is_flipped": n > 9,
+        }
+        for n in range(1, 20)
+    ]
+    noisy = pairs_file(tmp_path / "noisy.jsonl", rows)
+    labels = [
+        {"uid": r["uid"], "p_correct": 1.0 - r["is_flipped"], "soft_label": None} for r in rows
+    ]
+    pairs_file(tmp_path / "labels.jsonl", labels)
+    assert LabelQuality(noisy)(tmp_path) == {"label_auroc": 1.0}
+
+
 def test_numbers_that_cannot_be_had_are_left_out(tmp_path):
     evaluate = labelled_run(tmp_path, 0.0, lambda _: {"p_correct": 0.8, "soft_label": 0.9})
     assert set(evaluate(tmp_path)) == {"label_mean_right"}

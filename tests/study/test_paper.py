@@ -113,6 +113,10 @@ def test_what_takes_the_hours():
     # all weights, m = 1: (3 · 2 + 2) F
     hours = f"{9.5 * 2 * 6.74e9 * 80_000 * 400 / 124.8e12 / 3600:.0f}"
     assert f"about {hours} A100 hours" in estimate("llama-2-7b", [teaching])
+    # LoRA, m = 8/32/4: (2 · 17/16 + 2) F
+    (lora,) = TARGETS["table1"].cells([0], method=["mspo"], noise_rate=[0.4])
+    hours = f"{5.625 * 2 * 6.74e9 * 80_000 * 400 / 124.8e12 / 3600:.0f}"
+    assert f"about {hours} A100 hours" in estimate("llama-2-7b", [lora])
 
 
 def test_a_dry_run_needs_no_hub_and_writes_nothing(tmp_path, caplog):

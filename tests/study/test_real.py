@@ -187,6 +187,12 @@ def test_an_estimate_says_runs_hours_and_a_step(preset):
     assert "a step of 8 pairs of toys" in words
 
 
+def test_an_estimate_takes_a_training_set_of_one_step(preset):
+    few = replace(preset, sizes=replace(preset.sizes, train=8))
+    words = few.estimate([Cell("dpo", 3, pairs="toys", labels="flips:0")], 1)
+    assert words.startswith("1 runs of ")
+
+
 def options(sft, tmp_path, **given):
     path = pairs_file(tmp_path / "a.jsonl")
     return StudyOptions(**{"preset": "real", "model": sft, "pairs": [path],

@@ -56,6 +56,12 @@ def test_evaluations_and_the_end_have_lines_too(lines, caplog):
     ]
 
 
+def test_a_resumed_or_ended_run_says_the_steps_it_made(lines, caplog):
+    lines.on_train_begin(ARGS, state(30), None)
+    lines.on_log(ARGS, state(37), None, logs={"train_runtime": 20.0})
+    assert caplog.messages == ["trained 7 steps in 20 s"]
+
+
 def test_only_the_first_process_and_known_numbers_speak(lines, caplog):
     other = state(3)
     other.is_world_process_zero = False

@@ -1,4 +1,4 @@
-"""The paper: torch and the standard library, nothing else."""
+"""One training step: labellers, losses and exact gradients; needs torch and statistics alone."""
 
 from softpref.algorithm.bilevel import meta_gradient
 from softpref.algorithm.labeller import MetaLearner

@@ -68,7 +68,7 @@ from softpref.training.output import (
     write_text,
 )
 from softpref.training.seals import write_manifest
-from softpref.training.sets import Sets, read_sets
+from softpref.training.sets import Sets, held_out_count, read_sets
 
 logger = logging.getLogger(__name__)
 
@@ -355,7 +355,7 @@ def _refuse_other_contents(output: Path) -> None:
 def _about(options: AuditOptions, summary: Summary) -> dict[str, str]:
     """Return what the report's first lines name."""
     clean = _clean_name(options)
-    if clean.isdecimal():
+    if held_out_count(clean) is not None:
         clean = f"held out of the data, {summary.clean_provenance}"
     return {
         "Data": ", ".join(names_of(options.data, "data")),

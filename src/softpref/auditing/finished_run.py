@@ -17,6 +17,7 @@ from softpref.errors import UsageError
 from softpref.training.finished import RUN_RECORD, read_record
 from softpref.training.labels import read_labels
 from softpref.training.seals import MANIFEST, defect
+from softpref.training.sets import held_out_count
 
 
 def options_of_run(options: AuditOptions) -> AuditOptions:
@@ -102,7 +103,7 @@ def require_same_pairs(given: AuditOptions, loaded: LoadedPairs, clean: LoadedPa
         UsageError: a file has changed.
     """
     record = read_record(Path(str(given.run)))
-    held_out = any(str(n).isdigit() for n in (given.clean, record["files"]["clean"]))
+    held_out = any(held_out_count(of) is not None for of in (given.clean, record["files"]["clean"]))
     if held_out and (given.data or given.clean):  # the split differs from the run's
         return
     for option, now, then in (("data", loaded, "train"), ("clean", clean, "clean")):

@@ -44,8 +44,8 @@ class AuditOptions(ColumnOptions, QuantizationOptions):
         metavar="FILE|N",
     )
     run: str | None = option(
-        "A finished run of mspo, mspo_static, evidence or re_po, instead of --model: its labels and its policy; "
-        "--data and --clean default to those of the run.",
+        "A finished run of mspo, mspo_static, evidence or re_po, instead of --model: its labels "
+        "and its policy; --data and --clean default to those of the run.",
         metavar="DIR",
     )
     output: str = option(

@@ -66,6 +66,9 @@ def mixed(
         where = removed_by_source(loaded, pairs, clean)
     sizes = dict.fromkeys(loaded.fingerprints, 0)
     sizes |= {name: len(part) for name, part in by_source(pairs, loaded.source)}
+    for name, size in sizes.items():
+        if not size:
+            raise UsageError(f"--mix: all pairs of {name} are trusted pairs too: remove the file.")
     counts = counts_of([*sizes.values()], shares)
     for name, count in zip(sizes, counts, strict=True):
         if not count:

@@ -202,6 +202,9 @@ def _flagged_schema(source: str) -> pa.Schema | None:
         # A swap into a column that lacks a message's other fields would silently lose them.
         raise ValueError("the messages of chosen and rejected have different fields")
     for one, other in (SCORES, VOTES):
+        for held, missing in ((one, other), (other, one)):
+            if held in schema.names and missing not in schema.names:  # a swap takes it there
+                schema = schema.append(schema.field(held).with_name(missing))
         both = {one, other} <= set(schema.names)
         if both and schema.field(one).type != schema.field(other).type:  # a swap would round
             raise ValueError(f"{one} and {other} have different types")

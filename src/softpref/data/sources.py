@@ -15,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pyarrow.compute as pc
@@ -105,13 +105,12 @@ def load_pairs(
         UsageError: If a source cannot be read, holds a bad row (under `stop`) or no good one.
     """
     seen = SeenPairs()
-    names_of(source, argument)
-    return _collect(
-        [
-            (each.read(), RowValidator(each.name, on_bad_row, columns, seen))
-            for each in sources_of(source, argument)
-        ]
-    )
+    several = len(names_of(source, argument)) > 1
+    parts = [
+        (each.read(), RowValidator(each.name, on_bad_row, columns, seen))
+        for each in sources_of(source, argument)
+    ]
+    return _collect(parts, several=several)
 
 
 def pairs_from_dataset(
@@ -128,15 +127,11 @@ def pairs_from_dataset(
 def subset(loaded: LoadedPairs, pairs: datasets.Dataset, source: str) -> LoadedPairs:
     """Return a selection of pairs with counts of its own; rows keep their numbers."""
     seen = SeenPairs()
-    columns = Columns(optional=tuple(set(LABEL_NUMBERS) & set(pairs.column_names)))
     parts = [
-        (
-            ((row["row"], row) for row in dataset_rows(part)),
-            RowValidator(name, "stop", columns, seen),
-        )
+        (((row["row"], row) for row in dataset_rows(part)), _Recount(name, "stop", seen=seen))
         for name, part in by_source(pairs, source)
     ]
-    kept = _collect(parts)
+    kept = _collect(parts, several="source" in pairs.column_names)
     return replace(
         kept,
         source=source,
@@ -163,7 +158,7 @@ def content_key(
     prompt: Text, chosen: Text, rejected: Text, tools: Any = None, chat_template_kwargs: Any = None
 ) -> str:
     """Hash a pair's content, whichever of its responses is labelled chosen."""
-    responses = sorted(json.dumps(response, sort_keys=True) for response in (chosen, rejected))
+    responses = sorted(map(_canonical, (chosen, rejected)))
     content = [prompt, responses, *filter(None, (tools, chat_template_kwargs))]
     return _hash(json.dumps(content, sort_keys=True))
 
@@ -175,7 +170,12 @@ def contents(pairs: datasets.Dataset) -> datasets.Dataset:
 
 def in_sorted_order(chosen: Text, rejected: Text) -> bool:
     """Return whether the responses are in sorted order."""
-    return json.dumps(chosen) < json.dumps(rejected)
+    return _canonical(chosen) < _canonical(rejected)
+
+
+def _canonical(response: Text) -> str:
+    """Return text that is the same for equal responses, whatever the order of their keys."""
+    return json.dumps(response, sort_keys=True)
 
 
 def _hash(text: str) -> str:
@@ -273,7 +273,18 @@ class RowValidator:
         return " and ".join(dict.fromkeys([first, self.bad.source]))
 
 
-def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], RowValidator]]) -> LoadedPairs:
+class _Recount(RowValidator):
+    """Counts pairs that a validator has read before, and says nothing of them again."""
+
+    def validate(self, row: int, raw: object) -> ParsedPair | None:
+        fields = cast(ParsedPair, raw)
+        fields = {name: of for name, of in fields.items() if name != "row" and of is not None}
+        return self._enter(row, fields)
+
+
+def _collect(
+    parts: Sequence[tuple[Iterable[tuple[int, object]], RowValidator]], *, several: bool
+) -> LoadedPairs:
     bad_rows: list[BadRow] = []
 
     def valid_pairs() -> Iterator[ParsedPair]:
@@ -282,7 +293,7 @@ def _collect(parts: Sequence[tuple[Iterable[tuple[int, object]], RowValidator]])
             bar = tqdm(
                 rows, desc=f"reading {source}", unit=" rows", delay=3, leave=False, disable=None
             )
-            own = {"source": source} if len(parts) > 1 else {}
+            own = {"source": source} if several else {}
             for row, raw in bar:
                 if (pair := validator.validate(row, raw)) is not None:
                     yield pair | own

@@ -212,18 +212,19 @@ def load_to_train(
         sharding=sharded_over(processes) if processes > 1 else None,
         bits=bits,
     )
-    if tuning == "full":
-        refuse_to_train_all(policy)
-    if isinstance(policy, PeftModel) and tuning == "full":
-        if processes > 1:
-            raise UsageError(
-                f"--model {source}: an adapter is not merged into a base in shards: merge it first "
-                "(`softpref merge`, or merge_and_unload of PEFT), or leave --shard out."
-            )
-        merged = policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it
-        merged.name_or_path = source
-        return merged
-    return policy
+    if tuning == "lora":
+        return policy
+    refuse_to_train_all(policy)
+    if not isinstance(policy, PeftModel):
+        return policy
+    if processes > 1:
+        raise UsageError(
+            f"--model {source}: an adapter is not merged into a base in shards: merge it first "
+            "(`softpref merge`, or merge_and_unload of PEFT), or leave --shard out."
+        )
+    merged = policy.merge_and_unload().requires_grad_(True)  # the adapter had frozen it
+    merged.name_or_path = source
+    return merged
 
 
 def lora_config(

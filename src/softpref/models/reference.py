@@ -38,7 +38,7 @@ PART = 2000
 def with_reference(
     scorer: Scorer, pairs: Dataset, policy_fingerprint: str, cache: ColumnCache, what: str
 ) -> Dataset:
-    """Add `ref_chosen_logp`, `ref_rejected_logp`, `starting_ppl_diff` and `SIGNALS` to every pair.
+    """Add reference log-probabilities, `starting_ppl_diff` and `SIGNAL_COLUMNS` to every pair.
 
     The pass over the pairs is done once, in parts, and resumes where it was interrupted. Parts are
     kept on disk under a hash of the token ids (so of data, tokenizer and length), the policy's
@@ -129,7 +129,8 @@ def fingerprint_weights(policy: nn.Module) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     config = cast(PretrainedConfig, policy.config).to_dict()
-    for name in ("_name_or_path", "distributed_config"):  # where it lies makes no difference
+    # Where a model lies and what wrote it make no difference.
+    for name in ("_name_or_path", "distributed_config", "transformers_version"):
         config.pop(name, None)
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in chain(policy.named_parameters(), quantization_constants(policy)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from softpref.algorithm.policy import evaluating
-from softpref.models.loading import load_policy
+from softpref.models.loading import load_policy, on_accelerator
 
 _FOLDS = 5
 _BATCH_SIZE = 16  # pairs in one forward pass
@@ -58,7 +58,7 @@ def self_confidence(features: Tensor) -> tuple[Tensor, float]:
 
 def response_features(model: str, pairs: Dataset) -> Tensor:
     """Return f(x, y1) − f(x, y2) for every tokenized pair, (n, D), f a mean last hidden state."""
-    policy = load_policy(model, trust_remote_code=False)
+    policy = on_accelerator(load_policy(model, trust_remote_code=False))
     differences = []
     with evaluating(policy), torch.no_grad():
         starts = range(0, len(pairs), _BATCH_SIZE)
@@ -82,6 +82,7 @@ def _mean_states(policy: nn.Module, texts: list[tuple[list[int], list[int]]]) ->
         ids[row, :end] = torch.tensor(prompt + response)
         in_response[row, len(prompt) : end] = 1
     # Padding is on the right, so causal attention never sees it.
-    states = policy(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    device = next(policy.parameters()).device
+    states = policy(input_ids=ids.to(device), output_hidden_states=True).hidden_states[-1]
     weights = in_response / in_response.sum(1, keepdim=True)
-    return (weights[:, :, None] * states.float()).sum(1)
+    return (weights[:, :, None] * states.float().cpu()).sum(1)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from pyarrow.json import read_json
 
 from softpref.algorithm.objective import geometric_loss
 from softpref.data.label_columns import labelled
 from softpref.data.sources import load_pairs
 from softpref.data.tokens import tokenize_pairs
-from softpref.models.loading import load_policy, load_tokenizer
+from softpref.models.loading import load_policy, load_tokenizer, on_accelerator
 from softpref.models.scoring import Scorer
 from softpref.study.readings import flips_by_uid
 from softpref.study.real_pairs import characters
 from softpref.training.finished import read_record
+from softpref.training.labels import read_labels
 from softpref.training.metrics import auroc
 
 
@@ -76,7 +76,7 @@ class CleanLoss:
         pairs = tokenize_pairs(trusted, tokenizer, options["max_length"], name=self._clean).pairs
         policy, reference = (
             Scorer(
-                load_policy(path, trust_remote_code=False),
+                on_accelerator(load_policy(path, trust_remote_code=False)),
                 batch_size=options["per_device_eval_batch_size"],
             ).measure(pairs, "clean loss")
             for path in (str(run), self._start)
@@ -103,7 +103,7 @@ class LabelQuality:
 
     def __call__(self, run: Path) -> dict[str, float]:
         """Return AUROC and mean labels, as far as they are defined."""
-        labels = read_json(run / "labels.jsonl")
+        labels = read_labels(run / "labels.jsonl")
         is_flipped = torch.tensor([self._is_flipped[uid] for uid in labels["uid"].to_pylist()])
         numbers = {}
         if labels["p_correct"].null_count == 0:

@@ -27,8 +27,9 @@ from softpref.study.presets import (
     judge_referee,
     judge_version,
 )
-from softpref.training.config import recipe
+from softpref.training.config import MSPOConfig, recipe
 from softpref.training.output import write_lines
+from softpref.training.recipes import teaching_share
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 
 logger = logging.getLogger(__name__)
@@ -189,8 +190,8 @@ def estimate(model: str, cells: Sequence[Cell], judge: JudgeOptions | None = Non
 
     A forward pass takes F = 2 · parameters · tokens operations. SFT takes 3F on half of the tokens;
     reference and labels 2F; alignment 3F with all weights or 2F with LoRA, times (1 + m) for a
-    method with a meta-learner. Here m is the clean batch over the batch over the steps between its
-    updates. Full fine-tuning in float32 with AdamW needs 16 bytes per parameter.
+    method with a meta-learner (`teaching_share`). Full fine-tuning in float32 with AdamW needs 16
+    bytes per parameter.
     """
     parameters = MODELS[model].parameters
     forward = 2 * parameters * TRAIN_PAIRS * PAIR_TOKENS
@@ -198,7 +199,8 @@ def estimate(model: str, cells: Sequence[Cell], judge: JudgeOptions | None = Non
     for cell in cells:
         filled = recipe(cell.recipe)
         passes = 3 if filled["tuning"] == "full" else 2
-        m = filled["meta_batch_size"] / 64 / filled["meta_every"]
+        pairs = MSPOConfig.per_device_train_batch_size * filled["gradient_accumulation_steps"]
+        m = teaching_share(filled["meta_batch_size"], pairs, filled["meta_every"])
         total += forward * (passes * (1 + m * METHODS[cell.method].teaches) + 2)
     preparations = len({(cell.seed, cell.sft_data) for cell in cells})
     total += preparations * 3 * forward / 2

@@ -45,6 +45,7 @@ from softpref.training.config import MSPOConfig, recipe
 from softpref.training.finished import read_record
 from softpref.training.metrics import auroc
 from softpref.training.output import write_lines, write_text
+from softpref.training.recipes import teaching_share
 
 logger = logging.getLogger(__name__)
 
@@ -153,16 +154,16 @@ class RealPreset:
     def estimate(self, cells: Sequence[Cell], jobs: int) -> str:
         """Return the cost of the cells as a sentence, from timed steps on each file.
 
-        A step with a meta-learner costs (1 + m) plain steps, where m is the clean batch over the
-        batch over the steps between its updates. A cell also has a pass over all pairs at the end,
-        a reference pass over pairs that no earlier cell has measured, and its start.
+        A step with a meta-learner costs (1 + m) plain steps (`teaching_share`). A cell also has a
+        pass over all pairs at the end, a reference pass over pairs that no earlier cell has
+        measured, and its start.
         """
         timed = {
             pairs: self._time(next(cell for cell in cells if cell.pairs == pairs))
             for pairs in dict.fromkeys(cell.pairs for cell in cells)
         }
         filled = recipe("recommended")
-        m = filled["meta_batch_size"] / BATCH / filled["meta_every"]
+        m = teaching_share(filled["meta_batch_size"], BATCH, filled["meta_every"])
         seconds, scored = [], set()
         for cell in cells:
             step, rest, train = timed[cell.pairs]
@@ -194,7 +195,9 @@ class RealPreset:
             files = self._files(replace(cell, method="dpo"), Path(directory) / "cell")
             rows = load_pairs(files.train).pairs
             train = len(rows)
-            write_lines(Path(directory) / "few.jsonl", rows.select(range(TIMED_STEPS * BATCH)))
+            write_lines(
+                Path(directory) / "few.jsonl", rows.select(range(min(TIMED_STEPS * BATCH, train)))
+            )
             few = replace(files, train=str(Path(directory) / "few.jsonl"), clean=None)
             config = self._config(
                 cell, method="dpo", max_steps=TIMED_STEPS, reference_cache=directory

@@ -22,6 +22,7 @@ from softpref.models.loading import load_tokenizer
 from softpref.statistics.calibration import expected_calibration_error
 from softpref.study.confident import response_features, self_confidence
 from softpref.study.readings import flips_by_uid
+from softpref.study.real_pairs import characters
 from softpref.training.align import AlignFiles, align
 from softpref.training.config import MSPOConfig
 from softpref.training.finished import read_record
@@ -156,7 +157,7 @@ def _confident_learning(case: NoisySet) -> _LabelScores:
 def _longer(case: NoisySet) -> _LabelScores:
     pairs: Dataset = load_pairs(case.files.train).pairs
     responses = zip(pairs["chosen"], pairs["rejected"], strict=True)
-    longer_by = [len(str(chosen)) - len(str(rejected)) for chosen, rejected in responses]
+    longer_by = [characters(chosen) - characters(rejected) for chosen, rejected in responses]
     return _LabelScores(list(pairs["uid"]), torch.tensor(longer_by).double())
 
 

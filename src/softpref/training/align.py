@@ -20,7 +20,7 @@ from softpref.training.finished import RUN_RECORD
 from softpref.training.needs import noise_of_sources
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.progress_lines import show_progress_lines
-from softpref.training.sets import EVAL, Sets, read_sets
+from softpref.training.sets import EVAL, Sets, held_out_count, read_sets
 from softpref.training.trainer import MSPOTrainer
 
 logger = logging.getLogger(__name__)
@@ -131,12 +131,12 @@ def _located_files(files: AlignFiles) -> dict[str, Any]:
     named = dataclasses.asdict(files)
     train = [located(name) for name in names_of(files.train)]
     paths: dict[str, Any] = {
-        name: located(value) for name, value in named.items() if isinstance(value, str)
+        name: located(named[name]) for name in ("model", "clean", "eval", "output") if named[name]
     }
     paths["train"] = train if len(train) > 1 else train[0]
     del named["dry_run"]
     if not files.mix:
         del named["mix"]
-    if files.clean and files.clean.isdigit():
+    if held_out_count(files.clean) is not None:
         paths["clean"] = files.clean  # so many training pairs, whatever a file is called
     return named | paths

@@ -14,7 +14,9 @@ from softpref.models.scoring import Scorer
 from softpref.options import require
 from softpref.training.align import AlignFiles, load_sets
 from softpref.training.config import MSPOConfig, recipe
+from softpref.training.perpcorrect.surrogates import EPOCHS, MORE_EACH_ROUND, ROUNDS
 from softpref.training.progress_lines import duration
+from softpref.training.recipes import teaching_share
 from softpref.training.start import load_checked
 
 logger = logging.getLogger(__name__)
@@ -55,15 +57,21 @@ def dry_run(files: AlignFiles, config: MSPOConfig) -> None:
     )
     meta = 0.0
     if config.resolved_method().teaches and config.meta_batch_size and config.meta_every:
-        meta = config.meta_batch_size / config.pairs_per_step() / config.meta_every
+        pairs = config.pairs_per_step()
+        meta = teaching_share(config.meta_batch_size, pairs, config.meta_every)
     trained = steps * config.pairs_per_step()
     once = sum(map(len, prepared.named().values()))
     again = sum(map(len, prepared.evaluation.values()))
     if config.label_pairs or (config.label_pairs is None and config.resolved_method().doubts):
         again = once
+    if "corrected_labels" in config.resolved_method().needs:
+        noisy, trusted = len(prepared.train), len(prepared.clean or ())
+        again += ROUNDS * noisy
+        each = sum(trusted + MORE_EACH_ROUND * number * noisy for number in range(ROUNDS))
+        trained += round(EPOCHS * each)
     passes = forward_passes(once, again, trained, meta)
     logger.info(
-        f"time: at most about {duration(seconds * passes)}, as long as {passes:,.0f} forward "
+        f"time: about {duration(seconds * passes)}, as long as {passes:,.0f} forward "
         f"passes of a pair at {1000 * seconds:.0f} ms, if this machine is idle; {NOTHING}"
     )
 
@@ -73,10 +81,9 @@ def forward_passes(once: int, again: int, trained: int, meta: float) -> float:
 
     Args:
         once: all pairs, which the reference pass reads.
-        again: those that labelling and evaluation read once more.
+        again: those that labelling, evaluation at the end and PerpCorrect's rounds read once more.
         trained: the pairs of all steps.
-        meta: m; a step that teaches a meta-learner costs 1 + m plain steps. It is the clean batch
-            over the batch over the steps between its updates.
+        meta: m of `teaching_share`.
     """
     return once + again + trained * (1 + BACKWARD) * (1 + meta)
 

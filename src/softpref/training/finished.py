@@ -9,6 +9,7 @@ import logging
 import math
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -26,7 +27,7 @@ from softpref.markup import for_markdown, shortened
 from softpref.models.loading import loaded_from
 from softpref.models.quantized import bits_text, quantization_of
 from softpref.models.weights import located
-from softpref.statistics.noise_rate import rate_text
+from softpref.statistics.noise_rate import NoiseRate, rate_text
 from softpref.training.labels import beliefs, known, known_flips, learns_labels
 from softpref.training.metrics import auroc
 from softpref.training.needs import noise_of_sources
@@ -213,6 +214,7 @@ def run_record(trainer: MSPOTrainer) -> dict[str, Any]:
     What lies here is named by its absolute path, so that it is found from anywhere.
     """
     noise, correction = trainer.start.noise, trainer.start.correction
+    rates = noise_of_sources(trainer.pairs, trainer.clean)
     options = trainer.args.to_dict()
     data = trainer.start.sets.record.items()
     return {
@@ -223,7 +225,9 @@ def run_record(trainer: MSPOTrainer) -> dict[str, Any]:
         "options": options | {name: located(options[name] or "") or None for name in PATH_OPTIONS},
         "meta_lr": trainer.teacher.optimizer.param_groups[0]["lr"] if trainer.teacher else None,
         "data": {
-            name: told | {"source": located(told["source"])} | _sources(told, trainer)
+            name: told
+            | {"source": located(told["source"])}
+            | _sources(told, rates if name == "train" else {})
             for name, told in data
         },
         "clean_pairs": trainer.origin.clean,
@@ -243,11 +247,10 @@ def run_record(trainer: MSPOTrainer) -> dict[str, Any]:
     }
 
 
-def _sources(told: dict[str, Any], trainer: MSPOTrainer) -> dict[str, Any]:
+def _sources(told: dict[str, Any], rates: Mapping[str, NoiseRate]) -> dict[str, Any]:
     """Return what is recorded of each source, with its noise rate, where there are several."""
     if "sources" not in told:
         return {}
-    rates = noise_of_sources(trainer.pairs, trainer.clean)
     recorded = []
     for of in told["sources"]:
         rate = rates.get(of["source"])

@@ -135,7 +135,7 @@ def require_fit(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, prepared:
 def _by_source(source: LoadedPairs, done: TokenizedPairs) -> dict[str, Any]:
     """Return the rows left out and, where there are several sources, what each of them gave."""
     bad_rows = [dataclasses.asdict(bad) for bad in (*source.bad_rows, *done.bad_rows)]
-    if len(source.fingerprints) == 1:
+    if "source" not in done.pairs.column_names:
         for bad in bad_rows:
             del bad["source"]
         return {"bad_rows": bad_rows}

@@ -66,7 +66,8 @@ class ProgressLines(TrainerCallback):
         if "train_runtime" in logs:
             seconds = duration(logs["train_runtime"])
             mean = f", mean loss {logs['train_loss']:.3f}" if "train_loss" in logs else ""
-            self._say(f"trained {state.max_steps} steps in {seconds}{mean}")
+            done = state.global_step - self._first_step
+            self._say(f"trained {done} steps in {seconds}{mean}")
         elif "eval_loss" in logs:
             self._say("  ".join([f"{step}  evaluation", *_parts(EVALUATION_PARTS, logs)]))
         elif parts := _parts(TRAINING_PARTS, logs):

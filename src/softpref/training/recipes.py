@@ -58,6 +58,14 @@ def choose_steps(
     return micro_batches, epochs
 
 
+def teaching_share(clean_batch: int, pairs: int, every: int) -> float:
+    """Return m: a run that teaches a meta-learner costs (1 + m) times its plain steps.
+
+    It is the clean batch over the `pairs` of a step over the steps between its updates.
+    """
+    return clean_batch / pairs / every
+
+
 def choose_meta_lr(meta_updates: int) -> float:
     """Return the meta-learner's learning rate for a run of `meta_updates` updates of φ."""
     return min(LARGEST_META_LR, META_WALK / max(1, meta_updates))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -83,7 +84,7 @@ def read_sets(
         key: without_ties(read(given, name, columns.beside_training()), "which evaluate nothing")
         for key, name, given in _evaluations(evaluation, called["eval"])
     }
-    count, trusted = _count(clean), None
+    count, trusted = held_out_count(clean), None
     if clean is not None and count is None:
         # A temperature of scores is fitted on trusted pairs.
         trusted = read(clean, called["clean"], columns.beside_training("scores"))
@@ -116,9 +117,9 @@ def read_in_memory(
     return read_sets(*given, on_bad_row, seed, columns=columns, names=names)
 
 
-def _count(clean: Any) -> int | None:
+def held_out_count(clean: Any) -> int | None:
     """Return how many pairs to hold out, None where a set is given."""
-    if isinstance(clean, str) and clean.lstrip("-").isdigit():
+    if isinstance(clean, str) and re.fullmatch(r"-?\d+", clean):
         return int(clean)
     return clean if type(clean) is int else None
 
