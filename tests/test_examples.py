@@ -110,7 +110,8 @@ def test_own_judge_counts_its_verdicts(files, monkeypatch, capsys):
 def test_local_judge_holds_replies_to_the_schema(files, model, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["local_judge.py", model, "0"])
     script = str(EXAMPLES / "local_judge.py")
-    server = threading.Thread(target=runpy.run_path, args=(script, None, "__main__"), daemon=True)
+    # Not as __main__, which it would stay: new processes would import the server instead of work.
+    server = threading.Thread(target=runpy.run_path, args=(script, None, "served"), daemon=True)
     server.start()
     printed = ""
     while "/v1" not in printed:

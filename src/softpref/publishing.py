@@ -11,8 +11,8 @@ from softpref.auditing.export import CLEANED
 from softpref.auditing.pair_rows import LABELS
 from softpref.errors import UsageError
 from softpref.hub import CARD, create_repository
+from softpref.models.quantized import RUN_RECORD
 from softpref.options import option
-from softpref.training.finished import RUN_RECORD
 from softpref.training.publishing import sealed_files, upload_sealed
 
 OF_AUDIT = (CARD, CLEANED, LABELS, SUMMARY)

@@ -33,11 +33,16 @@ from softpref.judging.ask import make_judge
 from softpref.judging.options import JudgeOptions, check_judge
 from softpref.judging.questions import Question
 from softpref.models.loading import load_policy, load_to_train
-from softpref.models.quantized import quantized_as, record_quantization, warn_of_other_base
+from softpref.models.quantized import (
+    RUN_RECORD,
+    quantized_as,
+    record_quantization,
+    warn_of_other_base,
+)
 from softpref.models.reference import fingerprint_weights
 from softpref.models.soundness import require_finite_weights, require_sound
 from softpref.quantization import bits_of
-from softpref.training.finished import RUN_RECORD, model_card, run_record
+from softpref.training.finished import model_card, run_record
 from softpref.training.identity import IDENTITY
 from softpref.training.sft import SFTFiles, SFTOptions, fine_tune_files
 from softpref.training.trainer import MSPOTrainer

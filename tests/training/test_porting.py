@@ -13,8 +13,8 @@ import softpref
 from softpref.auditing.finished_run import options_of_run
 from softpref.auditing.options import AuditOptions
 from softpref.errors import UsageError
+from softpref.models.quantized import RUN_RECORD
 from softpref.training.config import MSPOConfig
-from softpref.training.finished import RUN_RECORD
 from softpref.training.output import write_lines
 from softpref.training.porting import ARGUMENTS, OPTIONS
 from softpref.training.trainer import MSPOTrainer

@@ -14,7 +14,8 @@ from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, RUN_DEFAULTS, Au
 from softpref.auditing.pair_rows import LABELS, RUN_COLUMNS
 from softpref.data.sources import LoadedPairs, names_of
 from softpref.errors import UsageError
-from softpref.training.finished import RUN_RECORD, read_record
+from softpref.models.quantized import RUN_RECORD
+from softpref.training.finished import read_record
 from softpref.training.labels import read_labels
 from softpref.training.seals import MANIFEST, defect
 from softpref.training.sets import held_out_count

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch import Tensor
 
@@ -15,8 +14,8 @@ from softpref.auditing.explanations import NO_EVIDENCE
 from softpref.auditing.opinions import JudgeSummary
 from softpref.auditing.scores import ScoredSets
 from softpref.auditing.warnings import warnings_about
-from softpref.data.readers import column
 from softpref.data.sources import by_source
+from softpref.models.scoring import numbers
 from softpref.statistics.annotators import Reliability, reliability_text
 from softpref.statistics.noise_rate import NoiseRate, rate_text
 from softpref.training.metrics import auroc
@@ -220,6 +219,6 @@ def _sources(pairs: Dataset, rates: Mapping[str, NoiseRate]) -> list[SourceNoise
 def _auroc(pairs: Dataset, rank: Tensor) -> float | None:
     if "is_flipped" not in pairs.column_names:
         return None
-    is_flipped = torch.tensor(column(pairs, "is_flipped").to_numpy())
+    is_flipped = numbers(pairs, "is_flipped")
     both = 0 < int(is_flipped.sum()) < len(is_flipped)
     return auroc(rank.double(), ~is_flipped) if both else None

@@ -25,11 +25,11 @@ from softpref.algorithm.rows import (
     REJECTED,
     PairBatch,
 )
+from softpref.data.tokens import PARTS
 
 Pair = Mapping[str, Any]
 Collate = Callable[[Sequence[Pair]], PairBatch]
 
-PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 Segment = tuple[int, Sequence[int], Sequence[int], int]
 
 

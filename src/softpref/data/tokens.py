@@ -29,7 +29,7 @@ from softpref.errors import UsageError
 logger = logging.getLogger(__name__)
 
 _EOS_WINDOW = 4  # tokens at the end of a conversation that may contain its EOS
-_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _NOTED = {name: name for name in ("truncated", "ends_without_eos")}
 _NOTED["split_boundary"] = "split_boundaries"
 
@@ -210,10 +210,10 @@ def tokenize_pairs(
             for note, what in _NOTED.items():
                 where[what][row.get("source", name)] += getattr(ids, note)
             if not bad.stopped:
-                tokens = {column: getattr(ids, column) for column in _IDS}
+                tokens = {column: getattr(ids, column) for column in PARTS}
                 yield row | tokens | {"index": next(kept)}
 
-    added = pa.schema([*((name, pa.list_(pa.int32())) for name in _IDS), ("index", pa.int64())])
+    added = pa.schema([*((name, pa.list_(pa.int32())) for name in PARTS), ("index", pa.int64())])
     columns = [field for field in pairs.features.arrow_schema if field.name not in added.names]
     schema = pa.schema([*columns, *added])
     dataset, bad_rows = _stored(tokenized(), schema, len(pairs), bad, remarks)

@@ -18,11 +18,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from softpref.algorithm.ranks import ALONE, Ranks
-from softpref.data.batches import PARTS
 from softpref.data.column_cache import ColumnCache
 from softpref.data.messages import Message, Text, as_text
 from softpref.data.readers import RowError
-from softpref.data.tokens import TokenizedPair, TooLongError, sequence_ids, tokenize_pair
+from softpref.data.tokens import PARTS, TokenizedPair, TooLongError, sequence_ids, tokenize_pair
 from softpref.errors import UsageError
 from softpref.judging.options import JudgeOptions
 from softpref.judging.questions import Answer, Question

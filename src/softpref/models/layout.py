@@ -18,7 +18,8 @@ from softpref.algorithm.gradients.shards import reshard_after_error
 from softpref.algorithm.likelihood import token_logps
 from softpref.algorithm.policy import evaluating, trainable
 from softpref.algorithm.rows import PairBatch, skips_masked
-from softpref.data.batches import PARTS, Collate, make_batch, make_shared_batch
+from softpref.data.batches import Collate, make_batch, make_shared_batch
+from softpref.data.tokens import PARTS
 from softpref.models.scoring import pair_lengths, token_counts
 
 Layout = Literal["auto", "padded"]

@@ -23,7 +23,7 @@ from softpref.quantization import Bits
 logger = logging.getLogger(__name__)
 
 BITSANDBYTES = "bitsandbytes"
-_RUN_RECORD, _OF_BASE = "run.json", "quantization.json"
+RUN_RECORD, _OF_BASE = "run.json", "quantization.json"
 _WHOLE = "full precision"
 
 
@@ -107,7 +107,7 @@ def record_quantization(policy: nn.Module, directory: Path) -> None:
 
 def warn_of_other_base(policy: nn.Module, source: str, place: str) -> None:
     """Warn if an adapter's base is quantized otherwise than the one it was trained over."""
-    records = (Path(source) / name for name in (_RUN_RECORD, _OF_BASE))
+    records = (Path(source) / name for name in (RUN_RECORD, _OF_BASE))
     record = next((each for each in records if each.is_file()), None)
     if record is None:
         return

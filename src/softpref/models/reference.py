@@ -19,9 +19,9 @@ from transformers import PretrainedConfig
 
 from softpref.algorithm.gradients.shards import whole
 from softpref.algorithm.rows import OF_THE_PAIR, PairBatch
-from softpref.data.batches import PARTS
 from softpref.data.column_cache import ColumnCache
 from softpref.data.readers import store_batches
+from softpref.data.tokens import PARTS
 from softpref.errors import UsageError
 from softpref.models.quantized import quantization_constants
 from softpref.models.reading import half_depth, read_pairs

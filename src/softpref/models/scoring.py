@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
@@ -19,8 +18,9 @@ from softpref.algorithm.policy import evaluating
 from softpref.algorithm.ranks import ALONE, Ranks
 from softpref.algorithm.rows import PairBatch
 from softpref.algorithm.signals import STARTING_PPL_DIFF, Signal
-from softpref.data.batches import PARTS, Collate, make_batch
+from softpref.data.batches import Collate, make_batch
 from softpref.data.readers import column
+from softpref.data.tokens import PARTS
 from softpref.progress import Progress
 
 
@@ -42,6 +42,11 @@ def token_counts(pairs: Dataset, part: str) -> torch.Tensor:
     return torch.tensor(pc.list_value_length(column(pairs, part)).to_numpy())
 
 
+def numbers(pairs: Dataset, name: str) -> Tensor:
+    """Return a column of numbers or booleans, (n,), in its own dtype; null is NaN."""
+    return torch.tensor(column(pairs, name).to_numpy())
+
+
 def starting_ppl_diff(pairs: Dataset) -> Tensor:
     """Return PPLDiff under the starting policy, (n,), nats per token."""
     return starting_signals(pairs, [STARTING_PPL_DIFF]).squeeze(-1)
@@ -51,9 +56,7 @@ def starting_signals(pairs: Dataset, signals: Sequence[Signal]) -> Tensor:
     """Return what the signals are under the starting policy, (n, F)."""
     return torch.stack(
         [
-            torch.tensor(column(pairs, signal.column).cast(pa.float32()).to_numpy())
-            if signal.column
-            else torch.zeros(len(pairs))
+            numbers(pairs, signal.column).float() if signal.column else torch.zeros(len(pairs))
             for signal in signals
         ],
         -1,

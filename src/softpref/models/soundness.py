@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from softpref.algorithm.gradients.shards import is_sharded
 from softpref.algorithm.policy import evaluating
 from softpref.data.bad_rows import place
-from softpref.data.batches import PARTS
 from softpref.data.readers import column, dataset_rows
 from softpref.data.sources import by_source
+from softpref.data.tokens import PARTS
 from softpref.errors import UsageError
 from softpref.models.library_errors import in_one_sentence
 from softpref.models.loading import context_length

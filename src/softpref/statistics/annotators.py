@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from softpref.statistics.calibration import check_scores
-from softpref.statistics.noise_rate import KNOWN, SHARP
+from softpref.statistics.noise_rate import CHI2_95, KNOWN, SHARP
 
 MOST_GROUPS, TRUSTED_PER_GROUP = 5, 15
 """Groups of evidence: more of them lose less to rounding, and each must be learned."""
@@ -35,7 +35,6 @@ _TOLERANCE = 1e-7
 _BISECTIONS = 40
 _LEAST_CURVATURE = 1e-6
 _CHUNK = 10_000  # contents
-_CHI2_95 = 3.8415  # 95% quantile of chi-squared with one degree of freedom
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ class _Model:
 
         zero, one = torch.zeros(annotators).double(), torch.ones(annotators).double()
         best = _bisect(zero, one, lambda rate: sums((2 * p - 1) / chance(rate)) > 0)
-        lowest = sums(chance(best).log()) - stretch * _CHI2_95 / 2
+        lowest = sums(chance(best).log()) - stretch * CHI2_95 / 2
 
         def is_inside(rate: Tensor) -> Tensor:
             return sums(chance(rate).log()) >= lowest

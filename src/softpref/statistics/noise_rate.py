@@ -18,10 +18,10 @@ from softpref.statistics.calibration import (
     robust_scale,
 )
 
-_MIN_CLEAN = 10
+FEWEST_CLEAN_PAIRS = 10
 _BINS = 512
 _GRID = 51
-_CHI2_95 = 3.8415  # 95% quantile of chi-squared with one degree of freedom
+CHI2_95 = 3.8415  # 95% quantile of chi-squared with one degree of freedom
 SHARP, KNOWN = 0.15, 0.4
 """Widths of the 95% interval up to which a single number, or the interval, is worth telling."""
 _MIN_DOUBT = 0.01  # no pair's order is taken as surer than 1 - this
@@ -116,7 +116,7 @@ def estimate_noise_rate(ppl_diff_noisy: Tensor, ppl_diff_clean: Tensor) -> Noise
         ValueError: A tensor is not 1-D, floating, finite or long enough; the message names it.
     """
     check_scores("ppl_diff_noisy", ppl_diff_noisy)
-    check_scores("ppl_diff_clean", ppl_diff_clean, at_least=_MIN_CLEAN)
+    check_scores("ppl_diff_clean", ppl_diff_clean, at_least=FEWEST_CLEAN_PAIRS)
     scale = robust_scale(ppl_diff_clean)
     # Scores point to the right label, whichever sign that is.
     if torch.tanh(ppl_diff_clean.double() / scale).sum() < 0:
@@ -148,7 +148,7 @@ def _locate(z: Tensor) -> tuple[int, Tensor]:
     elif z[-1] < 0:
         nearest = len(z) - 1
     # At an end of the range z need not reach 0; what is left of it counts against no other rate.
-    inside = z**2 <= _CHI2_95 + (z[nearest] ** 2).clamp(max=_CHI2_95)
+    inside = z**2 <= CHI2_95 + (z[nearest] ** 2).clamp(max=CHI2_95)
     inside[nearest] = True
     return nearest, inside
 

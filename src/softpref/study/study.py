@@ -230,15 +230,15 @@ def _quiet_worker(logs: Path, environment: dict[str, str]) -> None:
 
     A worker ends with the study, since it would write where the next study resumes.
     """
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / f"worker-{os.getpid()}.log").open("ab") as file:  # first: it takes all errors
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
     import torch
 
     os.environ |= environment  # the fork server may have an older one
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    logs.mkdir(parents=True, exist_ok=True)
-    with (logs / f"worker-{os.getpid()}.log").open("ab") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
 
 
 def _end_with_parent() -> None:

@@ -12,11 +12,11 @@ from softpref.data.bad_rows import OnBadRow
 from softpref.data.mixing import MIX
 from softpref.data.sources import names_of
 from softpref.errors import UsageError
+from softpref.models.quantized import RUN_RECORD
 from softpref.models.weights import located
 from softpref.options import option, require
 from softpref.places import directory_to_write
 from softpref.training.config import MSPOConfig
-from softpref.training.finished import RUN_RECORD
 from softpref.training.needs import noise_of_sources
 from softpref.training.output import first_writes, resume_point, run_directory
 from softpref.training.progress_lines import show_progress_lines

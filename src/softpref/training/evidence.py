@@ -18,7 +18,7 @@ from torch import Tensor
 from softpref.data.label_columns import labelled, ties
 from softpref.data.parsing import ANNOTATOR
 from softpref.data.readers import column
-from softpref.models.scoring import token_counts
+from softpref.models.scoring import numbers, token_counts
 from softpref.statistics.evidence import Evidence, fit_evidence
 from softpref.statistics.pair_signals import PairSignals
 from softpref.training.annotators import placed
@@ -44,12 +44,12 @@ def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
     length, likeness, distance and overlap. Columns named `OPINION` are odd signals too.
     """
 
-    def numbers(name: str) -> Tensor:
-        return torch.tensor(column(pairs, name).to_numpy()).double()
+    def known(name: str) -> Tensor:
+        return numbers(pairs, name).double()
 
-    fluency = -numbers("starting_ppl_diff")
+    fluency = -known("starting_ppl_diff")
     lengths = [token_counts(pairs, part).double() for part in ("chosen_ids", "rejected_ids")]
-    logps = [numbers("ref_chosen_logp"), numbers("ref_rejected_logp")]
+    logps = [known("ref_chosen_logp"), known("ref_rejected_logp")]
     odd: dict[str, Tensor] = {}
     if "length" in names:
         odd["length"] = lengths[0] - lengths[1]
@@ -58,11 +58,11 @@ def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
         odd["ppl_diff"] = fluency
     if "content" in names:
         odd["content"] = states(pairs)
-    odd |= {name: numbers(name) for name in pairs.column_names if name.startswith(OPINION)}
+    odd |= {name: known(name) for name in pairs.column_names if name.startswith(OPINION)}
     if not odd:
         return PairSignals(fluency, {}, {})
     means = [logp / length for logp, length in zip(logps, lengths, strict=True)]
-    spreads = [numbers("chosen_spread"), numbers("rejected_spread")]
+    spreads = [known("chosen_spread"), known("rejected_spread")]
     likelier = means[0] > means[1]
     even: dict[str, Tensor] = {
         "likelier": torch.maximum(*means),
@@ -70,7 +70,7 @@ def signals_of(pairs: Dataset, names: Collection[SignalName]) -> PairSignals:
         "spread_of_likelier": torch.where(likelier, spreads[0], spreads[1]),
         "spread_of_less_likely": torch.where(likelier, spreads[1], spreads[0]),
         "tokens": lengths[0] + lengths[1],
-        **{name: numbers(name) for name in ("likeness", "distance", "overlap")},
+        **{name: known(name) for name in ("likeness", "distance", "overlap")},
     }
     return PairSignals(fluency, odd, even)
 

@@ -25,7 +25,8 @@ from softpref.data.readers import column, dataset_rows
 from softpref.data.temporary import fsync_all
 from softpref.markup import for_markdown, shortened
 from softpref.models.loading import loaded_from
-from softpref.models.quantized import bits_text, quantization_of
+from softpref.models.quantized import RUN_RECORD, bits_text, quantization_of
+from softpref.models.scoring import numbers
 from softpref.models.weights import located
 from softpref.statistics.noise_rate import NoiseRate, rate_text
 from softpref.training.labels import beliefs, known, known_flips, learns_labels
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUN_RECORD = "run.json"
 NOT_ESTIMATED = "not estimated, for want of clean pairs"
 FLAT = 0.1
 """Range of 90% of the soft labels below which they say next to nothing about single pairs."""
@@ -179,7 +179,7 @@ def _write_labels(output: Path, labels: Dataset, pairs: Dataset) -> None:
 
 def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
     if labels["soft_label"][0] is not None:
-        soft_label = torch.tensor(column(labels, "soft_label").to_numpy())
+        soft_label = numbers(labels, "soft_label")
         logger.info(
             "labels: mean soft label %.2f; %.1f%% of the pairs below one half",
             soft_label.mean(),
@@ -195,7 +195,7 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
     if column(labels, "p_correct").null_count == len(labels) or is_flipped is None:
         return
     either = ~is_flipped.isnan()
-    p_correct = torch.tensor(column(labels, "p_correct").to_numpy())[either]
+    p_correct = numbers(labels, "p_correct")[either]
     found = auroc(p_correct, is_flipped[either] == 0)
     if not math.isnan(found):
         logger.info(

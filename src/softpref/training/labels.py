@@ -28,6 +28,7 @@ from softpref.algorithm.rows import COLUMNS
 from softpref.data.label_columns import ties
 from softpref.data.readers import column
 from softpref.data.temporary import replacing
+from softpref.models.scoring import numbers
 from softpref.statistics.calibration import Calibration, cross_fit, expected_calibration_error
 from softpref.training.metrics import auroc
 
@@ -137,20 +138,16 @@ def known_flips(pairs: Dataset) -> Tensor | None:
     """Return 1 for a flipped label, 0 for a right one, NaN for a tie, (n,); None if not known."""
     if "is_flipped" not in pairs.column_names:
         return None
-    is_flipped = torch.tensor(column(pairs, "is_flipped").to_numpy())
+    is_flipped = numbers(pairs, "is_flipped")
     return is_flipped.double().masked_fill(torch.tensor(ties(pairs)), torch.nan)
 
 
-def known(pairs: Dataset, **numbers: Tensor) -> Measured:
-    """Return what a data set says of its pairs, (n,); NaN beside that and the `numbers` given."""
+def known(pairs: Dataset, **given: Tensor) -> Measured:
+    """Return what a data set says of its pairs, (n,); NaN beside that and what is `given`."""
     unknown = torch.full((len(pairs),), torch.nan)
-    columns = {
-        name: torch.tensor(column(pairs, name).to_numpy())
-        for name in COLUMNS
-        if name in pairs.column_names
-    }
+    columns = {name: numbers(pairs, name) for name in COLUMNS if name in pairs.column_names}
     names = (of.name for of in fields(Measured))
-    return Measured(**{name: (columns | numbers).get(name, unknown) for name in names})
+    return Measured(**{name: (columns | given).get(name, unknown) for name in names})
 
 
 def learns_labels(labeller: Labeller) -> bool:

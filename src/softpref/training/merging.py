@@ -20,9 +20,10 @@ from softpref.hub import CARD
 from softpref.markup import for_markdown, shortened
 from softpref.models.library_errors import in_one_sentence
 from softpref.models.loading import load_policy, read_tokenizer
+from softpref.models.quantized import RUN_RECORD
 from softpref.models.weights import ADAPTER_CONFIG, base_model, located
 from softpref.options import option, refuse_unknown_choices, require
-from softpref.training.finished import RUN_RECORD, read_record
+from softpref.training.finished import read_record
 from softpref.training.output import appearing_together, new_directory, one_writer, write_text
 from softpref.training.saving import save_model
 from softpref.training.seals import defect, write_manifest

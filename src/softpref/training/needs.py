@@ -51,7 +51,7 @@ def require_needs(
     columns = prepared.train.column_names
     if "clean" in method.needs and clean is None:
         raise UsageError(f"--method {method.name} learns from clean pairs: {NO_CLEAN}.")
-    by_itself = method.given_by == "soft_label" and every_pair_has_a_label(prepared.train)
+    by_itself = method.given_by == "soft_label" and "soft_label" in prepared.train.column_names
     if "noise_rate" in method.needs and clean is None and noise_rate is None and not by_itself:
         raise UsageError(
             f"--method {method.name} must know the share of flipped labels: give it by "
@@ -84,11 +84,6 @@ def require_needs(
             "the `weight` of every training pair is 0, so nothing would be learned: give weights "
             "above 0, or drop the column."
         )
-
-
-def every_pair_has_a_label(pairs: Dataset) -> bool:
-    """Return whether each pair brings a soft label, so that no noise rate is needed for one."""
-    return "soft_label" in pairs.column_names and not column(pairs, "soft_label").null_count
 
 
 def with_given_labels(
@@ -191,7 +186,7 @@ def labeller_of(
     known = KnownBeforeTraining(rate, clean, speaks, beta, len(annotators))
     if evidence is not None and not speaks:
         logger.warning("labels: all are taken at their word: this is DPO")
-    if method.given_by == "soft_label" and every_pair_has_a_label(prepared.train):
+    if method.given_by == "soft_label" and "soft_label" in prepared.train.column_names:
         logger.info("labels: soft_label of the pairs themselves")
         known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made
     elif "noise_rate" in method.needs:

@@ -19,10 +19,10 @@ from softpref.data.splits import refuse_overlap, removed_by_source, without_clea
 from softpref.data.tokens import TokenizedPairs, tokenize_pairs
 from softpref.errors import UsageError
 from softpref.models.soundness import require_known_tokens_of_pairs, require_sound
+from softpref.statistics.noise_rate import FEWEST_CLEAN_PAIRS
 
 logger = logging.getLogger(__name__)
 
-FEWEST_CLEAN_PAIRS = 10
 LEFT_OUT_NAMED = 10
 REMARKS = {
     "also_clean": "are clean pairs too and were removed from training",

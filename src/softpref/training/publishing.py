@@ -12,9 +12,10 @@ from transformers import TrainingArguments
 
 from softpref.errors import UsageError
 from softpref.hub import CARD, RepoKind, upload, without_secrets
+from softpref.models.quantized import RUN_RECORD
 from softpref.training.seals import MANIFEST, defect, write_manifest
 
-RECORDS = {"run.json", "summary.json", "training_args.json"}
+RECORDS = {RUN_RECORD, "summary.json", "training_args.json"}
 """Files that hold a user's options or the names of files and judges."""
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.posterior_labeller import PosteriorLabeller
-from softpref.data.readers import column
+from softpref.models.scoring import numbers
 from softpref.training.labels import LabelHistory
 from softpref.training.preparation import Prepared
 from softpref.training.reliabilities import Reliabilities, numbers_or_nan
@@ -50,7 +50,9 @@ class Refits:
         score: Callable[[Dataset, str], Measured],
     ) -> None:
         self._labeller, self._score, self._trusted = labeller, score, trusted
-        self._evidence, self._of_trusted = evidence_in(pairs), evidence_in(trusted)
+        self._evidence, self._of_trusted = (
+            numbers(of, "evidence").double() for of in (pairs, trusted)
+        )
         self._first = numbers_or_nan(pairs, "given_label").float()
         self._is_fitted = self._first.isnan()  # ties are not
         self._since = torch.zeros((), dtype=torch.int64)
@@ -96,11 +98,6 @@ class Refits:
         self._labeller.size.copy_(tensors["refits.size"])
         self._first.copy_(tensors["refits.first"])
         self._since.copy_(tensors["refits.since"])
-
-
-def evidence_in(pairs: Dataset) -> Tensor:
-    """Return g of every pair, nats, (n,) float64."""
-    return torch.tensor(column(pairs, "evidence").to_numpy()).double()
 
 
 def learning_of(

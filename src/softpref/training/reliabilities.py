@@ -18,6 +18,7 @@ from softpref.algorithm.labeller import Labeller
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.posterior_labeller import PosteriorLabeller
 from softpref.data.readers import column
+from softpref.models.scoring import numbers
 from softpref.training.labels import LabelHistory
 
 ANNOTATOR_INDEX = "annotator_index"
@@ -96,4 +97,4 @@ def numbers_or_nan(pairs: Dataset, name: str) -> Tensor:
     """Return a column of numbers, (n,); NaN where the pairs do not have it."""
     if name not in pairs.column_names:
         return torch.full((len(pairs),), torch.nan)
-    return torch.tensor(column(pairs, name).to_numpy())
+    return numbers(pairs, name)

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Set
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from softpref.data.label_columns import LABEL, ties
 from softpref.data.parsing import ANNOTATOR
 from softpref.data.readers import column
 from softpref.errors import UsageError
+from softpref.models.scoring import numbers
 from softpref.statistics.score_temperature import fit_temperature
 from softpref.training.preparation import Prepared
 from softpref.training.reliabilities import annotator_names
@@ -93,7 +93,7 @@ def _columns_read(
     for name in ("weight", "margin", "soft_label"):
         if name in train.column_names:
             facts = about if name == "soft_label" else {}
-            read[name] = facts | {"mean": float(_numbers(train, name).mean())}
+            read[name] = facts | {"mean": float(numbers(train, name).double().mean())}
     if ANNOTATOR in reads and (names := annotator_names(train)):
         read[ANNOTATOR] = {"names": len(names), "unknown": column(train, ANNOTATOR).null_count}
     if tied := sum(ties(train)):
@@ -106,7 +106,7 @@ def _by_votes(train: Dataset) -> Tensor:
 
     It is the posterior of the share of voters for the label, with a uniform prior.
     """
-    for_, against = (_numbers(train, name) for name in VOTES)
+    for_, against = (numbers(train, name).double() for name in VOTES)
     _say("votes", for_ - against)
     return (for_ + 1) / (for_ + against + 2)
 
@@ -120,7 +120,7 @@ def _by_scores(train: Dataset, clean: Dataset | None) -> tuple[Tensor, float]:
             "pairs out."
         )
     differences, trusted = (
-        _numbers(of, SCORES[0]) - _numbers(of, SCORES[1]) for of in (train, clean)
+        numbers(of, SCORES[0]).double() - numbers(of, SCORES[1]).double() for of in (train, clean)
     )
     try:
         temperature = fit_temperature(trusted)
@@ -151,10 +151,6 @@ def _say(what: str, differences: Tensor) -> None:
         f"{'score' if what == 'scores' else 'number of votes'} on the chosen side, and {equal:,} "
         "are ties, label 1/2"
     )
-
-
-def _numbers(pairs: Dataset, name: str) -> Tensor:
-    return torch.tensor(column(pairs, name).to_numpy()).double()
 
 
 def _without(pairs: Dataset, names: tuple[str, ...]) -> Dataset:
