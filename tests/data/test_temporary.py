@@ -140,3 +140,15 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_errors_leave_none(tmp_path
 def umask():
     os.umask(mask := os.umask(0))
     return mask
+
+
+def test_many_stored_sets_keep_one_file_open(home):
+    def stored(number):
+        return store(iter([{"a": number}]), pa.schema([("a", pa.int64())]))
+
+    first = stored(0)
+    before = len(os.listdir("/proc/self/fd"))
+    sets = [first, *(stored(number) for number in range(1, 9))]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [of["a"][:] for of in sets] == [[number] for number in range(9)]
+    assert len(list(home.iterdir())) == 1

@@ -15,7 +15,7 @@ from softpref.errors import UsageError
 from softpref.study import study
 from softpref.study.choices import StudyOptions
 from softpref.study.grid import Cell
-from softpref.study.results import RINGS, Results, code_version
+from softpref.study.results import MEASURING, RINGS, Results, code_version
 from softpref.study.study import run_study
 from softpref.study.tables import collect, latex, markdown, paired_difference
 from softpref.study.targets import ROBUST_METHODS, TARGETS
@@ -65,7 +65,14 @@ def test_the_code_version_follows_the_sources_and_nothing_else(tmp_path, monkeyp
     (tmp_path / "study" / "s.py").write_text("y = 1")
     assert code_version() == first
     source.write_text("x = 2")
-    assert code_version() != first
+    second = code_version()
+    assert second != first
+    (tmp_path / "study" / "presets.py").write_text("rate = 1")
+    assert code_version() != second
+
+
+def test_the_modules_that_make_numbers_exist():
+    assert {*MEASURING} < {path.stem for path in Path(study.__file__).parent.glob("*.py")}
 
 
 def test_a_paired_difference_is_students():

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,13 +116,19 @@ def store(rows: Iterator[Any], schema: pa.Schema) -> datasets.Dataset:
 def store_batches(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> datasets.Dataset:
     """Stream batches of columns into an Arrow file that is removed when the process ends."""
     # Not `Dataset.from_generator`: its cache depends only on the arguments.
-    folder, remove = temporary_folder()
-    atexit.register(remove)
-    path = os.path.join(folder, "rows.arrow")
+    file, path = tempfile.mkstemp(".arrow", dir=_folder_in(tempfile.gettempdir()))
+    os.close(file)
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
     return datasets.Dataset.from_file(path)
+
+
+@functools.cache  # a lock for each set would use up the files that a process may have open
+def _folder_in(_home: str) -> str:
+    folder, remove = temporary_folder()
+    atexit.register(remove)
+    return folder
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
