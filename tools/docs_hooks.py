@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         elif config.repo_url:
             link = f"{config.repo_url.rstrip('/')}/blob/main/{repository_path}"
         else:
-            return text
+            return text if text in repository_path else f"{text}, `{repository_path}`"
         return f"{is_image}[{text}]({link}{'#' * bool(anchor)}{anchor})"
 
     parts = BLOCK.split(markdown)
