@@ -564,7 +564,7 @@ def test_unknown_command_key_and_yaml(files, model, capsys):
     (files / "deep.yaml").write_text("beta: " + "[" * 3000)
     assert "not YAML" in fails(capsys, [*train_arguments(model), "--config", "deep.yaml"])
     (files / "long.yaml").write_text("beta: " + "9" * 5000)
-    assert "not YAML" in fails(capsys, [*train_arguments(model), "--config", "long.yaml"])
+    assert "beta" in fails(capsys, [*train_arguments(model), "--config", "long.yaml"])
     (files / "date.yaml").write_text("beta: 2026-01-01")
     assert "beta" in fails(capsys, [*train_arguments(model), "--config", "date.yaml"])
     (files / "b.yaml").write_text("just text")

@@ -121,6 +121,12 @@ def test_a_config_gives_required_options_too(tmp_path):
     assert (found.train, found.beta, found.disable_tqdm) == (["a", "b"], 0.2, True)
 
 
+@pytest.mark.parametrize("again", [["--train", "b"], ["--train=b"]])
+def test_a_list_given_twice_is_refused_and_not_shortened(again):
+    with pytest.raises(UsageError, match="--train is given twice; give all values after one: --tr"):
+        read_flags("train", ["--train", "a", *again, "--model", "m", "--output", "o"])
+
+
 @pytest.mark.parametrize("command", COMMAND_HELP)
 def test_help_has_groups_in_order_and_examples_that_are_right(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")

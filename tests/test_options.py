@@ -48,9 +48,12 @@ def test_options_are_read_in_either_spelling(tmp_path, text):
         ("beta: 1\ntop_k: 1\nbeta: 2", "the key 'beta' appears twice"),
         ("beta: {a: 1, a: 2}", "the key 'a' appears twice"),
         ("top-k: 1\ntop_k: 2", "top_k appears in both spellings"),
-        ("1: a\n0x1: b", "appears twice"),
+        ("1: a\n1: b", "appears twice"),
+        ("names: [a, null]", "unknown key 'names'"),
         ("beta: [" * 10, "not YAML"),
-        ("? [a, b]\n: 1", "not YAML"),
+        ("? [a, b]\n: 1", "write `key: value` lines"),
+        ("[beta, 1]", "write `key: value` lines"),
+        ("", "write `key: value` lines"),
         ("beta: 1 " + "#" * LONGEST_CONFIG, "too large"),
     ],
 )
@@ -76,6 +79,46 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     ):
         with pytest.raises(UsageError, match=f"--config .*{name}.yaml: .*{part}"):
             read(tmp_path / f"{name}.yaml")
+
+
+@dataclass
+class Texts:
+    name: str | None = option("")
+    names: list[str] | None = option("")
+    count: int = option("", 0)
+    share: float = option("", 0.0)
+    says: bool = option("", False)
+    settings: dict | str | None = option("")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: 2024-05-13", Texts(name="2024-05-13")),
+        ("name: 1.10", Texts(name="1.10")),
+        ("name: off", Texts(name="off")),
+        ("name: 'null'", Texts(name="null")),
+        ("name: null\nnames: ~", Texts()),
+        ("names: [2024-05-13, 010, no]", Texts(names=["2024-05-13", "010", "no"])),
+        ("names:\n- 1.10\n- b", Texts(names=["1.10", "b"])),
+        ("count: 010\nshare: 1e-4\nsays: yes", Texts(count=10, share=1e-4, says=True)),
+        ("settings: {a: 1.0, b: [true, x]}", Texts(settings='{"a": 1.0, "b": [true, "x"]}')),
+    ],
+)
+def test_a_value_is_read_as_the_text_of_a_flag_is(tmp_path, text, expected):
+    (tmp_path / "c.yaml").write_text(text)
+    (found,) = parse("test", ["--config", str(tmp_path / "c.yaml")], Texts)
+    assert found == expected
+
+
+def test_numbers_that_only_yaml_knows_and_nulls_in_lists_are_refused(tmp_path):
+    for text, part in (
+        ("count: 1:30", "invalid int value"),
+        ("names: [a, null]", "null is no value"),
+    ):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(UsageError, match=part):
+            parse("test", ["--config", str(tmp_path / "c.yaml")], Texts)
 
 
 @dataclass

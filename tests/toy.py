@@ -10,10 +10,16 @@ import torch
 from datasets import Dataset
 
 from softpref.algorithm.methods import METHODS
+from softpref.data.sources import LoadedPairs, load_pairs
 from softpref.training.config import MSPOConfig
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import corrupt, make_tokenizer, prompts, right_answer
 from tests.tiny import tiny_model, without_float32
+
+
+def pairs_from_dataset(dataset: Dataset, name: str, **how) -> LoadedPairs:
+    """Read a data set; messages call it `name`."""
+    return load_pairs(dataset, argument=name, **how)
 
 
 def toy_pairs(count: int, seed: int = 0, flip_every: int = 0) -> Dataset:

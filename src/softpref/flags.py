@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import dropwhile
 from typing import Any, NoReturn
@@ -54,6 +55,10 @@ def read_flags(command: str, arguments: Sequence[str]) -> argparse.Namespace:
     if {"-h", "--help", "--help_all"} & {*flags}:
         print(parser.format_help(), end="")
         raise SystemExit(0)
+    given = Counter(flag.partition("=")[0].removeprefix("--") for flag in flags)
+    for name, option in declared.items():
+        if option.kind.is_list and given[name] > 1:
+            raise UsageError(f"--{name} is given twice; give all values after one: --{name} A B.")
     prefix = flags_from_yaml(config, list(declared)) if config else []
     found, unread = parser.parse_known_args(prefix + flags)
     for word in unread:

@@ -16,6 +16,7 @@ from softpref.errors import UsageError, refuse_streams
 LONGEST_CONFIG = 1_000_000
 """Bytes of a --config; PyYAML would take an hour for a data set given by mistake."""
 
+_NULL = "tag:yaml.org,2002:null"
 FLAGS_ALONE = {
     "trust_remote_code": "it lets a model run code",
     "api_key_env": "it sends a secret away",
@@ -259,13 +260,10 @@ def flags_from_yaml(path: str, names: list[str]) -> list[str]:
     Raises:
         UsageError: a key or value is not allowed there.
     """
-    content = _read_yaml(path)
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {path}: write `key: value` lines, one option each.")
     flags: list[str] = []
     seen: set[str] = set()
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
+    for key, value in _read_yaml(path).items():
+        name = key.replace("-", "_")
         if name not in names:
             raise UsageError(f"--config {path}: unknown key {key!r}{did_you_mean(name, names)}.")
         if name in seen:
@@ -273,12 +271,14 @@ def flags_from_yaml(path: str, names: list[str]) -> list[str]:
         seen.add(name)
         if value is None:
             continue
-        if name in FLAGS_ALONE and value not in (False, ""):
+        if name in FLAGS_ALONE and str(value).lower() not in ("false", "no", "off", ""):
             raise UsageError(
                 f"--config {path}: {name} is not read from a file, because {FLAGS_ALONE[name]}; "
                 f"give it as a flag, --{name}."
             )
         values = value if isinstance(value, list) else [value]
+        if None in values:
+            raise UsageError(f"--config {path}: {name}: null is no value in a list; remove it.")
         words = [v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
         for word in words:
             if word.startswith("-") and not _is_number(word):  # argparse would take it for a flag
@@ -286,7 +286,8 @@ def flags_from_yaml(path: str, names: list[str]) -> list[str]:
                     f"--config {path}: {name}: {word!r} begins with a hyphen; a path may begin "
                     "with ./ instead."
                 )
-        flags += [f"--{name}", *words]
+        # One value in the form that keeps -1e-3 from being taken for a flag.
+        flags += [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
     return flags
 
 
@@ -307,15 +308,21 @@ def _refuse_key_for_config_address(
         UsageError: the address is in the file only.
     """
     given = {flag.partition("=")[0] for flag in flags}
-    if "--base_url" in from_file and "--api_key_env" in given and "--base_url" not in given:
+    in_file = {flag.partition("=")[0] for flag in from_file}
+    if "--base_url" in in_file and "--api_key_env" in given and "--base_url" not in given:
         raise UsageError(
             f"--config {config}: base_url is not read from a file if --api_key_env sends a key "
             "there; give --base_url as a flag too."
         )
 
 
-def _read_yaml(path: str) -> Any:
-    """Return the content of a YAML file without aliases and duplicate keys."""
+def _read_yaml(path: str) -> dict[str, Any]:
+    """Return the options in a YAML file without aliases and duplicate keys.
+
+    A value, alone or in a list, is the text as it stands there, which the options read as they
+    read a flag: YAML would make a date of `2024-05-13` and 8 of `010`. Null is None. What is nested
+    deeper is read as YAML.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -339,7 +346,23 @@ def _read_yaml(path: str) -> Any:
         refuse_streams(path, f"--config {path}")
         if Path(path).stat().st_size > LONGEST_CONFIG:
             raise UsageError(f"--config {path}: too large; give a YAML file of options.")
-        return yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
+        loader = Loader(Path(path).read_text(encoding="utf-8-sig"))
+
+        def value(node: Any, is_inner: bool = False) -> Any:
+            if isinstance(node, yaml.ScalarNode):
+                return None if node.tag == _NULL else node.value
+            if isinstance(node, yaml.SequenceNode) and not is_inner:
+                return [value(each, is_inner=True) for each in node.value]
+            return loader.construct_object(node, deep=True)
+
+        root = loader.get_single_node()
+        keys = [key for key, _ in root.value] if isinstance(root, yaml.MappingNode) else [root]
+        if not all(isinstance(key, yaml.ScalarNode) for key in keys) or keys == [root]:
+            raise UsageError(f"--config {path}: write `key: value` lines, one option each.")
+        names = [key.value for key in keys]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"--config {path}: the key {twice[0]!r} appears twice; give one.")
+        return {key.value: value(of) for key, of in root.value}
     except UsageError:
         raise
     except OSError as error:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from softpref.data.sources import content_key, in_sorted_order, load_pairs, pairs_from_dataset
+from softpref.data.sources import content_key, in_sorted_order, load_pairs
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
+from tests.toy import pairs_from_dataset
 
 GOOD = {"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."}
 USER = {"role": "user", "content": "Say hello."}

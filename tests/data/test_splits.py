@@ -1,7 +1,6 @@
 import datasets
 import pytest
 
-from softpref.data.sources import pairs_from_dataset
 from softpref.data.splits import (
     ASSUMED_CORRECT,
     TRUTH_RESTORED,
@@ -10,6 +9,7 @@ from softpref.data.splits import (
     without_clean,
 )
 from softpref.errors import UsageError
+from tests.toy import pairs_from_dataset
 
 
 def make_pairs(numbers, flipped=None):

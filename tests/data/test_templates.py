@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from softpref.data.sources import load_pairs, pairs_from_dataset
+from softpref.data.sources import load_pairs
 from softpref.data.tokens import prompt_ids, tokenize_chosen, tokenize_pair, tokenize_pairs
 from softpref.errors import UsageError
 from tests.data.test_tokens import bpe
+from tests.toy import pairs_from_dataset
 
 HEADERS = (  # Llama 3: headers around each role, and tools in the system's turn
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"

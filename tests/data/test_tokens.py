@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from softpref.data.readers import RowError
-from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import tokenize_pair, tokenize_pairs
 from softpref.errors import UsageError
+from tests.toy import pairs_from_dataset
 
 LINES = [
     "the cat sat on the mat",

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from softpref.algorithm.likelihood import measure
 from softpref.data.batches import make_batch, make_shared_batch
-from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import tokenize_pairs
 from tests.tiny import slow_logp, tiny_model, without_float32
+from tests.toy import pairs_from_dataset
 
 WORDS = ["first", "<s>", "</s>", "b", "c", "d", "last"]
 FIRST, EOS, LAST = 0, 2, len(WORDS) - 1

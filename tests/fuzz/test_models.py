@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from softpref.data.column_cache import ColumnCache
-from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import prompt_ids, tokenize_pairs
 from softpref.errors import UsageError
 from softpref.judging.drawing import draw
@@ -36,6 +35,7 @@ from softpref.models.soundness import require_known_tokens_of_pairs, require_sou
 from softpref.training.saving import save_model
 from softpref.world.language import make_tokenizer
 from tests.tiny import tiny_model, with_lora
+from tests.toy import pairs_from_dataset
 
 INPUTS = int(os.environ.get("SOFTPREF_FUZZ", "60"))
 SECONDS = 5.0  # of processor time, that one directory may take

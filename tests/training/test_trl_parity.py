@@ -13,13 +13,12 @@ from softpref.algorithm.objective import Objective
 from softpref.algorithm.policy import trainable
 from softpref.data import make_batch
 from softpref.data.column_cache import ColumnCache
-from softpref.data.sources import pairs_from_dataset
 from softpref.data.tokens import tokenize_pairs
 from softpref.models.reference import with_reference
 from softpref.models.scoring import Scorer
 from softpref.world.language import make_tokenizer
 from tests.tiny import tiny_model
-from tests.toy import toy_config, toy_pairs
+from tests.toy import pairs_from_dataset, toy_config, toy_pairs
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}sort : {{ m['content'] }} ="

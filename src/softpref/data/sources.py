@@ -113,17 +113,6 @@ def load_pairs(
     return _collect(parts, several=several)
 
 
-def pairs_from_dataset(
-    dataset: datasets.Dataset, name: str, *, on_bad_row: OnBadRow = "stop"
-) -> LoadedPairs:
-    """Read the pairs of a data set as `load_pairs` does; messages call it `name`.
-
-    Raises:
-        UsageError: If there is a bad row (under `stop`) or no good one.
-    """
-    return load_pairs(dataset, on_bad_row=on_bad_row, argument=name)
-
-
 def subset(loaded: LoadedPairs, pairs: datasets.Dataset, source: str) -> LoadedPairs:
     """Return a selection of pairs with counts of its own; rows keep their numbers."""
     seen = SeenPairs()

@@ -149,7 +149,15 @@ def selected_cells(target: Target, options: StudyOptions) -> list[Cell]:
     if not sft_data and options.recipe == "faithful" and "sft_data" not in target.axes:
         sft_data = ["clean_chosen"]  # as in the paper
     axes = {"method": options.methods, "noise_rate": options.noise, "scorer": options.scorers}
-    return target.cells(options.seeds or SEEDS, **axes, recipe=[options.recipe], sft_data=sft_data)
+    cells = target.cells(options.seeds or SEEDS, **axes, recipe=[options.recipe], sft_data=sft_data)
+    rows, columns = target.rows, target.columns
+    places = {(getattr(cell, rows), getattr(cell, columns), cell.seed) for cell in cells}
+    if target.metrics and len(places) < len(set(cells)):
+        raise UsageError(
+            f"the table has {rows} by {columns}: give a single value for everything "
+            "else (--methods, --noise, --sft_data), and run the study once for each value."
+        )
+    return cells
 
 
 def validated(name: str, options: StudyOptions) -> tuple[Target, Preset, Path]:

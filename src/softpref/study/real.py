@@ -103,7 +103,8 @@ class RealPreset:
     def prepare(self, *shared: Any) -> None:
         """Write test and trusted pairs, and the starting model's margins on the test pairs."""
         home = self._home(*shared)
-        if (home / START).is_file():
+        weights = fingerprint_weights(load_policy(self.model, trust_remote_code=False))
+        if (home / START).is_file() and _record(home)["model"] == weights:
             return
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
@@ -115,10 +116,13 @@ class RealPreset:
         summed = start.chosen_logp - start.rejected_logp
         lengths = [[len(ids) for ids in test[name]] for name in ("chosen_ids", "rejected_ids")]
         chosen, rejected = map(torch.tensor, lengths)
-        longer = [characters(row["chosen"]) - characters(row["rejected"]) for row in parts.test]
+        kept = set(test["uid"])  # others are too long for the model
+        rows = [row for row in parts.test if row["uid"] in kept]
+        longer = [characters(row["chosen"]) - characters(row["rejected"]) for row in rows]
         mean = start.chosen_logp / chosen - start.rejected_logp / rejected
         record = {
-            "prompts": [json.dumps(row["prompt"]) for row in parts.test],
+            "model": weights,
+            "prompts": [json.dumps(row["prompt"]) for row in rows],
             "margin": summed.tolist(),
             "start_sum_accuracy": positive_share(summed),
             "start_mean_accuracy": positive_share(mean),
@@ -133,7 +137,7 @@ class RealPreset:
         align(files, self._config(cell))
         run = Path(files.output)
         home = self._home(*self.shared_key(cell))
-        start = json.loads((home / START).read_text(encoding="utf-8"))
+        start = _record(home)
         after = self._measured(files.output, self._tokenized(home / "test.jsonl"))
         margin = after.chosen_logp - after.rejected_logp - torch.tensor(start["margin"])
         write_text(directory / "margins.json", json.dumps(margin.tolist()))
@@ -254,6 +258,11 @@ class RealPreset:
         layout = choose_layout(config.resolved_layout(), policy, longest_pairs(pairs))
         scorer = Scorer(policy, layout.apply(policy), batch_size=BATCH, bf16=config.bf16)
         return scorer.measure(pairs, "test pairs")
+
+
+def _record(home: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((home / START).read_text(encoding="utf-8"))
+    return {"model": None} | record
 
 
 def _reads_trusted_pairs(method: str) -> bool:

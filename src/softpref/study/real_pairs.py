@@ -12,12 +12,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from datasets import Dataset
-
 from softpref.data.bad_rows import place
-from softpref.data.messages import Text, texts_of
+from softpref.data.messages import CONTEXT, Text, texts_of
 from softpref.data.readers import dataset_rows, read_rows
-from softpref.data.sources import CONTENT, load_pairs, pairs_from_dataset
+from softpref.data.sources import CONTENT, load_pairs
 from softpref.data.splits import without_ties
 from softpref.errors import UsageError
 
@@ -132,7 +130,7 @@ def load_known_pairs(path: str, *, as_chat: bool) -> list[KnownPair]:
     _, first = next(read_rows(path), (0, None))
     if isinstance(first, dict) and "gold" in first:
         rows, mistaken = _by_gold(path)
-        loaded = pairs_from_dataset(Dataset.from_list(rows), path)
+        loaded = load_pairs(rows, argument=path)
     else:
         loaded = without_ties(load_pairs(path), "which have no right label: dropped")
         mistaken = [{}] * len(loaded.pairs)
@@ -157,7 +155,8 @@ def _by_gold(path: str) -> tuple[list[_Row], list[dict[str, bool]]]:
             gold = raw["gold"]  # type: ignore[index]
             better, worse = raw[f"response_{gold}"], raw[f"response_{3 - gold}"]  # type: ignore[index]
             verdicts = _first_verdicts(raw.get("judges") or {})  # type: ignore[attr-defined]
-            rows.append({"prompt": raw["prompt"], "chosen": better, "rejected": worse})  # type: ignore[index]
+            row = {"prompt": raw["prompt"], "chosen": better, "rejected": worse}  # type: ignore[index]
+            rows.append(row | {name: raw[name] for name in CONTEXT if name in raw})  # type: ignore[index,operator]
         except (KeyError, TypeError, AttributeError, IndexError):
             raise UsageError(
                 f"{place(path, number)}: give prompt, response_1, response_2, gold (1 or 2) and, "
