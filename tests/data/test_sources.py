@@ -8,7 +8,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from softpref.data.readers import dataset_rows
 from softpref.data.sources import content_key, in_sorted_order, load_pairs
+from softpref.data.splits import hold_out_clean
 from softpref.errors import UsageError
 from softpref.training.output import write_lines
 from tests.toy import pairs_from_dataset
@@ -37,6 +39,22 @@ def test_responses_that_differ_in_the_order_of_their_keys_are_the_same():
     assert content_key("p", [one], [other]) == content_key("p", [same], [other])
     assert in_sorted_order([one], [other]) == in_sorted_order([same], [other])
     assert in_sorted_order([one], [other]) != in_sorted_order([other], [same])
+
+
+def test_numbers_in_messages_and_tools_stay_what_they_are(tmp_path):
+    numbers = {"a": 0.7, "b": 37.77492951234567, "c": 1e-12, "d": 2**80, "e": [0.3, None]}
+    tools = [{"type": "function", "function": {"name": "f", "default": 0.7}}]
+    call = HELLO | {"tool_calls": [{"function": {"name": "f", "arguments": numbers}}]}
+    rows = [
+        {"prompt": [USER | {"id": n}], "chosen": [NO], "rejected": [call], "tools": tools,
+         "is_flipped": True}
+        for n in range(3)
+    ]  # fmt: skip
+    pairs = load_pairs(jsonl(tmp_path / "p.jsonl", rows)).pairs
+    for row in (*dataset_rows(pairs), *dataset_rows(pairs.select([2, 0]))):
+        assert (row["rejected"], row["tools"]) == ([call], tools)
+    for row in dataset_rows(hold_out_clean(pairs, 2, 0)[1]):  # swapped back
+        assert (row["chosen"], row["tools"]) == ([call], tools)
 
 
 def texts(pairs: datasets.Dataset) -> list[tuple]:

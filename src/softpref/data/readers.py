@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import functools
 import itertools
+import json
 import logging
 import os
 import re
@@ -87,10 +88,25 @@ def schema_of(source: str) -> pa.Schema | None:
 
 
 def dataset_rows(dataset: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a data set as plain Python values, whatever its format."""
-    for batch in dataset.with_format(None).iter(batch_size=_CHUNK):
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))
+    """Yield the rows of a data set as plain Python values, whatever its format.
+
+    Numbers in JSON are exact, where `datasets` would round them to ten decimals.
+    """
+    for batch in dataset.with_format("arrow").iter(batch_size=_CHUNK):
+        columns = [
+            _plain(values, batch.schema.field(at).type) for at, values in enumerate(batch.columns)
+        ]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(batch.column_names, values, strict=True))
+
+
+def _plain(values: pa.ChunkedArray, kind: pa.DataType) -> list[Any]:
+    plain = values.to_pylist()
+    if isinstance(kind, pa.JsonType):
+        return [text and json.loads(text) for text in plain]
+    if pa.types.is_list(kind) and isinstance(kind.value_type, pa.JsonType):
+        return [texts and [text and json.loads(text) for text in texts] for texts in plain]
+    return plain
 
 
 def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
@@ -100,13 +116,16 @@ def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
 
 def store(rows: Iterator[Any], schema: pa.Schema) -> datasets.Dataset:
     """Stream rows into an Arrow file that is removed when the process ends."""
-    features = datasets.Features.from_arrow_schema(schema)
     written = pa.schema([(field.name, _stored(field.type)) for field in schema])
+    texts = {each.name: each.type for each in schema if _stored(each.type) != each.type}
 
     def batches() -> Iterator[pa.RecordBatch]:
         while chunk := list(itertools.islice(rows, _STORED)):
-            if written != schema:
-                chunk = [features.encode_example(row) for row in chunk]
+            if texts:
+                chunk = [
+                    row | {name: _as_json(row.get(name), kind) for name, kind in texts.items()}
+                    for row in chunk
+                ]
             batch = pa.RecordBatch.from_pylist(chunk, schema=written)
             yield batch if written == schema else batch.cast(schema)
 
@@ -129,6 +148,13 @@ def _folder_in(_home: str) -> str:
     folder, remove = temporary_folder()
     atexit.register(remove)
     return folder
+
+
+def _as_json(value: Any, kind: pa.DataType) -> Any:
+    """Return the text of an object, or the texts of a list of them; None stays."""
+    if value is None:
+        return None
+    return [json.dumps(each) for each in value] if pa.types.is_list(kind) else json.dumps(value)
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from softpref.columns import STANDARD
 from softpref.data.bad_rows import place
 from softpref.data.label_columns import LABEL, ties
-from softpref.data.readers import dataset_rows
+from softpref.data.readers import dataset_rows, store
 from softpref.data.sources import LoadedPairs, by_source, content_key, contents, subset
 from softpref.errors import UsageError
 
@@ -54,7 +54,7 @@ def hold_out_clean(pairs: Dataset, count: int, seed: int) -> tuple[Dataset, Data
         STANDARD.swapped(row) | {"is_flipped": False} if row["is_flipped"] else row
         for row in dataset_rows(clean)
     ]
-    return rest, Dataset.from_list(restored, features=clean.features), TRUTH_RESTORED
+    return rest, store(iter(restored), clean.features.arrow_schema), TRUTH_RESTORED
 
 
 def without_ties(loaded: LoadedPairs, why: str) -> LoadedPairs:
