@@ -352,3 +352,25 @@ def test_gain_is_a_paired_z_statistic():
     expected = d.sum() / (3**0.5 * (((d - d.mean()) ** 2).sum() / 2) ** 0.5)
     assert gain(richer, simpler, rate) == pytest.approx(float(expected))
     assert gain(richer, richer, rate) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_trusted_pairs_that_all_agree_show_no_more_than_so_many_can(seed):
+    """A signal that is right for 99% of pairs: 150 of them cannot show odds of e^20."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def signal(count: int, right: float) -> tuple[Tensor, Tensor]:
+        is_right = torch.rand(count, generator=draw) < right
+        size = torch.randn(count, generator=draw).double().abs() + 0.3
+        return size * torch.where(is_right, 1.0, -1.0).double(), is_right
+
+    truth, _ = signal(600, 0.99)
+    trusted = signal(150, 1.0)[0]
+    flip = torch.where(torch.rand(600, generator=draw) < 0.1, -1.0, 1.0).double()
+    evidence = fit_evidence(PairSignals(truth * flip, {}, {}), PairSignals(trusted, {}, {}), seed)
+    g = evidence.noisy
+    assert 4 < g.abs().median() < 10
+    doubted = g < 0
+    stated = torch.sigmoid(g[doubted])
+    assert stated.mean() > 1e-4
+    assert (flip[doubted] > 0).double().mean() < 0.2

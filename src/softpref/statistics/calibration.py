@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 _SHARPNESS = 2.0  # of the saturating term: it bends at half the median |score|
-_SWAPPED_WEIGHT = 0.5  # pairs; what is added on the wrong side, so that separable sets stay finite
+SWAPPED_WEIGHT = 0.5  # pairs; what is added on the wrong side, so that separable sets stay finite
 _MIN_COEFFICIENT = 1e-3  # keeps g strictly increasing even where the score carries nothing
 _MAX_ITERATIONS = 60
 _TOLERANCE = 1e-5  # nats of log-likelihood
@@ -45,7 +45,7 @@ def odd_basis(scores: Tensor, scale: float) -> Tensor:
 
 def clean_rows(scores: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return scores and weights, (2N,) each: clean pairs as given and, 1/2 in all, swapped."""
-    swapped = _SWAPPED_WEIGHT * counts / counts.sum()
+    swapped = SWAPPED_WEIGHT * counts / counts.sum()
     return torch.cat([scores, -scores]), torch.cat([counts, swapped])
 
 

@@ -20,7 +20,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from softpref.statistics.calibration import fit_coefficients, odd_basis, robust_scale
+from softpref.statistics.calibration import (
+    SWAPPED_WEIGHT,
+    fit_coefficients,
+    odd_basis,
+    robust_scale,
+)
 from softpref.statistics.flip_rates import FlipRates, fit_flip_rates
 from softpref.statistics.fluency_curve import Curve, fit_curve
 from softpref.statistics.folds import deal, gain, left_out
@@ -289,11 +294,19 @@ def _rates(pairs: PairSignals, noisy: int, of_noisy: Tensor | float) -> Tensor:
 
 
 def _calibrated(raw: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return g (N,), and s: its coefficients (2,) and size."""
+    """Return g (N,), and s: its coefficients (2,) and size.
+
+    The trusted pairs also count swapped, as half a pair in all, so that g stays within what so many
+    of them can show where none contradicts the others.
+    """
     size = robust_scale(raw)
     basis = odd_basis(raw, size)
-    weight = torch.ones_like(rate)
-    calibration = fit_coefficients(basis, weight, rate.clamp_min(LEAST_RATE)[None])[0]
+    trusted = rate == 0
+    rows = torch.cat([basis, -basis[trusted]])
+    rates = torch.cat([rate, rate[trusted]]).clamp_min(LEAST_RATE)
+    weight = torch.ones_like(rates)
+    weight[len(rate) :] = SWAPPED_WEIGHT / int(trusted.sum())
+    calibration = fit_coefficients(rows, weight, rates[None])[0]
     return basis @ calibration, calibration, size
 
 
