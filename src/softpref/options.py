@@ -356,8 +356,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
             return loader.construct_object(node, deep=True)
 
         root = loader.get_single_node()
-        keys = [key for key, _ in root.value] if isinstance(root, yaml.MappingNode) else [root]
-        if not all(isinstance(key, yaml.ScalarNode) for key in keys) or keys == [root]:
+        keys = [key for key, _ in root.value] if isinstance(root, yaml.MappingNode) else [None]
+        if root is None or not all(isinstance(key, yaml.ScalarNode) for key in keys):
             raise UsageError(f"--config {path}: write `key: value` lines, one option each.")
         names = [key.value for key in keys]
         if twice := [name for name in names if names.count(name) > 1]:

@@ -290,15 +290,14 @@ def _audit(
             scored, judged = with_verdicts(scored, judge, judge_options, Path(options.output))
         opinions.append(judged.name)
     evidence, log_odds = evidence_of(scored.pairs, scored.clean, signals, options.seed)
-    noise = evidence.noise, noise_by_source(scored.pairs, -log_odds, -evidence.trusted)
-    beliefs = pair_beliefs(evidence, log_odds, rates_of(evidence, scored.pairs, signals))
+    rates = rates_of(evidence, scored.pairs, signals)
+    noise = evidence.noise, noise_by_source(scored.pairs, -log_odds, -evidence.trusted, rates)
+    beliefs = pair_beliefs(evidence, log_odds, rates)
     said = log_odds * evidence.speaks, evidence.trusted * evidence.speaks
     annotators = annotators_of(loaded.pairs, scored.pairs, scored.clean, *said)
     explanations = explain_pairs(evidence, scored.pairs, signals, options.seed)
-    marks = [*signals, *opinions]
-    summary = summarise(
-        scored, beliefs, *noise, marks, provenance, judged, annotators, ties=len(ties)
-    )
+    named, count = [*signals, *opinions], len(ties)
+    summary = summarise(scored, beliefs, *noise, named, provenance, judged, annotators, ties=count)
     return Audit(
         pair_rows(scored, beliefs, explanations, labels),
         summary,

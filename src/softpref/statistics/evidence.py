@@ -153,9 +153,7 @@ def fit_evidence(
         flip_rates = found if found.gain > FLIP_RATES_GATE else None
     noise = estimate_noise_rate(-model.g[:n], -model.g[n:])
     if flip_rates:
-        mean = float(flip_rates(noisy).mean())
-        low, high = mean - noise.rate + noise.low, mean - noise.rate + noise.high
-        noise = NoiseRate(mean, max(low, 0.0), min(high, 0.5), mean)
+        noise = noise.around(float(flip_rates(noisy).mean()))
     g = model.g
     return Evidence(
         model.curve, model.columns, model.theta, model.pull(n), model.calibration, model.size,

@@ -59,6 +59,11 @@ class NoiseRate:
     def __str__(self) -> str:
         return rate_text(self.told, self.low, self.high)
 
+    def around(self, rate: float) -> NoiseRate:
+        """Return another rate, the mean of rates by pair, with this interval moved along."""
+        low, high = rate - self.rate + self.low, rate - self.rate + self.high
+        return NoiseRate(rate, max(low, 0.0), min(high, 0.5), rate)
+
     @staticmethod
     def given(rate: float) -> NoiseRate:
         """Return a rate that is known."""

@@ -137,21 +137,26 @@ def noise_of(
     return noise
 
 
-def noise_by_source(pairs: Dataset, doubts: Tensor, trusted: Tensor) -> dict[str, NoiseRate]:
+def noise_by_source(
+    pairs: Dataset, doubts: Tensor, trusted: Tensor, rates: Tensor | None = None
+) -> dict[str, NoiseRate]:
     """Return the noise rate of each source by the same trusted pairs, where there are several.
 
     Args:
         pairs: noisy pairs.
         doubts: (n,) odd, larger where a label looks wrong: PPLDiff, or minus evidence.
         trusted: (m,) the same of the trusted pairs.
+        rates: (n,) ε of each pair, where evidence found that it varies.
     """
     if "source" not in pairs.column_names:
         return {}
-    sources = column(pairs, "source").to_numpy()
-    return {
-        name: estimate_noise_rate(doubts[torch.from_numpy(sources == name)], trusted)
-        for name in dict.fromkeys(sources)
-    }
+    sources, found = column(pairs, "source").to_numpy(), {}
+    for name in dict.fromkeys(sources):
+        of = torch.from_numpy(sources == name)
+        found[name] = estimate_noise_rate(doubts[of], trusted)
+        if rates is not None and rates.min() < rates.max():
+            found[name] = found[name].around(float(rates[of].mean()))
+    return found
 
 
 def noise_of_sources(pairs: Dataset, clean: Dataset | None) -> dict[str, NoiseRate]:
