@@ -356,13 +356,13 @@ def _read_yaml(path: str) -> dict[str, Any]:
             return loader.construct_object(node, deep=True)
 
         root = loader.get_single_node()
-        keys = [key for key, _ in root.value] if isinstance(root, yaml.MappingNode) else [None]
-        if root is None or not all(isinstance(key, yaml.ScalarNode) for key in keys):
+        entries = root.value if isinstance(root, yaml.MappingNode) else [(None, None)]
+        if not all(isinstance(key, yaml.ScalarNode) for key, _ in entries):
             raise UsageError(f"--config {path}: write `key: value` lines, one option each.")
-        names = [key.value for key in keys]
+        names = [key.value for key, _ in entries]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"--config {path}: the key {twice[0]!r} appears twice; give one.")
-        return {key.value: value(of) for key, of in root.value}
+        return {key.value: value(of) for key, of in entries}
     except UsageError:
         raise
     except OSError as error:
