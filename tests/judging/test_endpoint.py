@@ -300,6 +300,19 @@ def test_a_model_that_gives_no_verdict_ends_the_run(tmp_path, form, remedy):
         judged(script, tmp_path, 60, structured_output=form)
 
 
+def test_calls_in_flight_when_it_stops_are_logged_and_counted(tmp_path):
+    prices = dict(price_input=10.0, price_output=20.0, max_cost=100.0)
+    with serving(Script(faults=lambda _: "prose", latency=0.05)) as script:
+        for _ in range(3):
+            with pytest.raises(UsageError, match="20 calls in a row failed"):
+                judged(script, tmp_path, 60, concurrency=32, max_retries=0, **prices)
+            rows = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").open()]
+            assert sum(row["input_tokens"] > 0 for row in rows) == sum(script.calls.values())
+        assert sum(script.calls.values()) > 100
+        script.faults = lambda _: None
+        assert judged(script, tmp_path, 60, **prices).failures == {}
+
+
 def test_nobody_there_is_said_however_few_the_calls(tmp_path):
     with serving(Script()) as script:
         url = script.url

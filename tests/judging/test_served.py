@@ -206,6 +206,15 @@ def test_calls_that_all_fail_stop_it_and_the_flag_that_helps_is_named(tmp_path, 
         assert len(generate(script, tmp_path, prompts=many)) == 60
 
 
+def test_calls_in_flight_when_it_stops_are_written_and_counted(tmp_path, capsys):
+    many = [f"Question {i}?" for i in range(60)]
+    with serving(writing(latency=0.05)) as script:
+        script.thinks = 1000
+        failing(script, tmp_path, capsys, "--concurrency", "32", prompts=many)
+        lines = (tmp_path / "out.jsonl.progress").read_text().splitlines()
+        assert len(lines) - 1 == sum(script.calls.values()) > 20
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

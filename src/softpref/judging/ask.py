@@ -153,7 +153,7 @@ def _ask_missing(
         before = f", {known:,} answered before" if known else ""
         logger.info("%s: %s calls%s", what, f"{len(missing):,}", before)
     streak = Streak(len(missing), name in log.known)
-    asked = 0
+    asked, stop, failure = 0, None, None
     with Progress(what, len(missing), "call") as bar:
         for question, answer in judge.ask(list(missing.values())):
             log.add(question, answer, name)
@@ -163,10 +163,18 @@ def _ask_missing(
             asked += 1
             if preview:
                 preview.answered(question.key(name))
-            if not answer.in_batch and streak.add(question, answer.failure):
-                for last in streak.items:  # the next run asks them again
-                    log.add(last, Answer(None, GIVEN_UP), name)
-                raise UsageError(_stopped(str(answer.failure), len(streak.items), options))
+            if stop:
+                given_up = [question] if answer.failure == failure else []
+            elif judge.account and not answer.in_batch and streak.add(question, answer.failure):
+                given_up, failure = streak.items, answer.failure
+                stop = UsageError(_stopped(str(failure), len(given_up), options))
+                judge.account.is_stopped = True  # calls in flight are paid: count them, too
+            else:
+                continue
+            for last in given_up:  # the next run asks them again
+                log.add(last, Answer(None, GIVEN_UP), name)
+    if stop:
+        raise stop
     return asked
 
 
