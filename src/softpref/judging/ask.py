@@ -38,7 +38,7 @@ class Judged:
         failures: number of failed calls, by kind.
         input_tokens: of these calls, including those of earlier runs and repeated ones.
         output_tokens: likewise.
-        dollars: their cost; None without prices or for a local judge.
+        dollars: their cost; None without prices, without a count of tokens, or for a local judge.
     """
 
     outcomes: list[Outcome]
@@ -209,6 +209,15 @@ def _account(
     tokens = log.counted(keys)
     verdicts = Counter((answer.verdict or "")[:1] for answer in answers)
     preferred = verdicts["A"] + verdicts["B"]
+    dollars = judge.account.dollars(*log.paid(keys)) if judge.account else None
+    uncounted = sum(bool(a.verdict) and not (a.input_tokens or a.output_tokens) for a in answers)
+    if dollars is not None and uncounted:
+        dollars = None
+        logger.warning(
+            "the endpoint counts no tokens in %d of %d answers, so the cost is not known",
+            uncounted,
+            len(answers),
+        )
     return Judged(
         outcomes=outcomes,
         mean_verdicts=mean_verdicts,
@@ -217,5 +226,5 @@ def _account(
         failures=dict(Counter(answer.failure for answer in answers if answer.failure)),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
-        dollars=judge.account.dollars(*log.paid(keys)) if judge.account else None,
+        dollars=dollars,
     )
