@@ -215,6 +215,22 @@ def test_calls_in_flight_when_it_stops_are_written_and_counted(tmp_path, capsys)
         assert len(lines) - 1 == sum(script.calls.values()) > 20
 
 
+HALF = json.loads(r'"\ud83d"')
+"""A surrogate without the other half of its pair, which UTF-8 cannot hold."""
+
+
+def test_half_a_surrogate_pair_does_not_lose_the_output(tmp_path, capsys):
+    with serving(writing()) as script:
+        script.writes = lambda _: f"{HALF}a \U0001f600 hello {HALF}"
+        rows = generate(script, tmp_path)
+        assert {row["response"] for row in rows} == {"\ufffda \U0001f600 hello \ufffd"}
+        failing(script, tmp_path, capsys, *PRICED, "--max_cost", str(CALL + MOST), output="b.jsonl")
+        progress = tmp_path / "b.jsonl.progress"  # as written before
+        progress.write_text(progress.read_text().replace("\\ufffd", "\\ud83d"))
+        assert HALF in json.loads(progress.read_text().splitlines()[-1])["text"]
+        assert generate(script, tmp_path, *PRICED, output="b.jsonl") == rows
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

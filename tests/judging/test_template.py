@@ -92,6 +92,11 @@ def test_a_verdict_is_read_from_json_alone(content, verdict):
     assert (read and read[0]) == verdict
 
 
+def test_half_a_surrogate_pair_in_a_justification_is_replaced():
+    said = r'{"justification": "\ud83dx \ud83d\ude00", "verdict": "A"}'
+    assert read_reply(said) == ("A", "\ufffdx \U0001f600")
+
+
 VERDICT = '{"justification": "x", "verdict": "A"}'
 
 

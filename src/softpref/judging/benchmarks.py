@@ -102,8 +102,10 @@ def write_for_benchmark(
             )
             write_lines(file, answers)
     if kind == "alpaca_eval" and (flat := sum(map(_is_conversation, comparisons))):
-        about = "prompts are conversations, and each is written as one text with its roles"
-        logger.info("--export_to %s, %s: %d of %d %s", kind, names[0], flat, len(comparisons), about)
+        logger.info(
+            f"--export_to {kind}, {names[0]}: {flat:,} of {len(comparisons):,} prompts are "
+            "conversations, and each is written as one text with its roles"
+        )
 
 
 def _is_conversation(comparison: Comparison) -> bool:

@@ -18,7 +18,7 @@ from softpref.judging.client import Client, Server
 from softpref.judging.failures import CUT_OFF, Streak, stopped
 from softpref.judging.generate_options import GenerateOptions
 from softpref.judging.log import Lines, resume_from
-from softpref.judging.reply import Reply
+from softpref.judging.reply import Reply, encodable
 from softpref.judging.responses import Prompt, text_to_continue
 from softpref.progress import Progress
 
@@ -233,7 +233,7 @@ def _written(
         for row in rows:
             text, place = row["text"], (int(row["sample"]), int(row["prompt"]))
             if isinstance(text, str):
-                found[place] = text
+                found[place] = encodable(text)
             elif text is not None:
                 raise TypeError
             sent, received = map(int, row.get("billed", (0, 0)))  # none in files of before

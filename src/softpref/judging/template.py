@@ -13,6 +13,7 @@ from typing import Any
 
 from softpref.data.messages import as_text
 from softpref.judging.questions import FIVE_VERDICTS, VERDICTS, Comparison, Grades, Question
+from softpref.judging.reply import encodable
 
 SYSTEM = """\
 You compare two responses to a prompt and say which one answers it better: more helpful, more \
@@ -147,7 +148,7 @@ def read_reply(content: str | None, grades: Grades = "three") -> tuple[str, str]
         return None
     if reply.get("verdict") not in _VERDICTS[grades]:
         return None
-    return reply["verdict"], str(reply.get("justification", ""))
+    return reply["verdict"], encodable(str(reply.get("justification", "")))
 
 
 def _objects(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
