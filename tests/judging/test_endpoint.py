@@ -503,6 +503,9 @@ def test_who_the_judge_is_depends_on_what_changes_its_answers(monkeypatch):
         ({"judge": "checker", "judge_model": "m"}, "--judge_model: --judge checker does not read"),
         ({"judge": "reward_model", "judge_model": "m", "orders": "one"}, "--orders"),
         ({"judge": "implicit_reward", "judge_model": "m"}, "--judge_reference is missing"),
+        ({"judge_model": "m", "orders": "Both"}, "--orders Both: choose one of both, one"),
+        ({"judge_model": "m", "grades": "4"}, "--grades 4: choose one of three, five"),
+        ({"judge": "judge", "judge_model": "m"}, "--judge judge: choose one of endpoint, "),
     ],
 )
 def test_mistakes_are_named(given, message):
