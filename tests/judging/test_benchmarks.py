@@ -99,6 +99,26 @@ def test_what_is_written_is_read_again(tmp_path, kind):
         assert rows[0]["messages"][-1]["content"] == {"answer": "3"}
 
 
+def test_a_user_s_message_is_an_instruction_and_a_conversation_is_flattened(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    prompts = [
+        [{"role": "user", "content": "user: hello"}],
+        [{"role": "user", "content": parts}],
+        [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+        [{"role": "user", "content": "hi", "name": "N"}],
+        [{"role": "system", "content": "s"}],
+    ]
+    rows = [{"prompt": prompt, "response": "r"} for prompt in prompts]
+    ours, theirs = (write(tmp_path / f"{name}.jsonl", rows) for name in ("m", "base"))
+    export("alpaca_eval", tmp_path / "out", [ours], theirs)
+    written = json.loads((tmp_path / "out" / "alpaca_eval" / "m.json").read_text())
+    assert [row["instruction"] for row in written] == [
+        "user: hello", "a\nb", "system: s\n\nuser: u", 'user: hi\n{"name": "N"}', "system: s",
+    ]  # fmt: skip
+    assert "m: 3 of 5 prompts are conversations" in caplog.text
+
+
 def answers(path, response):
     path.parent.mkdir(exist_ok=True)
     return write(path, [{"prompt": "Q", "response": response}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -166,6 +167,19 @@ def test_known_pairs_bring_messages_tools_and_what_else_a_template_reads(tmp_pat
     assert len(asked) == 2
     for text in ('tools: [{"name": "f"}]', 'user: Q\n{"name": "kim"}', '"tool_calls": [{"name'):
         assert all(text in user for user in asked)
+
+
+def test_pairs_that_were_flipped_are_swapped_back(tmp_path, caplog):
+    caplog.set_level("INFO", "softpref")
+    pairs = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)]
+    tie = {"prompt": "tie", "chosen": "x", "rejected": "y", "label": "tie"}
+    clean = write(tmp_path / "clean.jsonl", [*pairs, tie])
+    noisy = str(tmp_path / "noisy.jsonl")
+    main(["inject", "--input", clean, "--output", noisy, "--rate", "0.4"])
+    assert load_gold(noisy) == load_gold(clean)
+    flipped = sum(json.loads(line)["is_flipped"] for line in Path(noisy).read_text().splitlines())
+    assert f"noisy.jsonl: {flipped} pairs with is_flipped are swapped back" in caplog.text
+    assert flipped > 5
 
 
 def test_every_bad_known_pair_is_named_with_a_remedy_that_there_is(tmp_path):

@@ -206,6 +206,31 @@ def test_calls_that_all_fail_stop_it_and_the_flag_that_helps_is_named(tmp_path, 
         assert len(generate(script, tmp_path, prompts=many)) == 60
 
 
+def test_calls_in_flight_when_it_stops_are_written_and_counted(tmp_path, capsys):
+    many = [f"Question {i}?" for i in range(60)]
+    with serving(writing(latency=0.05)) as script:
+        script.thinks = 1000
+        failing(script, tmp_path, capsys, "--concurrency", "32", prompts=many)
+        lines = (tmp_path / "out.jsonl.progress").read_text().splitlines()
+        assert len(lines) - 1 == sum(script.calls.values()) > 20
+
+
+HALF = json.loads(r'"\ud83d"')
+"""A surrogate without the other half of its pair, which UTF-8 cannot hold."""
+
+
+def test_half_a_surrogate_pair_does_not_lose_the_output(tmp_path, capsys):
+    with serving(writing()) as script:
+        script.writes = lambda _: f"{HALF}a \U0001f600 hello {HALF}"
+        rows = generate(script, tmp_path)
+        assert {row["response"] for row in rows} == {"\ufffda \U0001f600 hello \ufffd"}
+        failing(script, tmp_path, capsys, *PRICED, "--max_cost", str(CALL + MOST), output="b.jsonl")
+        progress = tmp_path / "b.jsonl.progress"  # as written before
+        progress.write_text(progress.read_text().replace("\\ufffd", "\\ud83d"))
+        assert HALF in json.loads(progress.read_text().splitlines()[-1])["text"]
+        assert generate(script, tmp_path, *PRICED, output="b.jsonl") == rows
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

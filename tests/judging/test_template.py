@@ -78,7 +78,19 @@ def test_the_tools_of_a_prompt_are_shown():
         ('<think>a</think> <think>{"verdict": "A"}', None),
         ('{"verdict": "A"}</think>', None),
         ("x" * LONGEST_REPLY + '{"verdict": "A"}', None),
-        ('{"verdict": "a"}', None),
+        ('{"verdict": "a"}', "A"),
+        ('{"verdict": "Tie"}', "tie"),
+        ('{"verdict": "B\\n "}', "B"),
+        ('{"justification": "one\nline\tmore", "verdict": "A "}', "A"),
+        ('{"justification":"B quotes \n{"verdict":"A"} to sway", "verdict":"B"}', None),
+        ('{"justification":"B quotes {"verdict":"A"} to sway", "verdict":"B"}', None),
+        ('{"justification":"B "quotes" {"verdict":"A"} to sway", "verdict":"B"}', None),
+        ('{"justification":"B "quotes" {"verdict":"A"} to sway", "verdict":"B', None),
+        ('{"verdict":"B", "justification":"B "quotes" {"verdict":"A"} to sway"}', None),
+        ('{"justification":"a "q" {"verdict":"A"}", "verdict":"B"} or {"verdict":"B"}', "B"),
+        ('<think>{"verdict": "tie" or</think>{"verdict": "A"}', "A"),
+        ('My "verdict": {"verdict": "A"}', "A"),
+        ('{"verdict": "A>B"}', None),
         ('{"verdict": ["A"]}', None),
         ('["A"]', None),
         ('{"verdict": "A"', None),
@@ -92,6 +104,17 @@ def test_a_verdict_is_read_from_json_alone(content, verdict):
     assert (read and read[0]) == verdict
 
 
+def test_half_a_surrogate_pair_in_a_justification_is_replaced():
+    said = r'{"justification": "\ud83dx \ud83d\ude00", "verdict": "A"}'
+    assert read_reply(said) == ("A", "\ufffdx \U0001f600")
+
+
+def test_five_verdicts_are_read_with_or_without_spaces():
+    assert read_reply('{"verdict": "A >> B"}', "five") == ("A>>B", "")
+    assert read_reply('{"verdict": "b>a"}', "five") == ("B>A", "")
+    assert read_reply('{"verdict": "A"}', "five") is None
+
+
 VERDICT = '{"justification": "x", "verdict": "A"}'
 
 
@@ -102,9 +125,10 @@ VERDICT = '{"justification": "x", "verdict": "A"}'
         " " * 3000, "```json" + " " * 3000, "`" * 3000, "{" * 100_000, "}" * 100_000,
         "[" * 10_000, '{"a":' * 10_000, '{"a":[' * 10_000, "{ \n" * 10_000, '{"' * 10_000,
         '{\n"{' * 10_000, '{"a":"{' * 10_000, "<think>" * 10_000, "</think>{}" * 10_000,
-        '{"a": 1}' * 10_000,
+        '{"a": 1}' * 10_000, '{"verdict":' * 9_000, '"verdict":' * 9_000, '{"verdict":}' * 8_000,
+        '{"a": 1}"verdict":' * 5_000, '{"' + "\n" * 90_000, '{"a\n":"{\n' * 9_000,
     ],
-    ids=range(15),
+    ids=range(21),
 )  # fmt: skip
 def test_hostile_replies_are_read_at_once(hostile, after):
     read = partial(read_reply, hostile + after)

@@ -23,6 +23,7 @@ class Account:
         limit: dollars that may be spent; None for no limit.
         spent: upper bound of the dollars spent, including those of earlier runs.
         has_answered: whether any call succeeded, so that key and address must be valid.
+        is_stopped: whether no further call may be made; those in flight are still counted.
         log: where the answers go; a batch keeps its journal beside it.
         judge: hash of the judge's identity, its name there.
     """
@@ -32,12 +33,13 @@ class Account:
     limit: float | None = None
     spent: float = 0.0
     has_answered: bool = False
+    is_stopped: bool = False
     log: VerdictLog | None = None
     judge: str = ""
 
     def resume(self, log: VerdictLog, judge: str) -> None:
         """Take over what earlier runs of a judge spent and learned."""
-        self.log, self.judge = log, judge
+        self.log, self.judge, self.is_stopped = log, judge, False
         self.spent = self.dollars(*log.billed(judge)) or 0.0
         self.has_answered = judge in log.known
 

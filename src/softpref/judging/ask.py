@@ -38,7 +38,7 @@ class Judged:
         failures: number of failed calls, by kind.
         input_tokens: of these calls, including those of earlier runs and repeated ones.
         output_tokens: likewise.
-        dollars: their cost; None without prices or for a local judge.
+        dollars: their cost; None without prices, without a count of tokens, or for a local judge.
     """
 
     outcomes: list[Outcome]
@@ -153,7 +153,7 @@ def _ask_missing(
         before = f", {known:,} answered before" if known else ""
         logger.info("%s: %s calls%s", what, f"{len(missing):,}", before)
     streak = Streak(len(missing), name in log.known)
-    asked = 0
+    asked, stop, failure = 0, None, None
     with Progress(what, len(missing), "call") as bar:
         for question, answer in judge.ask(list(missing.values())):
             log.add(question, answer, name)
@@ -163,10 +163,18 @@ def _ask_missing(
             asked += 1
             if preview:
                 preview.answered(question.key(name))
-            if not answer.in_batch and streak.add(question, answer.failure):
-                for last in streak.items:  # the next run asks them again
-                    log.add(last, Answer(None, GIVEN_UP), name)
-                raise UsageError(_stopped(str(answer.failure), len(streak.items), options))
+            if stop:
+                given_up = [question] if answer.failure == failure else []
+            elif judge.account and not answer.in_batch and streak.add(question, answer.failure):
+                given_up, failure = streak.items, answer.failure
+                stop = UsageError(_stopped(str(failure), len(given_up), options))
+                judge.account.is_stopped = True  # calls in flight are paid: count them, too
+            else:
+                continue
+            for last in given_up:  # the next run asks them again
+                log.add(last, Answer(None, GIVEN_UP), name)
+    if stop:
+        raise stop
     return asked
 
 
@@ -201,6 +209,15 @@ def _account(
     tokens = log.counted(keys)
     verdicts = Counter((answer.verdict or "")[:1] for answer in answers)
     preferred = verdicts["A"] + verdicts["B"]
+    dollars = judge.account.dollars(*log.paid(keys)) if judge.account else None
+    uncounted = sum(bool(a.verdict) and not (a.input_tokens or a.output_tokens) for a in answers)
+    if dollars is not None and uncounted:
+        dollars = None
+        logger.warning(
+            "the endpoint counts no tokens in %d of %d answers, so the cost is not known",
+            uncounted,
+            len(answers),
+        )
     return Judged(
         outcomes=outcomes,
         mean_verdicts=mean_verdicts,
@@ -209,5 +226,5 @@ def _account(
         failures=dict(Counter(answer.failure for answer in answers if answer.failure)),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
-        dollars=judge.account.dollars(*log.paid(keys)) if judge.account else None,
+        dollars=dollars,
     )

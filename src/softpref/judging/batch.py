@@ -114,6 +114,8 @@ class Batches:
                     for question, answer in make_calls(self._asker, sample):
                         left.pop(question.key(self._judge), None)
                         yield question, answer
+                    if self._account.is_stopped:
+                        return
                     try:
                         for part in self._new_parts(left, parts, journal):
                             self._submit(part, left, journal)

@@ -46,8 +46,9 @@ def make_calls(
 ) -> Iterator[tuple[_Item, _Result]]:
     """Yield results as they arrive; abandon a call that exceeds its total time.
 
-    Calls stop early if the next one could exceed the account's limit; the remaining items are not
-    asked.
+    Calls stop early if the next one could exceed the account's limit, the account is stopped, or a
+    call raises, which is raised in the end; the remaining items are not asked. Calls in flight may
+    be paid, so their results are always yielded.
     """
     account = caller.account
     asked: queue.SimpleQueue[tuple[int, _Item] | None] = queue.SimpleQueue()
@@ -55,9 +56,10 @@ def make_calls(
     limit, workers, abandoned = min(caller.concurrency, len(items)), 0, 0
     left, reserved, numbers = deque(items), 0.0, itertools.count()
     in_flight: dict[int, tuple[_Item, float, float]] = {}  # the oldest first
+    error: Exception | None = None
     try:
         while True:
-            while left and len(in_flight) < limit:
+            while left and len(in_flight) < limit and not (error or account.is_stopped):
                 cost = account.dollars(*caller.most_tokens(left[0])) or 0.0
                 if not account.allows(reserved + cost):
                     break
@@ -66,6 +68,8 @@ def make_calls(
                 in_flight[number] = item, cost, time.monotonic() + caller.longest_call()
                 asked.put((number, item))
             if not in_flight:
+                if error:
+                    raise error
                 return
             while workers < limit + abandoned:
                 workers += 1
@@ -81,7 +85,8 @@ def make_calls(
                 result = caller.abandoned(item)
                 abandoned += 1
             if isinstance(result, Exception):
-                raise result
+                error = error or result
+                continue
             account.spent += account.dollars(*caller.billed(result)) or 0.0
             if (more := caller.again(item, result)) is not None:
                 left.appendleft(more)

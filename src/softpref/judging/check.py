@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from softpref.columns import STANDARD
 from softpref.data.bad_rows import place
 from softpref.data.label_columns import is_tie
 from softpref.data.messages import Text, is_empty, parse_text
@@ -72,8 +73,9 @@ def load_verdicts(source: str) -> tuple[list[Comparison], list[Comparison]]:
     """Return the pairs of which one response is better, as a comparison's response, and the ties.
 
     Rows have `prompt`, `response_1`, `response_2` and `gold` (1, 2 or tie); or they are training
-    pairs, whose chosen response counts as the better one unless `label` is tie. Prompts and
-    responses are text or messages, optionally with `tools` and `chat_template_kwargs`.
+    pairs, whose chosen response counts as the better one unless `label` is tie; where `is_flipped`,
+    as `softpref inject` writes it, the rejected one does. Prompts and responses are text or
+    messages, optionally with `tools` and `chat_template_kwargs`.
 
     Raises:
         UsageError: the file cannot be read, or a row has another form.
@@ -85,9 +87,14 @@ def load_verdicts(source: str) -> tuple[list[Comparison], list[Comparison]]:
         ]
     loaded = load_pairs(source, on_bad_row="skip")
     refuse_bad_rows(loaded.bad_rows, "Fix or remove it")
-    better, tied = list[Comparison](), list[Comparison]()
-    for pair in dataset_rows(loaded.pairs):
+    better, tied, flipped = list[Comparison](), list[Comparison](), 0
+    for row in dataset_rows(loaded.pairs):
+        is_flipped = bool(row.get("is_flipped")) and not is_tie(row)
+        flipped += is_flipped
+        pair = STANDARD.swapped(row) if is_flipped else row
         (tied if is_tie(pair) else better).append(comparison_of_pair(str(pair["row"]), pair))
+    if flipped:
+        logger.info(f"{source}: {flipped:,} pairs with is_flipped are swapped back")
     return better, tied
 
 

@@ -8,7 +8,15 @@ from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from softpref.errors import UsageError
-from softpref.options import facts_of, option, parse, refuse_too_small, refuse_unread, require
+from softpref.options import (
+    facts_of,
+    option,
+    parse,
+    refuse_too_small,
+    refuse_unknown_choices,
+    refuse_unread,
+    require,
+)
 from softpref.quantization import Bits, bits_of
 
 JudgeKind = Literal["endpoint", "reward_model", "implicit_reward", "checker"]
@@ -173,6 +181,7 @@ def check_judge(options: JudgeOptions) -> None:
     Raises:
         UsageError: the message names the option and the remedy.
     """
+    refuse_unknown_choices(options)
     refuse_unread(options, "judge")
     facts = facts_of(type(options))
     models = ("judge_model", "judge_reference")

@@ -107,7 +107,10 @@ class Judge(Protocol):
         """What its calls cost, and have cost so far."""
 
     def ask(self, questions: Sequence[Question]) -> Iterable[tuple[Question, Answer]]:
-        """Yield every question with its answer, in order of arrival."""
+        """Yield every question with its answer, in order of arrival.
+
+        Once its account is stopped, make no further call, and yield what earlier ones bring.
+        """
 
 
 def judge_hash(judge: Judge) -> str:

@@ -37,7 +37,12 @@ def read_completion(completion: Any, limits: tuple[int, int]) -> Reply:
     """
     text, failure, is_cut = _content(completion)
     counted = _usage(completion)
-    return Reply(text, failure, is_cut, counted or (0, 0), counted or limits)
+    return Reply(encodable(text), failure, is_cut, counted or (0, 0), counted or limits)
+
+
+def encodable(text: str) -> str:
+    """Return text that UTF-8 can hold: half a surrogate pair becomes a replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _content(completion: Any) -> tuple[str, str | None, bool]:

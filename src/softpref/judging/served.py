@@ -18,7 +18,7 @@ from softpref.judging.client import Client, Server
 from softpref.judging.failures import CUT_OFF, Streak, stopped
 from softpref.judging.generate_options import GenerateOptions
 from softpref.judging.log import Lines, resume_from
-from softpref.judging.reply import Reply
+from softpref.judging.reply import Reply, encodable
 from softpref.judging.responses import Prompt, text_to_continue
 from softpref.progress import Progress
 
@@ -136,6 +136,7 @@ def served_responses(
     missing = [order for order in orders if (order.sample, order.prompt) not in found]
     streak = Streak(len(missing), bool(found))
     failures: Counter[str] = Counter()
+    stop = None
     lines = Lines(progress)
     try:
         lines.read()
@@ -150,10 +151,13 @@ def served_responses(
                     failures[str(reply.failure)] += 1
                 else:
                     found[order.sample, order.prompt] = text
-                if streak.add(order, reply.failure):
-                    raise UsageError(_stopped(str(reply.failure), len(streak.items), options))
+                if not stop and streak.add(order, reply.failure):
+                    stop = UsageError(_stopped(str(reply.failure), len(streak.items), options))
+                    writer.account.is_stopped = True  # calls in flight are paid: count them, too
     finally:
         lines.close()
+    if stop:
+        raise stop
     if writer.account.dollars(0, 0) is not None:
         logger.info("generating: at most %.2f dollars so far", writer.account.spent)
     _refuse_missing_responses(len(found), len(orders), failures, options)
@@ -229,7 +233,7 @@ def _written(
         for row in rows:
             text, place = row["text"], (int(row["sample"]), int(row["prompt"]))
             if isinstance(text, str):
-                found[place] = text
+                found[place] = encodable(text)
             elif text is not None:
                 raise TypeError
             sent, received = map(int, row.get("billed", (0, 0)))  # none in files of before

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from softpref.data.messages import as_text
 from softpref.judging.questions import FIVE_VERDICTS, VERDICTS, Comparison, Grades, Question
+from softpref.judging.reply import encodable
 
 SYSTEM = """\
 You compare two responses to a prompt and say which one answers it better: more helpful, more \
@@ -48,7 +50,9 @@ LONGEST_REPLY = 100_000
 """Characters; a longer reply counts as no verdict."""
 
 _LONGEST_OBJECT = 10_000  # characters; limits the cost of a failed attempt
-_DECODER = json.JSONDecoder(parse_int=str, parse_float=str)  # Python rejects very long numbers
+# Python rejects very long numbers, and a strict decoder line breaks in texts.
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
+_KEY = re.compile(r'"verdict"\s*:')
 _OPENING, _CLOSING = ("<think>", "<thinking>"), ("</think>", "</thinking>")
 
 
@@ -127,7 +131,8 @@ def read_reply(content: str | None, grades: Grades = "three") -> tuple[str, str]
     """Return verdict and justification, or None if the reply has no such JSON object.
 
     Prose and reasoning around the object are allowed. The last object with a verdict counts, but
-    none before the last `</think>` or after an unclosed `<think>`.
+    none before the last `</think>` or after an unclosed `<think>`, and none inside an object that
+    is not JSON, since it may be quoted from a response.
     """
     text = content or ""
     if len(text) > LONGEST_REPLY:
@@ -141,13 +146,26 @@ def read_reply(content: str | None, grades: Grades = "three") -> tuple[str, str]
                 reply = {}
             if opening != closing:  # at least one tag is there
                 is_thought = opening > closing
-            if "verdict" in found and not is_thought:
+            shown = prose[closing + 1 :]
+            if _KEY.search(shown):
+                reply = {}
+            if "verdict" in found and not is_thought and not _is_inside(shown):
                 reply = found
     except RecursionError:
         return None
-    if reply.get("verdict") not in _VERDICTS[grades]:
+    known = {verdict.casefold(): verdict for verdict in _VERDICTS[grades]}
+    said = reply.get("verdict")
+    verdict = known.get("".join(said.split()).casefold()) if isinstance(said, str) else None
+    if verdict is None:
         return None
-    return reply["verdict"], str(reply.get("justification", ""))
+    return verdict, encodable(str(reply.get("justification", "")))
+
+
+def _is_inside(prose: str) -> bool:
+    """Return whether an object with a verdict is open at the end of text that is not JSON."""
+    key = max((found.start() for found in _KEY.finditer(prose)), default=-1)
+    is_open = prose.rfind("{", 0, max(0, key)) > prose.rfind("}", 0, max(0, key))
+    return is_open and "}" not in prose[key:]
 
 
 def _objects(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
