@@ -132,8 +132,11 @@ def test_a_text_prompt_beside_messages_is_the_users_turn_or_said_before():
 def test_messages_written_as_text_are_read(write):
     cells = {name: write(value) for name, value in CHAT.items()}
     assert read(cells) == (read(CHAT)[0], (parsing.WRITTEN,))
+    long = CHAT | {"prompt": [{"content": "q " * 200, "role": "user"}]}
+    assert read({name: write(value) for name, value in long.items()})[0] == read(long)[0]
     refused({**cells, "chosen": cells["chosen"][:-2]}, "looks like messages written as")
-    assert read({"prompt": "p", "chosen": "[{1}]", "rejected": "x"})[0] == ("p", "[{1}]", "x")
+    for text in ("[{1}]", '[{"job": {"role": "cook"}}]'):
+        assert read({"prompt": "p", "chosen": text, "rejected": "x"})[0] == ("p", text, "x")
 
 
 @pytest.mark.parametrize(

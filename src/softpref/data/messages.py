@@ -160,8 +160,8 @@ def _written_messages(value: str, column: str) -> list[Message] | None:
     Raises:
         RowError: it begins like such a list, and cannot be parsed.
     """
-    start = value.lstrip()[:200]
-    if not start.startswith("[{") or not ('"role"' in start or "'role'" in start):
+    is_list = value.lstrip()[:2] == "[{"
+    if not is_list or not ('"role"' in value or "'role'" in value):
         return None
     for read in (json.loads, ast.literal_eval):
         try:
@@ -169,5 +169,7 @@ def _written_messages(value: str, column: str) -> list[Message] | None:
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, list) and all(isinstance(message, Mapping) for message in found):
+            if not any("role" in message for message in found):
+                return None  # a role deeper down is other JSON, such as a response in JSON
             return [_message(message, column) for message in found]
     raise RowError(f"{column} looks like messages written as text, but cannot be parsed")
