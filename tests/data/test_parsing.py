@@ -109,6 +109,35 @@ def test_a_prompt_in_the_responses_too_is_read_once():
     assert read(doubled) == (read(CHAT)[0], (parsing.REPEATED,))
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "repeated"),
+    [
+        ([SYSTEM, user("q?")], [user("q?")]),
+        ([user("q?")], [SYSTEM, user("q?")]),
+        ([user("q?")], [user("q? ")]),
+        ([user("q?")], [{"role": "developer", "content": "Be brief."}]),
+        ([SYSTEM], [SYSTEM, user("q?")]),
+    ],
+)
+def test_a_prompt_that_is_repeated_in_part_is_refused(prompt, repeated):
+    row = {side: repeated + CHAT[side] for side in ("chosen", "rejected")}
+    refused({"prompt": prompt, **row}, "begins with a user's or system message: give the assista")
+    assert read(row)[0] == (repeated, CHAT["chosen"], CHAT["rejected"])
+
+
+def test_a_response_may_begin_with_a_tools_answer_and_go_on_after_the_user():
+    def turns(answer):
+        called = [{"role": "tool", "content": "7"}, assistant("so")]
+        return [*called, user("and?"), assistant(answer)]
+
+    prompt = [user("q?"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    row = {"prompt": prompt, "chosen": turns("a"), "rejected": turns("b")}
+    assert read(row) == ((prompt, turns("a"), turns("b")), ())
+
+
 def test_a_text_prompt_in_nearly_all_responses_is_refused(tmp_path, caplog):
     def row(n, lead=""):
         return {"prompt": f"Question {n}?", "chosen": f"{lead}yes", "rejected": f"{lead}no"}

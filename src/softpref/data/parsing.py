@@ -46,6 +46,8 @@ TURN = re.compile(
 )
 """Marks of a new turn in a conversation that is written as one text."""
 
+ASKING = ("user", "system", "developer")
+"""Roles of messages that belong to the prompt, where a response begins with them."""
 MIN_PROMPT_CHARACTERS = 8
 """Length of a prompt that responses do not begin with by chance."""
 REPEATED = "both responses repeat the prompt, which was read once"
@@ -144,9 +146,14 @@ def _explicit(
         repeats = [bool(prompt) and side[: len(prompt)] == prompt for side in (chosen, rejected)]
         if repeats == [True, True]:
             notes.append(REPEATED)
-            return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
-        if any(repeats):
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        elif any(repeats):
             raise RowError("one of the responses repeats the prompt, and the other does not")
+        if any(side and side[0]["role"] in ASKING for side in (chosen, rejected)):
+            raise RowError(
+                "a response begins with a user's or system message: give the assistant's turns "
+                "alone, or the whole prompt again"
+            )
         return prompt, chosen, rejected
     if all(message["role"] == "assistant" for message in (*chosen, *rejected)):
         notes.append(USER_TURN)
