@@ -205,9 +205,21 @@ def test_system_and_question_make_a_conversation(system):
     row = {"system": system, "question": "q?", "chosen": "yes", "rejected": "no"}
     first = [{"role": "system", "content": system}] if system else []
     expected = (first + CHAT["prompt"], CHAT["chosen"], CHAT["rejected"])
-    assert read(row) == (expected, (parsing.SYSTEM_READ,))
+    notes = (parsing.SYSTEM_READ,) if system else ()
+    assert read(row) == (expected, notes)
     named = {"s": system, "prompt": "q?", "chosen": "yes", "rejected": "no"}
-    assert read(named, Columns(system="s")) == (expected, (parsing.SYSTEM_READ,))
+    assert read(named, Columns(system="s")) == (expected, notes)
+    assert read({**CHAT, "s": system}, Columns(system="s")) == (expected, notes)
+
+
+def test_a_named_system_column_is_there_and_the_only_system_message():
+    row = {"prompt": "q?", "chosen": "yes", "rejected": "no"}
+    refused({**row, "system": "s"}, "systm is missing .columns of", Columns(system="systm"))
+    export = Columns(system="s", or_standard=True)  # the report's export has it in the prompt
+    assert read(row, export) == (read(CHAT)[0], ())
+    twice = CHAT | {"prompt": [SYSTEM, user("q?")], "s": "Be kind."}
+    refused(twice, "s stands beside a prompt that begins with a system", Columns(system="s"))
+    assert read(twice | {"s": None}, Columns(system="s"))[0][0] == twice["prompt"]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ TURN = re.compile(
 )
 """Marks of a new turn in a conversation that is written as one text."""
 
-ASKING = ("user", "system", "developer")
+INSTRUCTING = ("system", "developer")
+ASKING = ("user", *INSTRUCTING)
 """Roles of messages that belong to the prompt, where a response begins with them."""
 MIN_PROMPT_CHARACTERS = 8
 """Length of a prompt that responses do not begin with by chance."""
@@ -96,7 +97,8 @@ def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
         prompt, chosen, rejected = _implicit(raw, chosen, rejected, notes)
     if columns.system:
         prompt, chosen, rejected = _with_system(raw, columns, prompt, chosen, rejected)
-        notes.append(SYSTEM_READ)
+        if raw.get(columns.system):
+            notes.append(SYSTEM_READ)
     if not type(prompt) is type(chosen) is type(rejected):
         raise RowError("prompt, chosen and rejected must be all text or all messages")
     texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -206,9 +208,15 @@ def _with_system(
     raw: Mapping[str, Any], columns: Columns, prompt: Text, chosen: Text, rejected: Text
 ) -> tuple[Text, Text, Text]:
     """Return prompt and responses as messages, starting with the system message, if any."""
+    if columns.system not in raw and not columns.or_standard:
+        raise RowError(f"{columns.system} is missing ({_names(raw)})")
     system = raw.get(str(columns.system))
     if system is not None and not isinstance(system, str):
         raise RowError(f"{columns.system} is not text")
+    if system and isinstance(prompt, list) and prompt and prompt[0]["role"] in INSTRUCTING:
+        raise RowError(
+            f"{columns.system} stands beside a prompt that begins with a system message: keep one"
+        )
     first: list[Message] = [{"role": "system", "content": system}] if system else []
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     first_response, second = (
