@@ -241,6 +241,19 @@ def test_a_transcripts_prompt_ends_at_the_last_turn_that_both_share(marked, lead
     assert read(longer)[0] == (marked, " yes", " yes indeed")
 
 
+@pytest.mark.parametrize(
+    ("turn", "mark"),
+    [
+        ("\n\nHuman:", "Human:"), ("\nprompter :", "prompter :"), ("\nSYSTEM:", "SYSTEM:"),
+        ("\n### Input:\n", "### Input:"), ("<|im_start|>user\n", "<.im_start.>user"),
+    ],
+)  # fmt: skip
+def test_a_transcript_that_differs_before_its_last_turn_is_refused(turn, mark):
+    start = f"\n\nHuman: hi\n\nAssistant: hello{turn}"
+    row = {"chosen": f"{start} a joke\n\nAssistant: ok", "rejected": f"{start} a rhyme\n\nAI: no"}
+    refused(row, f"differ before their last turn: the last mark that both share is '{mark}'")
+
+
 def test_without_a_turn_what_begins_alike_is_said():
     assert read({"chosen": "Q. blue", "rejected": "Q. green"})[1] == (parsing.IMPLICIT,)
     assert read({"chosen": "Q. bloom", "rejected": "Q. blue"})[1] == (parsing.CUT, parsing.IMPLICIT)

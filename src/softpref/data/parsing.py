@@ -46,6 +46,8 @@ TURN = re.compile(
 )
 """Marks of a new turn in a conversation that is written as one text."""
 
+OTHERS_TURN = re.compile(r"human|user|prompter|system|instruction|input", re.IGNORECASE)
+"""What a mark of a turn that is not the assistant's contains."""
 INSTRUCTING = ("system", "developer")
 ASKING = ("user", *INSTRUCTING)
 """Roles of messages that belong to the prompt, where a response begins with them."""
@@ -178,6 +180,11 @@ def _implicit(
         return "", chosen, rejected
     common_text = os.path.commonprefix([chosen, rejected])
     turns = list(TURN.finditer(common_text))
+    if turns and OTHERS_TURN.search(turns[-1][0]):
+        raise RowError(
+            "chosen and rejected differ before their last turn: the last mark that both share is "
+            f"{turns[-1][0].strip()!r}"
+        )
     if turns:
         prompt = common_text[: turns[-1].end()]
     else:
