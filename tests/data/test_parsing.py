@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 
+import numpy as np
+import pandas
 import pytest
 
 from softpref.columns import Columns
@@ -176,6 +178,18 @@ def test_a_row_with_another_prompt_is_refused_with_its_name(name, value):
     refused(row, f"prompt is missing .*did you mean --prompt_column {name}")
     found = read(row, Columns(prompt=name))[0]
     assert found == (value, row["chosen"], row["rejected"])
+
+
+@pytest.mark.parametrize(
+    ("empty", "full"),
+    [(np.array([]), np.array([1, 2])), (pandas.NA, np.array(["a"])), (float("nan"), [{}])],
+)
+def test_cells_of_a_frame_say_whether_they_hold_anything(empty, full):
+    answers = {"chosen": "The sky is blue", "rejected": "The sky is green"}
+    assert read({**answers, "prompt": "Sky?", "images": empty})[0][0] == "Sky?"
+    refused({**answers, "prompt": "Sky?", "images": full}, "it has images")
+    assert read({**answers, "conversations": empty})[0][0] == "The sky is"
+    refused({**answers, "conversations": full}, "did you mean --prompt_column conversations")
 
 
 def test_columns_are_mapped_and_standard_names_do_without():

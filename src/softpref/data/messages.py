@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
+
+import pandas
 
 from softpref.data.readers import RowError
 
@@ -106,13 +108,20 @@ def _message_text(message: Message) -> str:
     return "\n".join([*filter(None, texts_of([message])), *shown])
 
 
+def is_given(value: object) -> bool:
+    """Return whether a cell holds anything; arrays and `pandas.NA` have no truth of their own."""
+    if isinstance(value, Sized):
+        return len(value) > 0
+    return pandas.isna(value) is not True and bool(value)
+
+
 def refuse_media(raw: Mapping[str, Any]) -> None:
     """Refuse a row with images, audio or video.
 
     Raises:
         RowError: it has any.
     """
-    if found := [name for name in MEDIA if raw.get(name)]:
+    if found := [name for name in MEDIA if is_given(raw.get(name))]:
         raise RowError(f"it has {found[0]}: softpref reads text only")
 
 

@@ -20,6 +20,7 @@ from softpref.data.messages import (
     Message,
     Text,
     is_empty,
+    is_given,
     parse_context,
     parse_text,
     refuse_media,
@@ -33,7 +34,8 @@ ANNOTATOR = "annotator"
 OPTIONAL = ("uid", "is_flipped", "soft_label", ANNOTATOR)
 PROMPT_NAMES = (
     "question", "instruction", "query", "input", "inputs", "context", "history", "problem", "task",
-    "system", "user", "human", "message", "messages", "conversation", "dialogue",
+    "system", "user", "human", "message", "messages", "conversation",
+    "conversations", "dialogue",
 )  # fmt: skip
 """Column names that often hold a prompt, the most likely first."""
 
@@ -204,7 +206,8 @@ def _implicit(
 
 
 def _hint(raw: Mapping[str, Any]) -> str:
-    names = [str(name) for name in raw if str(name).lower() in PROMPT_NAMES and raw[name]]
+    held = [str(name) for name, value in raw.items() if is_given(value)]
+    names = [name for name in held if name.lower() in PROMPT_NAMES]
     if not names:
         return ""
     likeliest = min(names, key=lambda name: PROMPT_NAMES.index(name.lower()))
