@@ -129,9 +129,11 @@ def _message(raw: Mapping[str, Any], column: str) -> Message:
     role = raw.get("role")
     if not isinstance(role, str):
         raise RowError(f"{column} has a message whose role is not text")
-    content = _content(raw.get("content"), column)
+    content = _content(raw, "content", column)
     others = {str(k): v for k, v in sorted(raw.items()) if k not in ("role", "content")}
     others = _filled_fields(others, column)
+    if "reasoning_content" in others:
+        others["reasoning_content"] = _content(others, "reasoning_content", column)
     if content is None and not others:
         raise RowError(f"{column} has a message without content")
     return {"role": role, "content": content} | others
@@ -151,11 +153,12 @@ def _filled_fields(value: Any, column: str) -> Any:
         raise RowError(f"{column} is nested too deeply") from None
 
 
-def _content(value: object, column: str) -> Any:
+def _content(message: Mapping[str, Any], field: str, column: str) -> Any:
+    value = message.get(field)
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise RowError(f"{column} has a message whose content is not text")
+        raise RowError(f"{column} has a message whose {field} is not text")
     for part in value:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind != "text" or not isinstance(part.get("text"), str):
