@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from datetime import date
 
 import numpy as np
 import pandas
@@ -114,6 +115,26 @@ def test_messages_that_are_refused(change, words):
 def test_a_prompt_in_the_responses_too_is_read_once():
     doubled = CHAT | {side: CHAT["prompt"] + CHAT[side] for side in ("chosen", "rejected")}
     assert read(doubled) == (read(CHAT)[0], (parsing.REPEATED,))
+
+
+HALF = json.dumps([{"role": "user", "content": "caf\ud83d"}])
+NOT_JSON = "cannot be written as JSON .Object of type {} is not JSON serializable.: make it text"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"q": [user("q?", at=date(2024, 1, 2))]}, "^q " + NOT_JSON.format("date")),
+        ({"q": [user("q?", raw=b"x")]}, "^q " + NOT_JSON.format("bytes")),
+        ({"chosen": [assistant("a", n=np.float32(1))]}, "^chosen " + NOT_JSON.format("float32")),
+        ({"q": HALF}, "^q has half of a surrogate pair"),
+        ({"tools": '[{"name": "\\ud83d"}]'}, "^tools has half of a surrogate pair"),
+        ({"uid": "\ud83d"}, "^uid has half of a surrogate pair"),
+    ],
+)
+def test_what_json_cannot_hold_is_named_by_its_column(change, words):
+    row = {"q": CHAT["prompt"], "chosen": CHAT["chosen"], "rejected": CHAT["rejected"]}
+    refused(row | change, words, Columns(prompt="q"))
 
 
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -18,6 +18,7 @@ from typing import Any
 import pandas
 
 from softpref.data.readers import RowError
+from softpref.errors import first_line
 
 Message = dict[str, Any]
 Text = str | list[Message]
@@ -106,6 +107,21 @@ def _message_text(message: Message) -> str:
     }
     shown = [json.dumps(other, ensure_ascii=False)] if other else []
     return "\n".join([*filter(None, texts_of([message])), *shown])
+
+
+def require_json(value: object, column: str) -> None:
+    """Refuse what cannot be written as JSON: Parquet and Python rows may hold dates and bytes.
+
+    Raises:
+        RowError: it holds such a value, or text with half of a surrogate pair.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise RowError(f"{column} has half of a surrogate pair, which is no text") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        why = first_line(error)
+        raise RowError(f"{column} cannot be written as JSON ({why}): make it text") from None
 
 
 def is_given(value: object) -> bool:

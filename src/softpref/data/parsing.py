@@ -24,6 +24,7 @@ from softpref.data.messages import (
     parse_context,
     parse_text,
     refuse_media,
+    require_json,
     texts_of,
 )
 from softpref.data.readers import RowError
@@ -113,6 +114,8 @@ def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
         raise RowError("chosen and rejected are identical")
     context = parse_context(raw) if isinstance(prompt, list) else {}
     fields = texts | context | _optional(raw) | read_label_columns(raw, columns)
+    for name, value in fields.items():
+        require_json(value, getattr(columns, name) if name in texts else name)
     return Parsed(fields, tuple(dict.fromkeys(notes)))
 
 
