@@ -176,6 +176,9 @@ def test_a_text_prompt_in_nearly_all_responses_is_refused(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "softpref"):
         load_pairs(written(tmp_path, [*doubled[:2], *(row(n) for n in range(10, 20))]))
     assert f"in 2 of 12 pairs {parsing.REPEATED_TEXT}" in caplog.text
+    assert read(row(1, lead="\nQuestion 1? ") | {"prompt": "Question 1?\n"})[1] == (
+        parsing.REPEATED_TEXT,
+    )
 
 
 def test_a_text_prompt_beside_messages_is_the_users_turn_or_said_before():

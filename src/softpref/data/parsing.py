@@ -145,8 +145,9 @@ def _explicit(
 ) -> tuple[Text, Text, Text]:
     """Return prompt and responses, without a prompt that the responses repeat."""
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        is_long_enough = len(prompt.strip()) >= MIN_PROMPT_CHARACTERS
-        if is_long_enough and chosen.startswith(prompt) and rejected.startswith(prompt):
+        asked = prompt.strip()
+        repeats = [side.lstrip().startswith(asked) for side in (chosen, rejected)]
+        if len(asked) >= MIN_PROMPT_CHARACTERS and all(repeats):
             notes.append(REPEATED_TEXT)
         return prompt, chosen, rejected
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
@@ -272,9 +273,11 @@ def _annotator(given: object) -> dict[str, str]:
     """Return who labelled the pair, or nothing where it is unknown."""
     if isinstance(given, float):  # pandas makes floats of integers beside an empty cell
         given = "" if math.isnan(given) else int(given) if given.is_integer() else given
+    if isinstance(given, str):  # and writes them to CSV
+        given = given.strip()
+        given = given.removesuffix(".0") if re.fullmatch(r"\d+\.0", given) else given
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise RowError(
             "annotator is neither text nor an integer: write a name or a number, or leave it empty"
         )
-    name = str(given).strip()
-    return {ANNOTATOR: name} if name else {}
+    return {ANNOTATOR: str(given)} if given != "" else {}
