@@ -32,6 +32,9 @@ def test_text_and_integers_are_names_and_empty_ones_are_unknown(tmp_path):
     assert load_pairs(frame).pairs["annotator"][:] == ["ann", None]
     (tmp_path / "a.csv").write_text("prompt,chosen,rejected,annotator\np,c,r,\nq,c,r,5\n")
     assert load_pairs(str(tmp_path / "a.csv")).pairs["annotator"][:] == [None, "5"]
+    frame = pandas.DataFrame({**pandas.DataFrame(numbered(3)), "annotator": [5, None, 1.5]})
+    frame.to_csv(tmp_path / "b.csv", index=False)
+    assert load_pairs(str(tmp_path / "b.csv")).pairs["annotator"][:] == ["5", None, "1.5"]
 
 
 def test_without_names_there_is_no_column_and_the_same_fingerprint(tmp_path):

@@ -104,6 +104,19 @@ def test_what_is_not_asked_for_is_listed_as_unread(tmp_path, caplog):
     assert "not read: score_chosen\n" in caplog.text
 
 
+def test_labels_beside_ties_that_are_not_read_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    labels = ["tie", "rejected", "", None, float("nan"), 0, "rejected", "chosen", "A", "B"]
+    source = jsonl(tmp_path / "p.jsonl", rows(10, label=labels))
+    load_pairs(source)
+    said = "6 values other than a tie, such as 'rejected', '0', 'chosen', were not read"
+    assert f"{source}: label: {said}" in caplog.text
+    assert "columns that were not read" not in caplog.text
+    caplog.clear()
+    load_pairs(jsonl(tmp_path / "q.jsonl", rows(2, label=["tie", ""])))
+    assert "not read" not in caplog.text
+
+
 def test_weights_and_ties_are_part_of_the_fingerprint(tmp_path):
     def fingerprint(**columns):
         return load_pairs(jsonl(tmp_path / "p.jsonl", rows(2, **columns)), columns=ALL).fingerprint

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from softpref.columns import Columns
 from softpref.data.noise import inject
 from softpref.data.sources import load_pairs
 from softpref.errors import UsageError
@@ -215,6 +216,27 @@ def test_messages_never_lose_a_field_unseen(tmp_path):
     inject(source, str(tmp_path / "out.jsonl"), 0.999, 0)
     (flipped,) = read(tmp_path / "out.jsonl")
     assert flipped == row | {"chosen": [NO], "rejected": [bare], "is_flipped": True}
+
+
+@pytest.mark.parametrize("as_chat", [False, True])
+def test_named_columns_of_parquet_keep_their_fields_and_get_the_truth(tmp_path, as_chat):
+    columns = Columns("q", "better", "worse")
+    rows = [{"q": f"p{n}", "better": f"c{n}", "worse": f"r{n}"} for n in range(6)]
+    if as_chat:
+        rows = [{"q": [USER], "better": [NO], "worse": [NO | {"content": f"{n}"}]}
+                for n in range(6)]  # fmt: skip
+    source = write(tmp_path / "in.parquet", rows)
+    found = inject(source, str(tmp_path / "out.parquet"), 0.5, 0, columns)
+    after = read(tmp_path / "out.parquet")
+    assert after == [
+        (columns.swapped(row) if flip else row) | {"is_flipped": flip}
+        for row, flip in zip(rows, found.flips, strict=True)
+    ]
+    bare = [row | {"better": [{"role": "assistant", "content": "x"}]} for row in rows]
+    if as_chat:
+        source = write(tmp_path / "bare.parquet", bare)
+        with pytest.raises(UsageError, match="messages of better and worse have different fields"):
+            inject(source, str(tmp_path / "no.parquet"), 0.5, 0, columns)
 
 
 def test_rows_with_columns_of_their_own(tmp_path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from datetime import date
 
+import numpy as np
+import pandas
 import pytest
 
 from softpref.columns import Columns
@@ -92,6 +95,11 @@ def test_a_tree_too_deep_to_be_read_is_a_bad_row():
         ({"images": ["a.png"]}, "it has images"),
         ({"prompt": [{"role": "user"}]}, "message without content"),
         ({"prompt": [user(7)]}, "content is not text"),
+        ({"chosen": [assistant("a", reasoning_content={"x": 1})]}, "reasoning_content is not text"),
+        ({"chosen": [assistant("a", reasoning_content=[{"type": "thinking", "thinking": "x"}])]},
+         "chosen has a part of type 'thinking'"),
+        ({"chosen": [assistant("a", reasoning_content=[{"type": "text", "text": 1}])]},
+         "chosen has a part of type 'text'"),
         ({"tools": "[1"}, "tools is text, but not JSON"),
         ({"tools": {"a": 1}}, "tools is not a list"),
         ({"chat_template_kwargs": {"tokenize": False}}, "may not set tokenize"),
@@ -109,6 +117,55 @@ def test_a_prompt_in_the_responses_too_is_read_once():
     assert read(doubled) == (read(CHAT)[0], (parsing.REPEATED,))
 
 
+HALF = json.dumps([{"role": "user", "content": "caf\ud83d"}])
+NOT_JSON = "cannot be written as JSON .Object of type {} is not JSON serializable.: make it text"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"q": [user("q?", at=date(2024, 1, 2))]}, "^q " + NOT_JSON.format("date")),
+        ({"q": [user("q?", raw=b"x")]}, "^q " + NOT_JSON.format("bytes")),
+        ({"chosen": [assistant("a", n=np.float32(1))]}, "^chosen " + NOT_JSON.format("float32")),
+        ({"q": HALF}, "^q has half of a surrogate pair"),
+        ({"tools": '[{"name": "\\ud83d"}]'}, "^tools has half of a surrogate pair"),
+        ({"uid": "\ud83d"}, "^uid has half of a surrogate pair"),
+    ],
+)
+def test_what_json_cannot_hold_is_named_by_its_column(change, words):
+    row = {"q": CHAT["prompt"], "chosen": CHAT["chosen"], "rejected": CHAT["rejected"]}
+    refused(row | change, words, Columns(prompt="q"))
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "repeated"),
+    [
+        ([SYSTEM, user("q?")], [user("q?")]),
+        ([user("q?")], [SYSTEM, user("q?")]),
+        ([user("q?")], [user("q? ")]),
+        ([user("q?")], [{"role": "developer", "content": "Be brief."}]),
+        ([SYSTEM], [SYSTEM, user("q?")]),
+    ],
+)
+def test_a_prompt_that_is_repeated_in_part_is_refused(prompt, repeated):
+    row = {side: repeated + CHAT[side] for side in ("chosen", "rejected")}
+    refused({"prompt": prompt, **row}, "begins with a user's or system message: give the assista")
+    assert read(row)[0] == (repeated, CHAT["chosen"], CHAT["rejected"])
+
+
+def test_a_response_may_begin_with_a_tools_answer_and_go_on_after_the_user():
+    def turns(answer):
+        called = [{"role": "tool", "content": "7"}, assistant("so")]
+        return [*called, user("and?"), assistant(answer)]
+
+    prompt = [user("q?"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    row = {"prompt": prompt, "chosen": turns("a"), "rejected": turns("b")}
+    assert read(row) == ((prompt, turns("a"), turns("b")), ())
+
+
 def test_a_text_prompt_in_nearly_all_responses_is_refused(tmp_path, caplog):
     def row(n, lead=""):
         return {"prompt": f"Question {n}?", "chosen": f"{lead}yes", "rejected": f"{lead}no"}
@@ -119,6 +176,9 @@ def test_a_text_prompt_in_nearly_all_responses_is_refused(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "softpref"):
         load_pairs(written(tmp_path, [*doubled[:2], *(row(n) for n in range(10, 20))]))
     assert f"in 2 of 12 pairs {parsing.REPEATED_TEXT}" in caplog.text
+    assert read(row(1, lead="\nQuestion 1? ") | {"prompt": "Question 1?\n"})[1] == (
+        parsing.REPEATED_TEXT,
+    )
 
 
 def test_a_text_prompt_beside_messages_is_the_users_turn_or_said_before():
@@ -132,8 +192,11 @@ def test_a_text_prompt_beside_messages_is_the_users_turn_or_said_before():
 def test_messages_written_as_text_are_read(write):
     cells = {name: write(value) for name, value in CHAT.items()}
     assert read(cells) == (read(CHAT)[0], (parsing.WRITTEN,))
+    long = CHAT | {"prompt": [{"content": "q " * 200, "role": "user"}]}
+    assert read({name: write(value) for name, value in long.items()})[0] == read(long)[0]
     refused({**cells, "chosen": cells["chosen"][:-2]}, "looks like messages written as")
-    assert read({"prompt": "p", "chosen": "[{1}]", "rejected": "x"})[0] == ("p", "[{1}]", "x")
+    for text in ("[{1}]", '[{"job": {"role": "cook"}}]'):
+        assert read({"prompt": "p", "chosen": text, "rejected": "x"})[0] == ("p", text, "x")
 
 
 @pytest.mark.parametrize(
@@ -144,6 +207,18 @@ def test_a_row_with_another_prompt_is_refused_with_its_name(name, value):
     refused(row, f"prompt is missing .*did you mean --prompt_column {name}")
     found = read(row, Columns(prompt=name))[0]
     assert found == (value, row["chosen"], row["rejected"])
+
+
+@pytest.mark.parametrize(
+    ("empty", "full"),
+    [(np.array([]), np.array([1, 2])), (pandas.NA, np.array(["a"])), (float("nan"), [{}])],
+)
+def test_cells_of_a_frame_say_whether_they_hold_anything(empty, full):
+    answers = {"chosen": "The sky is blue", "rejected": "The sky is green"}
+    assert read({**answers, "prompt": "Sky?", "images": empty})[0][0] == "Sky?"
+    refused({**answers, "prompt": "Sky?", "images": full}, "it has images")
+    assert read({**answers, "conversations": empty})[0][0] == "The sky is"
+    refused({**answers, "conversations": full}, "did you mean --prompt_column conversations")
 
 
 def test_columns_are_mapped_and_standard_names_do_without():
@@ -173,9 +248,21 @@ def test_system_and_question_make_a_conversation(system):
     row = {"system": system, "question": "q?", "chosen": "yes", "rejected": "no"}
     first = [{"role": "system", "content": system}] if system else []
     expected = (first + CHAT["prompt"], CHAT["chosen"], CHAT["rejected"])
-    assert read(row) == (expected, (parsing.SYSTEM_READ,))
+    notes = (parsing.SYSTEM_READ,) if system else ()
+    assert read(row) == (expected, notes)
     named = {"s": system, "prompt": "q?", "chosen": "yes", "rejected": "no"}
-    assert read(named, Columns(system="s")) == (expected, (parsing.SYSTEM_READ,))
+    assert read(named, Columns(system="s")) == (expected, notes)
+    assert read({**CHAT, "s": system}, Columns(system="s")) == (expected, notes)
+
+
+def test_a_named_system_column_is_there_and_the_only_system_message():
+    row = {"prompt": "q?", "chosen": "yes", "rejected": "no"}
+    refused({**row, "system": "s"}, "systm is missing .columns of", Columns(system="systm"))
+    export = Columns(system="s", or_standard=True)  # the report's export has it in the prompt
+    assert read(row, export) == (read(CHAT)[0], ())
+    twice = CHAT | {"prompt": [SYSTEM, user("q?")], "s": "Be kind."}
+    refused(twice, "s stands beside a prompt that begins with a system", Columns(system="s"))
+    assert read(twice | {"s": None}, Columns(system="s"))[0][0] == twice["prompt"]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +282,19 @@ def test_a_transcripts_prompt_ends_at_the_last_turn_that_both_share(marked, lead
     assert notes == (parsing.IMPLICIT,)
     longer = {"chosen": f"{marked} yes", "rejected": f"{marked} yes indeed"}
     assert read(longer)[0] == (marked, " yes", " yes indeed")
+
+
+@pytest.mark.parametrize(
+    ("turn", "mark"),
+    [
+        ("\n\nHuman:", "Human:"), ("\nprompter :", "prompter :"), ("\nSYSTEM:", "SYSTEM:"),
+        ("\n### Input:\n", "### Input:"), ("<|im_start|>user\n", "<.im_start.>user"),
+    ],
+)  # fmt: skip
+def test_a_transcript_that_differs_before_its_last_turn_is_refused(turn, mark):
+    start = f"\n\nHuman: hi\n\nAssistant: hello{turn}"
+    row = {"chosen": f"{start} a joke\n\nAssistant: ok", "rejected": f"{start} a rhyme\n\nAI: no"}
+    refused(row, f"differ before their last turn: the last mark that both share is '{mark}'")
 
 
 def test_without_a_turn_what_begins_alike_is_said():

@@ -187,6 +187,29 @@ def test_fields_that_a_template_reads_change_the_ids_and_others_do_not():
     assert len(off) > len(on)
 
 
+@pytest.mark.parametrize("name", ["llama 3", "gemma 3", "qwen 2.5"])
+def test_content_in_parts_has_the_ids_of_its_text(name):
+    def in_parts(*texts):
+        return [{"type": "text", "text": text} for text in texts]
+
+    tokenizer = bpe(chat=TEMPLATES[name])
+    parts = {
+        "prompt": [SYSTEM, USER | {"content": in_parts("why", "? ")}],
+        "chosen": [answer(in_parts("because"))],
+        "rejected": [answer(in_parts("it rains"))],
+    }
+    plain = PLAIN | {"prompt": [SYSTEM, USER]}
+    assert tokenize_pair(parts, tokenizer, 512) == tokenize_pair(plain, tokenizer, 512)
+    assert prompt_ids(parts["prompt"], tokenizer) == prompt_ids(plain["prompt"], tokenizer)
+
+
+def test_a_template_that_reads_only_parts_gets_them():
+    only = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}</s>{% endfor %}"
+    prompt = [USER | {"content": [{"type": "text", "text": "why?"}]}]
+    tokenizer = bpe(chat=only)
+    assert prompt_ids(prompt, tokenizer) == tokenizer.encode("why?</s>", add_special_tokens=False)
+
+
 def with_call(tool, arguments, **schema):
     """Return a conversation that calls a tool of this schema; fields have the order of letters."""
     function = {"description": "d", "name": tool, "parameters": {"properties": schema}}

@@ -39,6 +39,13 @@ def test_files_of_both_are_read_as_responses_to_the_same_prompt(tmp_path, caplog
     assert "line 1: read as a row of Arena-Hard" in caplog.text
 
 
+@pytest.mark.parametrize("output", [{"output": "gold"}, {}])
+def test_a_response_of_its_own_is_kept_beside_an_instruction(tmp_path, output):
+    row = {"instruction": "Q", "input": "", "response": "ours"} | output
+    (found,) = load_responses(write(tmp_path / "a.jsonl", [row])).values()
+    assert (found[0].prompt, found[1]) == ("Q", "ours")
+
+
 def test_a_system_message_stays_in_the_prompt(tmp_path):
     row = ARENA | {"messages": [{"role": "system", "content": "s"}, *ARENA["messages"]]}
     ((given, response),) = load_responses(write(tmp_path / "a.jsonl", [row])).values()

@@ -198,6 +198,7 @@ def test_tools_and_every_field_of_a_message_reach_the_template(model, tmp_path, 
     ("row", "message"),
     [
         ({"prompt": "a", "tools": [{"name": "f"}]}, "line 1: has tools, which only a chat"),
+        ({"prompt": '[{"role": "user", "content": "\\ud83d"}]'}, "line 1: prompt has half of a"),
         ({"prompt": "a", "tools": "no"}, "line 1: tools is text, but not JSON"),
         ({"prompt": "a", "chat_template_kwargs": [1]}, "chat_template_kwargs is not a dict"),
         ({"prompt": []}, "line 1: prompt is empty"),

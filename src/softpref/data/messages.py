@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
+import pandas
+
 from softpref.data.readers import RowError
+from softpref.errors import first_line
 
 Message = dict[str, Any]
 Text = str | list[Message]
@@ -106,13 +109,35 @@ def _message_text(message: Message) -> str:
     return "\n".join([*filter(None, texts_of([message])), *shown])
 
 
+def require_json(value: object, column: str) -> None:
+    """Refuse what cannot be written as JSON: Parquet and Python rows may hold dates and bytes.
+
+    Raises:
+        RowError: it holds such a value, or text with half of a surrogate pair.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise RowError(f"{column} has half of a surrogate pair, which is no text") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        why = first_line(error)
+        raise RowError(f"{column} cannot be written as JSON ({why}): make it text") from None
+
+
+def is_given(value: object) -> bool:
+    """Return whether a cell holds anything; arrays and `pandas.NA` have no truth of their own."""
+    if isinstance(value, Sized):
+        return len(value) > 0
+    return pandas.isna(value) is not True and bool(value)
+
+
 def refuse_media(raw: Mapping[str, Any]) -> None:
     """Refuse a row with images, audio or video.
 
     Raises:
         RowError: it has any.
     """
-    if found := [name for name in MEDIA if raw.get(name)]:
+    if found := [name for name in MEDIA if is_given(raw.get(name))]:
         raise RowError(f"it has {found[0]}: softpref reads text only")
 
 
@@ -120,9 +145,11 @@ def _message(raw: Mapping[str, Any], column: str) -> Message:
     role = raw.get("role")
     if not isinstance(role, str):
         raise RowError(f"{column} has a message whose role is not text")
-    content = _content(raw.get("content"), column)
+    content = _content(raw, "content", column)
     others = {str(k): v for k, v in sorted(raw.items()) if k not in ("role", "content")}
     others = _filled_fields(others, column)
+    if "reasoning_content" in others:
+        others["reasoning_content"] = _content(others, "reasoning_content", column)
     if content is None and not others:
         raise RowError(f"{column} has a message without content")
     return {"role": role, "content": content} | others
@@ -142,11 +169,12 @@ def _filled_fields(value: Any, column: str) -> Any:
         raise RowError(f"{column} is nested too deeply") from None
 
 
-def _content(value: object, column: str) -> Any:
+def _content(message: Mapping[str, Any], field: str, column: str) -> Any:
+    value = message.get(field)
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise RowError(f"{column} has a message whose content is not text")
+        raise RowError(f"{column} has a message whose {field} is not text")
     for part in value:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind != "text" or not isinstance(part.get("text"), str):
@@ -160,8 +188,8 @@ def _written_messages(value: str, column: str) -> list[Message] | None:
     Raises:
         RowError: it begins like such a list, and cannot be parsed.
     """
-    start = value.lstrip()[:200]
-    if not start.startswith("[{") or not ('"role"' in start or "'role'" in start):
+    is_list = value.lstrip()[:2] == "[{"
+    if not is_list or not ('"role"' in value or "'role'" in value):
         return None
     for read in (json.loads, ast.literal_eval):
         try:
@@ -169,5 +197,7 @@ def _written_messages(value: str, column: str) -> list[Message] | None:
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, list) and all(isinstance(message, Mapping) for message in found):
+            if not any("role" in message for message in found):
+                return None  # a role deeper down is other JSON, such as a response in JSON
             return [_message(message, column) for message in found]
     raise RowError(f"{column} looks like messages written as text, but cannot be parsed")

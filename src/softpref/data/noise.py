@@ -113,7 +113,7 @@ def inject(
             )
 
     with _new_file(path) as temporary:
-        schema = _flagged_schema(source) if path.suffix.lower() == ".parquet" else None
+        schema = _flagged_schema(source, columns) if path.suffix.lower() == ".parquet" else None
         write_rows(temporary, noisy_rows(), output, schema)
     return Injected(output, tuple(flips), math.fsum(rates) / len(rates))
 
@@ -192,15 +192,17 @@ def _new_file(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _flagged_schema(source: str) -> pa.Schema | None:
+def _flagged_schema(source: str, columns: Columns) -> pa.Schema | None:
     """Return a source's schema, if any, with its metadata and with `is_flipped`."""
     schema = schema_of(source)
-    if schema is None or not {"chosen", "rejected"} <= set(schema.names):
-        return schema  # validation of the rows reports what is missing
-    types = [schema.field(column).type for column in ("chosen", "rejected")]
-    if types[0] != types[1] and any(map(pa.types.is_nested, types)):
+    if schema is None:
+        return None
+    own = columns.of(dict.fromkeys(schema.names))
+    sides = [name for name in (own.chosen, own.rejected) if name in schema.names]
+    types = [schema.field(name).type for name in sides]  # a missing one makes every row a bad row
+    if len(set(types)) > 1 and any(map(pa.types.is_nested, types)):
         # A swap into a column that lacks a message's other fields would silently lose them.
-        raise ValueError("the messages of chosen and rejected have different fields")
+        raise ValueError(f"the messages of {' and '.join(sides)} have different fields")
     for one, other in (SCORES, VOTES):
         for held, missing in ((one, other), (other, one)):
             if held in schema.names and missing not in schema.names:  # a swap takes it there

@@ -20,9 +20,11 @@ from softpref.data.messages import (
     Message,
     Text,
     is_empty,
+    is_given,
     parse_context,
     parse_text,
     refuse_media,
+    require_json,
     texts_of,
 )
 from softpref.data.readers import RowError
@@ -33,7 +35,8 @@ ANNOTATOR = "annotator"
 OPTIONAL = ("uid", "is_flipped", "soft_label", ANNOTATOR)
 PROMPT_NAMES = (
     "question", "instruction", "query", "input", "inputs", "context", "history", "problem", "task",
-    "system", "user", "human", "message", "messages", "conversation", "dialogue",
+    "system", "user", "human", "message", "messages", "conversation",
+    "conversations", "dialogue",
 )  # fmt: skip
 """Column names that often hold a prompt, the most likely first."""
 
@@ -46,6 +49,11 @@ TURN = re.compile(
 )
 """Marks of a new turn in a conversation that is written as one text."""
 
+OTHERS_TURN = re.compile(r"human|user|prompter|system|instruction|input", re.IGNORECASE)
+"""What a mark of a turn that is not the assistant's contains."""
+INSTRUCTING = ("system", "developer")
+ASKING = ("user", *INSTRUCTING)
+"""Roles of messages that belong to the prompt, where a response begins with them."""
 MIN_PROMPT_CHARACTERS = 8
 """Length of a prompt that responses do not begin with by chance."""
 REPEATED = "both responses repeat the prompt, which was read once"
@@ -94,7 +102,8 @@ def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
         prompt, chosen, rejected = _implicit(raw, chosen, rejected, notes)
     if columns.system:
         prompt, chosen, rejected = _with_system(raw, columns, prompt, chosen, rejected)
-        notes.append(SYSTEM_READ)
+        if raw.get(columns.system):
+            notes.append(SYSTEM_READ)
     if not type(prompt) is type(chosen) is type(rejected):
         raise RowError("prompt, chosen and rejected must be all text or all messages")
     texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -105,6 +114,8 @@ def parse_pair(raw: object, columns: Columns = STANDARD) -> Parsed:
         raise RowError("chosen and rejected are identical")
     context = parse_context(raw) if isinstance(prompt, list) else {}
     fields = texts | context | _optional(raw) | read_label_columns(raw, columns)
+    for name, value in fields.items():
+        require_json(value, getattr(columns, name) if name in texts else name)
     return Parsed(fields, tuple(dict.fromkeys(notes)))
 
 
@@ -134,8 +145,9 @@ def _explicit(
 ) -> tuple[Text, Text, Text]:
     """Return prompt and responses, without a prompt that the responses repeat."""
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        is_long_enough = len(prompt.strip()) >= MIN_PROMPT_CHARACTERS
-        if is_long_enough and chosen.startswith(prompt) and rejected.startswith(prompt):
+        asked = prompt.strip()
+        repeats = [side.lstrip().startswith(asked) for side in (chosen, rejected)]
+        if len(asked) >= MIN_PROMPT_CHARACTERS and all(repeats):
             notes.append(REPEATED_TEXT)
         return prompt, chosen, rejected
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
@@ -144,9 +156,14 @@ def _explicit(
         repeats = [bool(prompt) and side[: len(prompt)] == prompt for side in (chosen, rejected)]
         if repeats == [True, True]:
             notes.append(REPEATED)
-            return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
-        if any(repeats):
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        elif any(repeats):
             raise RowError("one of the responses repeats the prompt, and the other does not")
+        if any(side and side[0]["role"] in ASKING for side in (chosen, rejected)):
+            raise RowError(
+                "a response begins with a user's or system message: give the assistant's turns "
+                "alone, or the whole prompt again"
+            )
         return prompt, chosen, rejected
     if all(message["role"] == "assistant" for message in (*chosen, *rejected)):
         notes.append(USER_TURN)
@@ -169,6 +186,11 @@ def _implicit(
         return "", chosen, rejected
     common_text = os.path.commonprefix([chosen, rejected])
     turns = list(TURN.finditer(common_text))
+    if turns and OTHERS_TURN.search(turns[-1][0]):
+        raise RowError(
+            "chosen and rejected differ before their last turn: the last mark that both share is "
+            f"{turns[-1][0].strip()!r}"
+        )
     if turns:
         prompt = common_text[: turns[-1].end()]
     else:
@@ -188,7 +210,8 @@ def _implicit(
 
 
 def _hint(raw: Mapping[str, Any]) -> str:
-    names = [str(name) for name in raw if str(name).lower() in PROMPT_NAMES and raw[name]]
+    held = [str(name) for name, value in raw.items() if is_given(value)]
+    names = [name for name in held if name.lower() in PROMPT_NAMES]
     if not names:
         return ""
     likeliest = min(names, key=lambda name: PROMPT_NAMES.index(name.lower()))
@@ -199,9 +222,15 @@ def _with_system(
     raw: Mapping[str, Any], columns: Columns, prompt: Text, chosen: Text, rejected: Text
 ) -> tuple[Text, Text, Text]:
     """Return prompt and responses as messages, starting with the system message, if any."""
+    if columns.system not in raw and not columns.or_standard:
+        raise RowError(f"{columns.system} is missing ({_names(raw)})")
     system = raw.get(str(columns.system))
     if system is not None and not isinstance(system, str):
         raise RowError(f"{columns.system} is not text")
+    if system and isinstance(prompt, list) and prompt and prompt[0]["role"] in INSTRUCTING:
+        raise RowError(
+            f"{columns.system} stands beside a prompt that begins with a system message: keep one"
+        )
     first: list[Message] = [{"role": "system", "content": system}] if system else []
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     first_response, second = (
@@ -244,9 +273,11 @@ def _annotator(given: object) -> dict[str, str]:
     """Return who labelled the pair, or nothing where it is unknown."""
     if isinstance(given, float):  # pandas makes floats of integers beside an empty cell
         given = "" if math.isnan(given) else int(given) if given.is_integer() else given
+    if isinstance(given, str):  # and writes them to CSV
+        given = given.strip()
+        given = given.removesuffix(".0") if re.fullmatch(r"\d+\.0", given) else given
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise RowError(
             "annotator is neither text nor an integer: write a name or a number, or leave it empty"
         )
-    name = str(given).strip()
-    return {ANNOTATOR: name} if name else {}
+    return {ANNOTATOR: str(given)} if given != "" else {}

@@ -191,6 +191,7 @@ class RowValidator:
         self._columns = columns
         self._notes: Counter[str] = Counter()
         self._unread: dict[str, None] = {}
+        self._labels: Counter[str] = Counter()  # values of `label` that are not read
         self._seen = seen or SeenPairs()
         self.digest = hashlib.sha256()  # of the kept rows' content
 
@@ -203,8 +204,12 @@ class RowValidator:
             self.bad.add(row, str(error))
             return None
         self._notes.update(parsed.notes)
-        if isinstance(raw, dict) and len(self._unread) < MAX_UNREAD:
-            self._unread |= dict.fromkeys(unread_columns(raw, self._columns, pair))
+        if isinstance(raw, dict):
+            unread = unread_columns(raw, self._columns, pair)
+            if len(self._unread) < MAX_UNREAD:
+                self._unread |= dict.fromkeys(unread)
+            if LABEL in unread:
+                self._count_label(raw[LABEL])
         return None if self.bad.stopped else pair
 
     def log_notes(self) -> None:
@@ -225,11 +230,23 @@ class RowValidator:
 
     def log_unread(self) -> None:
         """Log which columns were not read."""
-        if self.ties:  # other texts beside them say that a pair is none
+        source = self.bad.source
+        if self.ties:
             self._unread.pop(LABEL, None)
+            if self._labels:
+                first = ", ".join(map(repr, itertools.islice(self._labels, 3)))
+                count = self._labels.total()
+                said = f"{count} values other than a tie, such as {first}, were not read"
+                logger.info(f"{source}: {LABEL}: {said}")
         if self._unread:
             names = ", ".join(self._unread)
-            logger.info(f"{self.bad.source}: columns that were not read: {names}")
+            logger.info(f"{source}: columns that were not read: {names}")
+
+    def _count_label(self, label: object) -> None:
+        text = str(label).strip()
+        if isinstance(label, str | int | float) and text not in ("", "nan"):
+            is_shown = text in self._labels or len(self._labels) < MAX_UNREAD
+            self._labels[text if is_shown else "…"] += 1
 
     def _enter(self, row: int, fields: ParsedPair) -> ParsedPair:
         form = _form(fields)

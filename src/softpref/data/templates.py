@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from softpref.data.messages import Text
+from softpref.data.messages import Message, Text, texts_of
 from softpref.data.readers import RowError
 from softpref.errors import UsageError, first_line
 
@@ -14,6 +14,8 @@ def render(
     text: Text, tokenizer: PreTrainedTokenizerBase, context: Mapping[str, Any], *, open_turn: bool
 ) -> str:
     """Return text unchanged, and messages rendered by the chat template.
+
+    To a template that reads only text, content in parts is given as the parts' text.
 
     Args:
         text: Text or messages.
@@ -32,12 +34,18 @@ def render(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template, but there are "
             "conversations. Use a chat model, or give prompts and responses as text."
         )
-    try:
+
+    def rendered(messages: list[Message]) -> str:
         return str(
             tokenizer.apply_chat_template(
-                text, add_generation_prompt=open_turn, tokenize=False, **context
+                messages, add_generation_prompt=open_turn, tokenize=False, **context
             )
         )
+
+    try:
+        whole = rendered(text)
+        plain = _without_unread_parts(text, whole)
+        return whole if plain == text else rendered(plain)
     except Exception as error:  # a template is third-party code and may raise anything
         first = first_line(error)
         name = tokenizer.name_or_path or "the model"
@@ -47,6 +55,16 @@ def render(
                 "or chat_template in tokenizer_config.json."
             ) from None
         raise RowError(f"the chat template of {name} rejects the conversation: {first}") from error
+
+
+def _without_unread_parts(messages: list[Message], rendered: str) -> list[Message]:
+    """Return the messages with text for the parts that stand in the rendering as a Python list."""
+    return [
+        message | {"content": "".join(texts_of([{"content": parts}]))}
+        if isinstance(parts := message.get("content"), list) and parts and str(parts) in rendered
+        else message
+        for message in messages
+    ]
 
 
 def _is_unparsable(template: Any, error: Exception) -> bool:

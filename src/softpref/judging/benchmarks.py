@@ -38,7 +38,9 @@ def from_benchmark(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | Non
     if isinstance(row.get("instruction"), str):
         given = (row["instruction"], row.get("input"))
         prompt = "\n\n".join(part for part in given if part and isinstance(part, str))
-        return {**row, "prompt": prompt, "response": row.get("output")}, "AlpacaEval"
+        own = row.get("response")  # beside it, `output` is often the data set's answer
+        response = row.get("output") if own is None else own
+        return {**row, "prompt": prompt, "response": response}, "AlpacaEval"
     if "choices" in row and "question_id" in row:
         raise RowError(
             "is an Arena-Hard v0.1 answer, which has no prompt; join it with question.jsonl by "

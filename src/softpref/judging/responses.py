@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from softpref.data.bad_rows import place
-from softpref.data.messages import CONTEXT, Text, is_empty, parse_context, parse_text, refuse_media
+from softpref.data.messages import (
+    CONTEXT,
+    Text,
+    is_empty,
+    parse_context,
+    parse_text,
+    refuse_media,
+    require_json,
+)
 from softpref.data.readers import RowError, read_rows
 from softpref.errors import UsageError
 from softpref.judging.benchmarks import from_benchmark
@@ -208,7 +216,8 @@ def prompt_of(source: str, row: int, values: Mapping[str, Any]) -> Prompt:
         prompt, context = parse_text(values["prompt"], "prompt"), parse_context(values)
         if is_empty(prompt):
             raise RowError("prompt is empty")
-        json.dumps([prompt, context])
-    except (ValueError, TypeError, RecursionError) as error:  # Parquet may contain dates
+        for column, value in {"prompt": prompt, **context}.items():
+            require_json(value, column)
+    except RowError as error:
         raise UsageError(f"{place(source, row)}: {error}; fix or remove it.") from None
     return Prompt(prompt, context, row, uid if isinstance(uid := values.get("uid"), str) else None)
