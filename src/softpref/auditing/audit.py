@@ -24,7 +24,7 @@ from softpref.auditing.data_card import data_card
 from softpref.auditing.dry_run import log_cost
 from softpref.auditing.explanations import explain_pairs
 from softpref.auditing.export import CLEANED, EXPORTS, DroppedRows, TrustedLabels, write_cleaned
-from softpref.auditing.finished_run import labels_of_run, options_of_run, require_same_pairs
+from softpref.auditing.finished_run import labels_as_trained, options_of_run, require_same_pairs
 from softpref.auditing.marks import read_marks
 from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdicts
 from softpref.auditing.options import DEFAULTS, AuditOptions
@@ -271,7 +271,7 @@ def _audit(
     labels = None
     if options.run:
         require_same_pairs(given, loaded, clean)
-        labels = labels_of_run(options.run)
+        labels = labels_as_trained(given, loaded)
     if sets.is_held_out:
         logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
     bits = given.bits()  # a run's own are those of its base
