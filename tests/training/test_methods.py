@@ -35,7 +35,8 @@ def test_every_method_trains_and_labels(method, tmp_path):
     labels = trainer.label_pairs()
     learns = learns_labels(trainer.start.labeller)
     assert (labels["soft_label"][0] is not None) == learns
-    assert all(0 <= p <= 1 for p in labels["p_correct"])
+    if learns or method != "evidence":  # evidence that does not speak claims nothing
+        assert all(0 <= p <= 1 for p in labels["p_correct"])
     history = trainer.history.tensors()
     assert len(history["index"]) == 16
     assert history["ppl_diff"].isfinite().all()

@@ -167,7 +167,7 @@ def _labels(trainer: MSPOTrainer) -> Dataset | None:
         trainer.history.latest(trainer.pairs),
         known(trainer.clean) if trainer.clean else None,
         trainer.start.labeller,
-        trainer.start.noise.expected if trainer.start.noise else None,
+        trainer.start.prior,
     )
 
 

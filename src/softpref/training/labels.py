@@ -190,7 +190,7 @@ def beliefs(
         scored: the pairs under the finished policy, or as they are known without it.
         trusted: the clean pairs likewise; without them `p_correct` is null.
         labeller: what made the labels; `soft_label` is null unless it learns them.
-        noise_rate: share of flipped labels.
+        noise_rate: share of flipped labels; where it is None, `p_correct` is null.
     """
     unknown = pa.nulls(len(pairs))
     soft_label, p_correct = unknown, unknown

@@ -118,7 +118,8 @@ def noise_of(
 ) -> NoiseRate | None:
     """Return the noise rate and say where it is from.
 
-    It is as given, as the correction or the evidence found it, or estimated from PPLDiff.
+    It is as given, as the correction or the evidence found it, or estimated from PPLDiff; unknown
+    where evidence does not speak.
     """
     if given is not None:
         logger.info("noise rate: %.1f%%, as given", 100 * given)
@@ -129,7 +130,7 @@ def noise_of(
     if prepared.clean is None:
         return None
     if evidence is not None:
-        noise = evidence.noise
+        noise = evidence.noise if evidence.speaks else NoiseRate.unknown()
     else:
         sets = (labelled(prepared.train), prepared.clean)
         noise = estimate_noise_rate(*map(starting_ppl_diff, sets))
@@ -189,7 +190,7 @@ def labeller_of(
     if method.given_by == "soft_label" and "soft_label" in prepared.train.column_names:
         logger.info("labels: soft_label of the pairs themselves")
         known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made
-    elif "noise_rate" in method.needs:
+    elif "noise_rate" in method.needs and (evidence is None or speaks):
         logger.info("noise rate that %s assumes: %.1f%%", method.name, 100 * known.noise_rate)
     try:
         return method.make_labeller(known)
