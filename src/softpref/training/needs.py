@@ -45,7 +45,7 @@ def require_needs(
 
     Raises:
         UsageError: there are no clean pairs, too few of them, no way to a noise rate, no truth for
-            `oracle`, ties or weights of 0 only, or a column that the method would not read.
+            `oracle`, ties or weights of 0 only, or a column or rate that would not be read.
     """
     clean = prepared.clean
     columns = prepared.train.column_names
@@ -56,6 +56,11 @@ def require_needs(
         raise UsageError(
             f"--method {method.name} must know the share of flipped labels: give it by "
             f"--noise_rate, or, to have it estimated, {NO_CLEAN}."
+        )
+    if by_itself and noise_rate is not None:
+        raise UsageError(
+            "the training pairs bring `soft_label`, so --noise_rate would not be read: omit the "
+            "option, or drop the column."
         )
     if method.teaches and clean is not None and (meta_batch_size or 0) > len(clean):
         raise UsageError(
