@@ -90,6 +90,11 @@ class LabelHistory:
         columns = self.tensors()
         return torch.full((pairs,), -1).scatter_reduce(0, columns["index"], columns["step"], "amax")
 
+    def last_labels(self, pairs: int) -> Tensor:
+        """Return the label each pair was last trained with, (seen,), of those that ever were."""
+        last = self._last_records(pairs)
+        return self.tensors()["soft_label"][last[last >= 0]]
+
     def latest(self, pairs: Dataset) -> Measured:
         """Return what is known of every pair, (n,), without a pass over them.
 
