@@ -550,7 +550,7 @@ def test_a_directory_of_something_else_is_left_alone(files, tmp_path):
         ("clean", 3.5, "clean is of type float: give a datasets.Dataset"),
         ("model", 3, "model is a int: give a path or hub id, or a model of transformers"),
         ("singals", ["length"], "audit has no such argument; did you mean 'signals'"),
-        ("export", "drop", "export is about cleaned.jsonl: give output"),
+        ("export", "drop", "export is about files that are written: give output"),
     ],
 )
 def test_what_an_audit_cannot_take_is_named_by_its_argument(files, name, given, message):

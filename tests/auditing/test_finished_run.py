@@ -149,6 +149,36 @@ def test_other_pairs_have_no_label_of_the_run(made, tmp_path, caplog):
     assert "the run did not train on 12 of 12 pairs" in caplog.text
 
 
+def turned(row):
+    return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+def test_a_corrected_pair_has_no_label_of_the_run(made, tmp_path, caplog):
+    """Its uid is the same, and what the run believed is about the other label."""
+    rows = [json.loads(line) for line in (made / "data.jsonl").read_text().splitlines()]
+    write_lines(tmp_path / "corrected.jsonl", [turned(row) for row in rows[:3]] + rows[3:12])
+    given = {"run": str(made / "run"), "reference_cache": str(tmp_path)}
+    found = audit.audit(**given, data=str(tmp_path / "corrected.jsonl")).pairs
+    own = audit.audit(**given).pairs
+    for name in ("soft_label", "margin", "step"):
+        assert found[name][:] == [None] * 3 + own[name][3:12]
+        assert None not in own[name][:3]
+    assert "the run did not train on 3 of 12 pairs, or not as they are labelled now" in caplog.text
+
+
+def test_labels_of_a_run_whose_pairs_have_changed_are_not_taken(made, tmp_path, caplog):
+    path = made / "data.jsonl"
+    before = path.read_text()
+    rows = [json.loads(line) for line in before.splitlines()]
+    write_lines(path, [turned(row) for row in rows])
+    try:
+        found = audit.audit(run=str(made / "run"), data=str(path), reference_cache=str(tmp_path))
+    finally:
+        path.write_text(before)
+    assert found.pairs["soft_label"][:] == [None] * 20
+    assert f"{path}, whose labels it would take, has changed since" in caplog.text
+
+
 def test_uids_that_look_like_dates_stay_text(made):
     assert labels_of_run(str(made / "run"))["uid"].type == pa.string()
     assert read_labels(made / "run" / "labels.jsonl")["uid"][0].as_py() == "2024-01-01"

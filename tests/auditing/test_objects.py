@@ -80,3 +80,19 @@ def test_an_audit_shows_itself(audited):
 def test_a_model_without_a_name_needs_its_tokenizer():
     with pytest.raises(UsageError, match="not loaded from anywhere: give its processing_class"):
         softpref.audit(tiny_llama(make_tokenizer(), 0), toy_pairs(20), 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dry_run": True}, "dry_run is for the command softpref audit: omit it in Python"),
+        ({"dry_run": True, "output": "out"}, "dry_run is for the command"),
+        ({"export_to": "argilla"}, "export_to is about files that are written: give output"),
+        ({"export": "soft"}, "export is about files that are written: give output"),
+    ],
+)
+def test_options_that_would_not_be_read_are_refused(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        softpref.audit(tiny_llama(make_tokenizer(), 0), toy_pairs(20), 10, **options)
+    assert not (tmp_path / "out").exists()

@@ -157,6 +157,28 @@ def test_learned_labels_take_a_pass_over_what_they_read(method, expected, tmp_pa
     assert None not in labels["soft_label"].to_pylist()
 
 
+def test_flat_labels_are_told_of_the_geometric_loss_as_it_was_trained_with(
+    tmp_path, monkeypatch, caplog
+):
+    told = "labels: nearly the same for all pairs, 0.70 to 0.70: this was about DPO at β = 0.04"
+    last_labels = LabelHistory.last_labels
+    for method, label, is_told in (("mspo", 0.7, 1), ("mspo", None, 0), ("re_po", 0.7, 0)):
+        monkeypatch.setattr(
+            LabelHistory, "last_labels",
+            lambda self, pairs, label=label: (
+                torch.full((pairs,), label) if label else torch.linspace(0, 1, pairs)
+            ),
+        )  # fmt: skip
+        caplog.clear()
+        passes_of(tmp_path / f"{method}{label}", monkeypatch, method=method, max_steps=1)
+        assert caplog.text.count(told) == caplog.text.count("about DPO") == is_told
+    history = LabelHistory()
+    for step, soft_label in ((1, [0.2, 0.9]), (2, [0.4, 0.6])):
+        move = Update((), torch.zeros(()), pairs([0.0, 0.0]), torch.tensor(soft_label))
+        history.record(step, torch.tensor([0, step]), torch.zeros(2), move)
+    assert last_labels(history, 4).tolist() == pytest.approx([0.4, 0.9, 0.6])
+
+
 def test_auroc_is_over_all_pairs_seen_so_far_by_their_latest_labels():
     history, is_flipped = LabelHistory(), torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, torch.nan])
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from softpref.algorithm.methods import METHODS
 from softpref.errors import UsageError
 from softpref.training.config import MSPOConfig
+from softpref.training.finished import NOT_ESTIMATED, model_card, run_record
 from softpref.training.labels import learns_labels
 from softpref.training.trainer import MSPOTrainer
 from softpref.world.language import make_tokenizer
@@ -35,7 +36,8 @@ def test_every_method_trains_and_labels(method, tmp_path):
     labels = trainer.label_pairs()
     learns = learns_labels(trainer.start.labeller)
     assert (labels["soft_label"][0] is not None) == learns
-    assert all(0 <= p <= 1 for p in labels["p_correct"])
+    if learns or method != "evidence":  # evidence that does not speak claims nothing
+        assert all(0 <= p <= 1 for p in labels["p_correct"])
     history = trainer.history.tensors()
     assert len(history["index"]) == 16
     assert history["ppl_diff"].isfinite().all()
@@ -137,6 +139,21 @@ def test_a_given_noise_rate_needs_no_clean_pairs(method, tmp_path):
 def test_a_noise_rate_that_is_not_read_is_refused(method, tmp_path):
     with pytest.raises(UsageError, match="noise_rate"):
         toy_config(tmp_path, method=method, noise_rate=0.2)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_run_says_where_its_noise_rate_is_from(clean, tmp_path):
+    make = toy_trainer if clean else without_clean
+    record = run_record(make(tmp_path, method="dpo"))
+    assert record["noise_rate_source"] == ("estimated" if clean else None)
+    assert (record["noise_rate"] is None) == (not clean)
+    assert clean or f"training pairs | {NOT_ESTIMATED} |" in model_card(record)
+
+
+def test_a_noise_rate_beside_labels_of_the_pairs_own_is_refused(tmp_path):
+    train = with_labels(toy_pairs(24), [0.9] * 24)
+    with pytest.raises(UsageError, match="bring `soft_label`, so noise_rate .* omit the option"):
+        toy_trainer(tmp_path, method="cdpo", noise_rate=0.2, train=train)
 
 
 def test_a_run_does_not_go_on_with_other_labels_of_the_pairs_own(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from softpref.algorithm.evidence_labeller import EvidenceLabeller
 from softpref.algorithm.labeller import AsGiven
 from softpref.models.reference import SIGNAL_COLUMNS
 from softpref.statistics.evidence import Evidence
+from softpref.statistics.noise_rate import NoiseRate
 from softpref.training import refits
 from softpref.training.labels import LabelHistory
 from tests.toy import exact_trainer, toy_pairs, toy_trainer
@@ -164,6 +167,31 @@ def test_where_nothing_speaks_a_run_is_dpo_to_the_bit(tmp_path, monkeypatch):
     for name, column in dpo.history.tensors().items():
         assert torch.equal(silent.history.tensors()[name], column)
     assert set(silent.label_pairs()["soft_label"]) == {None}
+
+
+def test_where_nothing_speaks_a_run_claims_nothing(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "softpref")
+    monkeypatch.setattr(Evidence, "speaks", False)
+    trainer = toy_trainer(tmp_path, **options(max_steps=1))
+    trainer.train()
+    trainer.save_model()
+    labels = trainer.label_pairs()
+    assert set(labels["p_correct"]) == {None}
+    assert set(labels["evidence"]) == set(trainer.clean["evidence"]) == {0.0}
+    assert "noise rate: unknown, the signals say too little" in caplog.text
+    assert "noise rate that evidence assumes" not in caplog.text
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["noise_rate"] == NoiseRate.unknown().record()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "wrong labels among the training pairs | unknown, the signals say too little" in card
+
+
+def test_a_meta_learner_of_evidence_that_does_not_speak_knows_no_pair(tmp_path, monkeypatch):
+    monkeypatch.setattr(Evidence, "speaks", False)
+    given = {"method": "mspo", "meta_batch_size": 8, "meta_every": 1, "signals": ["evidence"]}
+    trainer = toy_trainer(tmp_path, **options(**given, max_steps=2))
+    trainer.train()
+    assert len(set(trainer.label_pairs()["p_correct"])) == 1
 
 
 def test_a_given_noise_rate_is_the_labels_prior(tmp_path):

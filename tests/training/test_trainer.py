@@ -401,6 +401,21 @@ def test_clean_pairs_are_taken_out_of_training_in_either_order(tmp_path):
     assert set(trainer.pairs["prompt"]).isdisjoint(row["prompt"] for row in clean)
 
 
+def test_evaluation_pairs_that_are_training_pairs_too_are_counted(tmp_path, caplog):
+    """In either order: what is measured on them tells nothing of new pairs."""
+    pairs, known = toy_pairs(24), toy_pairs(24).select(range(5)).to_list()
+    known[0]["chosen"], known[0]["rejected"] = known[0]["rejected"], known[0]["chosen"]
+    evaluation = Dataset.from_list(known + toy_pairs(3, seed=9).to_list())
+    evaluation = {"mixed": evaluation, "new": toy_pairs(4, seed=8)}
+    trainer = toy_trainer(tmp_path, train=pairs, evaluation=evaluation)
+    record = trainer.start.sets.record
+    counts = {name: of["also_training"] for name, of in record.items() if "also_training" in of}
+    assert counts == {"eval_mixed": 5, "eval_new": 0}
+    warned = [line for line in caplog.messages if "are training pairs too" in line]
+    assert len(warned) == 1
+    assert warned[0].startswith("warning: 5 of 8 evaluation pairs of ")
+
+
 def test_a_given_noise_rate_is_the_prior(tmp_path):
     pairs, labels = toy_pairs(40, flip_every=3), []
     for noise_rate in (0.05, 0.45):

@@ -24,10 +24,10 @@ from softpref.auditing.data_card import data_card
 from softpref.auditing.dry_run import log_cost
 from softpref.auditing.explanations import explain_pairs
 from softpref.auditing.export import CLEANED, EXPORTS, DroppedRows, TrustedLabels, write_cleaned
-from softpref.auditing.finished_run import labels_of_run, options_of_run, require_same_pairs
+from softpref.auditing.finished_run import labels_as_trained, options_of_run, require_same_pairs
 from softpref.auditing.marks import read_marks
 from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdicts
-from softpref.auditing.options import DEFAULTS, AuditOptions
+from softpref.auditing.options import DEFAULTS, AuditOptions, refuse_unread_in_python
 from softpref.auditing.pair_rows import LABELS, pair_rows
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.result import Audit
@@ -205,11 +205,9 @@ def audit(
         raise UsageError(f"{name}: audit has no such argument{did_you_mean(name, known)}.")
     named = {"model": model, "data": data, "clean": clean, **options}
     given = AuditOptions(**{name: _in_options(name, value) for name, value in named.items()})
+    refuse_unread_in_python(given)
     if given.output:
         return cast(Audit, _write_audit(given, judge, processing_class))
-    for name in ("marks", "export", "force"):
-        if getattr(given, name):
-            raise UsageError(f"--{name} is about {CLEANED}: give --output, where to write it.")
     return cast(Audit, _audit(_complete(given), given, judge, processing_class))
 
 
@@ -271,7 +269,7 @@ def _audit(
     labels = None
     if options.run:
         require_same_pairs(given, loaded, clean)
-        labels = labels_of_run(options.run)
+        labels = labels_as_trained(given, loaded)
     if sets.is_held_out:
         logger.info(f"clean: {options.clean} pairs held out of the data, not audited: {provenance}")
     bits = given.bits()  # a run's own are those of its base

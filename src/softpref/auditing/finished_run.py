@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
 
 from softpref import quantization
 from softpref.algorithm.methods import METHODS
 from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, RUN_DEFAULTS, AuditOptions
 from softpref.auditing.pair_rows import LABELS, RUN_COLUMNS
-from softpref.data.sources import LoadedPairs, names_of
+from softpref.data.readers import dataset_rows
+from softpref.data.sources import LoadedPairs, content_key, contents, in_sorted_order, names_of
 from softpref.errors import UsageError
 from softpref.models.quantized import RUN_RECORD
 from softpref.training.finished import read_record
 from softpref.training.labels import read_labels
 from softpref.training.seals import MANIFEST, defect
-from softpref.training.sets import held_out_count
+from softpref.training.sets import held_out_count, read_sets
+
+logger = logging.getLogger(__name__)
 
 
 def options_of_run(options: AuditOptions) -> AuditOptions:
@@ -113,6 +120,47 @@ def require_same_pairs(given: AuditOptions, loaded: LoadedPairs, clean: LoadedPa
                 f"--run {given.run}: {now.source} has changed since the run read it: restore it, "
                 f"or give --{option} to audit with its present pairs."
             )
+
+
+def labels_as_trained(given: AuditOptions, loaded: LoadedPairs) -> pa.Table | None:
+    """Return the labels that a run left of those pairs that are labelled as the run had them.
+
+    A pair's uid is the same whichever response is chosen, so a corrected pair has that of the label
+    it had.
+
+    Args:
+        given: the user's own options, without those of the run.
+        loaded: the pairs to audit.
+
+    Raises:
+        UsageError: the labels cannot be read.
+    """
+    labels, record = labels_of_run(str(given.run)), read_record(Path(str(given.run)))
+    then = record["data"]["train"]["fingerprint"]
+    if labels is None or loaded.fingerprint == then:
+        return labels
+    clean = None if record["files"]["clean"] else given.clean
+    try:
+        own = options_of_run(AuditOptions(run=given.run, clean=clean))
+        bad_rows, seed, columns = own.on_bad_row, own.seed, own.columns()
+        trained = read_sets(own.data, own.clean, None, bad_rows, seed, own.mix, columns).train
+    except UsageError as error:
+        logger.warning(f"--run {given.run}: its own pairs, to compare labels, are missing: {error}")
+        return labels[:0]
+    if trained.fingerprint != then:
+        changed = f"{trained.source}, whose labels it would take, has changed since"
+        logger.warning(f"--run {given.run}: {changed}")
+        return labels[:0]
+    as_now = set(_labelled(loaded.pairs))
+    alike = [uid for uid, *label in _labelled(trained.pairs) if (uid, *label) in as_now]
+    return labels.filter(pc.is_in(labels["uid"], value_set=pa.array(alike, pa.string())))
+
+
+def _labelled(pairs: Dataset) -> Iterator[tuple[str, str, bool]]:
+    """Yield uid, content and which response is chosen."""
+    rows = zip(pairs["uid"], dataset_rows(contents(pairs)), strict=True)
+    for uid, row in rows:
+        yield uid, content_key(**row), in_sorted_order(row["chosen"], row["rejected"])
 
 
 def labels_of_run(run: str) -> pa.Table | None:

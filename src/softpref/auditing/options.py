@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from softpref.columns import ColumnOptions, Columns
 from softpref.data.column_cache import REFERENCE_CACHE
 from softpref.data.mixing import MIX
+from softpref.errors import UsageError
 from softpref.options import option
 from softpref.quantization import QuantizationOptions
 
@@ -112,3 +113,16 @@ class AuditOptions(ColumnOptions, QuantizationOptions):
         """Return the column names; the pairs of a run are read as the run read them."""
         columns = super().columns()
         return columns.of_training() if self.run else columns
+
+
+def refuse_unread_in_python(options: AuditOptions) -> None:
+    """Refuse what `softpref.audit` would not read.
+
+    Raises:
+        UsageError: it is a dry run, or an option about files and there is no `output`.
+    """
+    if options.dry_run:
+        raise UsageError("--dry_run is for the command softpref audit: omit it in Python.")
+    for name in ("marks", "export", "force", "export_to"):
+        if getattr(options, name) and not options.output:
+            raise UsageError(f"--{name} is about files that are written: give --output, too.")

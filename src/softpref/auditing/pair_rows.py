@@ -29,7 +29,7 @@ def pair_rows(
         scored: the pairs.
         beliefs: how reliable their labels are.
         explanations: the evidence behind that.
-        labels: the labels of a run; None without one.
+        labels: the labels of a run, of pairs labelled as it had them; None without one.
     """
     named = [name for name in ("uid", "row", "source") if name in scored.pairs.column_names]
     places = scored.pairs.select_columns(named)
@@ -69,8 +69,8 @@ def _labels_by_uid(labels: pa.Table | None, uids: pa.ChunkedArray) -> dict[str, 
     places = pc.index_in(uids, value_set=labels["uid"])
     if places.null_count:
         logger.warning(
-            f"the run did not train on {places.null_count} of {len(uids)} pairs, which have no "
-            "soft_label, margin or step"
+            f"the run did not train on {places.null_count} of {len(uids)} pairs, or not as they "
+            "are labelled now: these have no soft_label, margin or step"
         )
     return {name: labels[name].take(places) for name in RUN_COLUMNS}
 

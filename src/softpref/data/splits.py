@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from datasets import Dataset
@@ -135,6 +135,12 @@ def refuse_overlap(clean: Dataset, other: Dataset, name: str) -> None:
             f"--clean row {shared[0][0]} is also {place(name, shared[0][1])} "
             f"({len(shared)} such rows in all). Remove them from one of the two."
         )
+
+
+def shared_counts(train: Dataset, others: Mapping[str, Dataset]) -> dict[str, int]:
+    """Return by name how many pairs of other sets are training pairs too, in either order."""
+    trained = set(_keys(train)) if others else set()
+    return {name: sum(key in trained for key in _keys(of)) for name, of in others.items()}
 
 
 def _keys(pairs: Dataset) -> Iterator[str]:

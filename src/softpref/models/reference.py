@@ -14,6 +14,8 @@ from typing import cast
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -124,6 +126,7 @@ def fingerprint_tokens(pairs: Dataset) -> str:
 def fingerprint_weights(policy: nn.Module) -> str:
     """Return a hash of the policy's config and of every parameter's name, dtype and bytes.
 
+    Of adapters it is also which are active and how strongly, since all of them are parameters.
     Packed weights are hashed with their constants: models that differ by a factor pack alike.
     Shards are gathered, a tensor at a time, so that a sharded model has the hash of the whole one.
     """
@@ -137,4 +140,15 @@ def fingerprint_weights(policy: nn.Module) -> str:
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         numbers = whole(parameter.detach()).cpu().contiguous().flatten()
         digest.update(numbers.view(torch.uint8).numpy().data)
+    for state in _adapter_states(policy):
+        digest.update(json.dumps(state, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _adapter_states(policy: nn.Module) -> Iterator[list[object]]:
+    """Yield of every adapted layer what decides whether its adapters count; none without any."""
+    for name, layer in policy.named_modules():
+        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            scaling = dict(getattr(layer, "scaling", {}))
+            active = list(layer.active_adapters)
+            yield [name, layer.disable_adapters, list(layer.merged_adapters), active, scaling]

@@ -103,18 +103,18 @@ def evidence_of(
 def with_evidence(prepared: Prepared, clean: Dataset, seed: int) -> tuple[Prepared, Evidence]:
     """Fit evidence and add it, g in nats, to training and clean pairs as the column `evidence`.
 
-    A tie has none: 0.
+    A tie has none, 0, and no pair has any where evidence does not speak.
     """
     tied = torch.tensor(ties(prepared.train))
     evidence, of_labelled = evidence_of(labelled(prepared.train), clean, SIGNAL_NAMES, seed)
     g = torch.zeros(len(tied), dtype=of_labelled.dtype)
-    g[~tied] = of_labelled
+    g[~tied] = of_labelled * evidence.speaks
     if evidence.speaks:
         logger.info("evidence: the signals distinguish right labels from wrong")
     else:
         logger.warning("evidence: nothing in the data distinguishes right labels from wrong")
     train = prepared.train.add_column("evidence", g.numpy())
-    clean = clean.add_column("evidence", evidence.trusted.numpy())
+    clean = clean.add_column("evidence", (evidence.trusted * evidence.speaks).numpy())
     return dataclasses.replace(prepared, train=train, clean=clean), evidence
 
 

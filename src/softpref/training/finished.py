@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from torch import nn
+from torch import Tensor, nn
 
+from softpref.algorithm.objective import GEOMETRIC
 from softpref.columns import ColumnOptions
 from softpref.data.fingerprints import SFT_TARGETS, count_sft_targets
 from softpref.data.readers import column, dataset_rows
@@ -129,7 +130,9 @@ def write_run(trainer: MSPOTrainer, output: Path, before: dict[str, tuple[int, .
         return
     if labels:
         _write_labels(output, labels, trainer.pairs)
-        _say_labels(labels, trainer.pairs, trainer.args.beta)
+        _say_labels(labels, trainer.pairs)
+    if learns_labels(trainer.start.labeller) and trainer.method.loss is GEOMETRIC:
+        _warn_of_flat(trainer.history.last_labels(len(trainer.pairs)), trainer.args.beta)
     trainer.history.write(output / "label_history.parquet", column(trainer.pairs, "uid"))
     if trainer.teacher:
         save_meta_learner(trainer.teacher.meta_learner, output)
@@ -167,7 +170,7 @@ def _labels(trainer: MSPOTrainer) -> Dataset | None:
         trainer.history.latest(trainer.pairs),
         known(trainer.clean) if trainer.clean else None,
         trainer.start.labeller,
-        trainer.start.noise.expected if trainer.start.noise else None,
+        trainer.start.prior,
     )
 
 
@@ -177,7 +180,19 @@ def _write_labels(output: Path, labels: Dataset, pairs: Dataset) -> None:
     write_lines(output / "labels.jsonl", dataset_rows(labels))
 
 
-def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
+def _warn_of_flat(trained_with: Tensor, beta: float) -> None:
+    """Warn where the labels of all pairs, (n,), were nearly the same in the geometric loss."""
+    if not len(trained_with):
+        return
+    low, high = trained_with.double().quantile(torch.tensor([0.05, 0.95]).double()).tolist()
+    if high - low < FLAT:
+        logger.warning(
+            f"labels: nearly the same for all pairs, {low:.2f} to {high:.2f}: this was "
+            f"about DPO at β = {beta * abs(low + high - 1):.3g}"
+        )
+
+
+def _say_labels(labels: Dataset, pairs: Dataset) -> None:
     if labels["soft_label"][0] is not None:
         soft_label = numbers(labels, "soft_label")
         logger.info(
@@ -185,12 +200,6 @@ def _say_labels(labels: Dataset, pairs: Dataset, beta: float) -> None:
             soft_label.mean(),
             100 * (soft_label < 0.5).float().mean(),
         )
-        low, high = soft_label.double().quantile(torch.tensor([0.05, 0.95]).double()).tolist()
-        if high - low < FLAT:
-            logger.warning(
-                f"labels: nearly the same for all pairs, {low:.2f} to {high:.2f}: this was "
-                f"about DPO at β = {beta * abs(low + high - 1):.3g}"
-            )
     is_flipped = known_flips(pairs)
     if column(labels, "p_correct").null_count == len(labels) or is_flipped is None:
         return
@@ -259,7 +268,9 @@ def _sources(told: dict[str, Any], rates: Mapping[str, NoiseRate]) -> dict[str, 
     return {"sources": recorded}
 
 
-def _noise_rate_source(trainer: MSPOTrainer) -> str:
+def _noise_rate_source(trainer: MSPOTrainer) -> str | None:
+    if trainer.start.noise is None:
+        return None
     if trainer.args.noise_rate is not None:
         return "given"
     return "perpcorrect's fit" if trainer.start.correction else "estimated"
@@ -282,7 +293,7 @@ def model_card(record: dict[str, Any]) -> str:
     if quantization := record.get("quantization"):
         tuning += f" over a base in {bits_text(quantization)}"
     rate = _rate_text(noise)
-    if record["noise_rate_source"] != "estimated":
+    if record["noise_rate_source"] not in (None, "estimated"):
         rate = f"{noise['rate']:.1%} ({record['noise_rate_source']})"
     pairs = record["data"]["train"]["pairs"]
     by_source = "".join(

@@ -90,6 +90,11 @@ class LabelHistory:
         columns = self.tensors()
         return torch.full((pairs,), -1).scatter_reduce(0, columns["index"], columns["step"], "amax")
 
+    def last_labels(self, pairs: int) -> Tensor:
+        """Return the label each pair was last trained with, (seen,), of those that ever were."""
+        last = self._last_records(pairs)
+        return self.tensors()["soft_label"][last[last >= 0]]
+
     def latest(self, pairs: Dataset) -> Measured:
         """Return what is known of every pair, (n,), without a pass over them.
 
@@ -190,7 +195,7 @@ def beliefs(
         scored: the pairs under the finished policy, or as they are known without it.
         trusted: the clean pairs likewise; without them `p_correct` is null.
         labeller: what made the labels; `soft_label` is null unless it learns them.
-        noise_rate: share of flipped labels.
+        noise_rate: share of flipped labels; where it is None, `p_correct` is null.
     """
     unknown = pa.nulls(len(pairs))
     soft_label, p_correct = unknown, unknown

@@ -45,7 +45,7 @@ def require_needs(
 
     Raises:
         UsageError: there are no clean pairs, too few of them, no way to a noise rate, no truth for
-            `oracle`, ties or weights of 0 only, or a column that the method would not read.
+            `oracle`, ties or weights of 0 only, or a column or rate that would not be read.
     """
     clean = prepared.clean
     columns = prepared.train.column_names
@@ -56,6 +56,11 @@ def require_needs(
         raise UsageError(
             f"--method {method.name} must know the share of flipped labels: give it by "
             f"--noise_rate, or, to have it estimated, {NO_CLEAN}."
+        )
+    if by_itself and noise_rate is not None:
+        raise UsageError(
+            "the training pairs bring `soft_label`, so --noise_rate would not be read: omit the "
+            "option, or drop the column."
         )
     if method.teaches and clean is not None and (meta_batch_size or 0) > len(clean):
         raise UsageError(
@@ -118,7 +123,8 @@ def noise_of(
 ) -> NoiseRate | None:
     """Return the noise rate and say where it is from.
 
-    It is as given, as the correction or the evidence found it, or estimated from PPLDiff.
+    It is as given, as the correction or the evidence found it, or estimated from PPLDiff; unknown
+    where evidence does not speak.
     """
     if given is not None:
         logger.info("noise rate: %.1f%%, as given", 100 * given)
@@ -129,7 +135,7 @@ def noise_of(
     if prepared.clean is None:
         return None
     if evidence is not None:
-        noise = evidence.noise
+        noise = evidence.noise if evidence.speaks else NoiseRate.unknown()
     else:
         sets = (labelled(prepared.train), prepared.clean)
         noise = estimate_noise_rate(*map(starting_ppl_diff, sets))
@@ -194,7 +200,7 @@ def labeller_of(
     if method.given_by == "soft_label" and "soft_label" in prepared.train.column_names:
         logger.info("labels: soft_label of the pairs themselves")
         known = dataclasses.replace(known, noise_rate=0.0)  # of which nothing is made
-    elif "noise_rate" in method.needs:
+    elif "noise_rate" in method.needs and (evidence is None or speaks):
         logger.info("noise rate that %s assumes: %.1f%%", method.name, 100 * known.noise_rate)
     try:
         return method.make_labeller(known)

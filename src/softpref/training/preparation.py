@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from softpref.data.bad_rows import OnBadRow, place
 from softpref.data.sources import LoadedPairs, by_source
-from softpref.data.splits import refuse_overlap, removed_by_source, without_clean
+from softpref.data.splits import refuse_overlap, removed_by_source, shared_counts, without_clean
 from softpref.data.tokens import TokenizedPairs, tokenize_pairs
 from softpref.errors import UsageError
 from softpref.models.soundness import require_known_tokens_of_pairs, require_sound
@@ -117,6 +117,7 @@ def prepare(
     if clean:
         _require_enough_clean_pairs(sets["clean"], clean.source)
     to_evaluate = {name: sets[name] for name in evaluation}
+    _count_trained_on(sets["train"], to_evaluate, record)
     return Prepared(sets["train"], sets.get("clean"), to_evaluate, record)
 
 
@@ -158,6 +159,20 @@ def _require_enough_clean_pairs(clean: Dataset, source: str) -> None:
             f"{source} has {len(clean)} usable pairs: at least {FEWEST_CLEAN_PAIRS} trusted pairs "
             "are needed, about 150 are recommended."
         )
+
+
+def _count_trained_on(
+    train: Dataset, evaluation: Mapping[str, Dataset], record: dict[str, dict[str, Any]]
+) -> None:
+    """Record how many evaluation pairs are training pairs too, and warn of them."""
+    for name, count in shared_counts(train, evaluation).items():
+        record[name]["also_training"] = count
+        if count:
+            logger.warning(
+                f"warning: {count} of {len(evaluation[name])} evaluation pairs of "
+                f"{record[name]['source']} are training pairs too: what is measured on them is "
+                "not of new pairs"
+            )
 
 
 def _say(name: str, counts: dict[str, Any], where: Mapping[str, Counter[str]]) -> None:

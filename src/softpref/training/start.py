@@ -88,6 +88,17 @@ class Start:
     correction: Correction | None
     evidence: Evidence | None
 
+    @property
+    def prior(self) -> float | None:
+        """The noise rate that beliefs about single pairs rest on; None where there are none.
+
+        Evidence that does not speak claims nothing; a meta-learner may see more than that.
+        """
+        is_silent = self.evidence is not None and not self.evidence.speaks
+        if self.noise is None or (is_silent and self.teacher is None):
+            return None
+        return self.noise.expected
+
 
 def prepare_start(
     model: nn.Module | str,

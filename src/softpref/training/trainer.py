@@ -334,7 +334,7 @@ class MSPOTrainer(SafeCheckpoints):
             scored,
             trusted_numbers(self.start.labeller, self.clean, self._score),
             self.start.labeller,
-            self.start.noise.expected if self.start.noise else None,
+            self.start.prior,
         )
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
