@@ -356,7 +356,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
             return loader.construct_object(node, deep=True)
 
         root = loader.get_single_node()
-        entries = root.value if isinstance(root, yaml.MappingNode) else [(None, None)]
+        entries: list[Any] = root.value if isinstance(root, yaml.MappingNode) else [(None, None)]
         if not all(isinstance(key, yaml.ScalarNode) for key, _ in entries):
             raise UsageError(f"--config {path}: write `key: value` lines, one option each.")
         names = [key.value for key, _ in entries]
