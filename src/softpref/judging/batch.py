@@ -1,7 +1,6 @@
 """Questions in OpenAI's batches: upload, create, poll, and read what came, across kills.
 
-A batch is paid once it is created. So a part's name is on disk before, the batch carries the name,
-and a part without a known batch is looked for among the server's batches before it is created.
+A batch is paid once created, so its name is on disk before, and looked for on the server first.
 """
 
 from __future__ import annotations
