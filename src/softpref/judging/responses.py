@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from softpref.data.bad_rows import place
 from softpref.data.messages import CONTEXT, Text, is_empty, parse_context, parse_text, refuse_media
+from softpref.data.parsing import parse_pair
 from softpref.data.readers import RowError, read_rows
 from softpref.errors import UsageError
 from softpref.judging.benchmarks import from_benchmark
@@ -105,10 +106,34 @@ def response_rows(
 def load_prompts(source: str) -> list[Prompt]:
     """Return the prompts of a file, in its order; other columns are not read.
 
+    The prompt of a pair without that column is what its responses have in common, as in training.
+
     Raises:
         UsageError: it cannot be read, a prompt is invalid, or there is no prompt.
     """
-    return [prompt_of(source, row, values) for row, values in rows_of(source)]
+    found, pairs = list[Prompt](), 0
+    for row, values in rows_of(source):
+        is_pair = values.get("prompt") is None and {"chosen", "rejected"} <= values.keys()
+        given = _with_common_prompt(source, row, values) if is_pair else values
+        found.append(prompt_of(source, row, given))
+        pairs += is_pair
+    if pairs:
+        logger.info(f"{source}: {pairs:,} prompts are what chosen and rejected have in common")
+    return found
+
+
+def _with_common_prompt(source: str, row: int, pair: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the row of a pair without a prompt with the one that its responses begin with.
+
+    Raises:
+        UsageError: they have none in common.
+    """
+    given = {name: value for name, value in pair.items() if name != "prompt"}
+    try:
+        return given | {"prompt": parse_pair(given).fields["prompt"]}
+    except RowError as error:
+        why = str(error).partition("; did you mean --prompt_column")[0]  # an option of training
+        raise UsageError(f"{place(source, row)}: {why}; fix or remove it.") from None
 
 
 def load_responses(source: str) -> dict[str, tuple[Prompt, str]]:
