@@ -16,7 +16,7 @@ from softpref.data.parsing import parse_pair
 from softpref.data.readers import RowError, read_rows
 from softpref.errors import UsageError
 from softpref.judging.benchmarks import from_benchmark
-from softpref.judging.questions import Comparison
+from softpref.judging.questions import Comparison, plain_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,11 @@ class Prompt:
 
 
 def prompt_uid(prompt: Text, occurrence: int, context: Mapping[str, Any] | None = None) -> str:
-    """Return the uid of the `occurrence`-th row, from 0, of a prompt with its context."""
+    """Return the uid of the `occurrence`-th row, from 0, of a prompt with its context.
+
+    A text and one user's message of that text are the same prompt.
+    """
+    prompt = plain_prompt(prompt)
     text = json.dumps([prompt, context] if context else prompt, sort_keys=True).encode()
     return f"{hashlib.sha256(text).hexdigest()[:24]}-{occurrence}"
 
