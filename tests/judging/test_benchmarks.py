@@ -46,6 +46,23 @@ def test_a_response_of_its_own_is_kept_beside_an_instruction(tmp_path, output):
     assert (found[0].prompt, found[1]) == ("Q", "ours")
 
 
+def test_a_text_and_one_user_s_message_of_it_are_the_same_prompt(tmp_path):
+    asked = [{"role": "user", "content": "Q"}]
+    texts = [{"prompt": "Q", "response": "1"}, {"prompt": "Q", "response": "2"}]
+    messages = [{"prompt": asked, "response": "3"}, {"prompt": "Q", "response": "4"}]
+    ours, theirs = (
+        write(tmp_path / f"{name}.jsonl", rows)
+        for name, rows in (("ours", texts), ("theirs", messages))
+    )
+    assert [(c.prompt, c.response, c.baseline) for c in join(ours, theirs)] == [
+        ("Q", "1", "3"), ("Q", "2", "4"),
+    ]  # fmt: skip
+    assert [(c.prompt, c.response) for c in join(theirs, ours)] == [(asked, "3"), ("Q", "4")]
+    other = write(tmp_path / "other.jsonl", [{"prompt": asked, "tools": [{}], "response": "5"}])
+    with pytest.raises(UsageError, match="its prompt has fewer answers"):
+        join(ours, other)
+
+
 def test_a_system_message_stays_in_the_prompt(tmp_path):
     row = ARENA | {"messages": [{"role": "system", "content": "s"}, *ARENA["messages"]]}
     ((given, response),) = load_responses(write(tmp_path / "a.jsonl", [row])).values()

@@ -11,9 +11,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softpref.cli import main
+from softpref.data.sources import load_pairs
 from softpref.data.tokens import prompt_ids
+from softpref.errors import UsageError
 from softpref.judging import drawing, generate
-from softpref.judging.responses import join, load_responses
+from softpref.judging.responses import join, load_prompts, load_responses
 from softpref.models.loading import load_policy, load_tokenizer
 from softpref.models.sampling import sample
 from softpref.world.language import make_tokenizer
@@ -65,6 +67,32 @@ def test_greedy_responses_stand_in_the_prompts_order(model, prompts, tmp_path):
     assert (record["model"], record["seed"], record["max_new_tokens"]) == (model, 0, 5)
     assert (record["temperature"], record["generation_config"]) == (0, "plain")
     assert list(load_responses(str(tmp_path / "out.jsonl"))) == [row["uid"] for row in rows]
+
+
+ASKED = [{"role": "user", "content": "Hi"}]
+IMPLICIT = [
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: yes", "rejected": "\n\nHuman: Hi\n\nAssistant: no"},
+    {
+        "prompt": None, "tools": [{"name": "f"}],
+        "chosen": [*ASKED, {"role": "assistant", "content": "yes"}],
+        "rejected": [*ASKED, {"role": "assistant", "content": "no"}],
+    },
+    {"prompt": "Hi", "chosen": "same", "rejected": "same"},
+]  # fmt: skip
+
+
+def test_the_prompts_of_pairs_without_that_column_are_read_as_in_training(tmp_path, caplog):
+    caplog.set_level("INFO", "softpref")
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in IMPLICIT))
+    found = load_prompts(str(path))
+    assert [given.prompt for given in found] == ["\n\nHuman: Hi\n\nAssistant:", ASKED, "Hi"]
+    assert found[0].prompt == load_pairs([IMPLICIT[0]]).pairs[0]["prompt"]
+    assert found[1].context == {"tools": [{"name": "f"}]}
+    assert "2 prompts are what chosen and rejected have in common" in caplog.text
+    path.write_text(json.dumps({"question": "Q", "chosen": "a", "rejected": "b"}) + "\n")
+    with pytest.raises(UsageError, match=r"line 1: prompt is missing \([^)]*\); fix or remove"):
+        load_prompts(str(path))
 
 
 def test_samples_follow_the_seed(model, prompts, tmp_path):

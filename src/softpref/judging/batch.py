@@ -291,8 +291,7 @@ class Batches:
         self, part: Part, batch: Any, left: dict[str, Question]
     ) -> Iterator[tuple[Question, Answer]]:
         """Yield the answers of a batch that has ended; put back what is to be asked again."""
-        keys = self._pending(part, left)
-        if not keys:
+        if not (keys := self._pending(part, left)):
             return
         longest = sum(received for _, received in part.bounds.values())
         size = LONGEST_BODY + len(part.keys) * BYTES_A_LINE + BYTES_A_TOKEN * longest

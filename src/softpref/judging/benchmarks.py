@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from softpref.data.messages import Text, as_text, texts_of
+from softpref.data.messages import Text, as_text
 from softpref.data.readers import RowError
-from softpref.judging.questions import Comparison
+from softpref.judging.questions import Comparison, plain_prompt
 from softpref.training.output import write_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,11 @@ def write_for_benchmark(
         file = directory / benchmark_file(kind, name)
         if kind == "alpaca_eval":
             outputs = [
-                {"instruction": _instruction(each), "output": as_text(text), "generator": name}
+                {
+                    "instruction": as_text(plain_prompt(each.prompt)),
+                    "output": as_text(text),
+                    "generator": name,
+                }
                 for each, text in rows
             ]
             write_text(file, json.dumps(outputs, indent=1, ensure_ascii=False) + "\n")
@@ -103,24 +107,12 @@ def write_for_benchmark(
                 _answer(name, each, text, uids.get(each.uid, each.uid)) for each, text in rows
             )
             write_lines(file, answers)
-    if kind == "alpaca_eval" and (flat := sum(map(_is_conversation, comparisons))):
+    flat = sum(not isinstance(plain_prompt(each.prompt), str) for each in comparisons)
+    if kind == "alpaca_eval" and flat:
         logger.info(
             f"--export_to {kind}, {names[0]}: {flat:,} of {len(comparisons):,} prompts are "
             "conversations, and each is written as one text with its roles"
         )
-
-
-def _is_conversation(comparison: Comparison) -> bool:
-    """Return whether a prompt is more than a text or a user's message."""
-    prompt = comparison.prompt
-    if isinstance(prompt, str) or len(prompt) != 1:
-        return not isinstance(prompt, str)
-    return prompt[0]["role"] != "user" or prompt[0].keys() > {"role", "content"}
-
-
-def _instruction(comparison: Comparison) -> str:
-    prompt = comparison.prompt
-    return as_text(prompt) if _is_conversation(comparison) else "\n".join(texts_of(prompt))
 
 
 def _answer(name: str, comparison: Comparison, text: Text, uid: str) -> dict[str, Any]:

@@ -107,8 +107,8 @@ class JudgeOptions:
         "endpoint: dollars per million output tokens.", read_by=("endpoint",), least=0
     )
     max_cost: float | None = option(
-        "endpoint: maximum dollars for this output, or for one run of a study; a call that "
-        "could exceed it is not made.",
+        "endpoint: maximum dollars for this judge in this output, or for one run of a study; "
+        "another model or address is another judge. A call that could exceed it is not made.",
         read_by=("endpoint",),
         least=0,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from softpref.data.messages import Text
+from softpref.data.messages import Text, texts_of
 
 if TYPE_CHECKING:
     from softpref.judging.account import Account
@@ -111,6 +111,15 @@ class Judge(Protocol):
 
         Once its account is stopped, make no further call, and yield what earlier ones bring.
         """
+
+
+def plain_prompt(prompt: Text) -> Text:
+    """Return a prompt as text if it is text or one user's message, else the messages."""
+    if isinstance(prompt, str) or len(prompt) != 1:
+        return prompt
+    (turn,) = prompt
+    is_plain = turn.keys() == {"role", "content"} and turn["role"] == "user"
+    return "\n".join(texts_of(prompt)) if is_plain else prompt
 
 
 def judge_hash(judge: Judge) -> str:

@@ -20,10 +20,11 @@ from softpref.data.messages import (
     refuse_media,
     require_json,
 )
+from softpref.data.parsing import parse_pair
 from softpref.data.readers import RowError, read_rows
 from softpref.errors import UsageError
 from softpref.judging.benchmarks import from_benchmark
-from softpref.judging.questions import Comparison
+from softpref.judging.questions import Comparison, plain_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,11 @@ class Prompt:
 
 
 def prompt_uid(prompt: Text, occurrence: int, context: Mapping[str, Any] | None = None) -> str:
-    """Return the uid of the `occurrence`-th row, from 0, of a prompt with its context."""
+    """Return the uid of the `occurrence`-th row, from 0, of a prompt with its context.
+
+    A text and one user's message of that text are the same prompt.
+    """
+    prompt = plain_prompt(prompt)
     text = json.dumps([prompt, context] if context else prompt, sort_keys=True).encode()
     return f"{hashlib.sha256(text).hexdigest()[:24]}-{occurrence}"
 
@@ -113,10 +118,34 @@ def response_rows(
 def load_prompts(source: str) -> list[Prompt]:
     """Return the prompts of a file, in its order; other columns are not read.
 
+    The prompt of a pair without that column is what its responses have in common, as in training.
+
     Raises:
         UsageError: it cannot be read, a prompt is invalid, or there is no prompt.
     """
-    return [prompt_of(source, row, values) for row, values in rows_of(source)]
+    found, pairs = list[Prompt](), 0
+    for row, values in rows_of(source):
+        is_pair = values.get("prompt") is None and {"chosen", "rejected"} <= values.keys()
+        given = _with_common_prompt(source, row, values) if is_pair else values
+        found.append(prompt_of(source, row, given))
+        pairs += is_pair
+    if pairs:
+        logger.info(f"{source}: {pairs:,} prompts are what chosen and rejected have in common")
+    return found
+
+
+def _with_common_prompt(source: str, row: int, pair: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the row of a pair without a prompt with the one that its responses begin with.
+
+    Raises:
+        UsageError: they have none in common.
+    """
+    given = {name: value for name, value in pair.items() if name != "prompt"}
+    try:
+        return given | {"prompt": parse_pair(given).fields["prompt"]}
+    except RowError as error:
+        why = str(error).partition("; did you mean --prompt_column")[0]  # an option of training
+        raise UsageError(f"{place(source, row)}: {why}; fix or remove it.") from None
 
 
 def load_responses(source: str) -> dict[str, tuple[Prompt, str]]:
