@@ -114,6 +114,54 @@ def test_dr_dpo_is_exact_over_micro_batches(temperature):
     check_step(objective, random_pairs(7), loss)
 
 
+class Known:
+    """A pullback of margins that are parameters themselves, so that its gradient is the pull."""
+
+    def __init__(self, margins, at, weights=None):
+        self.at, self.pairs = at, len(at)
+        column = {} if weights is None else {"weight": weights}
+        self.measured = measured(margin=[margins[i] for i in at], **column)
+        self.size = len(margins)
+
+    def measure(self):
+        return self.measured
+
+    def vjp(self, weights):
+        assert weights.dtype == torch.float32
+        return (torch.zeros(self.size).index_add(0, torch.tensor(self.at), weights),)
+
+
+@pytest.mark.parametrize(
+    "margins",
+    [
+        [-1100.0, -1200.0, -1105.0],
+        [-3000.0, -1100.0, -1120.0],
+        [-9000.0, 10.0, -2000.0],
+        [10.0, -9000.0, -20.0],
+    ],
+)
+@pytest.mark.parametrize("parts", [[[0, 1, 2]], [[0], [1], [2]], [[2, 1], [0]]])
+def test_dr_dpo_is_exact_where_every_loss_is_extreme(margins, parts):
+    h = torch.tensor(margins, dtype=torch.float64, requires_grad=True)
+    loss = math.log(3) - (torch.nn.functional.logsigmoid(0.1 * h)).logsumexp(0)
+    (expected,) = torch.autograd.grad(loss, h)
+    objective = Objective(GEOMETRIC, 0.1, temperature=1.0)
+    moved = move((Known(margins, at) for at in parts), AsGiven(1.0), objective, pairs=3)
+    torch.testing.assert_close(moved.loss.double(), loss.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moved.gradient[0].double(), expected, rtol=1e-3, atol=1e-8)
+
+
+def test_dr_dpo_goes_by_the_pairs_that_have_a_weight():
+    objective, margins = Objective(GEOMETRIC, 0.1, temperature=1.0), [5.0, -1100.0]
+    some = [Known(margins, [0], [0.0]), Known(margins, [1], [1.0])]
+    moved = move(iter(some), AsGiven(1.0), objective, pairs=2)
+    assert moved.gradient[0].tolist() == pytest.approx([0.0, -0.1], rel=1e-4)
+    assert float(moved.loss) == pytest.approx(110 + math.log(2), rel=1e-5)
+    none = [Known(margins, [0, 1], [0.0, 0.0])]
+    moved = move(iter(none), AsGiven(1.0), objective, pairs=2)
+    assert (moved.gradient[0].tolist(), float(moved.loss)) == ([0.0, 0.0], 0.0)
+
+
 def test_dr_dpo_at_a_high_temperature_is_dpo():
     h = torch.tensor([-8.0, 3.0, 20.0], dtype=torch.float64)
     dpo = -torch.nn.functional.logsigmoid(0.1 * h)

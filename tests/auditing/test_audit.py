@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from dataclasses import replace
 from datetime import date
 from types import SimpleNamespace
@@ -232,6 +233,26 @@ def test_marks_of_a_reviewer_are_the_last_word(files, tmp_path):
     unsure = audited[2]["p_correct"]  # as if it had no mark
     assert [row["soft_label"] for row in cleaned[:3]] == [1.0, 0.0, unsure]
     assert [row["is_suspect"] for row in cleaned[:3]] == [False, True, unsure < 0.5]
+
+
+def test_marks_do_not_undo_what_was_corrected_by_them(files, tmp_path, caplog):
+    """A pair has the same uid after its responses were swapped, and a mark is about a label."""
+    run_audit(AuditOptions(**files, output=str(tmp_path / "out")))
+    page = (tmp_path / "out" / "report.html").read_text()
+    shown = json.loads(re.search('<script[^>]* id="data"[^>]*>(.*?)</script>', page, re.S)[1])
+    label = dict(zip((pair[0] for pair in shown["pairs"]), shown["labels"], strict=True))
+    uids = [row["uid"] for row in lines(tmp_path / "out" / "labels.jsonl")]
+    verdicts = zip(uids, ("wrong", "right", "unsure", "wrong"), strict=False)
+    marks = [{"uid": uid, "mark": mark, "label": label[uid]} for uid, mark in verdicts]
+    write_lines(tmp_path / "marks.jsonl", [*marks[:3], marks[3] | {"label": "of other texts"}])
+    rows = lines(tmp_path / "data.jsonl")
+    turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    write_lines(tmp_path / "data.jsonl", [turned[0], rows[1], *turned[2:4], *rows[4:]])
+    given = files | {"marks": str(tmp_path / "marks.jsonl")}
+    run_audit(AuditOptions(**given, **SOFT, output=str(tmp_path / "again")))
+    cleaned = [row["soft_label"] for row in lines(tmp_path / "again" / "cleaned.jsonl")]
+    assert (*cleaned[:2], cleaned[3]) == (1.0, 1.0, 0.0)
+    assert "2 marks are about labels that were corrected since" in caplog.text
 
 
 def test_marks_on_the_random_sample_go_with_a_clean_set_made_of_it(files, tmp_path, caplog):

@@ -27,7 +27,7 @@ from softpref.algorithm.gradients.jacobian import (
 from softpref.algorithm.gradients.shards import norm_over_all, trains_shards
 from softpref.algorithm.labeller import Constant, Labeller, MetaLearner
 from softpref.algorithm.likelihood import Measured, PplScope, joined
-from softpref.algorithm.objective import GEOMETRIC, Objective, PairLoss
+from softpref.algorithm.objective import GEOMETRIC, Objective, PairLoss, offset_of
 from softpref.algorithm.policy import evaluating, shifted
 from softpref.algorithm.rows import PairBatch
 
@@ -69,18 +69,25 @@ def move(
     gradient: list[GradientForm] = []
     parts_measured: list[Measured] = []
     soft_labels = []
+    least, offset = torch.tensor(math.inf), torch.zeros(())
     for jacobian in jacobians:
         measured = jacobian.measure()  # runs a forward pass where none was kept
         with torch.no_grad():
             soft_label = labeller.label(measured).to(measured.margin)
-            pull = objective.pull(measured, soft_label) / everywhere
+            if objective.temperature is not None:
+                found = objective.least(measured, soft_label)
+                least = torch.minimum(found, least.to(found))
+                before, offset = offset, offset_of(least)
+                fade = (offset - before).clamp_max(0.0).exp()  # 1 as long as no loss is extreme
+                gradient = [dense(form) * fade.to(dense(form)) for form in gradient]
+            pull = objective.pull(measured, soft_label, offset) / everywhere
         accumulate(gradient, jacobian.vjp(pull))
         parts_measured.append(measured)
         soft_labels.append(soft_label)
         del jacobian  # its graph, before the next one is made
     assert parts_measured, "a step needs at least one micro-batch"
     whole, soft_label = Measured.concatenate(parts_measured), joined(soft_labels)
-    mean = objective.terms(whole, soft_label).sum() / everywhere
+    mean = objective.terms(whole, soft_label, offset).sum() / everywhere
     if ranks.count > 1:
         *summed, mean = ranks.sum([*map(dense, gradient), mean])
         gradient = list(summed)
@@ -88,7 +95,7 @@ def move(
         (weight,) = ranks.sum([whole.filled("weight").sum()])
         mean = torch.where(weight > 0, mean, 1.0)  # where no pair counts, loss and gradient are 0
         gradient = [dense(form) / mean.to(dense(form)) for form in gradient]
-        mean = -objective.temperature * mean.log()
+        mean = objective.temperature * (offset - mean.log())
     return Update(tuple(gradient), mean, whole, soft_label)
 
 

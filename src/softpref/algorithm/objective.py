@@ -5,15 +5,20 @@ Shapes: every tensor is (B,), one entry a pair. β is in 1/nats, h in nats, s = 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from softpref.algorithm.likelihood import Measured
 from softpref.algorithm.ranks import ALONE, Ranks
 
+FAINT = 40.0
+"""The loss, in units of τ, beyond which exp(−ℓ/τ) is scaled up: float32 ends at about e^−87."""
 LossOfMargin = Callable[[Tensor, float], Tensor]
 """f(h, β): the loss of a pair whose label is right."""
 
@@ -114,24 +119,41 @@ class Objective:
     ranks: Ranks = ALONE
     temperature: float | None = None
 
-    def terms(self, measured: Measured, soft_label: Tensor) -> Tensor:
-        """Return what the mean over pairs is of: w ℓ, nats, or w exp(−ℓ/τ)."""
+    def least(self, measured: Measured, soft_label: Tensor) -> Tensor:
+        """Return the least ℓ/τ, (), of the pairs of all ranks; infinite where no pair counts."""
+        loss = self.loss.value(_excess(measured), soft_label, self.beta) / cast(
+            float, self.temperature
+        )
+        loss = loss.masked_fill(measured.filled("weight") <= 0, math.inf)
+        (of_all,) = self.ranks.gather([loss.min()[None]])
+        return of_all.min()
+
+    def terms(self, measured: Measured, soft_label: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """Return what the mean over pairs is of: w ℓ, nats, or w exp(c − ℓ/τ), c as `offset_of`."""
         loss = self.loss.value(_excess(measured), soft_label, self.beta)
         return _weighed(
-            loss if self.temperature is None else (-loss / self.temperature).exp(), measured
+            loss if self.temperature is None else (offset - loss / self.temperature).exp(), measured
         )
 
-    def pull(self, measured: Measured, soft_label: Tensor) -> Tensor:
-        """Return w ∂ℓ/∂h, with a temperature times exp(−ℓ/τ): how hard a pair pulls."""
+    def pull(self, measured: Measured, soft_label: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """Return w ∂ℓ/∂h, with a temperature times exp(c − ℓ/τ): how hard a pair pulls."""
         by_margin = self.loss.by_margin(_excess(measured), soft_label, self.beta)
         if self.temperature is None:
             return _weighed(by_margin, measured)
-        return self.terms(measured, soft_label) * by_margin
+        return self.terms(measured, soft_label, offset) * by_margin
 
     def pull_by_label(self, measured: Measured, soft_label: Tensor) -> Tensor:
         """Return w ∂²ℓ/∂h∂p̂: how a label changes that pull; there is no temperature in teaching."""
         by_both = self.loss.by_margin_and_label(_excess(measured), soft_label, self.beta)
         return _weighed(by_both, measured)
+
+
+def offset_of(least: Tensor) -> Tensor:
+    """Return c, (), for the least ℓ/τ of a step, with which the largest exp(c − ℓ/τ) is not 0.
+
+    It is 0 where that is large enough without.
+    """
+    return torch.where(least.isfinite(), (least - FAINT).clamp_min(0.0), 0.0)
 
 
 def _excess(measured: Measured) -> Tensor:

@@ -28,7 +28,7 @@ from softpref.auditing.finished_run import labels_as_trained, options_of_run, re
 from softpref.auditing.marks import read_marks
 from softpref.auditing.opinions import VERDICT_FILE, with_opinions, with_verdicts
 from softpref.auditing.options import DEFAULTS, AuditOptions, refuse_unread_in_python
-from softpref.auditing.pair_rows import LABELS, pair_rows
+from softpref.auditing.pair_rows import LABELS, label_key, pair_rows
 from softpref.auditing.report import REPORT, write_report
 from softpref.auditing.result import Audit
 from softpref.auditing.review_tools import REVIEW_FILES, write_for_review
@@ -156,9 +156,10 @@ def _write_audit(
 
 def _read_marks(path: str, options: AuditOptions) -> dict[str, float | None]:
     """Read marks and refuse those of other data before the pairs are scored."""
-    marks = read_marks(path)
     loaded = load_pairs(options.data, on_bad_row="skip", columns=options.columns())
-    unknown = marks.keys() - {uid for uid in loaded.pairs["uid"] if uid in marks}
+    labels = {row["uid"]: label_key(row) for row in dataset_rows(loaded.pairs)}
+    marks = read_marks(path, labels)
+    unknown = marks.keys() - labels.keys()
     if unknown:
         raise UsageError(
             f"--marks {path}: {len(unknown)} of the marked pairs are not in {loaded.source}, "

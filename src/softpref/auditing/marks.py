@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from softpref.auditing.review_tools import ANSWERS, QUESTION, SIDES, UNSURE
@@ -25,22 +26,38 @@ _NOT_COMPLETED = (
 _SKIPPED = "the annotator skipped the task, or submitted no choice"
 
 
-def read_marks(path: str) -> dict[str, Mark]:
+def read_marks(path: str, labels: Mapping[str, str] | None = None) -> dict[str, Mark]:
     """Return the reviewers' verdict on each marked pair by uid: 1 right, 0 wrong, None unsure.
 
     The file is `marks.jsonl` of the report, with `uid` and `mark`, or an export in JSON of what
     `audit --export_to` wrote. Of several verdicts on a pair the most frequent counts; a tie is
     unsure. An unsure pair keeps the audit's probability.
 
+    A mark of the report says which label it is about. Where that was corrected since, right is
+    wrong and wrong is right, so that marks do not undo what was done by them.
+
+    Args:
+        path: the file.
+        labels: `label_key` of the pairs as they are now, by uid.
+
     Raises:
         UsageError: there is no such file, or a row is none of these.
     """
     votes: dict[str, Counter[Mark]] = {}
     unread: Counter[str] = Counter()
+    turned = 0
     for number, row in read_rows(path):
         uid, marks = _verdicts(row, place(path, number), unread)
+        if _is_about_the_other(row, (labels or {}).get(uid)):
+            turned += 1
+            marks = [None if mark is None else 1.0 - mark for mark in marks]
         for mark in marks:
             votes.setdefault(uid, Counter())[mark] += 1
+    if turned:
+        logger.warning(
+            f"--marks {path}: {turned} marks are about labels that were corrected since: they are "
+            "read as marks of the present labels"
+        )
     for why, count in (+unread).items():
         logger.warning(f"--marks {path}: {count} answers are not read: {why}")
     differing = [of_pair for of_pair in votes.values() if len(of_pair) > 1]
@@ -51,6 +68,14 @@ def read_marks(path: str) -> dict[str, Mark]:
             f"verdict counts; {left} of these are tied or unsure, and left to the audit"
         )
     return {uid: _majority(of_pair) for uid, of_pair in votes.items()}
+
+
+def _is_about_the_other(row: object, label: str | None) -> bool:
+    """Return whether a mark is about the opposite of a pair's present label."""
+    about = row.get("label") if isinstance(row, dict) and "mark" in row else None
+    if not isinstance(about, str) or label is None or about == label:
+        return False
+    return about[:-1] == label[:-1]
 
 
 def _majority(votes: Counter[Mark]) -> Mark:

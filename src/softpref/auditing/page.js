@@ -271,7 +271,8 @@ function save(name, rows) {
 
 function exportMarks() {
   if (view === "all") {
-    save("marks.jsonl", [...marks].map(([uid, mark]) => ({ uid, mark })));
+    const labels = new Map(ALL.map(({ pair }, i) => [pair[UID], DATA.labels[i]])); // what a mark is about
+    save("marks.jsonl", [...marks].map(([uid, mark]) => ({ uid, mark, label: labels.get(uid) })));
     return;
   }
   const reviewed = SAMPLE.filter((one) => ["right", "wrong"].includes(markOf(one)));

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from random import Random
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +15,7 @@ from softpref.auditing.beliefs import PairBeliefs, flag
 from softpref.auditing.explanations import Explanations, explanation_text, opposite_labels
 from softpref.auditing.scores import ScoredSets
 from softpref.data.readers import column, dataset_rows, store
+from softpref.data.sources import content_key, in_sorted_order
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,13 @@ def _labels_by_uid(labels: pa.Table | None, uids: pa.ChunkedArray) -> dict[str, 
             "are labelled now: these have no soft_label, margin or step"
         )
     return {name: labels[name].take(places) for name in RUN_COLUMNS}
+
+
+def label_key(texts: Mapping[str, Any]) -> str:
+    """Return a hash of a pair's texts and, by its last sign, which response is chosen."""
+    prompt, chosen, rejected = (texts[name] for name in ("prompt", "chosen", "rejected"))
+    sign = "+" if in_sorted_order(chosen, rejected) else "-"
+    return content_key(prompt, chosen, rejected)[:16] + sign
 
 
 def worse_first(fingerprint: str, uid: str) -> bool:

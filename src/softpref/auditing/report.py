@@ -21,7 +21,7 @@ from datasets import Dataset
 from softpref.auditing.beliefs import SUSPECT, UNSURE
 from softpref.auditing.charts import bars, histogram, reliability_curve
 from softpref.auditing.explanations import NO_EVIDENCE, kind_name
-from softpref.auditing.pair_rows import worse_first
+from softpref.auditing.pair_rows import label_key, worse_first
 from softpref.auditing.summary import Summary, annotator_lines, evidence_skill
 from softpref.data.messages import as_text
 from softpref.data.readers import column, dataset_rows
@@ -166,10 +166,11 @@ def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dic
     order = column(rows, "rank").to_numpy().argsort()
     sample = Random(seed).sample(range(len(order)), min(SAMPLE, len(order)))
     listed = sorted({*range(min(MAX_LISTED, len(order))), *sample})
-    entries = []
+    entries, labels = [], []
     originals = {}
     selected = (dataset_rows(dataset.select(order[listed])) for dataset in (rows, pairs))
     for place, row, texts in zip(listed, *selected, strict=True):
+        labels.append(label_key(texts))
         shown = [as_text(texts[name]) for name in ("prompt", "chosen", "rejected")]
         nats = sum(row["evidence"].values())
         numbers = [row["uid"], round(row["p_correct"], 4), round(nats, 3), row["flag"]]
@@ -187,6 +188,7 @@ def page_data(rows: Dataset, pairs: Dataset, fingerprint: str, seed: int) -> dic
     return {
         "fingerprint": fingerprint,
         "pairs": entries,
+        "labels": labels,
         "total": len(order),
         "sample": [listed.index(place) for place in sample],
         "originals": originals,
