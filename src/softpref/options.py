@@ -279,15 +279,15 @@ def flags_from_yaml(path: str, names: list[str]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         if None in values:
             raise UsageError(f"--config {path}: {name}: null is no value in a list; remove it.")
-        words = [v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
-        for word in words:
-            if word.startswith("-") and not _is_number(word):  # argparse would take it for a flag
+        texts = [v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
+        for text in texts:
+            if text.startswith("-") and not _is_number(text):  # argparse would take it for a flag
                 raise UsageError(
-                    f"--config {path}: {name}: {word!r} begins with a hyphen; a path may begin "
+                    f"--config {path}: {name}: {text!r} begins with a hyphen; a path may begin "
                     "with ./ instead."
                 )
         # One value in the form that keeps -1e-3 from being taken for a flag.
-        flags += [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
+        flags += [f"--{name}={texts[0]}"] if len(texts) == 1 else [f"--{name}", *texts]
     return flags
 
 

@@ -152,7 +152,7 @@ def noise_by_source(
         pairs: noisy pairs.
         doubts: (n,) odd, larger where a label looks wrong: PPLDiff, or minus evidence.
         trusted: (m,) the same of the trusted pairs.
-        rates: (n,) ε of each pair, where evidence found that it varies.
+        rates: (n,) ε by pair, where evidence fitted one for each.
     """
     if "source" not in pairs.column_names:
         return {}
