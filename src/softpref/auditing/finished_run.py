@@ -15,9 +15,9 @@ from datasets import Dataset
 from softpref import quantization
 from softpref.algorithm.methods import METHODS
 from softpref.auditing.options import COLUMN_OPTIONS, DEFAULTS, RUN_DEFAULTS, AuditOptions
-from softpref.auditing.pair_rows import LABELS, RUN_COLUMNS
+from softpref.auditing.pair_rows import LABELS, RUN_COLUMNS, label_key
 from softpref.data.readers import dataset_rows
-from softpref.data.sources import LoadedPairs, content_key, contents, in_sorted_order, names_of
+from softpref.data.sources import LoadedPairs, contents, names_of
 from softpref.errors import UsageError
 from softpref.models.quantized import RUN_RECORD
 from softpref.training.finished import read_record
@@ -152,15 +152,14 @@ def labels_as_trained(given: AuditOptions, loaded: LoadedPairs) -> pa.Table | No
         logger.warning(f"--run {given.run}: {changed}")
         return labels[:0]
     as_now = set(_labelled(loaded.pairs))
-    alike = [uid for uid, *label in _labelled(trained.pairs) if (uid, *label) in as_now]
+    alike = [uid for uid, label in _labelled(trained.pairs) if (uid, label) in as_now]
     return labels.filter(pc.is_in(labels["uid"], value_set=pa.array(alike, pa.string())))
 
 
-def _labelled(pairs: Dataset) -> Iterator[tuple[str, str, bool]]:
-    """Yield uid, content and which response is chosen."""
+def _labelled(pairs: Dataset) -> Iterator[tuple[str, str]]:
+    """Return each uid with its `label_key`."""
     rows = zip(pairs["uid"], dataset_rows(contents(pairs)), strict=True)
-    for uid, row in rows:
-        yield uid, content_key(**row), in_sorted_order(row["chosen"], row["rejected"])
+    return ((uid, label_key(row)) for uid, row in rows)
 
 
 def labels_of_run(run: str) -> pa.Table | None:
